@@ -1,0 +1,189 @@
+"""The model's configuration: one frozen dataclass, two presets, every difference a named field."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from drexperts.runtime.errors import ConfigError
+
+# The ten distortions in the order of the paper; the words are DA-CLIP's own prompts.
+DISTORTIONS = (
+    "motion-blurry",
+    "hazy",
+    "jpeg-compressed",
+    "low-light",
+    "noisy",
+    "raindrop",
+    "rainy",
+    "shadowed",
+    "snowy",
+    "uncompleted",
+)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The DeiT-III image encoder. `architecture` is timm's name; the sizes override it."""
+
+    architecture: str = "deit3_small_patch16_384"
+    weights: str = "fb_in22k_ft_in1k"
+    image_size: int = 384
+    patch_size: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """DA-CLIP's image controller, a CLIP ViT-B/32 image tower."""
+
+    image_size: int = 224
+    patch_size: int = 32
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    embedding: int = 512
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class DRExpertsConfig:
+    """What DR.Experts is built from. The defaults are the preset `paper`.
+
+    The fields after `controller` are the switches in which the paper and the released code
+    differ, or on which the paper is silent; each is independent of the others.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+    # The controller's input: CLIP statistics once, or on top of ImageNet's (a released defect).
+    clip_norm: Literal["once", "twice"] = "once"
+    clip_antialias: bool = True
+    # Eq. 1 on the controller's tokens (F_D in R^{NxE}) or on its pooled vector (one row for all).
+    distortion_source: Literal["tokens", "pooled"] = "tokens"
+    # LayerNorm on the product of embedding and prompt; before the upsampling where there is one.
+    product_norm: bool = True
+    # Keys of the distortion branch: W LN(E_dis), or W LN([F_D ; up(L_hidden)]).
+    distortion_keys: Literal["embedding", "hidden"] = "embedding"
+    projections: Literal["per_expert", "shared"] = "per_expert"
+    # None is 1/sqrt(E), as released; Eq. 2 prints none, which is 1.0.
+    attention_scale: float | None = None
+    # Expert i sees the semantic tokens normalised once, or i + 1 times over (a released defect).
+    semantic_norm: Literal["single", "iterated"] = "single"
+    value_order: Literal["semantic_first", "distortion_first"] = "semantic_first"
+    alpha: Literal["per_expert", "shared"] = "per_expert"
+    alpha_init: float = 0.5
+    lambda_init: float = 0.0
+    # Features that are weighed: [F_distortion, F, F - F_Group] or [F_Group, F, F_Group - F].
+    group_features: Literal["distortion", "refined"] = "distortion"
+    score_bias: Literal["inside", "outside"] = "inside"
+    warmup_epochs: int = 0
+    # Side of the token grid the hidden features are brought to; None takes the encoder's.
+    grid: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if self.grid not in (None, self.encoder.grid):
+            raise ConfigError(
+                f"the grid is fixed at {self.grid}x{self.grid}, but {self.encoder.image_size} px "
+                f"images give {self.encoder.grid}x{self.encoder.grid} tokens: set grid=None, or "
+                f"image_size={self.grid * self.encoder.patch_size}"
+            )
+
+    @classmethod
+    def paper(cls, size: str = "small", image_size: int = 384) -> Self:
+        """The equations of the paper; where it is silent, the released code unless defective."""
+        return cls(encoder=encoder_config(size, image_size))
+
+    @classmethod
+    def official(cls, size: str = "small", image_size: int = 384) -> Self:
+        """The released code, quirks included; authors' checkpoints load into this preset only."""
+        return cls(
+            encoder=encoder_config(size, image_size),
+            clip_norm="twice",
+            clip_antialias=False,
+            distortion_source="pooled",
+            distortion_keys="hidden",
+            projections="shared",
+            semantic_norm="iterated",
+            value_order="distortion_first",
+            alpha="shared",
+            group_features="refined",
+            score_bias="outside",
+            warmup_epochs=3,
+            grid=24,
+        )
+
+    def with_sizes(self, encoder: EncoderConfig, controller: ControllerConfig) -> Self:
+        """The same switches on other sizes; a fixed grid follows the encoder."""
+        grid = None if self.grid is None else encoder.grid
+        return replace(self, encoder=encoder, controller=controller, grid=grid)
+
+    @property
+    def scale(self) -> float:
+        """The factor on both attention logits."""
+        return self.encoder.width**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def preset(self) -> str:
+        """`paper` or `official` where all switches agree with that preset, else `custom`."""
+        for name, preset in (("paper", self.paper()), ("official", self.official())):
+            if self == preset.with_sizes(self.encoder, self.controller):
+                return name
+        return "custom"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `as_dict`; unknown fields are a ConfigError."""
+        sizes = {"encoder": EncoderConfig, "controller": ControllerConfig}
+        try:
+            nested = {name: kind(**values[name]) for name, kind in sizes.items() if name in values}
+            return cls(**{**values, **nested})
+        except TypeError as error:
+            raise ConfigError(f"not a DRExpertsConfig: {error}") from error
+
+
+def encoder_config(size: str, image_size: int) -> EncoderConfig:
+    """DeiT-III `small` or `base` at 384 or 224 px."""
+    widths = {"small": (384, 6), "base": (768, 12)}
+    if size not in widths or image_size not in (224, 384):
+        raise ConfigError(
+            f"no DeiT-III {size!r} at {image_size} px: choose small or base, 384 or 224"
+        )
+    width, heads = widths[size]
+    name = f"deit3_{size}_patch16_{image_size}"
+    return EncoderConfig(architecture=name, image_size=image_size, width=width, heads=heads)
+
+
+_CHOICES = {
+    "clip_norm": ("once", "twice"),
+    "distortion_source": ("tokens", "pooled"),
+    "distortion_keys": ("embedding", "hidden"),
+    "projections": ("per_expert", "shared"),
+    "semantic_norm": ("single", "iterated"),
+    "value_order": ("semantic_first", "distortion_first"),
+    "alpha": ("per_expert", "shared"),
+    "group_features": ("distortion", "refined"),
+    "score_bias": ("inside", "outside"),
+}
+
+
+def _check_choices(config: DRExpertsConfig) -> None:
+    for name in (f.name for f in fields(config)):
+        if name in _CHOICES and getattr(config, name) not in _CHOICES[name]:
+            choices = " or ".join(_CHOICES[name])
+            raise ConfigError(f"{name}={getattr(config, name)!r}: choose {choices}")

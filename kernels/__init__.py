@@ -1,0 +1,5 @@
+"""The operations DR.Experts is named for, one file an operation."""
+
+from drexperts.kernels.differential_pooling import differential_pooling
+
+__all__ = ["differential_pooling"]
