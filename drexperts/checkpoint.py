@@ -44,7 +44,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is no drexperts checkpoint; `drx demo` shows how one is made")
     model = new_model(DRExpertsConfig.from_dict(json.loads(metadata["config"])))
-    model.prompts.double()
     load_strictly(model, state, str(path))
     return Checkpoint(model, ScoreScale(**json.loads(metadata["scale"])))
 

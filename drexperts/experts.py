@@ -4,8 +4,6 @@ Symbols, as in the paper: F the semantic tokens [B, N, d], row 0 the CLS token; 
 controller's embedding; E_T the prompts [E, 512]; F_D the distortion features. E experts.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,14 +37,29 @@ class ExpertLinear(nn.Module):
         """`forward` without the bias."""
         return expert_matmul(x, self.weight.mT)
 
-    def absorb(self, query: Tensor) -> Tensor:
-        """W^T q: [B, E, out] to [B, E, in], so that q . (W k) = absorb(q) . k for every k."""
-        return expert_matmul(query, self.weight)
-
     def of(self, expert: int, x: Tensor) -> Tensor:
         """One expert's map on any number of rows, [..., in] to [..., out]."""
         i = expert % len(self.weight)
         return F.linear(x, self.weight[i], self.bias[i])
+
+
+class AbsorbedQuery(nn.Module):
+    """s W_k^T (W_q x + b_q): a query with the key projection absorbed, so that no key is formed.
+
+    The key bias adds one number to a whole row of logits and cancels in the softmax.
+    """
+
+    def __init__(self, query: ExpertLinear, key: ExpertLinear, scale: float) -> None:
+        super().__init__()
+        self.query, self.key, self.scale = query, key, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, E or 1, in] to [B, E or 1, key width]."""
+        return expert_matmul(self.query(x) * self.scale, self.key.weight)
+
+    def logits(self, expert: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """One expert's scaled logits for all rows, literally: [B, N, in], [B, N', in] to [B, N, N']."""
+        return self.query.of(expert, queries) @ self.key.of(expert, keys).mT * self.scale
 
 
 def expert_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -62,16 +75,13 @@ def bilinear_matrix(source: int, target: int) -> Tensor:
     return F.interpolate(line, target, mode="linear")[0].T.contiguous()
 
 
-@cache
-def token_spread(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[1 + target^2, 1 + source^2]: controller tokens to encoder tokens; rows sum to 1.
+def token_spread(source: int, target: int) -> Tensor:
+    """[1 + target^2, 1 + source^2] float64: controller tokens to encoder tokens; rows sum to 1.
 
-    CLS goes to CLS, the square grid is interpolated bilinearly. Made anew for each dtype, since a
-    float32 buffer turned to float64 would carry float32's rounding.
+    CLS goes to CLS, the square grid is interpolated bilinearly.
     """
     line = bilinear_matrix(source, target)
-    matrix = torch.block_diag(torch.ones(1, 1, dtype=torch.float64), torch.kron(line, line))
-    return matrix.to(device, dtype)
+    return torch.block_diag(torch.ones(1, 1, dtype=torch.float64), torch.kron(line, line))
 
 
 class DistortionFeatures(nn.Module):
@@ -199,24 +209,30 @@ class DistortionSaliency(nn.Module):
     gradients alike.
     """
 
+    spread: Tensor
+
     def __init__(self, config: DRExpertsConfig) -> None:
         super().__init__()
         width = config.encoder.width
-        self.grids = config.controller.grid, config.encoder.grid
         maps = EXPERTS if config.projections == "per_expert" else 1
         keys = EmbeddingKeys if config.distortion_keys == "embedding" else HiddenKeys
-        self.scale = config.scale
         self.distortion_first = config.value_order == "distortion_first"
         self.features = DistortionFeatures(config)
         self.keys: EmbeddingKeys | HiddenKeys = keys(config)
         self.pooling = SemanticPooling(config)
-        self.distortion_query = ExpertLinear(maps, width, width)
-        self.distortion_key = ExpertLinear(maps, self.keys.width, width)
-        self.query = ExpertLinear(maps, width, width)
-        self.key = ExpertLinear(maps, width, width)
+        self.distortion = self._branch(maps, width, self.keys.width, config.scale)
+        self.semantic = self._branch(maps, width, width, config.scale)
         self.value = ExpertLinear(maps, 2 * width, width)
         alphas = EXPERTS if config.alpha == "per_expert" else 1
         self.alpha = nn.Parameter(torch.full((alphas,), config.alpha_init))
+        # Kept in float64 and cast at use: float32 would keep its rounding when made float64.
+        spread = token_spread(config.controller.grid, config.encoder.grid)
+        self.register_buffer("spread", spread, persistent=False)
+
+    @staticmethod
+    def _branch(maps: int, width: int, key_width: int, scale: float) -> AbsorbedQuery:
+        query, key = ExpertLinear(maps, width, width), ExpertLinear(maps, key_width, width)
+        return AbsorbedQuery(query, key, scale)
 
     def forward(self, tokens: Tensor, prior: Prior, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """The CLS row.
@@ -229,13 +245,12 @@ class DistortionSaliency(nn.Module):
         Returns:
             F_distortion at the CLS row [B, E, d] and the maps [B, E, N].
         """
+        spread = self.spread.to(prompts)
         products = self.features.products(prior.embedding, prompts)
         feature = self.features.linear(products[:, :, 0])  # F_D at the CLS row, [B, E, d]
-        query1 = self.distortion_key.absorb(self.distortion_query(feature) * self.scale)
-        spread = token_spread(*self.grids, tokens.dtype, tokens.device)
-        logits1 = self.keys.logits(query1, prior, feature, spread)
-        query2 = self.key.absorb(self.query(self.pooling.rows(tokens[:, 0])) * self.scale)
-        semantic, maps = self.pooling(tokens, query2, logits1, self.alpha)
+        logits = self.keys.logits(self.distortion(feature), prior, feature, spread)
+        query = self.semantic(self.pooling.rows(tokens[:, 0].to(prompts)))
+        semantic, maps = self.pooling(tokens, query, logits, self.alpha)
         total = (1 - self.alpha)[:, None]  # the sum of each row of the maps
         coarse = total.expand(EXPERTS, 1)[None] if self.features.pooled else maps @ spread
         distortion = self.features.pool(products, coarse, total)
@@ -260,14 +275,12 @@ class DistortionSaliency(nn.Module):
         self, i: int, normed: Tensor, prior: Prior, products: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One expert's difference of attentions [B, N, N] and its values [B, N, d]."""
-        spread = token_spread(*self.grids, normed.dtype, normed.device)
+        spread = self.spread.to(normed)
         feature = self.features.dense(products, spread, i).expand_as(normed)
         keys = self.keys.dense(prior, feature[:, 0], spread)
-        distortion = self.distortion_query.of(i, feature) @ self.distortion_key.of(i, keys).mT
-        semantic = self.query.of(i, normed) @ self.key.of(i, normed).mT
         alpha = self.alpha[i % len(self.alpha)]
-        attention = torch.softmax(distortion * self.scale, -1)
-        attention = attention - alpha * torch.softmax(semantic * self.scale, -1)
+        attention = torch.softmax(self.distortion.logits(i, feature, keys), -1)
+        attention = attention - alpha * torch.softmax(self.semantic.logits(i, normed, normed), -1)
         pair = (feature, normed) if self.distortion_first else (normed, feature)
         return attention, self.value.of(i, torch.cat(pair, dim=-1))
 

@@ -57,8 +57,8 @@ class DRExperts(nn.Module):
         """
         tokens = self.encoder(images)
         prior = self.controller(self.controller_input(images))
-        features, maps = self.saliency(tokens, prior, self.prompts(tokens))
-        cls = tokens[:, 0]
+        features, maps = self.saliency(tokens, prior, self.prompts(prior.embedding))
+        cls = tokens[:, 0].to(features)
         weights = self.weighting(features, cls[:, None])
         return Prediction(self._score(weights, cls), weights, self._on_grid(maps))
 
@@ -66,7 +66,7 @@ class DRExperts(nn.Module):
         """The same prediction with every row of every equation computed, as released."""
         tokens = self.encoder(images)
         prior = self.controller(self.controller_input(images))
-        features, maps = self.saliency.forward_dense(tokens, prior, self.prompts(tokens))
+        features, maps = self.saliency.forward_dense(tokens, prior, self.prompts(prior.embedding))
         weights = self.weighting(features, tokens[:, None])  # [B, E, N]
         if self.config.score_bias == "outside":
             score = self.score((tokens[:, None] * weights[..., None]).sum(1))[:, 0, 0]

@@ -32,10 +32,10 @@ _NAMES = {
     "saliency.keys.project.": "L_hidden.",
     "saliency.keys.norm.": "norm3_hidden_feature.",
     "saliency.pooling.norm.": "norm_vit.",
-    "saliency.distortion_query.": "diff_attention.W_q1.",
-    "saliency.distortion_key.": "diff_attention.W_k1.",
-    "saliency.query.": "diff_attention.W_q2.",
-    "saliency.key.": "diff_attention.W_k2.",
+    "saliency.distortion.query.": "diff_attention.W_q1.",
+    "saliency.distortion.key.": "diff_attention.W_k1.",
+    "saliency.semantic.query.": "diff_attention.W_q2.",
+    "saliency.semantic.key.": "diff_attention.W_k2.",
     "saliency.value.": "diff_attention.W_v.",
     "saliency.alpha": "diff_attention.alpha",
     "weighting.norm.": "attn_norm.",
@@ -67,7 +67,9 @@ def model_from_upstream(
     head = subset(state, "head.")
     if config is None:
         config = upstream_config(state, source)
-    model = new_model(config).to(state["backbone.patch_embed.proj.weight"].dtype)
+    model = new_model(config)
+    if state["backbone.patch_embed.proj.weight"].dtype == torch.float64:
+        model.double()
     own = {k: v for k, v in model.state_dict().items() if _is_own(k)}
     layout = {f"head.{k}": v for k, v in daclip_layout(head, config.controller, source).items()}
     compare_layout(state, layout | _dead_layout(config) | _own_layout(own), source)
@@ -78,7 +80,6 @@ def model_from_upstream(
     prior = prior_from_daclip(head, source)
     prompts = {"prompts.prompts": prior.pop("prompts")}
     controller = {f"controller.{k}": v for k, v in prior.items()}
-    model.prompts.double()
     load_strictly(model, renamed | controller | prompts, source)
     return model
 
@@ -117,8 +118,8 @@ def _theirs(ours: str) -> list[str]:
 def _own_layout(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Their keys and shapes for what has a counterpart here."""
     layout = {}
-    experts = ("saliency.features.linear.", "saliency.distortion_", "saliency.query.")
-    experts += ("saliency.key.", "saliency.value.", "saliency.alpha")
+    branches = ("saliency.distortion.", "saliency.semantic.")
+    experts = (_LINEARS, *branches, "saliency.value.", "saliency.alpha")
     for ours, value in own.items():
         shape = tuple(value.shape[1:] if ours.startswith(experts) else value.shape)
         shape = (1, *shape) if ours == "weighting.lambda_" else shape

@@ -31,7 +31,7 @@ def differential_pooling(
     """Pool the normalised tokens by the difference of two attentions, for every expert.
 
     Args:
-        tokens: semantic tokens before their LayerNorm, [B, N, d].
+        tokens: semantic tokens before their LayerNorm, [B, N, d]; computed in the query's dtype.
         query: absorbed and scaled semantic queries, [B, E, d], or [B, 1, d] for one shared query
             (only with `iterated=False`).
         distortion_logits: scaled logits of the distortion branch, [B, E, N].
@@ -44,6 +44,7 @@ def differential_pooling(
         The pooled tokens u [B, E, d] and the maps p [B, E, N], whose rows sum to 1 - alpha.
     """
     norm = (norm_weight, norm_bias, eps)
+    tokens = tokens.to(query)
     if iterated:
         return _iterated(tokens, query, distortion_logits, alpha, *norm)
     return _single(tokens, query, distortion_logits, alpha, *norm)
