@@ -58,7 +58,7 @@ class AbsorbedQuery(nn.Module):
         return expert_matmul(self.query(x) * self.scale, self.key.weight)
 
     def logits(self, expert: int, queries: Tensor, keys: Tensor) -> Tensor:
-        """One expert's scaled logits for all rows, literally: [B, N, in], [B, N', in] to [B, N, N']."""
+        """One expert's scaled logits for all pairs of rows, literally: [B, N, N']."""
         return self.query.of(expert, queries) @ self.key.of(expert, keys).mT * self.scale
 
 
@@ -66,7 +66,7 @@ def expert_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """x [B, E or 1, in] times weight [E or 1, in, out], expert by expert: [B, E or 1, out]."""
     if len(weight) == 1:
         return x @ weight[0]
-    return torch.einsum("bei,eio->beo", x.expand(-1, len(weight), -1), weight)
+    return (x.transpose(0, 1) @ weight).transpose(0, 1)
 
 
 def bilinear_matrix(source: int, target: int) -> Tensor:
