@@ -1,0 +1,36 @@
+"""What can go wrong, in two families: the user's mistake, and ours."""
+
+
+class DrexpertsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UserError(DrexpertsError):
+    """The user's mistake. The message says what to do next."""
+
+
+class BundleError(UserError):
+    """A bundle that is missing, changed, of another schema, or not verified."""
+
+
+class ImageError(UserError):
+    """An image that cannot be read. The message names the source and the cause."""
+
+
+class MissingDependencyError(UserError):
+    """An optional package is not installed. The message names the pip extra."""
+
+
+class WeightsError(UserError):
+    """A weights file that is missing or does not match the model."""
+
+
+class ConfigError(UserError):
+    """A configuration value that cannot be."""
+
+
+class InternalError(DrexpertsError):
+    """Our bug."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}. This is a bug in drexperts: please report it")

@@ -1,0 +1,282 @@
+"""`manifest.json`: what a bundle is, what it holds, and what was proven about it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from drexperts.runtime.errors import BundleError, ConfigError
+from drexperts.runtime.preprocess import Preprocessing
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+OUTPUTS = ("score", "weights", "maps")
+
+_MAX_BYTES = 4 * 2**20
+_MAX_INT = 2**53  # beyond it JSON readers disagree about the value
+_ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """The range of the score and its direction."""
+
+    low: float
+    high: float
+    higher_is_better: bool
+
+    def __post_init__(self) -> None:
+        _require(self.low < self.high, f"score scale is empty: {self.low} to {self.high}")
+
+    @property
+    def span(self) -> float:
+        """The width of the range, the unit in which score differences are reported."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an engine is from the reference, measured through the shipping Scorer.
+
+    score_*: |difference of scores| as a fraction of the score's span
+    srcc, plcc: correlation between engine and reference
+    order_flips: how many of `pairs` the engine ranks the other way round
+    weights_max, maps_max: max |difference|; maps_max is None for an engine without maps
+    limits: the gate of each measured value, by its name
+    """
+
+    images: int
+    rows: int
+    reference: str
+    score_max: float
+    score_mean: float
+    score_p99: float
+    srcc: float
+    plcc: float
+    order_flips: int
+    pairs: int
+    weights_max: float
+    maps_max: float | None
+    limits: dict[str, float]
+    passed: bool
+
+    def __post_init__(self) -> None:
+        _require(min(self.images, self.rows) >= 1, "parity was measured on no image")
+        _require(0 <= self.order_flips <= self.pairs, "order_flips must be 0 to pairs")
+        distances = (self.score_max, self.score_mean, self.score_p99, self.weights_max)
+        _require(min(*distances, self.maps_max or 0.0) >= 0, "a parity distance is negative")
+        _require(max(abs(self.srcc), abs(self.plcc)) <= 1.0001, "a correlation is beyond 1")
+
+
+@dataclass(frozen=True)
+class BatchInvariance:
+    """Whether an image's score depends on the batch it came in.
+
+    batches: the batch sizes tested
+    cases: what was varied, such as "repeated", "permuted", "neighbours", "threads"
+    score_max: the worst |difference of scores| as a fraction of the score's span
+    """
+
+    batches: tuple[int, ...]
+    cases: tuple[str, ...]
+    score_max: float
+    tolerance: float
+    passed: bool
+
+    def __post_init__(self) -> None:
+        _require(min(self.batches, default=0) >= 1, "batches is empty or below 1")
+        _require(
+            min(self.score_max, self.tolerance) >= 0,
+            "a batch-invariance value is negative",
+        )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One file of the bundle that computes scores.
+
+    sha256 covers the file: graph and weights together.
+    """
+
+    backend: str
+    file: str
+    sha256: str
+    precision: str
+    max_batch: int
+    versions: dict[str, str]
+    parity: Parity | None
+    invariance: BatchInvariance | None
+
+    def __post_init__(self) -> None:
+        plain = _ENGINE_FILE.fullmatch(self.file) is not None
+        _require(
+            plain,
+            f"engine file {self.file!r} is not a plain file name inside the bundle",
+        )
+        _require(_SHA256.fullmatch(self.sha256) is not None, "sha256 is not 64 hex digits")
+        _require(
+            1 <= self.max_batch <= 65536,
+            f"max_batch {self.max_batch} is not 1 to 65536",
+        )
+
+    @property
+    def proven(self) -> bool:
+        """Whether both proofs are present and passed."""
+        return bool(self.parity and self.parity.passed) and bool(
+            self.invariance and self.invariance.passed
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime knows about a bundle. `config` holds JSON values only.
+
+    Raises ConfigError for values that cannot be, as do the dataclasses inside it.
+    """
+
+    schema: int
+    preset: str
+    config: dict[str, Any]
+    preprocessing: Preprocessing
+    scale: ScoreScale
+    distortions: tuple[str, ...]
+    outputs: tuple[str, ...]
+    engines: tuple[Engine, ...]
+    created_with: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")
+        _require(len(self.distortions) >= 1, "there are no distortions")
+        unique = len(set(self.distortions)) == len(self.distortions)
+        _require(unique, "a distortion is named twice")
+        known = self.outputs in (OUTPUTS[:2], OUTPUTS)
+        _require(known, f"outputs must be {OUTPUTS[:2]} or {OUTPUTS}, got {self.outputs}")
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a bundle folder. Raises BundleError, and nothing else, if it cannot be."""
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise BundleError(
+            f"{str(folder)!r} is not a bundle: it has no {FILE_NAME}; "
+            "make one with `drx export CKPT --out BUNDLE`"
+        )
+    try:
+        return _manifest_from_text(_read_text(path))
+    except (OSError, ValueError, RecursionError, ConfigError) as cause:
+        raise BundleError(
+            f"{str(path)!r} cannot be used: {cause}; "
+            "restore it, or export the bundle again with `drx export`"
+        ) from cause
+
+
+def write_manifest(manifest: Manifest, folder: str | os.PathLike[str]) -> None:
+    """Write `manifest.json` into an existing folder, whole or not at all. Raises OSError."""
+    path = Path(folder) / FILE_NAME
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, allow_nan=False)
+    temporary = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, as 64 hex digits. Raises OSError."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_text(path: Path) -> str:
+    with open(path, "rb") as stream:
+        content = stream.read(_MAX_BYTES + 1)
+    _require(len(content) <= _MAX_BYTES, f"it is longer than {_MAX_BYTES} bytes")
+    return content.decode("utf-8")
+
+
+def _manifest_from_text(text: str) -> Manifest:
+    document = json.loads(
+        text,
+        parse_int=_parse_int,
+        parse_float=_parse_float,
+        parse_constant=_parse_float,
+    )
+    _require(isinstance(document, dict), "it is not a JSON object")
+    schema = document.get("schema")
+    # Before the fields: another schema has other fields, and its reader is the remedy.
+    _require(
+        type(schema) is int and schema == SCHEMA,
+        f"its schema is {schema!r:.40}, this drexperts reads {SCHEMA}; install the matching one",
+    )
+    manifest = _decode(Manifest, document, "manifest")
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def _parse_int(digits: str) -> int:
+    _require(len(digits) <= 17 and abs(int(digits)) <= _MAX_INT, "an integer is beyond 2**53")
+    return int(digits)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    _require(abs(value) < float("inf"), f"{text:.40} is not a finite number")
+    return value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as parsed from JSON, as an instance of the annotation `kind`.
+
+    Knows dataclasses, X | None, tuple[X, ...], dict[str, X], Any, bool, int, float and str.
+    Raises ConfigError naming the place.
+    """
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple:
+        items = _checked(list, value, where)
+        return tuple(_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if origin is dict:
+        entries = _checked(dict, value, where)
+        return {key: _decode(arguments[1], v, f"{where}[{key!r}]") for key, v in entries.items()}
+    if kind is float:
+        return float(_checked((int, float), value, where))
+    return _checked(kind, value, where)
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    entries = _checked(dict, value, where)
+    hints = get_type_hints(kind)
+    missing, unknown = hints.keys() - entries.keys(), entries.keys() - hints.keys()
+    _require(not missing, f"{where} lacks {sorted(missing)}")
+    _require(not unknown, f"{where} has unknown fields {sorted(unknown)!s:.200}")
+    return kind(**{name: _decode(hints[name], entries[name], f"{where}.{name}") for name in hints})
+
+
+def _checked(kinds: Any, value: Any, where: str) -> Any:
+    wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+    # By type, not isinstance: in Python a bool is an int, in a manifest it is a mistake.
+    if type(value) not in wanted:
+        names = " or ".join(kind.__name__ for kind in wanted)
+        raise ConfigError(f"{where} must be {names}, got {type(value).__name__}")
+    return value

@@ -1,0 +1,128 @@
+"""A toy bundle and images made in memory, shared by the tests."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from drexperts.runtime.manifest import (
+    SCHEMA,
+    BatchInvariance,
+    Engine,
+    Manifest,
+    Parity,
+    ScoreScale,
+    sha256_of,
+    write_manifest,
+)
+from drexperts.runtime.preprocess import Preprocessing
+
+SIDE = 32
+DISTORTIONS = tuple(f"distortion {i}" for i in range(10))
+
+
+def toy_graph() -> onnx.ModelProto:
+    """score = mean brightness; weight i = (i + 1) / 55 of it, over 255; maps = 4x4 brightness."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "image_axes"], ["score"], keepdims=0),
+        helper.make_node("Unsqueeze", ["score", "last"], ["column"]),
+        helper.make_node("Mul", ["column", "shares"], ["weights"]),
+        helper.make_node("ReduceMean", ["floats", "channel_axis"], ["grey"], keepdims=1),
+        helper.make_node("AveragePool", ["grey"], ["cells"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Mul", ["cells", "map_shares"], ["maps"]),
+    ]
+    shares = [(i + 1) / 55 / 255 for i in range(10)]
+    constants = [
+        helper.make_tensor("image_axes", TensorProto.INT64, [3], [1, 2, 3]),
+        helper.make_tensor("channel_axis", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("last", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("shares", TensorProto.FLOAT, [1, 10], shares),
+        helper.make_tensor("map_shares", TensorProto.FLOAT, [1, 10, 1, 1], shares),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["B", 3, SIDE, SIDE])
+    outputs = [
+        helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B"]),
+        helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["B", 10]),
+        helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["B", 10, 4, 4]),
+    ]
+    graph = helper.make_graph(nodes, "toy", [pixels], outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def toy_manifest(sha256: str) -> Manifest:
+    parity = Parity(
+        images=4,
+        rows=16,
+        reference="PyTorch float32 eager",
+        score_max=1e-6,
+        score_mean=1e-7,
+        score_p99=1e-6,
+        srcc=1.0,
+        plcc=1.0,
+        order_flips=0,
+        pairs=6,
+        weights_max=1e-6,
+        maps_max=1e-6,
+        limits={"score_max": 1e-3},
+        passed=True,
+    )
+    invariance = BatchInvariance((1, 8), ("repeated", "permuted"), 0.0, 1e-6, passed=True)
+    engine = Engine("onnx", "model.onnx", sha256, "float32", 16, {"onnx": "1"}, parity, invariance)
+    return Manifest(
+        schema=SCHEMA,
+        preset="paper",
+        config={"alpha": 0.5, "layers": [1, 2]},
+        preprocessing=Preprocessing(
+            crop=SIDE, short_side_min=SIDE, short_side_max=2 * SIDE, crops_per_side=2
+        ),
+        scale=ScoreScale(0.0, 255.0, higher_is_better=True),
+        distortions=DISTORTIONS,
+        outputs=("score", "weights", "maps"),
+        engines=(engine,),
+        created_with={"drexperts": "0.1.0"},
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A proven bundle of a tiny graph. Shared: copy it before changing it."""
+    folder = tmp_path_factory.mktemp("toy") / "bundle"
+    folder.mkdir()
+    onnx.save(toy_graph(), folder / "model.onnx")
+    write_manifest(toy_manifest(sha256_of(folder / "model.onnx")), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., Image.Image]:
+    """photo(width, height, seed=0): a smooth RGB image with some grain."""
+
+    def make(width: int, height: int, seed: int = 0) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        grain = rng.integers(-8, 9, (height, width, 3))
+        return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """encode(image, format, **options): the bytes of the file."""
+
+    def to_bytes(image: Image.Image, format: str, **options: Any) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, format, **options)
+        return stream.getvalue()
+
+    return to_bytes

@@ -1,0 +1,188 @@
+import copy
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+from drexperts.runtime.errors import BundleError, ConfigError
+from drexperts.runtime.manifest import Manifest, read_manifest, sha256_of, write_manifest
+
+
+@pytest.fixture
+def document(toy_bundle):
+    return json.loads((toy_bundle / "manifest.json").read_text())
+
+
+def read(tmp_path, content):
+    if not isinstance(content, (bytes, str)):
+        content = json.dumps(content)
+    if isinstance(content, str):
+        content = content.encode()
+    (tmp_path / "manifest.json").write_bytes(content)
+    return read_manifest(tmp_path)
+
+
+def test_round_trip(toy_bundle, tmp_path):
+    manifest = read_manifest(toy_bundle)
+    assert isinstance(manifest, Manifest)
+    write_manifest(manifest, tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert (tmp_path / "manifest.json").read_bytes() == (toy_bundle / "manifest.json").read_bytes()
+
+
+def test_file_is_sorted_and_indented(toy_bundle, document):
+    text = (toy_bundle / "manifest.json").read_text()
+    assert text == json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def test_failed_write_keeps_the_old_file(toy_bundle, tmp_path, monkeypatch):
+    manifest = read_manifest(toy_bundle)
+    write_manifest(manifest, tmp_path)
+    before = (tmp_path / "manifest.json").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_manifest(dataclasses.replace(manifest, preset="other"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_proven_needs_both_proofs_passed(toy_bundle):
+    (engine,) = read_manifest(toy_bundle).engines
+    assert engine.proven
+    for name in ("parity", "invariance"):
+        failed = dataclasses.replace(getattr(engine, name), passed=False)
+        assert not dataclasses.replace(engine, **{name: failed}).proven
+        assert not dataclasses.replace(engine, **{name: None}).proven
+
+
+def test_span(toy_bundle):
+    assert read_manifest(toy_bundle).scale.span == 255.0
+
+
+def test_sha256_of(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_missing_folder_or_file(tmp_path):
+    for folder in (tmp_path / "none", tmp_path, "a\0b"):
+        with pytest.raises(BundleError, match="drx export CKPT --out BUNDLE"):
+            read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        b"1e999",
+        b'{"schema": NaN}',
+        b'{"schema": 1' + b"0" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"schema": 1, "config": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b" " * (5 * 2**20),
+    ],
+)
+def test_broken_documents(content, tmp_path):
+    with pytest.raises(BundleError, match="drx export"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", True, None, 1.0, [1], "\ud800"])
+def test_unknown_schema(schema, document, tmp_path):
+    with pytest.raises(BundleError, match="install the matching one"):
+        read(tmp_path, document | {"schema": schema})
+
+
+BAD_VALUES = [
+    ("preset", 3),
+    ("preset", None),
+    ("config", []),
+    ("distortions", "blur"),
+    ("distortions", [1]),
+    ("distortions", []),
+    ("distortions", ["blur", "blur"]),
+    ("outputs", ["score"]),
+    ("outputs", ["score", "weights", "shell"]),
+    ("engines", {}),
+    ("engines", [None]),
+    ("created_with", {"torch": 2}),
+    ("preprocessing.crop", True),
+    ("preprocessing.crop", 32.0),
+    ("preprocessing.crop", 0),
+    ("preprocessing.short_side_max", 10**9),
+    ("scale.low", True),
+    ("scale.low", "0"),
+    ("scale.low", float("nan")),
+    ("scale.low", float("-inf")),
+    ("scale.low", 255.0),
+    ("scale.high", 2**70),
+    ("scale.higher_is_better", 1),
+    ("engines.0.file", "../model.onnx"),
+    ("engines.0.file", "/etc/passwd"),
+    ("engines.0.file", "a/b.onnx"),
+    ("engines.0.file", "a\\b.onnx"),
+    ("engines.0.file", ".."),
+    ("engines.0.file", ""),
+    ("engines.0.file", "a\0b"),
+    ("engines.0.file", "model.onnx\n"),
+    ("engines.0.file", "C:model.onnx"),
+    ("engines.0.sha256", "0"),
+    ("engines.0.max_batch", 0),
+    ("engines.0.max_batch", -1),
+    ("engines.0.parity", []),
+    ("engines.0.parity.images", 0),
+    ("engines.0.parity.srcc", 2.0),
+    ("engines.0.parity.score_max", -1.0),
+    ("engines.0.parity.maps_max", -1.0),
+    ("engines.0.parity.order_flips", 7),
+    ("engines.0.parity.passed", "yes"),
+    ("engines.0.parity.limits", {"score_max": "x"}),
+    ("engines.0.invariance.batches", [0]),
+    ("engines.0.invariance.batches", []),
+    ("engines.0.invariance.tolerance", -1e-6),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), BAD_VALUES)
+def test_bad_values(place, value, document, tmp_path):
+    *parents, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    target = document
+    for part in parents:
+        target = target[part]
+    target[last] = value
+    with pytest.raises(BundleError, match="cannot be used"):
+        read(tmp_path, document)
+
+
+def test_missing_and_unknown_fields(document, tmp_path):
+    for change in (lambda d: d.pop("scale"), lambda d: d["scale"].pop("low")):
+        changed = copy.deepcopy(document)
+        change(changed)
+        with pytest.raises(BundleError, match="lacks"):
+            read(tmp_path, changed)
+    with pytest.raises(BundleError, match=r"unknown fields \['extra'\]"):
+        read(tmp_path, document | {"extra": 1})
+
+
+def test_message_names_the_place(document, tmp_path):
+    document["engines"][0]["parity"]["srcc"] = [1]
+    with pytest.raises(
+        BundleError, match=r"manifest\.engines\[0\]\.parity\.srcc must be int or fl"
+    ):
+        read(tmp_path, document)
+
+
+def test_an_integer_may_stand_for_a_float(document, tmp_path):
+    document["scale"]["high"] = 100
+    assert type(read(tmp_path, document).scale.high) is float
+
+
+def test_impossible_manifests_cannot_be_made(toy_bundle):
+    with pytest.raises(ConfigError, match="plain file name"):
+        dataclasses.replace(read_manifest(toy_bundle).engines[0], file="../x")

@@ -1,0 +1,75 @@
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from drexperts.runtime.errors import BundleError, InternalError, MissingDependencyError
+from drexperts.runtime.onnx_session import OnnxSession
+
+
+@pytest.fixture(scope="module")
+def session(toy_bundle):
+    return OnnxSession(toy_bundle / "model.onnx", max_batch=4, threads=1)
+
+
+def test_run(session):
+    pixels = np.arange(2 * 3 * 32 * 32, dtype=np.uint32).astype(np.uint8).reshape(2, 3, 32, 32)
+    outputs = session.run(pixels)
+    assert {name: array.shape for name, array in outputs.items()} == {
+        "score": (2,),
+        "weights": (2, 10),
+        "maps": (2, 10, 4, 4),
+    }
+    np.testing.assert_allclose(outputs["score"], pixels.mean(axis=(1, 2, 3)), rtol=1e-6)
+
+
+def test_description(session):
+    assert session.description.startswith("onnxruntime ")
+    assert session.description.endswith(" CPUExecutionProvider")
+    assert session.max_batch == 4
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((1, 3, 32, 32), np.float32),
+        np.zeros((3, 32, 32), np.uint8),
+        np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((1, 3, 32, 33), np.uint8),
+        np.zeros((0, 3, 32, 32), np.uint8),
+        np.zeros((5, 3, 32, 32), np.uint8),
+    ],
+)
+def test_other_pixels_are_our_bug(session, pixels):
+    with pytest.raises(InternalError, match=r"the session takes uint8 .* please report"):
+        session.run(pixels)
+
+
+def test_failure_inside_the_engine_is_our_bug(session, monkeypatch):
+    monkeypatch.setattr(session, "_input", "another name")
+    with pytest.raises(InternalError, match="ONNX Runtime failed"):
+        session.run(np.zeros((1, 3, 32, 32), np.uint8))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a" * 100])
+def test_corrupt_model(content, tmp_path, capfd):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"cannot load .*model\.onnx"):
+        OnnxSession(path, max_batch=1)
+    assert capfd.readouterr().err == ""
+
+
+def test_graph_of_another_version(toy_bundle, tmp_path):
+    model = onnx.load(toy_bundle / "model.onnx")
+    model.opset_import[0].version = 9999
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(BundleError, match="drx export"):
+        OnnxSession(tmp_path / "model.onnx", max_batch=1)
+
+
+def test_missing_onnxruntime(toy_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "drexperts\[cpu\]"'):
+        OnnxSession(toy_bundle / "model.onnx", max_batch=1)

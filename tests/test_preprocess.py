@@ -1,0 +1,436 @@
+import io
+import itertools
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from drexperts.runtime import preprocess
+from drexperts.runtime.errors import ConfigError, ImageError
+from drexperts.runtime.preprocess import (
+    Preprocessing,
+    crop_positions,
+    crops_from_image,
+    decode,
+    decoder_version,
+    describe,
+)
+
+SPEC = Preprocessing(crop=384, short_side_min=384, short_side_max=768, crops_per_side=3)
+
+
+def pixels(image):
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def png(width, height, bit_depth, color_type, rows, *chunks):
+    """A PNG file written by hand, for what Pillow cannot write."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    body = b"".join(b"\0" + row for row in rows)
+    parts = [chunk(b"IHDR", header), *(chunk(*c) for c in chunks)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [*parts, chunk(b"IDAT", zlib.compress(body)), chunk(b"IEND", b"")]
+    )
+
+
+# Sources
+
+
+def test_every_kind_of_source_gives_the_same_pixels(photo, encode, tmp_path):
+    image = photo(40, 30)
+    content = encode(image, "PNG")
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    for source in (path, str(path), content, image, np.asarray(image)):
+        np.testing.assert_array_equal(pixels(decode(source)), np.asarray(image))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000"])
+def test_allowed_formats(format, photo, encode):
+    assert decode(encode(photo(40, 30), format)).size == (40, 30)
+
+
+@pytest.mark.parametrize("format", ["ICO", "EPS", "TGA", "PDF"])
+def test_other_formats_are_refused(format, photo, encode):
+    with pytest.raises(ImageError, match="cannot identify"):
+        decode(encode(photo(40, 30), format))
+
+
+def test_array_shapes():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    expected = np.repeat(grey[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(pixels(decode(grey)), expected)
+    np.testing.assert_array_equal(pixels(decode(grey[:, :, None])), expected)
+    color = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    np.testing.assert_array_equal(pixels(decode(color)), color)
+    np.testing.assert_array_equal(pixels(decode(color[::-1, ::2])), color[::-1, ::2])
+    rgba = np.dstack([color, np.full((3, 4), 255, np.uint8)])
+    np.testing.assert_array_equal(pixels(decode(rgba)), color)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint16),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((4,), np.uint8),
+        np.zeros((), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 0), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(array):
+    with pytest.raises(ImageError, match="<array"):
+        decode(array)
+
+
+@pytest.mark.parametrize("source", [None, 3, object(), ["a.jpg"], {"a": 1}])
+def test_other_sources_are_refused(source):
+    with pytest.raises(ImageError, match="give a path, bytes"):
+        decode(source)
+
+
+def test_describe_and_decoder_version(photo, tmp_path):
+    assert describe(tmp_path / "a.png") == str(tmp_path / "a.png")
+    assert describe(b"abc") == "<3 bytes>"
+    assert describe(photo(4, 3)) == "<RGB image 4x3>"
+    assert describe(np.zeros((3, 4), np.uint8)) == "<array uint8 3x4>"
+    assert decoder_version("a.jpg") == decoder_version(b"") != decoder_version(photo(4, 3))
+    assert decoder_version(b"").startswith("Pillow ")
+    assert decoder_version(np.zeros((1, 1), np.uint8)) == "caller's pixels"
+
+
+# Unreadable files
+
+
+def test_missing_folder_and_hostile_paths(tmp_path):
+    for path in (tmp_path / "none.jpg", tmp_path, "a\0b", ""):
+        with pytest.raises(ImageError, match="no such file"):
+            decode(path)
+
+
+def test_message_names_source_and_cause(tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"not an image at all")
+    with pytest.raises(ImageError, match=r"broken\.jpg as an image: cannot identify"):
+        decode(path)
+
+
+def test_empty_file():
+    with pytest.raises(ImageError, match="<0 bytes> as an image: it is empty"):
+        decode(b"")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_truncated_files(format, photo, encode):
+    content = encode(photo(40, 30), format)
+    with pytest.raises(ImageError):
+        decode(content[: len(content) // 2])
+
+
+def test_image_without_pixels():
+    with pytest.raises(ImageError, match="no pixels"):
+        decode(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("side", "reason"), [(10_001, "10001x10001"), (20_000, "400000000 pixels")]
+)
+def test_bound_is_checked_before_decoding(side, reason, monkeypatch):
+    # The second is beyond the size where Pillow itself raises.
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=reason):
+        decode(png(side, side, 8, 2, []))
+
+
+def test_bound_holds_for_images_and_arrays(monkeypatch, photo):
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 100)
+    for source in (photo(11, 10), np.zeros((10, 11), np.uint8)):
+        with pytest.raises(ImageError, match="more than 100 pixels"):
+            decode(source)
+
+
+def test_bomb_warning_does_not_print():
+    # In a process of its own: pytest replaces the filters of this one.
+    code = (
+        "import io; from PIL import Image; from drexperts.runtime.preprocess import decode\n"
+        "stream = io.BytesIO(); Image.new('1', (9500, 9500)).save(stream, 'TIFF')\n"
+        "print(decode(stream.getvalue()).size)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "(9500, 9500)"
+    assert result.stderr == ""
+
+
+# Colours
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_once(orientation, format, photo, encode):
+    image = photo(40, 24)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
+    options |= {"lossless": True} if format == "WEBP" else {}
+    decoded = decode(encode(image, format, exif=exif, **options))
+    method = preprocess._UPRIGHT.get(orientation)
+    expected = image if method is None else image.transpose(method)
+    assert np.abs(pixels(decoded).astype(int) - np.asarray(expected)).mean() < 3
+    np.testing.assert_array_equal(pixels(decode(decoded)), pixels(decoded))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM"])
+def test_unreadable_exif_is_ignored(exif, photo, encode):
+    assert decode(encode(photo(40, 24), "JPEG", exif=exif)).size == (40, 24)
+
+
+@pytest.mark.parametrize("error", [struct.error, KeyError, SyntaxError, OverflowError])
+def test_whatever_exif_raises_is_ignored(error, photo, monkeypatch):
+    image = photo(40, 24)
+    monkeypatch.setattr(image, "getexif", lambda: (_ for _ in ()).throw(error("damaged")))
+    assert decode(image).size == (40, 24)
+
+
+def test_orientation_beside_damaged_tags_is_applied(photo, encode):
+    # Orientation 6, then a tag whose value lies beyond the end of the block.
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x8769, 4, 1, 2**31)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + struct.pack("<I", 0)
+    assert decode(encode(photo(40, 24), "JPEG", exif=exif)).size == (24, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+def test_alpha_is_composited_over_white(mode):
+    source = {"RGBa": "RGBA", "La": "LA", "PA": "P"}.get(mode, mode)
+    if mode == "PA":
+        image = Image.new("P", (2, 1), 0)
+        image.putpalette([0, 0, 0])
+        image = image.convert("PA")
+        image.putalpha(Image.frombytes("L", (2, 1), b"\0\x80"))
+    else:
+        fill = (0, 0, 0, 0) if source == "RGBA" else (0, 0)
+        image = Image.new(source, (2, 1), fill)
+        image.putpixel((1, 0), (*fill[:-1], 128))
+        image = image.convert(mode)
+    np.testing.assert_array_equal(pixels(decode(image))[0], [[255] * 3, [127] * 3])
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "opaque"),
+    [
+        ("P", 0, (9, 9, 9)),
+        ("P", b"\0\xff", (9, 9, 9)),
+        ("L", 0, (9, 9, 9)),
+        ("RGB", (0, 0, 0), (9, 9, 9)),
+        ("I;16", 0, (9, 9, 9)),
+    ],
+)
+def test_transparency_key_becomes_white(mode, key, opaque, encode):
+    image = Image.new(mode, (2, 1), 0)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 9, 9, 9])
+    values = {"P": 1, "L": 9, "RGB": (9, 9, 9), "I;16": 9 * 257}
+    image.putpixel((1, 0), values[mode])
+    expected = [(255, 255, 255), opaque]
+    image.info["transparency"] = key
+    np.testing.assert_array_equal(pixels(decode(image))[0], expected)
+    if mode != "I;16":  # Pillow writes no transparent colour for 16 bits
+        np.testing.assert_array_equal(
+            pixels(decode(encode(image, "PNG", transparency=key)))[0], expected
+        )
+
+
+def test_transparent_gif_and_16_bit_png(encode):
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.putpixel((1, 0), 1)
+    decoded = decode(encode(image, "GIF", transparency=0))
+    np.testing.assert_array_equal(pixels(decoded)[0], [[255] * 3, [9] * 3])
+    row = struct.pack(">HH", 1000, 9 * 257)
+    decoded = decode(png(2, 1, 16, 0, [row], (b"tRNS", struct.pack(">H", 1000))))
+    np.testing.assert_array_equal(pixels(decoded)[0], [[255] * 3, [9] * 3])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_16_bit_grey_is_scaled_not_clipped(mode):
+    values = np.array([[0, 128, 129, 256, 257, 32768, 65406, 65535]])
+    stored = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
+    image = Image.frombytes(mode, (8, 1), stored.tobytes())
+    expected = np.round(values / 257).astype(np.uint8)
+    np.testing.assert_array_equal(pixels(decode(image))[:, :, 1], expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_files(format, encode):
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    decoded = decode(encode(Image.fromarray(values), format))
+    np.testing.assert_array_equal(pixels(decoded)[0, :, 0], [0, 1, 128, 255])
+
+
+def test_16_bit_rgb_png_keeps_the_high_byte():
+    decoded = decode(png(1, 1, 16, 2, [struct.pack(">HHH", 0, 0x80FF, 0xFFFF)]))
+    np.testing.assert_array_equal(pixels(decoded)[0, 0], [0, 0x80, 0xFF])
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_32_bit_integers_are_refused(value):
+    with pytest.raises(ImageError, match=r"outside 0\.\.65535"):
+        decode(Image.new("I", (2, 2), value))
+
+
+def test_floating_point_is_refused(encode):
+    image = Image.new("F", (2, 2), 0.5)
+    for source in (image, encode(image, "TIFF")):
+        with pytest.raises(ImageError, match="floating-point"):
+            decode(source)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"])
+def test_other_modes_come_through_pillow(mode, photo):
+    image = photo(20, 10)
+    image = image.convert("LAB" if mode == "LAB" else mode)
+    np.testing.assert_array_equal(pixels(decode(image)), np.asarray(image.convert("RGB")))
+
+
+def test_adobe_cmyk_jpeg_is_not_inverted(encode):
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    assert np.abs(pixels(decode(encode(image, "JPEG"))).astype(int) - (255, 0, 0)).max() < 4
+
+
+def test_animation_gives_its_first_frame(encode):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    for format, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
+        content = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(pixels(decode(content))[0, 0], [255, 0, 0])
+
+
+def test_icc_profile_is_ignored(photo, encode):
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    image = photo(16, 16)
+    np.testing.assert_array_equal(
+        pixels(decode(encode(image, "PNG", icc_profile=profile))), np.asarray(image)
+    )
+
+
+# The contract and the crop grid
+
+
+@pytest.mark.parametrize(
+    "values", [(0, 1, 1, 1), (33, 32, 64, 1), (32, 64, 32, 1), (32, 32, 4097, 1), (32, 32, 64, 0)]
+)
+def test_impossible_contracts(values):
+    with pytest.raises(ConfigError):
+        Preprocessing(*values)
+
+
+def test_crop_positions():
+    assert crop_positions(384, 384, 3) == [0]
+    assert crop_positions(385, 384, 3) == [0, 1]
+    assert crop_positions(1024, 384, 3) == [0, 320, 640]
+    assert crop_positions(1024, 384, 1) == [320]
+    assert crop_positions(11, 4, 3) == [0, 4, 7]  # 3.5 goes up
+    assert crop_positions(5000, 32, 4) == [0, 1656, 3312, 4968]
+
+
+def test_crop_positions_cover_the_axis():
+    for side in range(32, 200):
+        starts = crop_positions(side, 32, 64)
+        assert starts[0] == 0
+        assert starts[-1] == side - 32
+        assert all(0 < b - a <= 32 for a, b in itertools.pairwise(starts))
+
+
+def test_crops_are_native_pixels_row_by_row(photo):
+    image = photo(1024, 768)
+    crops = crops_from_image(image, SPEC)
+    assert crops.size == (1024, 768)
+    assert crops.boxes[:, :2].tolist() == [[x, y] for y in (0, 384) for x in (0, 320, 640)]
+    assert crops.pixels.dtype == np.uint8
+    assert crops.pixels.flags.c_contiguous
+    assert crops.pixels.shape == (6, 3, 384, 384)
+    for crop, (left, top, right, bottom) in zip(crops.pixels, crops.boxes, strict=True):
+        expected = np.asarray(image)[top:bottom, left:right].transpose(2, 0, 1)
+        np.testing.assert_array_equal(crop, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((500, 400), (500, 400)),
+        ((384, 384), (384, 384)),
+        ((300, 200), (576, 384)),
+        ((1600, 1200), (1024, 768)),
+        ((1200, 1601), (768, 1025)),
+        ((1, 1), (384, 384)),
+        ((1, 5000), (384, 12288)),
+        ((5000, 1), (12288, 384)),
+        ((20000, 400), (12288, 400)),
+    ],
+)
+def test_resized_sizes(size, resized):
+    crops = crops_from_image(Image.new("RGB", size, (10, 20, 30)), SPEC)
+    assert crops.size == resized
+    assert 1 <= len(crops.pixels) <= 9
+    assert (crops.boxes >= 0).all()
+    assert (crops.boxes[:, 2:] <= crops.size).all()
+    np.testing.assert_array_equal(np.unique(crops.pixels), [10, 20, 30])
+
+
+def test_extreme_ratio_keeps_the_centre():
+    strip = np.zeros((5000, 1), np.uint8)
+    strip[2484:2516] = 200  # the 32 central pixels
+    crops = crops_from_image(decode(strip), SPEC)
+    assert (crops.pixels == 200).all()
+
+
+def test_reducing_is_antialiased():
+    checkers = (np.indices((1536, 1536)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    crops = crops_from_image(decode(checkers), SPEC)
+    assert crops.size == (768, 768)
+    inner = crops.pixels[0][:, 8:, 8:].astype(int)
+    assert np.abs(inner - 127.5).max() <= 2
+
+
+def test_40_megapixels(photo, encode):
+    image = photo(920, 680).resize((7360, 5440), Image.Resampling.NEAREST)
+    crops = crops_from_image(decode(encode(image, "JPEG")), SPEC)
+    assert crops.size == (1039, 768)
+    assert crops.pixels.shape == (6, 3, 384, 384)
+
+
+def test_same_bytes_give_the_same_crops_in_any_thread(photo, encode):
+    content = encode(photo(1300, 900), "JPEG")
+    expected = crops_from_image(decode(content), SPEC).pixels
+    results = []
+
+    def work():
+        results.append(crops_from_image(decode(io.BytesIO(content).getvalue()), SPEC).pixels)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results:
+        np.testing.assert_array_equal(result, expected)

@@ -1,0 +1,104 @@
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from drexperts import runtime
+from drexperts.runtime.errors import BundleError, MissingDependencyError, UserError
+from drexperts.runtime.manifest import read_manifest, write_manifest
+
+
+@pytest.fixture
+def bundle(toy_bundle, tmp_path):
+    return shutil.copytree(toy_bundle, tmp_path / "bundle")
+
+
+def change_engine(bundle, **changes):
+    manifest = read_manifest(bundle)
+    engine = dataclasses.replace(manifest.engines[0], **changes)
+    write_manifest(dataclasses.replace(manifest, engines=(engine,)), bundle)
+
+
+def test_load_and_score(toy_bundle, photo):
+    for bundle, device in ((toy_bundle, "auto"), (str(toy_bundle), "cpu")):
+        scorer = runtime.load(bundle, device, threads=1)
+        assert scorer.session.description.endswith("CPUExecutionProvider")
+        assert 0 < scorer.score(photo(40, 40)).value < 255
+
+
+def test_missing_bundle(tmp_path):
+    with pytest.raises(BundleError, match="drx export"):
+        runtime.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("change", [lambda b: b + b"\0", lambda b: b[:-1], lambda b: b""])
+def test_changed_file_is_refused_before_it_is_loaded(bundle, change, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    path = bundle / "model.onnx"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(BundleError, match="SHA-256"):
+        runtime.load(bundle)
+
+
+def test_missing_engine_file(bundle):
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        runtime.load(bundle)
+
+
+def test_unknown_schema(bundle):
+    document = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(document | {"schema": 99}))
+    with pytest.raises(BundleError, match="schema is 99"):
+        runtime.load(bundle)
+
+
+def test_unverified_engine_needs_permission(bundle, photo):
+    change_engine(bundle, parity=None)
+    with pytest.raises(BundleError, match="drx verify"):
+        runtime.load(bundle)
+    assert runtime.load(bundle, allow_unverified=True).score(photo(40, 40)).value > 0
+
+
+def test_no_engine_for_this_version(bundle):
+    change_engine(bundle, backend="abacus")
+    with pytest.raises(BundleError, match="no engine this version can run"):
+        runtime.load(bundle)
+
+
+def test_missing_onnxruntime(toy_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        runtime.load(toy_bundle)
+
+
+def test_bad_arguments(toy_bundle):
+    with pytest.raises(UserError, match="device must be"):
+        runtime.load(toy_bundle, "tpu")
+    with pytest.raises(UserError, match="threads must be"):
+        runtime.load(toy_bundle, threads=0)
+
+
+def test_nothing_but_numpy_pillow_and_onnxruntime(toy_bundle):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'timm', 'open_clip', 'onnx', 'scipy', 'triton'):\n"
+        "    sys.modules[name] = None\n"
+        "from drexperts import runtime\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+        "from PIL import Image\n"
+        "scorer = runtime.load(sys.argv[1])\n"
+        "print(scorer.score(Image.new('RGB', (40, 40), (100, 100, 100))).value)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code, os.fspath(toy_bundle)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "100.0"
+    assert result.stderr == ""
