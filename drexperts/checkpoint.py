@@ -1,6 +1,7 @@
 """Checkpoints in and out: ours, the authors', and timm's weights for the encoder."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from drexperts.config import DRExpertsConfig
 from drexperts.model import DRExperts, new_model
 from drexperts.runtime.errors import WeightsError
 from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.preprocess import Preprocessing
 from drexperts.upstream import model_from_upstream
 from drexperts.weights import (
     fetch,
@@ -23,29 +25,43 @@ FORMAT = "drexperts-checkpoint-1"
 
 
 class Checkpoint(NamedTuple):
-    """A trained model, and the scale of its scores where the file says it."""
+    """A trained model with what its scores mean and how its images were cut."""
 
     model: DRExperts
-    scale: ScoreScale | None
+    scale: ScoreScale | None  # None: the file does not say
+    preprocessing: Preprocessing
 
 
-def save_checkpoint(model: DRExperts, scale: ScoreScale, path: Path) -> None:
-    """Write model, configuration and scale to one safetensors file, atomically."""
-    config, named = json.dumps(model.config.as_dict()), json.dumps(vars(scale))
-    metadata = {"format": FORMAT, "config": config, "scale": named}
-    write_safetensors(model.state_dict(), metadata, path)
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write model, configuration, scale and preprocessing to one safetensors file, atomically."""
+    parts = {
+        "config": checkpoint.model.config.as_dict(),
+        "scale": checkpoint.scale and asdict(checkpoint.scale),
+        "preprocessing": asdict(checkpoint.preprocessing),
+    }
+    metadata = {name: json.dumps(part) for name, part in parts.items()}
+    write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of ours (`.safetensors`) or of the authors' code (anything else)."""
     if path.suffix != ".safetensors":
-        return Checkpoint(model_from_upstream(read_torch_file(path)), None)
+        model = model_from_upstream(read_torch_file(path))
+        return Checkpoint(model, None, default_preprocessing(model.config))
     state, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is no drexperts checkpoint; `drx demo` shows how one is made")
-    model = new_model(DRExpertsConfig.from_dict(json.loads(metadata["config"])))
+    parts = {name: json.loads(metadata[name]) for name in ("config", "scale", "preprocessing")}
+    model = new_model(DRExpertsConfig.from_dict(parts["config"]))
     load_strictly(model, state, str(path))
-    return Checkpoint(model, ScoreScale(**json.loads(metadata["scale"])))
+    scale = None if parts["scale"] is None else ScoreScale(**parts["scale"])
+    return Checkpoint(model, scale, Preprocessing(**parts["preprocessing"]))
+
+
+def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:
+    """Crops of the encoder's size, of images whose shorter side holds one crop to two."""
+    size = config.encoder.image_size
+    return Preprocessing(size, short_side_min=size, short_side_max=2 * size, crops_per_side=3)
 
 
 def load_encoder(model: DRExperts, source: Path | None = None) -> None:

@@ -64,15 +64,19 @@ def convert_daclip(source: Path, target: Path) -> None:
     write_safetensors(read_prior(source), {"format": FORMAT, "source": source.name}, target)
 
 
-def prior_from_daclip(state: State, source: str) -> dict[str, Tensor]:
-    """A DA-CLIP state dict to `Controller`'s keys and `prompts` [10, embedding] in float64.
+def prior_from_daclip(state: State, source: str, prefix: str = "") -> dict[str, Tensor]:
+    """`Controller`'s keys and `prompts` [10, embedding] in float64, from DA-CLIP's state dict.
+
+    Args:
+        prefix: of DA-CLIP's keys in `state`, where it is part of a larger model.
 
     Raises:
         WeightsError: keys are missing, unexpected or of another shape; it names them.
     """
-    config = controller_config(state, source)
-    compare_layout(state, daclip_layout(state, config, source), source)
-    control = subset(state, _CONTROL)
+    config = controller_config(state, source, prefix)
+    ours = {k: v for k, v in state.items() if k.startswith(prefix)}
+    compare_layout(ours, daclip_layout(state, config, source, prefix), source)
+    control = subset(state, prefix + _CONTROL)
     prior = {
         "visual." + key.replace("transformer.transformer.", "transformer."): value
         for key, value in control.items()
@@ -80,54 +84,51 @@ def prior_from_daclip(state: State, source: str) -> dict[str, Tensor]:
     }
     last = f"{_ZEROS}{config.depth - 1}."
     prior |= {f"zero.{end}": value for end, value in subset(control, last).items()}
-    return prior | {"prompts": _prompts(_text_state(state), source)}
+    return prior | {"prompts": _prompts(state, source, prefix + "clip.")}
 
 
-def controller_config(state: State, source: str) -> ControllerConfig:
+def controller_config(state: State, source: str, prefix: str = "") -> ControllerConfig:
     """The controller's sizes from its shapes; the heads of CLIP's towers are 64 wide."""
-    width, _, patch, _ = shape_of(state, _CONTROL + "conv1.weight", 4, source)
-    tokens, _ = shape_of(state, _CONTROL + "positional_embedding", 2, source)
-    _, embedding = shape_of(state, _CONTROL + "proj", 2, source)
-    depth = depth_of(state, _CONTROL + _BLOCKS, source)
+    control = prefix + _CONTROL
+    width, _, patch, _ = shape_of(state, control + "conv1.weight", 4, source)
+    tokens, _ = shape_of(state, control + "positional_embedding", 2, source)
+    _, embedding = shape_of(state, control + "proj", 2, source)
+    depth = depth_of(state, control + _BLOCKS, source)
     image_size = round((tokens - 1) ** 0.5) * patch
     return ControllerConfig(image_size, patch, width, depth, max(1, width // 64), embedding)
 
 
 def daclip_layout(
-    state: State, config: ControllerConfig, source: str
+    state: State, config: ControllerConfig, source: str, prefix: str = ""
 ) -> dict[str, tuple[int, ...]]:
     """All keys and shapes of a DA-CLIP: frozen CLIP, its alias `visual`, and the controller."""
-    layout: dict[str, tuple[int, ...]] = {"logit_scale": (), "clip.logit_scale": ()}
     with torch.device("meta"):  # shapes only
-        tower = Controller(config, tokens=True, hidden=True).visual
-        text = text_tower(_text_state(state), source)
-    for key, value in tower.state_dict().items():
+        tower = Controller(config, tokens=True, hidden=True).visual.state_dict()
+        text = text_tower(state, source, prefix + "clip.").state_dict()
+    layout: dict[str, tuple[int, ...]] = {"logit_scale": (), "clip.logit_scale": ()}
+    for key, value in tower.items():
         shape = tuple(value.shape)
         layout["clip.visual." + key] = layout["visual." + key] = shape
         layout[_CONTROL + key.replace("transformer.resblocks.", _BLOCKS)] = shape
     for i in range(config.depth):
         layout[f"{_CONTROL}{_ZEROS}{i}.weight"] = (config.width, config.width)
         layout[f"{_CONTROL}{_ZEROS}{i}.bias"] = (config.width,)
-    return layout | {"clip." + k: tuple(v.shape) for k, v in text.state_dict().items()}
+    layout |= {"clip." + key: tuple(value.shape) for key, value in text.items()}
+    return {prefix + key: shape for key, shape in layout.items()}
 
 
-def text_tower(state: State, source: str) -> TextTransformer:
-    """CLIP's text tower of the sizes that `state` has, with random weights."""
-    context, width = shape_of(state, "positional_embedding", 2, source)
-    vocabulary, _ = shape_of(state, "token_embedding.weight", 2, source)
-    _, outputs = shape_of(state, "text_projection", 2, source)
-    depth = depth_of(state, "transformer.resblocks.", source)
+def text_tower(state: State, source: str, prefix: str) -> TextTransformer:
+    """CLIP's text tower of the sizes it has in `state` under `prefix`, with random weights."""
+    context, width = shape_of(state, prefix + "positional_embedding", 2, source)
+    vocabulary, _ = shape_of(state, prefix + "token_embedding.weight", 2, source)
+    _, outputs = shape_of(state, prefix + "text_projection", 2, source)
+    depth = depth_of(state, prefix + "transformer.resblocks.", source)
     heads = max(1, width // 64)
     return TextTransformer(context, vocabulary, width, heads, depth, output_dim=outputs)
 
 
-def _text_state(state: State) -> dict[str, Tensor]:
-    """CLIP's text tower in a DA-CLIP state dict."""
-    clip = subset(state, "clip.")
-    return {k: v for k, v in clip.items() if not k.startswith(("visual.", "logit_scale"))}
-
-
-def _prompts(text: State, source: str) -> Tensor:
-    tower = text_tower(text, source).double()
-    tower.load_state_dict(text)
+def _prompts(state: State, source: str, prefix: str) -> Tensor:
+    tower = text_tower(state, source, prefix).double()
+    text = subset(state, prefix)
+    tower.load_state_dict({key: text[key] for key in tower.state_dict()})
     return constant_prompts(PromptEncoder(tower).eval()).prompts

@@ -21,7 +21,6 @@ from drexperts.weights import (
     depth_of,
     load_strictly,
     shape_of,
-    subset,
     tensors_of,
 )
 
@@ -44,6 +43,7 @@ _NAMES = {
     "weighting.generator.": "decoder.AttentionActivate.active_unit.fc.",
     "score.": "score.",
 }
+_HEAD = "head."  # their DA-CLIP
 _LINEARS = "saliency.features.linear."
 
 
@@ -64,20 +64,18 @@ def model_from_upstream(
     """
     source = "the checkpoint"
     state = tensors_of(state_dict, "model")
-    head = subset(state, "head.")
-    if config is None:
-        config = upstream_config(state, source)
+    config = upstream_config(state, source) if config is None else config
     model = new_model(config)
     if state["backbone.patch_embed.proj.weight"].dtype == torch.float64:
         model.double()
     own = {k: v for k, v in model.state_dict().items() if _is_own(k)}
-    layout = {f"head.{k}": v for k, v in daclip_layout(head, config.controller, source).items()}
-    compare_layout(state, layout | _dead_layout(config) | _own_layout(own), source)
+    head = daclip_layout(state, config.controller, source, _HEAD)
+    compare_layout(state, head | _dead_layout(config) | _own_layout(own), source)
     renamed = {
         ours: torch.stack([state[name] for name in _theirs(ours)]).reshape(value.shape)
         for ours, value in own.items()
     }
-    prior = prior_from_daclip(head, source)
+    prior = prior_from_daclip(state, source, _HEAD)
     prompts = {"prompts.prompts": prior.pop("prompts")}
     controller = {f"controller.{k}": v for k, v in prior.items()}
     load_strictly(model, renamed | controller | prompts, source)
@@ -97,7 +95,7 @@ def upstream_config(state: State, source: str) -> DRExpertsConfig:
         depth=depth_of(state, "backbone.blocks.", source),
         heads=max(1, width // 64),
     )
-    controller = controller_config(subset(state, "head."), source)
+    controller = controller_config(state, source, _HEAD)
     return DRExpertsConfig.official().with_sizes(encoder, controller)
 
 

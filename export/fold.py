@@ -1,7 +1,7 @@
 """Folds: a trained module to an equal module with less to compute, before any graph exists.
 
-Each public function is one fold and has one test that holds the two sides together. `inference_model`
-applies them all. What they leave is a `DRExperts` whose parts were replaced; its own `forward` runs.
+Each public function is one fold, and a test holds its two sides together. `inference_model` applies
+them all; what it leaves is a `DRExperts` whose parts were replaced, and whose own `forward` runs.
 """
 
 import copy
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from drexperts.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Controller,
     ConstantPrompts,
+    Controller,
     ControllerInput,
     ImageEncoder,
     Prior,
@@ -42,32 +42,37 @@ __all__ = [
 class EncoderBlock(nn.Module):
     """A pre-norm transformer block, tokens [B, N, d], with nothing left to scale.
 
-    `qkv` carries 1/sqrt(head width) in its queries and no key bias: the one is a constant factor,
-    the other adds the same number to a whole row of logits.
+    The queries carry 1/sqrt(head width), a constant factor. The keys have no bias: it would add
+    the same number to a whole row of logits. Three projections cost less than one and a split.
     """
 
     def __init__(
         self,
         norms: tuple[nn.LayerNorm, nn.LayerNorm],
-        qkv: nn.Linear,
+        qkv: tuple[nn.Linear, nn.Linear, nn.Linear],
         proj: nn.Linear,
         mlp: tuple[nn.Linear, nn.Linear],
         heads: int,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = norms
-        self.qkv, self.proj = qkv, proj
+        self.query, self.key, self.value = qkv
+        self.proj = proj
         self.fc1, self.fc2 = mlp
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.proj(self.attention(self.qkv(self.norm1(x))))
+        x = x + self.proj(self.attention(self.norm1(x)))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
-    def attention(self, qkv: Tensor) -> Tensor:
-        """[B, N, 3d] to [B, N, d], in products that every backend has a kernel for."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+    def attention(self, x: Tensor) -> Tensor:
+        """[B, N, d] to [B, N, d], in products that every backend has a kernel for."""
+        q, k, v = (self._by_head(linear(x)) for linear in (self.query, self.key, self.value))
         return (torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[B, N, d] to [B, heads, N, d / heads]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FoldedVit(nn.Module):
@@ -107,7 +112,7 @@ class FoldedVit(nn.Module):
         patches = self.patches(pixels).flatten(2).mT + self.positions
         first = self.first.expand(pixels.shape[0], -1, -1)
         x = self.norm_in(torch.cat((first, patches), dim=1))
-        out: Tensor = self.norm_out(self.blocks(x.to(self.blocks[0].qkv.weight.dtype)))
+        out: Tensor = self.norm_out(self.blocks(x.to(self.blocks[0].proj.weight.dtype)))
         return out
 
 
@@ -183,7 +188,7 @@ def fold_layer_scale(block: Block) -> Block:
 
 def fold_timm_block(block: Block) -> EncoderBlock:
     """A timm block without LayerScale to an `EncoderBlock`."""
-    qkv = _scaled_queries(block.attn.qkv.weight, block.attn.qkv.bias, block.attn.num_heads)
+    qkv = _projections(block.attn.qkv.weight, block.attn.qkv.bias, block.attn.num_heads)
     mlp = block.mlp.fc1, block.mlp.fc2
     norms = block.norm1, block.norm2
     return EncoderBlock(norms, qkv, block.attn.proj, mlp, block.attn.num_heads)
@@ -192,7 +197,7 @@ def fold_timm_block(block: Block) -> EncoderBlock:
 def fold_open_clip_block(block: ResidualAttentionBlock) -> EncoderBlock:
     """An open_clip block to an `EncoderBlock`."""
     attention = block.attn
-    qkv = _scaled_queries(attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
+    qkv = _projections(attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
     mlp = block.mlp.c_fc, block.mlp.c_proj
     norms = block.ln_1, block.ln_2
     return EncoderBlock(norms, qkv, attention.out_proj, mlp, attention.num_heads)
@@ -273,20 +278,27 @@ def controller_statistics(given: ControllerInput) -> tuple[Tensor, Tensor]:
     return 255 * mean, 255 * std
 
 
-def _scaled_queries(weight: Tensor, bias: Tensor, heads: int) -> nn.Linear:
-    """A fused [q; k; v] projection with 1/sqrt(head width) in q and no bias on k."""
+def _projections(
+    weight: Tensor, bias: Tensor, heads: int
+) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """A fused [q; k; v] projection, parted: 1/sqrt(head width) in q, no bias on k."""
     query, key, value = weight.chunk(3)
-    query_bias, key_bias, value_bias = bias.chunk(3)
+    query_bias, _, value_bias = bias.chunk(3)
     scale = (len(query) // heads) ** -0.5
-    rows = torch.cat((query * scale, key, value))
-    return _linear(rows, torch.cat((query_bias * scale, torch.zeros_like(key_bias), value_bias)))
+    return (
+        _linear(query * scale, query_bias * scale),
+        _linear(key, None),
+        _linear(value, value_bias),
+    )
 
 
 def _scaled_rows(linear: nn.Linear, gain: Tensor) -> nn.Linear:
     return _linear(linear.weight * gain[:, None], linear.bias * gain)
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
     return linear

@@ -90,9 +90,20 @@ def onnx_from_model(
     )
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
+    strip_metadata(proto)
     add_pooling_function(proto, model.config.semantic_norm == "iterated")
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def strip_metadata(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: they hold the paths of the machine that exported."""
+    graph = proto.graph
+    for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
 
 
 def add_pooling_function(proto: onnx.ModelProto, iterated: bool) -> None:

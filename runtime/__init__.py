@@ -43,6 +43,7 @@ __all__ = [
     "UserError",
     "WeightsError",
     "load",
+    "open_engine",
     "read_manifest",
 ]
 
@@ -73,10 +74,17 @@ def load(
     """
     if device not in ("auto", "cpu"):
         raise UserError(f"device must be 'auto' or 'cpu', got {device!r}")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
     manifest = read_manifest(bundle)
     engine = _best_engine(manifest, bundle, allow_unverified)
+    return open_engine(bundle, manifest, engine, threads)
+
+
+def open_engine(
+    bundle: str | os.PathLike[str], manifest: Manifest, engine: Engine, threads: int | None = None
+) -> Scorer:
+    """A Scorer on one engine of a bundle, proven or not; its file must be the recorded one."""
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
     path = Path(bundle) / engine.file
     _check_unchanged(path, engine)
     return Scorer(manifest, engine, _BACKENDS[engine.backend](path, engine, threads))

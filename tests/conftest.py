@@ -126,3 +126,38 @@ def encode() -> Callable[..., bytes]:
         return stream.getvalue()
 
     return to_bytes
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """tiny(preset="paper", **switches): a DRExpertsConfig of small sizes, 64 px images."""
+    from dataclasses import replace
+
+    from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+
+    encoder = EncoderConfig(image_size=64, patch_size=16, width=32, depth=2, heads=2)
+    controller = ControllerConfig(48, 16, width=48, depth=2, heads=3, embedding=24)
+
+    def make(preset: str = "paper", **switches: Any) -> DRExpertsConfig:
+        config = getattr(DRExpertsConfig, preset)().with_sizes(encoder, controller)
+        return replace(config, **switches)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Any]:
+    """random_model(config, seed=0): every parameter far from its initial value, float32."""
+    import torch
+
+    from drexperts.model import new_model
+
+    def make(config: Any, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        model = new_model(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return model
+
+    return make

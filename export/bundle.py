@@ -1,0 +1,190 @@
+"""A trained model to a bundle that the runtime accepts, or to one that it refuses and says why."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from drexperts import runtime
+from drexperts.checkpoint import Checkpoint, load_checkpoint
+from drexperts.config import DISTORTIONS
+from drexperts.export.photographs import verification_images
+from drexperts.export.to_onnx import onnx_from_model
+from drexperts.export.verify import Progress, measure_invariance, measure_parity
+from drexperts.runtime.errors import ConfigError, ImageError, UserError
+from drexperts.runtime.manifest import (
+    FILE_NAME,
+    OUTPUTS,
+    SCHEMA,
+    Engine,
+    Manifest,
+    ScoreScale,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+from drexperts.runtime.preprocess import Source, decode
+
+MODEL_FILE = "model.onnx"
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    images: Path | None,
+    scale: ScoreScale | None,
+    half: bool,
+    maps: bool,
+    max_batch: int,
+    progress: Progress,
+) -> Manifest:
+    """`export_bundle` from a checkpoint file; `scale` overrides the file's."""
+    progress(f"reading {checkpoint}")
+    loaded = load_checkpoint(checkpoint)
+    chosen = loaded._replace(scale=scale or loaded.scale)
+    pictures = None if images is None else images_in(images)
+    return export_bundle(chosen, out, pictures, half, maps, max_batch, progress)
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    images: Sequence[Source] | None = None,
+    half: bool = False,
+    maps: bool = True,
+    max_batch: int = 8,
+    progress: Progress = lambda _: None,
+) -> Manifest:
+    """Fold, write ONNX, verify, and only then put the bundle at `out`.
+
+    Made aside and renamed, so that a broken run leaves what was there. A bundle that fails its
+    proof does take its place at `out`, with its report for `drx info`; `runtime.load` refuses it.
+
+    Args:
+        images: to verify on, RGB; None takes `verification_images`.
+        half: float16 transformer blocks; float32 otherwise.
+        maps: also an output of distortion maps.
+        max_batch: the largest batch, verified and admitted.
+
+    Raises:
+        ConfigError: the checkpoint does not say what scale its scores are on.
+        UserError: `out` is something other than a bundle.
+    """
+    if checkpoint.scale is None:
+        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
+    _check_replaceable(out)
+    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        progress("folding and writing ONNX")
+        proto = onnx_from_model(checkpoint.model, maps, half, max_batch)
+        onnx.save(proto, aside / MODEL_FILE)
+        write_manifest(_unproven(checkpoint, aside, half, maps, max_batch), aside)
+        manifest = prove(aside, checkpoint, images, progress)
+        _replace_folder(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return manifest
+
+
+def verify_bundle(
+    bundle: Path, *, checkpoint: Path | None, images: Path | None, progress: Progress
+) -> Manifest:
+    """Measure a bundle's proof again and rewrite it.
+
+    Parity needs the weights it is held against, so without `checkpoint` the recorded parity stays
+    and only batch invariance is measured.
+    """
+    loaded = None if checkpoint is None else load_checkpoint(checkpoint)
+    return prove(bundle, loaded, None if images is None else images_in(images), progress)
+
+
+def prove(
+    bundle: Path,
+    checkpoint: Checkpoint | None,
+    images: Sequence[Source] | None,
+    progress: Progress,
+) -> Manifest:
+    """Measure every engine of a bundle and write the proofs into its manifest."""
+    manifest = read_manifest(bundle)
+    pictures = verification_images() if images is None else images
+    engines = []
+    for engine in manifest.engines:
+        parity = engine.parity
+        if checkpoint is not None:
+            scorer = runtime.open_engine(bundle, manifest, engine)
+            parity = measure_parity(scorer, checkpoint.model, pictures, engine.precision, progress)
+
+        def session(threads: int | None, engine: Engine = engine) -> runtime.Session:
+            return runtime.open_engine(bundle, manifest, engine, threads).session
+
+        invariance = measure_invariance(session, pictures, manifest, engine.precision, progress)
+        engines.append(replace(engine, parity=parity, invariance=invariance))
+    proven = replace(manifest, engines=tuple(engines))
+    write_manifest(proven, bundle)
+    return proven
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The readable images of a folder, by name; what is no image is passed over."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of images")
+    images = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    if not images:
+        raise UserError(f"{folder} holds no readable image: name a folder of photographs")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        decode(path)
+    except ImageError:
+        return False
+    return True
+
+
+def _unproven(
+    checkpoint: Checkpoint, folder: Path, half: bool, maps: bool, max_batch: int
+) -> Manifest:
+    config = checkpoint.model.config
+    assert checkpoint.scale is not None
+    engine = Engine(
+        backend="onnx",
+        file=MODEL_FILE,
+        sha256=sha256_of(folder / MODEL_FILE),
+        precision="fp16" if half else "fp32",
+        max_batch=max_batch,
+        versions={"onnx": version("onnx")},
+        parity=None,
+        invariance=None,
+    )
+    return Manifest(
+        schema=SCHEMA,
+        preset=config.preset,
+        config=config.as_dict(),
+        preprocessing=checkpoint.preprocessing,
+        scale=checkpoint.scale,
+        distortions=DISTORTIONS,
+        outputs=OUTPUTS if maps else OUTPUTS[:2],
+        engines=(engine,),
+        created_with={name: version(name) for name in ("drexperts", "torch", "timm", "onnx")},
+    )
+
+
+def _check_replaceable(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).exists()):
+        raise UserError(f"{out} exists and is no bundle: choose another place for the bundle")
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Put `source` at `target`, whose old contents go only once the new ones are in place."""
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(source, target)
+    shutil.rmtree(old, ignore_errors=True)

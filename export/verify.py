@@ -1,0 +1,210 @@
+"""The proof that an engine is the model: parity through the shipping Scorer, batch invariance."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from drexperts.evaluate import plcc, srcc
+from numpy.typing import NDArray
+
+from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD
+from drexperts.model import DRExperts
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.manifest import BatchInvariance, Manifest, Parity, ScoreScale
+from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+from drexperts.runtime.scorer import Scorer, Session
+
+Array = NDArray[np.float64]
+Progress = Callable[[str], None]
+
+REFERENCE = "PyTorch float32 eager, CLS-row form"
+CHUNK = 4  # crops in one eager call; more only costs memory on a CPU
+
+# What an engine may differ by, for each precision of the graph. Scores are fractions of the
+# score's span, weights of the largest reference weight, flips of all pairs. float32 leaves only
+# the order of summation; float16 rounds every activation of the blocks to 11 bits.
+LIMITS = {
+    "fp32": {
+        "score_max": 1e-4,
+        "weights_max": 1e-3,
+        "maps_max": 1e-4,
+        "srcc": 0.9999,
+        "plcc": 0.9999,
+        "order_flips": 1e-3,
+    },
+    "fp16": {
+        "score_max": 1e-2,
+        "weights_max": 5e-2,
+        "maps_max": 1e-2,
+        "srcc": 0.995,
+        "plcc": 0.999,
+        "order_flips": 2e-2,
+    },
+}
+INVARIANCE = {"fp32": 1e-5, "fp16": 1e-3}
+
+
+class Outputs(NamedTuple):
+    """What a model or an engine says of images cut into crops."""
+
+    scores: Array  # [images], means over the crops
+    weights: Array  # [images, 10]
+    maps: Array | None  # [crops, 10, grid, grid]
+    rows: int  # crops in all
+
+
+def measure_parity(
+    scorer: Scorer, model: DRExperts, images: Sequence[Source], precision: str, tell: Progress
+) -> Parity:
+    """Score images through the Scorer and through the eager model, and compare.
+
+    Raises:
+        UserError: fewer than three images, of which no rank correlation can be had.
+    """
+    if len(images) < 3:
+        raise UserError(f"parity needs at least 3 readable images, got {len(images)}")
+    expected = eager_outputs(model, images, scorer.manifest.preprocessing, tell)
+    got = engine_outputs(scorer, images, tell)
+    return compare(expected, got, scorer.manifest.scale, LIMITS[precision])
+
+
+def eager_outputs(
+    model: DRExperts, images: Sequence[Source], preprocessing: Preprocessing, tell: Progress
+) -> Outputs:
+    """The float32 model on the runtime's own crops."""
+    scores, weights, maps = [], [], []
+    for i, image in enumerate(images, 1):
+        tell(f"parity: eager model, image {i} of {len(images)}")
+        pixels = torch.from_numpy(crops_from_image(decode(image), preprocessing).pixels)
+        with torch.inference_mode():
+            chunks = [model(normalised(chunk)) for chunk in pixels.split(CHUNK)]
+        score, weight, each = (
+            torch.cat(part).double().numpy() for part in zip(*chunks, strict=True)
+        )
+        scores.append(score.mean())
+        weights.append(weight.mean(0))
+        maps.append(each)
+    crops = np.concatenate(maps)
+    return Outputs(np.array(scores), np.array(weights), crops, len(crops))
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 3, H, W] to ImageNet-normalised float32."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def engine_outputs(scorer: Scorer, images: Sequence[Source], tell: Progress) -> Outputs:
+    """The same through the Scorer, as an application gets it."""
+    with_maps = "maps" in scorer.manifest.outputs
+    rows = []
+    for i, image in enumerate(images, 1):
+        tell(f"parity: engine, image {i} of {len(images)}")
+        rows.append(scorer.score(image, maps=with_maps))
+    scores = np.array([row.value for row in rows], float)
+    weights = np.array([list(row.distortions.values()) for row in rows], float)
+    maps = [row.maps.values for row in rows if row.maps is not None]
+    crops = np.concatenate(maps).astype(float) if maps else None
+    return Outputs(scores, weights, crops, sum(len(row.raw) for row in rows))
+
+
+def compare(expected: Outputs, got: Outputs, scale: ScoreScale, limits: dict[str, float]) -> Parity:
+    """The parity report of `got` against `expected` under `limits`."""
+    drift = np.abs(got.scores - expected.scores) / scale.span
+    flips, pairs = order_flips(expected.scores, got.scores)
+    measured: dict[str, float | None] = {
+        "score_max": float(drift.max()),
+        "score_mean": float(drift.mean()),
+        "score_p99": float(np.quantile(drift, 0.99)),
+        "srcc": srcc(expected.scores, got.scores),
+        "plcc": plcc(expected.scores, got.scores),
+        "weights_max": _relative(got.weights, expected.weights),
+        "maps_max": None if got.maps is None else _worst(got.maps, expected.maps),
+    }
+    passed = within(measured | {"order_flips": flips / pairs}, limits)
+    counts = {"images": len(drift), "rows": got.rows, "order_flips": flips, "pairs": pairs}
+    return Parity(**counts, reference=REFERENCE, limits=limits, passed=passed, **measured)  # type: ignore[arg-type]
+
+
+def within(measured: dict[str, float | None], limits: dict[str, float]) -> bool:
+    """Whether every value keeps its limit; correlations have a floor. NaN keeps none."""
+    kept = []
+    for name, limit in limits.items():
+        value = measured[name]
+        if value is not None:
+            kept.append(value >= limit if name in ("srcc", "plcc") else value <= limit)
+    return all(kept)
+
+
+def order_flips(expected: Array, got: Array) -> tuple[int, int]:
+    """How many pairs `got` ranks the other way round than `expected`, and of how many."""
+    first, second = np.triu_indices(len(expected), 1)
+    before = expected[first] - expected[second]
+    after = got[first] - got[second]
+    return int(np.sum(before * after < 0)), len(first)
+
+
+def _worst(got: Array, expected: Array | None) -> float:
+    return float(np.abs(got - expected).max())
+
+
+def _relative(got: Array, expected: Array) -> float:
+    return _worst(got, expected) / max(float(np.abs(expected).max()), 1e-12)
+
+
+def measure_invariance(
+    open_session: Callable[[int | None], Session],
+    images: Sequence[Source],
+    manifest: Manifest,
+    precision: str,
+    tell: Progress,
+) -> BatchInvariance:
+    """Score the same crops alone and in every batch that the engine admits.
+
+    At each batch size the crops travel repeated (one crop fills the batch), beside neighbours, and
+    with those permuted; then all sizes once more on a single thread. `open_session` opens the
+    engine with a number of threads.
+    """
+    session = open_session(None)
+    crops = _different_crops(images, manifest.preprocessing, session.max_batch)
+    alone = np.array([_scores(session, crop[None])[0] for crop in crops])
+    sizes = tested_batches(session.max_batch)
+    worst = 0.0
+    for size in sizes:
+        tell(f"batch invariance, {size} of {sizes[-1]}")
+        worst = max(worst, _batch_drift(session, crops, alone, size))
+    single = open_session(1)
+    tell("batch invariance, one thread")
+    one_by_one = np.array([_scores(single, crop[None])[0] for crop in crops])
+    worst = max(worst, float(np.abs(one_by_one - alone).max()))
+    drift, tolerance = worst / manifest.scale.span, INVARIANCE[precision]
+    cases = ("repeated", "neighbours", "permuted", "threads")
+    return BatchInvariance(tuple(sizes), cases, drift, tolerance, passed=bool(drift <= tolerance))
+
+
+def _different_crops(
+    images: Sequence[Source], preprocessing: Preprocessing, most: int
+) -> NDArray[np.uint8]:
+    """One crop of each image in turn, at most `most`."""
+    chosen = [crops_from_image(decode(image), preprocessing).pixels[0] for image in images[:most]]
+    return np.stack(chosen)
+
+
+def tested_batches(most: int) -> list[int]:
+    """Every size to 8, then powers of two, and the largest."""
+    powers = [2**k for k in range(4, most.bit_length())]
+    return sorted({*range(1, min(8, most) + 1), *powers, most} & set(range(1, most + 1)))
+
+
+def _batch_drift(session: Session, crops: NDArray[np.uint8], alone: Array, size: int) -> float:
+    """The worst |score in a batch of `size` - score alone|."""
+    order = np.resize(np.arange(len(crops)), size)
+    shuffled = np.random.default_rng(size).permutation(order)
+    repeated = np.full(size, size % len(crops))
+    batches = (repeated, order, shuffled)
+    return max(float(np.abs(_scores(session, crops[i]) - alone[i]).max()) for i in batches)
+
+
+def _scores(session: Session, pixels: NDArray[np.uint8]) -> Array:
+    return session.run(np.ascontiguousarray(pixels))["score"].astype(float)
