@@ -6,7 +6,9 @@ unpickler and a short list of inert extras.
 
 import _codecs
 import os
+import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,10 +75,6 @@ def subset(state: State, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-class _Settings(dict[str, Any]):
-    """Inert stand-in for yacs' CfgNode, which the authors' training code pickles beside weights."""
-
-
 # What published files hold beside tensors: NumPy scalars under old and new import paths.
 _INERT: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),
@@ -84,7 +82,8 @@ _INERT: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
     _codecs.encode,
-    (_Settings, "yacs.config.CfgNode"),
+    # The authors' training code pickles its settings beside the weights, as this dict.
+    (OrderedDict, "yacs.config.CfgNode"),
 ]
 
 
@@ -104,11 +103,16 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file") from error
     except Exception as error:  # zip, pickle, end-of-file and runtime errors, by the damage done
-        reason = str(error).split("\n")[0]
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+        raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without torch's advice to trust the file."""
+    told = re.search(r"WeightsUnpickler error:\s*(.*?)(?: was not an allowed|\n|$)", str(error))
+    return told.group(1) if told else str(error).split("\n")[0]
 
 
 def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tensor]:
