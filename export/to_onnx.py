@@ -8,6 +8,7 @@ kernel by its attributes.
 import onnx
 import onnx.parser
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from torch import Tensor, nn
 
 from drexperts.config import DISTORTIONS
@@ -89,21 +90,14 @@ def onnx_from_model(
         verbose=False,
     )
     assert program is not None
+    # A weight that two operations read transposed was stored once for each.
+    DeduplicateInitializersPass(size_limit=2**30)(program.model)
+    # The exporter's notes hold the paths of the machine that exported.
+    ClearMetadataAndDocStringPass()(program.model)
     proto: onnx.ModelProto = program.model_proto
-    strip_metadata(proto)
     add_pooling_function(proto, model.config.semantic_norm == "iterated")
     onnx.checker.check_model(proto, full_check=True)
     return proto
-
-
-def strip_metadata(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: they hold the paths of the machine that exported."""
-    graph = proto.graph
-    for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    for tensor in graph.initializer:
-        del tensor.metadata_props[:]
 
 
 def add_pooling_function(proto: onnx.ModelProto, iterated: bool) -> None:

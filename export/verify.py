@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from drexperts.evaluate import plcc, srcc
 from numpy.typing import NDArray
 
 from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD
+from drexperts.evaluate import plcc, srcc
 from drexperts.model import DRExperts
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import BatchInvariance, Manifest, Parity, ScoreScale
@@ -169,7 +169,7 @@ def measure_invariance(
     session = open_session(None)
     crops = _different_crops(images, manifest.preprocessing, session.max_batch)
     alone = np.array([_scores(session, crop[None])[0] for crop in crops])
-    sizes = tested_batches(session.max_batch)
+    sizes = batch_sizes(session.max_batch)
     worst = 0.0
     for size in sizes:
         tell(f"batch invariance, {size} of {sizes[-1]}")
@@ -191,7 +191,7 @@ def _different_crops(
     return np.stack(chosen)
 
 
-def tested_batches(most: int) -> list[int]:
+def batch_sizes(most: int) -> list[int]:
     """Every size to 8, then powers of two, and the largest."""
     powers = [2**k for k in range(4, most.bit_length())]
     return sorted({*range(1, min(8, most) + 1), *powers, most} & set(range(1, most + 1)))

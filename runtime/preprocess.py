@@ -26,7 +26,7 @@ from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 from drexperts.runtime.errors import ConfigError, ImageError
 
@@ -127,7 +127,9 @@ def decode(source: Source) -> Image.Image:
         return _rgb(_loaded(source))
     except Exception as cause:
         # Hostile bytes make Pillow raise nearly anything: SyntaxError, struct.error, KeyError...
-        reason = str(cause) or type(cause).__name__
+        known = ", ".join(FORMATS)
+        unknown = isinstance(cause, UnidentifiedImageError)
+        reason = f"it is none of {known}" if unknown else str(cause) or type(cause).__name__
         raise ImageError(f"cannot read {describe(source)} as an image: {reason}") from cause
 
 

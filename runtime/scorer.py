@@ -169,6 +169,11 @@ class Scorer:
             "session": self.session.description,
         }
 
+    def fingerprint(self, source: Source) -> str:
+        """16 hex digits; equal for scores made by the same weights, preprocessing and software."""
+        parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
     def _check_maps(self, maps: bool) -> None:
         if maps and "maps" not in self.manifest.outputs:
             raise UserError("this bundle has no maps: export it again with maps among its outputs")
@@ -240,7 +245,7 @@ class Scorer:
             raw=tuple(raw.tolist()),
             distortions=dict(zip(self.manifest.distortions, weights.tolist(), strict=True)),
             scale=self.manifest.scale,
-            fingerprint=self._fingerprint(work.source),
+            fingerprint=self.fingerprint(work.source),
             maps=_maps(work.rows, work.crops) if maps else None,
         )
 
@@ -252,13 +257,9 @@ class Scorer:
             raw=(),
             distortions={},
             scale=self.manifest.scale,
-            fingerprint=self._fingerprint(work.source),
+            fingerprint=self.fingerprint(work.source),
             error=str(work.failure),
         )
-
-    def _fingerprint(self, source: Source) -> str:
-        parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def _maps(rows: list[dict[str, NDArray[np.float32]]], crops: Crops) -> DistortionMaps:

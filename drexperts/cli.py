@@ -1,0 +1,403 @@
+"""`drx`: one verb a stage. What a verb needs is imported when it runs, so that help is instant
+and scoring needs no torch."""
+
+import argparse
+import dataclasses
+import io
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from drexperts import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from drexperts.report import Screen
+    from drexperts.runtime import Manifest, Score, Scorer
+    from drexperts.runtime.manifest import ScoreScale
+    from drexperts.runtime.results import ResultFile
+
+    _Parser = argparse.ArgumentParser
+    _Verbs = argparse._SubParsersAction[_Parser]
+    _Run = Callable[[argparse.Namespace, Screen], "Outcome"]
+
+DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED = 0, 1, 2, 70, 130
+
+# Libraries that only some verbs need; a verb's `extra` brings those it needs.
+_OPTIONAL = {"torch", "torchvision", "timm", "open_clip", "safetensors"}
+_OPTIONAL |= {"onnx", "onnxscript", "skimage"}
+
+
+class Outcome(NamedTuple):
+    """How a verb ended: the exit status, and the document that `--json` prints."""
+
+    status: int
+    document: dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status.
+
+    0 done, 1 done and a gate failed, 2 the user's mistake, 70 our bug, 130 interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name may be what no encoding can print
+            stream.reconfigure(errors="backslashreplace")
+    outcome = _run(arguments)
+    if arguments.json:
+        print(json.dumps(outcome.document, allow_nan=False), flush=True)
+    return outcome.status
+
+
+def _run(arguments: argparse.Namespace) -> Outcome:
+    from drexperts.report import Screen
+    from drexperts.runtime.errors import UserError
+
+    try:
+        outcome: Outcome = arguments.run(arguments, Screen(json_last=arguments.json))
+        return outcome
+    except UserError as error:
+        return _failed(USER_MISTAKE, str(error))
+    except OSError as error:
+        return _failed(USER_MISTAKE, f"{error}; check the path, its permissions and the free space")
+    except KeyboardInterrupt:
+        message = "interrupted"
+        if arguments.verb == "score" and arguments.out is not None:
+            message += f"; the rows in {arguments.out} are kept, run the same again to go on"
+        return _failed(INTERRUPTED, message)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and missing.partition(".")[0] in _OPTIONAL:
+            remedy = f'pip install "drexperts[{arguments.extra}]"'
+            return _failed(USER_MISTAKE, f"`drx {arguments.verb}` needs {missing}: {remedy}")
+        return _bug(error)
+
+
+def _failed(status: int, message: str) -> Outcome:
+    print(f"drx: {message}", file=sys.stderr)
+    return Outcome(status, {"error": message})
+
+
+def _bug(error: Exception) -> Outcome:
+    from drexperts.runtime.errors import InternalError
+
+    traceback.print_exc()
+    ours = error if isinstance(error, InternalError) else InternalError(repr(error))
+    return _failed(OUR_BUG, str(ours))
+
+
+def _score(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.report import Tally, print_scores, tracked
+    from drexperts.runtime.results import find_images
+
+    paths = _outside(arguments.explain, find_images(arguments.paths))
+    scorer = _scorer(arguments)
+    screen.note(f"{scorer.engine.file} on {scorer.session.description}")
+    tally, rows, done = Tally(scorer.manifest.scale), list[dict[str, Any]](), dict[str, bool]()
+    sinks: list[Callable[[Score], None]] = [tally.add]
+    start = time.monotonic()
+    with ExitStack() as stack:
+        if arguments.out is not None:
+            results = stack.enter_context(_result_file(arguments, scorer))
+            sinks.append(results.append)
+            there = results.done
+            done = {str(path): there[str(path)] for path in paths if str(path) in there}
+        elif arguments.json:
+            sinks.append(lambda score: rows.append(score.as_row()))
+        if arguments.explain is not None:
+            # Before the row: an image whose row is there is not scored again.
+            sinks.insert(0, _picture_writer(arguments.explain))
+        todo = [path for path in paths if str(path) not in done]
+        stream = scorer.score_stream(todo, maps=arguments.explain is not None)
+        for score in tracked(stream, len(todo), screen):
+            for sink in sinks:
+                sink(score)
+    print_scores(tally, len(done), screen)
+    document = {
+        "bundle": str(arguments.bundle),
+        "engine": scorer.engine.file,
+        "session": scorer.session.description,
+        "images": len(paths),
+        "already_there": len(done),
+        "scored": tally.scored,
+        "failed": tally.failed,
+        "seconds": time.monotonic() - start,
+        "out": None if arguments.out is None else str(arguments.out),
+        "results": rows if arguments.out is None else None,
+    }
+    return Outcome(DONE if tally.scored or any(done.values()) else GATE_FAILED, document)
+
+
+def _outside(folder: Path | None, paths: list[Path]) -> list[Path]:
+    """Without the pictures that an earlier run wrote among the photographs."""
+    if folder is None:
+        return paths
+    inside = Path(os.path.abspath(folder))
+    return [path for path in paths if not Path(os.path.abspath(path)).is_relative_to(inside)]
+
+
+def _scorer(arguments: argparse.Namespace) -> "Scorer":
+    from drexperts import runtime
+
+    scorer = runtime.load(arguments.bundle, arguments.device, threads=arguments.threads)
+    if arguments.batch is None:
+        return scorer
+    return runtime.Scorer(scorer.manifest, scorer.engine, scorer.session, batch=arguments.batch)
+
+
+def _result_file(arguments: argparse.Namespace, scorer: "Scorer") -> "ResultFile":
+    from drexperts.runtime.results import ResultFile
+
+    return ResultFile(
+        arguments.out,
+        fingerprint=scorer.fingerprint(b""),
+        distortions=scorer.manifest.distortions,
+        overwrite=arguments.overwrite,
+        retry_errors=arguments.retry_errors,
+    )
+
+
+def _picture_writer(folder: Path) -> "Callable[[Score], None]":
+    from drexperts.runtime.explain import explanation, file_name
+    from drexperts.runtime.preprocess import decode
+
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(score: "Score") -> None:
+        if score.error is None:
+            explanation(decode(score.source), score).save(folder / file_name(score.source))
+
+    return write
+
+
+def _info(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.report import bundle_table, engine_table, proof_table
+    from drexperts.runtime import read_manifest
+
+    bundle: Path = arguments.bundle
+    manifest = read_manifest(bundle)
+    states = {
+        engine.file: _state(bundle / engine.file, engine.sha256) for engine in manifest.engines
+    }
+    screen.tables.print(bundle_table(str(bundle), manifest))
+    for engine in manifest.engines:
+        path = bundle / engine.file
+        size = path.stat().st_size if path.is_file() else None
+        screen.tables.print(engine_table(engine, states[engine.file], size), proof_table(engine))
+    intact = all(state == "intact" for state in states.values())
+    document = _document(bundle, manifest) | {"files": states, "intact": intact}
+    return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)
+
+
+def _state(path: Path, sha256: str) -> str:
+    from drexperts.runtime.manifest import sha256_of
+
+    if not path.is_file():
+        return "MISSING"
+    return "intact" if sha256_of(path) == sha256 else "CHANGED"
+
+
+def _export(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.export.bundle import export_checkpoint
+
+    with screen.working() as progress:
+        manifest = export_checkpoint(
+            arguments.checkpoint,
+            arguments.out,
+            images=arguments.images,
+            scale=None if arguments.scale is None else _scale(arguments.scale),
+            half=arguments.precision == "fp16",
+            maps=not arguments.no_maps,
+            max_batch=arguments.max_batch,
+            progress=progress,
+        )
+    return _proof(arguments.out, manifest, screen)
+
+
+def _verify(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.export.bundle import verify_bundle
+
+    with screen.working() as progress:
+        manifest = verify_bundle(
+            arguments.bundle,
+            checkpoint=arguments.checkpoint,
+            images=arguments.images,
+            progress=progress,
+        )
+    return _proof(arguments.bundle, manifest, screen)
+
+
+def _proof(bundle: Path, manifest: "Manifest", screen: "Screen") -> Outcome:
+    from drexperts.report import proof_table
+
+    for engine in manifest.engines:
+        screen.tables.print(proof_table(engine))
+    document = _document(bundle, manifest)
+    return Outcome(DONE if document["proven"] else GATE_FAILED, document)
+
+
+def _document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
+    engines = manifest.engines
+    proven = len(engines) > 0 and all(engine.proven for engine in engines)
+    return {"bundle": str(bundle), "proven": proven, "manifest": dataclasses.asdict(manifest)}
+
+
+def _bench(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.bench import bench_bundle, print_report
+
+    with screen.working() as progress:
+        report = bench_bundle(
+            arguments.bundle,
+            baselines=tuple(arguments.baseline),
+            batches=arguments.batch,
+            repeats=arguments.repeats,
+            threads=arguments.threads,
+            checkpoint=arguments.checkpoint,
+            progress=progress,
+        )
+    print_report(report, screen.tables)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return Outcome(DONE, report)
+
+
+def _demo(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.demo import run_demo
+
+    with screen.working() as progress:
+        report = run_demo(arguments.out, screen.tables, progress)
+    return Outcome(DONE if report["passed"] else GATE_FAILED, report)
+
+
+def _convert_prior(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.daclip import convert_daclip
+
+    convert_daclip(arguments.source, arguments.target)
+    screen.tables.print(f"wrote {arguments.target}")
+    return Outcome(DONE, {"target": str(arguments.target)})
+
+
+def _scale(text: str) -> "ScoreScale":
+    from drexperts.runtime.errors import UserError
+    from drexperts.runtime.manifest import ScoreScale
+
+    low, _, rest = text.partition(":")
+    high, _, direction = rest.partition(":")
+    try:
+        ends = float(low), float(high)
+    except ValueError:
+        ends = math.nan, math.nan
+    if direction not in ("", "lower-is-better") or not all(map(math.isfinite, ends)):
+        raise UserError(f"--scale takes LOW:HIGH or LOW:HIGH:lower-is-better, not {text!r}")
+    return ScoreScale(*ends, higher_is_better=not direction)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"give sizes such as 1,4, not {text!r}")
+    return tuple(map(int, sizes))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="drx", description="Blind image-quality assessment with DR.Experts, deployed."
+    )
+    parser.add_argument("--version", action="version", version=f"drx {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_demo(verbs)
+    _add_export(verbs)
+    _add_verify(verbs)
+    _add_score(verbs)
+    _add_bench(verbs)
+    _add_info(verbs)
+    _add_convert_prior(verbs)
+    return parser
+
+
+def _verb(verbs: "_Verbs", name: str, run: "_Run", summary: str, extra: str = "cpu") -> "_Parser":
+    """One verb. extra: the pip extra that brings the libraries it needs."""
+    parser = verbs.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--json", action="store_true", help="one JSON document as the last line")
+    parser.set_defaults(run=run, extra=extra)
+    return parser
+
+
+def _add_demo(verbs: "_Verbs") -> None:
+    verb = _verb(verbs, "demo", _demo, "every stage on a small model, on this machine", "demo")
+    verb.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
+
+
+def _add_export(verbs: "_Verbs") -> None:
+    verb = _verb(verbs, "export", _export, "a checkpoint to a verified bundle", "export")
+    verb.add_argument("checkpoint", type=Path)
+    verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb.add_argument(
+        "--scale", metavar="LOW:HIGH[:lower-is-better]", help="of the scores; --scale=-1:1"
+    )
+    verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    verb.add_argument("--no-maps", action="store_true", help="leave the distortion maps out")
+    verb.add_argument("--max-batch", type=int, default=8, metavar="N")
+
+
+def _add_verify(verbs: "_Verbs") -> None:
+    summary = "measure parity and batch invariance again, rewrite the proof"
+    verb = _verb(verbs, "verify", _verify, summary, "export")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--checkpoint", type=Path, help="the weights to hold it against")
+    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+
+
+def _add_score(verbs: "_Verbs") -> None:
+    verb = _verb(verbs, "score", _score, "scores of images, and what they come from")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("paths", nargs="+", metavar="path", help="a file, a folder or a pattern")
+    verb.add_argument(
+        "--out", type=Path, metavar="FILE", help=".jsonl or .csv; a file of an earlier run goes on"
+    )
+    verb.add_argument(
+        "--explain", type=Path, metavar="DIR", help="a picture of each image that is scored"
+    )
+    verb.add_argument("--device", default="auto", help="auto or cpu")
+    verb.add_argument("--threads", type=int, metavar="N", help="of the engine")
+    verb.add_argument("--batch", type=int, metavar="N", help="most crops at a time")
+    verb.add_argument("--overwrite", action="store_true", help="start --out over")
+    verb.add_argument("--retry-errors", action="store_true", help="score failed images again")
+
+
+def _add_bench(verbs: "_Verbs") -> None:
+    verb = _verb(
+        verbs, "bench", _bench, "latency of the engine, alone or against baselines", "export"
+    )
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--baseline", action="append", default=[], metavar="NAME", help="repeatable")
+    verb.add_argument("--batch", type=_sizes, default=(1, 4), metavar="1,4", help="batch sizes")
+    verb.add_argument("--repeats", type=int, metavar="N")
+    verb.add_argument("--threads", type=int, metavar="N")
+    verb.add_argument("--checkpoint", type=Path, help="the weights of the baselines")
+    verb.add_argument("--out", type=Path, metavar="FILE.json", help="the report, too")
+
+
+def _add_info(verbs: "_Verbs") -> None:
+    verb = _verb(verbs, "info", _info, "what a bundle is, and what it was proven on")
+    verb.add_argument("bundle", type=Path)
+
+
+def _add_convert_prior(verbs: "_Verbs") -> None:
+    summary = "the published DA-CLIP to a slim file, once"
+    verb = _verb(verbs, "convert-prior", _convert_prior, summary, "train")
+    verb.add_argument("source", type=Path, metavar="SOURCE.pt")
+    verb.add_argument("target", type=Path, metavar="TARGET.safetensors")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

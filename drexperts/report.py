@@ -1,0 +1,249 @@
+"""What the commands print: tables of scores, and of what a bundle is and was proven on."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from drexperts.runtime.explain import strongest
+from drexperts.runtime.manifest import BatchInvariance, Engine, Manifest, Parity, ScoreScale
+from drexperts.runtime.scorer import Score
+
+_ALL = 20  # scores up to which a table shows each
+_ENDS = 5  # of more, the worst and the best
+_ERRORS = 10
+
+_DISTANCES = {
+    "score_max": "score, largest difference / span",
+    "score_p99": "score, 99th percentile / span",
+    "score_mean": "score, mean difference / span",
+    "weights_max": "weights, largest difference",
+    "maps_max": "maps, largest difference",
+}
+_CORRELATIONS = {"srcc": "rank correlation (SRCC)", "plcc": "linear correlation (PLCC)"}
+
+
+class Screen:
+    """Where a verb prints: tables on stdout, notes and progress on stderr.
+
+    json_last: tables go to stderr too; the last line of stdout is for a document
+    """
+
+    def __init__(self, json_last: bool = False) -> None:
+        self.tables, self.notes = (
+            # File names are no markup: `[a]` and `:smile:` stay as they are.
+            Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+            for stderr in (json_last, True)
+        )
+
+    @contextmanager
+    def working(self) -> Iterator[Callable[[str], None]]:
+        """A line that says what long work is at; yields the function that changes it.
+
+        Off a terminal each message is a line of its own, so that a log shows the progress.
+        """
+        if not self.notes.is_terminal:
+            yield self.note
+            return
+        with self.notes.status("") as status:
+            yield status.update
+
+    def note(self, message: str) -> None:
+        """One line on what is going on."""
+        self.notes.print(message, style="dim")
+
+
+class Tally:
+    """What to show of a stream of scores of any length, in little memory.
+
+    Attributes:
+        scored: images with a score
+        failed: images with an error
+        errors: the first few rows with an error
+    """
+
+    def __init__(self, scale: ScoreScale) -> None:
+        self._scale = scale
+        self._kept: list[Score] = []
+        self.scored = 0
+        self.failed = 0
+        self.errors: list[Score] = []
+
+    def add(self, score: Score) -> None:
+        """Count a score, and keep it while it is among those to show."""
+        if score.error is not None:
+            self.failed += 1
+            self.errors += [score][: _ERRORS - len(self.errors)]
+            return
+        self.scored += 1
+        # Maps take a megabyte an image and are in no table.
+        self._kept.append(dataclasses.replace(score, maps=None))
+        if len(self._kept) > _ALL:
+            ranked = self.ranked()
+            self._kept = ranked[:_ENDS] + ranked[-_ENDS:]
+
+    def ranked(self) -> list[Score]:
+        """The kept scores, worst first."""
+        sign = 1 if self._scale.higher_is_better else -1
+        return sorted(self._kept, key=lambda score: sign * score.value)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every score is among the kept ones."""
+        return self.scored == len(self._kept)
+
+
+def tracked(scores: Iterator[Score], total: int, screen: Screen) -> Iterator[Score]:
+    """The scores, with a progress bar while they come; none where stderr is no terminal."""
+    rate = TextColumn("{task.fields[rate]:.1f} images/s")
+    columns = (BarColumn(), MofNCompleteColumn(), rate, TextColumn("ETA"), TimeRemainingColumn())
+    hidden = not screen.notes.is_terminal
+    start = time.monotonic()
+    with Progress(*columns, console=screen.notes, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=total, rate=0.0)
+        for count, score in enumerate(scores, 1):
+            yield score
+            progress.update(task, completed=count, rate=count / (time.monotonic() - start))
+
+
+def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
+    """The tables of a run and one line that sums it up."""
+    if tally.scored:
+        screen.tables.print(score_table(tally))
+    if tally.failed:
+        screen.tables.print(error_table(tally))
+    summary = f"{tally.scored} scored, {tally.failed} failed"
+    screen.tables.print(summary + f", {already_there} already there" * (already_there > 0))
+
+
+def score_table(tally: Tally) -> Table:
+    """The scores, worst first; of many, the few worst and best."""
+    kept = tally.ranked()
+    title = "scores, worst first"
+    if not tally.is_complete:
+        kept = kept[:_ENDS] + kept[-_ENDS:]
+        title = f"the {_ENDS} worst and the {_ENDS} best of {tally.scored}"
+    table = Table(title=title)
+    table.add_column("image", overflow="fold")
+    table.add_column("score", justify="right")
+    table.add_column("± std", justify="right")
+    table.add_column("strongest experts")
+    for place, score in enumerate(kept):
+        experts = [f"{n} {score.distortions[n]:+.3g}" for n in strongest(score.distortions, 2)]
+        last_worst = not tally.is_complete and place == _ENDS - 1
+        row = (score.source, f"{score.value:.4g}", f"{score.std:.2g}", ", ".join(experts))
+        table.add_row(*row, end_section=last_worst)
+    return table
+
+
+def error_table(tally: Tally) -> Table:
+    """The first few images without a score, and why."""
+    table = Table(title=f"{tally.failed} not scored")
+    table.add_column("image", overflow="fold")
+    table.add_column("error", overflow="fold")
+    for score in tally.errors:
+        table.add_row(score.source, score.error)
+    if tally.failed > len(tally.errors):
+        table.add_row(f"and {tally.failed - len(tally.errors)} more", "")
+    return table
+
+
+def scale_text(scale: ScoreScale) -> str:
+    """Such as "0 to 100, higher is better"."""
+    better = "higher" if scale.higher_is_better else "lower"
+    return f"{scale.low:g} to {scale.high:g}, {better} is better"
+
+
+def bundle_table(bundle: str, manifest: Manifest) -> Table:
+    """What a bundle is: its model, its input, its outputs."""
+    spec = manifest.preprocessing
+    table = Table("", "", title=bundle, show_header=False)
+    table.add_row("preset", manifest.preset)
+    table.add_row("score", scale_text(manifest.scale))
+    table.add_row("outputs", ", ".join(manifest.outputs))
+    table.add_row("distortions", ", ".join(manifest.distortions))
+    table.add_row(
+        "preprocessing",
+        f"shorter side {spec.short_side_min} to {spec.short_side_max} px, at most "
+        f"{spec.crops_per_side} x {spec.crops_per_side} crops of {spec.crop} px",
+    )
+    table.add_row("made with", _versions(manifest.created_with), end_section=True)
+    for name, value in manifest.config.items():
+        table.add_row(f"config {name}", str(value))
+    return table
+
+
+def engine_table(engine: Engine, state: str, size: int | None) -> Table:
+    """One engine: its file, and what became of it since. size: bytes, None if it is missing."""
+    table = Table("", title=f"engine {engine.file}", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_row("file", state if size is None else f"{state}, {size / 2**20:.1f} MiB")
+    table.add_row("SHA-256", engine.sha256)
+    table.add_row("backend", f"{engine.backend}, {engine.precision}")
+    table.add_row("largest batch", str(engine.max_batch))
+    table.add_row("made with", _versions(engine.versions))
+    return table
+
+
+def proof_table(engine: Engine) -> Table:
+    """What was measured of an engine against its limits: parity, and batch invariance."""
+    verdict = "proven" if engine.proven else "NOT PROVEN"
+    table = Table("measured", title=f"{engine.file} ({engine.precision}): {verdict}")
+    table.add_column("value", justify="right")
+    table.add_column("limit", justify="right")
+    table.add_column("")
+    if engine.parity is None:
+        table.add_row("parity with the model", "never measured", "", _verdict(False))
+    else:
+        for row in _parity_rows(engine.parity):
+            table.add_row(*row)
+        table.caption = f"{engine.parity.images} images against {engine.parity.reference}"
+    table.add_section()
+    if engine.invariance is None:
+        table.add_row("batch invariance", "never measured", "", _verdict(False))
+    else:
+        table.add_row(*_invariance_row(engine.invariance))
+    return table
+
+
+def _parity_rows(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
+    for name, label in _DISTANCES.items():
+        value = getattr(parity, name)
+        if value is not None:
+            yield label, f"{value:.2e}", *_at_most(value, parity.limits.get(name))
+    for name, label in _CORRELATIONS.items():
+        value, limit = getattr(parity, name), parity.limits.get(name)
+        gate = ("", "") if limit is None else (f"≥ {limit:g}", _verdict(value >= limit))
+        yield label, f"{value:.7f}", *gate
+    flips = parity.order_flips / max(1, parity.pairs)
+    label = f"order flips, share of {parity.pairs} pairs"
+    yield label, f"{flips:.2e}", *_at_most(flips, parity.limits.get("order_flips"))
+
+
+def _invariance_row(invariance: BatchInvariance) -> tuple[str, str, str, str]:
+    batches = ", ".join(map(str, invariance.batches))
+    label = f"batch invariance / span ({', '.join(invariance.cases)}; batches {batches})"
+    limit = f"≤ {invariance.tolerance:g}"
+    return label, f"{invariance.score_max:.2e}", limit, _verdict(invariance.passed)
+
+
+def _at_most(value: float, limit: float | None) -> tuple[str, str]:
+    return ("", "") if limit is None else (f"≤ {limit:g}", _verdict(value <= limit))
+
+
+def _verdict(kept: bool) -> str:
+    return "holds" if kept else "FAILS"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,0 +1,278 @@
+"""A score explained in one picture: the photograph, where three experts looked, the ten weights."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.scorer import DistortionMaps, Score
+
+Colour: TypeAlias = tuple[int, int, int]
+Floats: TypeAlias = NDArray[np.float32]
+
+_SHOWN_MAPS = 3
+
+# Pixels of the picture.
+_MARGIN, _GAP = 32, 20
+_PANEL = 400  # the longer side of a panel
+_COLUMN = 250  # the least width of a panel's column, for its caption
+_CAPTION = 62  # height
+_BAR_ROW = 30  # height
+_CHART = 10 * _BAR_ROW + 44  # least height of the lower half
+_LEGEND = 14  # height of the colour strip
+
+_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 30, 34), (112, 116, 124), (214, 216, 220)
+
+# From "looks away" over nothing to "looks here". Blue against orange, which every common colour
+# blindness tells apart, of nearly equal lightness at equal distance from zero (CIE L* 47, 67, 82,
+# 71, 51).
+_ANCHORS = np.array(
+    [(20, 105, 230), (95, 170, 250), (205, 205, 205), (250, 150, 50), (215, 75, 0)], np.float32
+)
+_POSITIVE, _NEGATIVE = (222, 100, 16), (36, 104, 204)
+_OPACITY = 0.85  # of the largest value; the photograph stays visible below
+_PERCENTILE = 99.5  # of |value|, the end of the colour range: one token must not hide the others
+
+
+def explanation(image: Image.Image, score: Score) -> Image.Image:
+    """One RGB picture that shows an image, its score, and what the experts say about it.
+
+    image: the photograph, RGB and upright, as `preprocess.decode` gives it
+    score: its score, made with `maps=True`
+
+    Raises UserError for a score without maps, which a score with an error also is.
+    """
+    if score.maps is None:
+        raise UserError("there are no maps to explain this score by: score it with maps=True")
+    photo = _panel_photo(image, score.maps.size)
+    column = max(photo.width, _COLUMN)
+    width = 2 * _MARGIN + 4 * column + 3 * _GAP
+    top = _MARGIN + photo.height + _CAPTION + _GAP
+    picture = Image.new("RGB", (width, top + _CHART + _MARGIN), _PAPER)
+    pen = _Pen(ImageDraw.Draw(picture))
+    half = 2 * column + _GAP
+    _paint_panels(picture, pen, photo, score, column)
+    _draw_bars(pen, score.distortions, (_MARGIN, top, _MARGIN + half - 2 * _GAP))
+    right = (_MARGIN + half + _GAP, top, width - _MARGIN)
+    _draw_value(pen, score, right)
+    _draw_legend(picture, pen, score.maps, right)
+    return picture
+
+
+def strongest(weights: Mapping[str, float], count: int) -> list[str]:
+    """The `count` distortions of the largest |weight|, largest first.
+
+    The score is the sum of the weights times a factor common to all, so |weight| is how far the
+    score would move without that expert, and its sign only says to which side.
+    """
+    return sorted(weights, key=lambda name: -abs(weights[name]))[:count]
+
+
+def stitched_map(maps: DistortionMaps, distortion: int) -> Floats:
+    """One distortion's map over the resized image: float32 [height, width].
+
+    Each crop's map is enlarged to the crop's box, bilinearly; where boxes overlap their mean
+    counts. NaN where no crop looked.
+    """
+    width, height = maps.size
+    total = np.zeros((height, width), np.float32)
+    count = np.zeros((height, width), np.float32)
+    for values, (left, top, right, bottom) in zip(maps.values, maps.boxes.tolist(), strict=True):
+        box = np.s_[top:bottom, left:right]
+        total[box] += _enlarged(values[distortion], (right - left, bottom - top))
+        count[box] += 1
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def file_name(source: str | os.PathLike[str]) -> str:
+    """The name of the explanation of an image file: one for each path, the same in every run."""
+    path = os.fsencode(os.path.abspath(source))
+    # Cut, so that a name at the file system's limit stays below it.
+    stem = Path(source).name.encode("ascii", "replace").decode().replace("?", "_")[:100]
+    return f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.png"
+
+
+def _enlarged(values: Floats, size: tuple[int, int]) -> Floats:
+    """A map [h, w] at another size (width, height), bilinearly."""
+    resized = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def _panel_photo(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The part of the photograph that was resized to `size`, as large as a panel."""
+    # A very long image is cut, centred, before it is resized: the maps know that part only.
+    scale = min(image.width / size[0], image.height / size[1])
+    width, height = round(size[0] * scale), round(size[1] * scale)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    seen = image.crop((left, top, left + width, top + height))
+    fit = _PANEL / max(seen.size)
+    panel = (max(1, round(seen.width * fit)), max(1, round(seen.height * fit)))
+    return seen.resize(panel, Image.Resampling.LANCZOS)
+
+
+def _panel_map(stitched: Floats, size: tuple[int, int]) -> Floats:
+    """A stitched map at a panel's size (width, height); NaN stays NaN."""
+    seen = ~np.isnan(stitched)
+    total = _enlarged(np.where(seen, stitched, np.float32(0)), size)
+    share = _enlarged(seen.astype(np.float32), size)
+    return np.divide(total, share, out=np.full_like(total, np.nan), where=share > 0.5)
+
+
+def _colour_range(values: Floats) -> float:
+    """The |value| at the ends of the colours."""
+    seen = np.abs(values[~np.isnan(values)])
+    return float(np.percentile(seen, _PERCENTILE)) if seen.size else 0.0
+
+
+def _colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Values in -1..1 to RGB 0..255: [...] -> [..., 3]."""
+    stops = np.linspace(-1, 1, len(_ANCHORS))
+    return np.stack([np.interp(values, stops, channel) for channel in _ANCHORS.T], axis=-1)
+
+
+def _overlay(photo: Image.Image, values: Floats, limit: float) -> Image.Image:
+    """The photograph in grey under the map's colours; paler still where no crop looked."""
+    grey = np.asarray(photo.convert("L"), np.float32)[..., None]
+    relative = np.clip(values / (limit or 1.0), -1, 1)
+    strength = _OPACITY * (np.abs(np.nan_to_num(relative)) ** 0.75)[..., None]
+    painted = (1 - strength) * grey + strength * _colours(np.nan_to_num(relative))
+    shown = np.where(np.isnan(relative)[..., None], 0.25 * grey + 190, painted)
+    return Image.fromarray(np.broadcast_to(shown, (*grey.shape[:2], 3)).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Text and shapes in this picture's manner."""
+
+    draw: ImageDraw.ImageDraw
+
+    def text(
+        self,
+        at: tuple[float, float],
+        text: str,
+        size: int = 16,
+        colour: Colour = _INK,
+        anchor: str = "la",
+        width: float | None = None,
+    ) -> None:
+        """One line of text; what is wider than `width` ends in an ellipsis."""
+        font = ImageFont.load_default(size)
+        # The built-in font knows ASCII and little more; what it lacks it draws as a box.
+        text = "".join(c if c.isascii() or c in "±·" else "?" for c in text)
+        if width is not None and font.getlength(text) > width:
+            while text and font.getlength(text + "...") > width:
+                text = text[:-1]
+            text += "..."
+        self.draw.text(at, text, colour, font, anchor)
+
+    def bar(self, start: float, end: float, top: float, height: float, colour: Colour) -> None:
+        """A horizontal bar between two x, in either order."""
+        left, right = sorted((start, end))
+        self.draw.rounded_rectangle((left, top, max(right, left + 1), top + height), 3, colour)
+
+
+def _paint_panels(
+    picture: Image.Image, pen: _Pen, photo: Image.Image, score: Score, column: int
+) -> None:
+    assert score.maps is not None
+    top = _MARGIN + photo.height + 10
+    for place, name in enumerate(["", *strongest(score.distortions, _SHOWN_MAPS)]):
+        left = _MARGIN + place * (column + _GAP)
+        if place == 0:
+            panel = photo
+            title, note = Path(score.source).name, "photograph"
+        else:
+            index = list(score.distortions).index(name)
+            values = _panel_map(stitched_map(score.maps, index), photo.size)
+            limit = _colour_range(values)
+            panel = _overlay(photo, values, limit)
+            title = f"{name}  {score.distortions[name]:+.3g}"
+            note = f"colours end at ±{limit:.2g}"
+        picture.paste(panel, (left, _MARGIN))
+        pen.text((left, top), title, 20, width=column)
+        pen.text((left, top + 27), note, 14, _FAINT, width=column)
+
+
+def _draw_bars(pen: _Pen, weights: Mapping[str, float], place: tuple[int, int, int]) -> None:
+    """The weights as bars from a zero line; the strongest in colour. place: left, top, right."""
+    left, top, right = place
+    pen.text((left, top), "Expert weights", 20)
+    low, high = min(0.0, *weights.values()), max(0.0, *weights.values())
+    start, end = left + 175, right - 78  # room for the names and the numbers
+
+    def x(weight: float) -> float:
+        return start + (weight - low) / ((high - low) or 1.0) * (end - start)
+
+    shown = strongest(weights, _SHOWN_MAPS)
+    first = top + 40
+    for row, (name, weight) in enumerate(weights.items()):
+        y = first + row * _BAR_ROW
+        strong, signed = name in shown, _POSITIVE if weight >= 0 else _NEGATIVE
+        pen.text((left, y + 10), name, 16, _INK if strong else _FAINT, "lm", width=165)
+        pen.bar(x(0), x(weight), y + 2, 17, signed if strong else _pale(signed))
+        pen.text((right, y + 10), f"{weight:+.3g}", 16, _INK if strong else _FAINT, "rm")
+    bottom = first + len(weights) * _BAR_ROW - 6
+    pen.draw.line((x(0), first - 4, x(0), bottom), _FAINT, 1)
+
+
+def _pale(colour: Colour) -> Colour:
+    red, green, blue = (150 + channel * 105 // 255 for channel in colour)
+    return red, green, blue
+
+
+def _draw_value(pen: _Pen, score: Score, place: tuple[int, int, int]) -> None:
+    """Value ± std, and where that is on the scale. place: left, top, right."""
+    left, top, right = place
+    scale = score.scale
+    better = "higher is better" if scale.higher_is_better else "lower is better"
+    crops = f"mean ± std of {len(score.raw)} crop{'s' * (len(score.raw) != 1)}"
+    pen.text((left, top), "Quality", 20)
+    pen.text((left, top + 32), f"{score.value:.4g} ± {score.std:.2g}", 44)
+    pen.text((left, top + 86), f"{crops} · {better}", 16, _FAINT)
+
+    def x(value: float) -> float:  # a score beyond the scale stands at its end
+        share = (value - scale.low) / scale.span
+        return left + min(max(share, 0.0), 1.0) * (right - left)
+
+    track = top + 126
+    pen.bar(left, right, track, 8, _RULE)
+    pen.bar(x(score.value - score.std), x(score.value + score.std), track, 8, _pale(_INK))
+    marker = x(score.value)
+    pen.draw.ellipse((marker - 9, track - 5, marker + 9, track + 13), _INK, _PAPER, 2)
+    ends = [f"{scale.low:g}", f"{scale.high:g}"]
+    named = zip(ends, ("worst", "best")[:: 1 if scale.higher_is_better else -1], strict=True)
+    low, high = (f"{end} {name}" for end, name in named)
+    pen.text((left, track + 20), low, 14, _FAINT)
+    pen.text((right, track + 20), high, 14, _FAINT, "ra")
+
+
+def _draw_legend(
+    picture: Image.Image, pen: _Pen, maps: DistortionMaps, place: tuple[int, int, int]
+) -> None:
+    """What the maps' colours mean. place: left, top, right."""
+    left, top, right = place
+    top += 210
+    pen.text((left, top), "Maps", 20)
+    ramp = np.linspace(-1, 1, right - left, dtype=np.float32)
+    strip = np.broadcast_to(ramp, (_LEGEND, right - left))
+    middle_grey = Image.new("RGB", (right - left, _LEGEND), (128, 128, 128))
+    picture.paste(_overlay(middle_grey, strip, 1.0), (left, top + 36))
+    below = top + 36 + _LEGEND + 6
+    notes: Sequence[tuple[float, str, str]] = (
+        (left, "looks away", "la"),
+        ((left + right) / 2, "0", "ma"),
+        (right, "looks here", "ra"),
+    )
+    for at, note, anchor in notes:
+        pen.text((at, below), note, 14, _FAINT, anchor)
+    meaning = "the expert's attention above or below what the image draws itself"
+    pen.text((left, below + 26), meaning, 14, _FAINT, width=right - left)
+    if np.isnan(stitched_map(maps, 0)).any():
+        pen.text((left, below + 46), "pale: in no crop, so never seen", 14, _FAINT)

@@ -1,0 +1,295 @@
+"""Which images to score, and a file of results that a killed run leaves whole."""
+
+import csv
+import glob
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple, NoReturn, Protocol, Self
+
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.scorer import Score
+
+# What files of the formats that `preprocess` decodes are called.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs"}
+    | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+)
+
+_SYNC_SECONDS = 5.0  # a power cut costs the rows of at most this time; a kill costs none
+
+
+def find_images(arguments: Iterable[str]) -> list[Path]:
+    """The images that files, folders and glob patterns name: sorted, each once.
+
+    A named file is always taken. Folders, searched to the bottom, and patterns give files with a
+    suffix in SUFFIXES; hidden files and folders and linked folders inside a folder are passed over.
+
+    Raises UserError for an argument that names nothing, and when there is no image at all.
+    """
+    named = list(arguments)
+    found: dict[str, Path] = {}
+    for argument in named:
+        for path in _named_by(argument):
+            found.setdefault(os.path.abspath(path), path)
+    if not found:
+        raise UserError(
+            f"no image in {', '.join(map(repr, named))}: folders and patterns are searched for "
+            f"{' '.join(sorted(SUFFIXES))}; name a file itself to score it whatever its suffix"
+        )
+    return sorted(found.values())
+
+
+def _named_by(argument: str) -> Iterator[Path]:
+    if os.path.isdir(argument):
+        yield from _images_below(argument)
+    elif os.path.exists(argument):
+        yield Path(argument)
+    else:
+        matches = glob.glob(argument, recursive=True)
+        if not matches:
+            raise UserError(f"{argument!r} is no file or folder and matches none: check the path")
+        for match in matches:
+            yield from _images_below(match) if os.path.isdir(match) else _if_image(match)
+
+
+def _images_below(folder: str) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder, onerror=_cannot_list):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith("."):
+                yield from _if_image(os.path.join(root, name))
+
+
+def _if_image(path: str) -> Iterator[Path]:
+    if os.path.splitext(path)[1].lower() in SUFFIXES:
+        yield Path(path)
+
+
+def _cannot_list(cause: OSError) -> NoReturn:
+    raise UserError(
+        f"cannot list the folder {cause.filename!r}: {cause.strerror}; "
+        "make it readable or name other folders"
+    ) from cause
+
+
+class _Done(NamedTuple):
+    source: str
+    error: str | None
+    fingerprint: str
+
+
+class _Format(Protocol):
+    """How rows are written as records of bytes, and as much of one read as resuming needs.
+
+    opening: what every file begins with
+    """
+
+    header: bytes
+    opening: bytes
+
+    def encode(self, score: Score) -> bytes: ...
+    def is_whole(self, record: bytes) -> bool: ...
+    def decode(self, record: bytes) -> _Done: ...
+
+
+class _Jsonl:
+    """One JSON object a line, `Score.as_row`. ASCII, so any file name survives."""
+
+    header = b""
+    opening = b'{"source": "'
+
+    def encode(self, score: Score) -> bytes:
+        return json.dumps(score.as_row(), allow_nan=False).encode("ascii") + b"\n"
+
+    def is_whole(self, record: bytes) -> bool:
+        return record.endswith(b"\n")
+
+    def decode(self, record: bytes) -> _Done:
+        row = json.loads(record)
+        return _Done(row["source"], row["error"], row["fingerprint"])
+
+
+class _Csv:
+    """A table with a header; `raw` holds the crops' scores separated by spaces."""
+
+    def __init__(self, distortions: Sequence[str]) -> None:
+        self._distortions = distortions
+        scale = ("scale_low", "scale_high", "higher_is_better")
+        before = ("source", "error", "fingerprint", "value", "std")
+        self.header = self.opening = _csv_record([*before, *distortions, *scale, "raw"])
+
+    def encode(self, score: Score) -> bytes:
+        row = score.as_row()
+        weights = [score.distortions.get(name) for name in self._distortions]
+        before = [row[name] for name in ("source", "error", "fingerprint", "value", "std")]
+        raw = " ".join(map(repr, score.raw))
+        return _csv_record([*before, *weights, *row["scale"].values(), raw])
+
+    def is_whole(self, record: bytes) -> bool:
+        # A quoted cell may hold line ends; a quote inside it is doubled, which keeps the parity.
+        return record.endswith(b"\n") and record.count(b'"') % 2 == 0
+
+    def decode(self, record: bytes) -> _Done:
+        text = record.decode("utf-8", "surrogateescape")
+        source, error, fingerprint, *_ = next(csv.reader([text], strict=True))
+        return _Done(source, error or None, fingerprint)
+
+
+def _csv_record(cells: Sequence[Any]) -> bytes:
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerow(cells)
+    # File names are bytes: those that are not UTF-8 are written as they are.
+    return stream.getvalue().encode("utf-8", "surrogateescape")
+
+
+class ResultFile:
+    """Scores in a `.jsonl` or `.csv` file, one row an image, which a later run continues.
+
+    Each row is with the system when `append` returns. Of a run killed at any moment, the next one
+    keeps every complete row and cuts off a torn last one. A context manager; for one writer.
+
+    fingerprint: what the rows of this run carry; a file with rows of another is refused
+    distortions: the columns of a CSV file
+    overwrite: start over, whatever the file holds
+    retry_errors: drop the rows that hold an error, so that their images are scored again
+
+    Attributes:
+        done: the source of each row that was there already, and whether it has a score
+
+    Raises UserError for another suffix, a file of other rows, and whatever the file system refuses.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fingerprint: str,
+        distortions: Sequence[str],
+        overwrite: bool = False,
+        retry_errors: bool = False,
+    ) -> None:
+        self._path = path
+        self._format = _format_of(path, distortions)
+        self._fingerprint = fingerprint
+        self.done: dict[str, bool] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not overwrite:
+                self._resume(retry_errors)
+            # Unbuffered: what a full disk refuses must not be written again when closing.
+            self._stream = path.open("wb" if overwrite else "ab", buffering=0)
+            self._synced = time.monotonic()
+            if self._stream.tell() == 0:
+                self._write(self._format.header)
+        except OSError as cause:
+            raise self._cannot_write(cause) from cause
+
+    def append(self, score: Score) -> None:
+        """Write one row. Raises UserError when the file system refuses, such as a full disk."""
+        try:
+            self._write(self._format.encode(score))
+        except OSError as cause:
+            raise self._cannot_write(cause) from cause
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._stream:
+            os.fsync(self._stream.fileno())
+
+    def _write(self, record: bytes) -> None:
+        rest = memoryview(record)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def _resume(self, retry_errors: bool) -> None:
+        end = 0
+        with open(self._path, "rb") as stream:
+            self._check_opening(stream.read(len(self._format.opening)))
+            stream.seek(0)
+            for number, record in enumerate(self._records(stream), 1):
+                end += len(record)
+                if not self._is_header(number, record):
+                    done = self._decoded(number, record)
+                    self.done[done.source] = done.error is None
+        os.truncate(self._path, end)
+        if retry_errors and not all(self.done.values()):
+            self._drop_errors()
+
+    def _records(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """The complete records of a file; what follows the last one is left out."""
+        record = b""
+        for line in stream:
+            record += line
+            if self._format.is_whole(record):
+                yield record
+                record = b""
+
+    def _check_opening(self, start: bytes) -> None:
+        # Before anything is cut off: a file of something else must stay as it is.
+        if not self._format.opening.startswith(start):
+            raise UserError(f"{str(self._path)!r} holds other columns or no scores: {_REMEDY}")
+
+    def _is_header(self, number: int, record: bytes) -> bool:
+        return number == 1 and record == self._format.header
+
+    def _decoded(self, number: int, record: bytes) -> _Done:
+        try:
+            done = self._format.decode(record)
+        except (ValueError, KeyError, TypeError, csv.Error) as cause:
+            where = f"row {number} of {str(self._path)!r}"
+            raise UserError(f"{where} is not a score: {_REMEDY}") from cause
+        if done.fingerprint != self._fingerprint:
+            raise UserError(
+                f"{str(self._path)!r} holds scores with fingerprint {done.fingerprint}, this run "
+                f"makes {self._fingerprint}: weights, preprocessing or software differ; {_REMEDY}"
+            )
+        return done
+
+    def _drop_errors(self) -> None:
+        aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        try:
+            with open(self._path, "rb") as old, open(aside, "xb") as new:
+                for number, record in enumerate(self._records(old), 1):
+                    if self._is_header(number, record) or not self._decoded(number, record).error:
+                        new.write(record)
+                new.flush()
+                os.fsync(new.fileno())
+            os.replace(aside, self._path)
+        finally:
+            aside.unlink(missing_ok=True)
+        self.done = {source: True for source, scored in self.done.items() if scored}
+
+    def _cannot_write(self, cause: OSError) -> UserError:
+        return UserError(
+            f"cannot write {str(self._path)!r}: {cause.strerror or cause}; complete rows are kept, "
+            "mend this and run the same command again"
+        )
+
+
+_REMEDY = "choose another --out, or pass --overwrite to start over"
+
+
+def _format_of(path: Path, distortions: Sequence[str]) -> _Format:
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return _Jsonl()
+    if suffix == ".csv":
+        return _Csv(distortions)
+    raise UserError(f"results go to a .jsonl or a .csv file, not to {str(path)!r}")

@@ -1,0 +1,191 @@
+"""Export, the proof, and what happens when it fails."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from drexperts import runtime
+from drexperts.checkpoint import Checkpoint, save_checkpoint
+from drexperts.export import bundle as bundles
+from drexperts.export import verify
+from drexperts.export.photographs import verification_images
+from drexperts.runtime.errors import BundleError, ConfigError, UserError
+from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of, write_manifest
+from drexperts.runtime.preprocess import Preprocessing
+
+SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
+PREPROCESSING = Preprocessing(crop=64, short_side_min=64, short_side_max=128, crops_per_side=2)
+
+
+def quiet(_: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module", params=["paper", "official"])
+def checkpoint(
+    request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]
+) -> Checkpoint:
+    return Checkpoint(random_model(tiny(request.param)), SCALE, PREPROCESSING)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return verification_images()[:6]
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("export") / "bundle"
+    bundles.export_bundle(checkpoint, out, pictures, max_batch=4)
+    return out
+
+
+def test_bundle_is_proven_and_scores_as_the_model(
+    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image]
+) -> None:
+    manifest = read_manifest(bundle)
+    (engine,) = manifest.engines
+    assert engine.proven
+    assert engine.parity is not None
+    assert engine.parity.images == 6
+    assert engine.parity.rows == sum(len(runtime.load(bundle).score(p).raw) for p in pictures)
+    assert engine.parity.score_max < 1e-5
+    assert engine.invariance is not None
+    assert engine.invariance.batches == (1, 2, 3, 4)
+    expected = verify.eager_outputs(checkpoint.model, pictures, PREPROCESSING, quiet)
+    got = [row.value for row in runtime.load(bundle).score(list(pictures))]
+    np.testing.assert_allclose(got, expected.scores, rtol=1e-4, atol=1e-4)
+    assert manifest.preset == checkpoint.model.config.preset
+    assert sorted(p.name for p in bundle.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_half_precision_is_proven_under_its_own_limits(
+    checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    manifest = bundles.export_bundle(checkpoint, tmp_path / "b", pictures, half=True, max_batch=2)
+    (engine,) = manifest.engines
+    assert engine.precision == "fp16"
+    assert engine.parity is not None
+    assert engine.parity.limits == verify.LIMITS["fp16"]
+    assert engine.proven
+
+
+def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
+    checkpoint: Checkpoint,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genuine = bundles.onnx_from_model
+
+    def wrong(*args: Any, **kwargs: Any) -> onnx.ModelProto:
+        proto = genuine(*args, **kwargs)
+        (bias,) = [i for i in proto.graph.initializer if i.name.endswith("score.bias")]
+        bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(1.0)).tobytes()
+        return proto
+
+    monkeypatch.setattr(bundles, "onnx_from_model", wrong)
+    manifest = bundles.export_bundle(checkpoint, tmp_path / "b", pictures, max_batch=2)
+    assert not manifest.engines[0].proven
+    with pytest.raises(BundleError, match="drx verify"):
+        runtime.load(tmp_path / "b")
+
+
+def test_a_broken_export_leaves_what_was_there(
+    bundle: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sha256_of(bundle / "manifest.json")
+
+    def broken(*_: Any, **__: Any) -> onnx.ModelProto:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(bundles, "onnx_from_model", broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        bundles.export_bundle(checkpoint, bundle)
+    assert sha256_of(bundle / "manifest.json") == before
+    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_place_that_is_no_bundle_is_not_touched(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is no bundle"):
+        bundles.export_bundle(checkpoint, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_scale_must_be_known(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--scale LOW:HIGH"):
+        bundles.export_bundle(checkpoint._replace(scale=None), tmp_path / "b")
+
+
+def test_verify_rewrites_the_proof(
+    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(pictures[:4]):
+        picture.save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("not an image")
+    manifest = read_manifest(bundle)
+    stripped = replace(manifest, engines=(replace(manifest.engines[0], parity=None),))
+    write_manifest(stripped, bundle)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(checkpoint, path)
+    proven = bundles.verify_bundle(bundle, checkpoint=path, images=folder, progress=quiet)
+    assert proven == read_manifest(bundle)
+    assert proven.engines[0].parity is not None
+    assert proven.engines[0].parity.images == 4
+    assert proven.engines[0].proven
+
+
+def test_verify_against_other_weights_fails(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    pictures: list[Image.Image],
+    random_model: Callable[..., Any],
+) -> None:
+    kept = read_manifest(bundle)
+    other = checkpoint._replace(model=random_model(checkpoint.model.config, seed=1))
+    try:
+        assert not bundles.prove(bundle, other, pictures, quiet).engines[0].proven
+    finally:
+        write_manifest(kept, bundle)
+
+
+def test_verify_without_weights_measures_invariance_only(
+    bundle: Path, pictures: list[Image.Image]
+) -> None:
+    before = read_manifest(bundle).engines[0]
+    after = bundles.prove(bundle, None, pictures, quiet).engines[0]
+    assert after.parity == before.parity
+    assert after.invariance is not None
+    assert after.invariance.passed
+
+
+def test_a_changed_file_is_not_verified(bundle: Path, tmp_path: Path, pictures: Any) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    content = (copy / "model.onnx").read_bytes()
+    (copy / "model.onnx").write_bytes(content + b"\0")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        bundles.prove(copy, None, pictures, quiet)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_too_few_images(count: int, bundle: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (80, 80), (i * 90, 0, 0)).save(folder / f"{i}.png")
+    with pytest.raises(UserError, match=r"at least 3|no readable image"):
+        bundles.prove(bundle, checkpoint, bundles.images_in(folder), quiet)

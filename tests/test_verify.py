@@ -1,0 +1,96 @@
+"""The measures behind the certificate."""
+
+import numpy as np
+import pytest
+
+from drexperts.export import verify
+from drexperts.export.verify import (
+    LIMITS,
+    Outputs,
+    compare,
+    measure_invariance,
+    order_flips,
+    within,
+)
+from drexperts.runtime.manifest import ScoreScale
+
+SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
+
+
+def outputs(scores: list[float], weight: float = 1.0) -> Outputs:
+    weights = np.full((len(scores), 10), weight)
+    return Outputs(np.array(scores), weights, np.zeros((len(scores), 10, 2, 2)), len(scores))
+
+
+def test_equal_outputs_pass() -> None:
+    report = compare(outputs([1.0, 5.0, 9.0]), outputs([1.0, 5.0, 9.0]), SCALE, LIMITS["fp32"])
+    assert report.passed
+    assert (report.score_max, report.order_flips, report.pairs) == (0.0, 0, 3)
+    assert report.srcc == pytest.approx(1.0)
+
+
+def test_drift_is_measured_in_spans() -> None:
+    report = compare(outputs([1.0, 5.0, 9.0]), outputs([1.0, 5.0, 9.5]), SCALE, LIMITS["fp32"])
+    assert report.score_max == pytest.approx(0.005)
+    assert not report.passed
+
+
+@pytest.mark.parametrize(
+    "got",
+    [
+        outputs([5.0, 1.0, 9.0]),  # another order
+        outputs([1.0, 5.0, 9.0], weight=1.1),  # other weights
+        outputs([1.0, 5.0, float("nan")]),
+    ],
+)
+def test_faults_fail(got: Outputs) -> None:
+    expected = outputs([1.0, 5.0, 9.0])
+    measured = {"srcc": float("nan"), "score_max": 0.0}
+    assert not within(measured, {"srcc": 0.9})  # NaN keeps no limit
+    if np.isfinite(got.scores).all():
+        assert not compare(expected, got, SCALE, LIMITS["fp32"]).passed
+
+
+def test_maps_are_compared() -> None:
+    got = outputs([1.0, 5.0, 9.0])._replace(maps=np.full((3, 10, 2, 2), 0.1))
+    report = compare(outputs([1.0, 5.0, 9.0]), got, SCALE, LIMITS["fp32"])
+    assert report.maps_max == pytest.approx(0.1)
+    assert not report.passed
+
+
+def test_order_flips_counts_pairs() -> None:
+    assert order_flips(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])) == (1, 3)
+
+
+def test_batch_sizes() -> None:
+    assert verify.batch_sizes(1) == [1]
+    assert verify.batch_sizes(8) == list(range(1, 9))
+    assert verify.batch_sizes(40) == [*range(1, 9), 16, 32, 40]
+
+
+class LeakySession:
+    """Adds a little of the first row to every other: what batch invariance is there to find."""
+
+    max_batch, description = 4, "leaky"
+
+    def __init__(self, leak: float) -> None:
+        self.leak = leak
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        own = pixels.mean((1, 2, 3)).astype(np.float32)
+        return {"score": own + self.leak * own[0] * (np.arange(len(own)) > 0)}
+
+
+@pytest.mark.parametrize(("leak", "passed"), [(0.0, True), (1e-2, False)])
+def test_invariance_finds_a_leak_between_rows(
+    leak: float, passed: bool, toy_bundle: object
+) -> None:
+    from drexperts.runtime.manifest import read_manifest
+
+    manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
+    images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(6)]
+    report = measure_invariance(
+        lambda threads: LeakySession(leak), images, manifest, "fp32", lambda _: None
+    )
+    assert report.passed is passed
+    assert report.batches == (1, 2, 3, 4)
