@@ -23,6 +23,12 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, H, W] to float32 with ImageNet's statistics: what the model takes."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels.float() / 255 - mean) / std
+
+
 class ImageEncoder(nn.Module):
     """DeiT-III: images [B, 3, H, W], ImageNet-normalised, to tokens [B, 1 + grid^2, width]."""
 

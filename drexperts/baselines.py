@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from drexperts.backbone import PromptEncoder
+from drexperts.backbone import PromptEncoder, normalised
 from drexperts.checkpoint import load_checkpoint
 from drexperts.config import ControllerConfig, DRExpertsConfig
 from drexperts.export.to_onnx import OPSET
-from drexperts.export.verify import normalised
 from drexperts.model import DRExperts, new_model
 
 Pixels = NDArray[np.uint8]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -240,7 +241,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     """The report as tables."""
     machine, cold, image = report["machine"], report["cold_start"], report["image"]
     console.print(f"{machine['cpu']}, {machine['cores']} cores; {report['bundle']['session']}")
-    table = Table("batch", "", "p50 ms", "p90 ms", "p99 ms", "cv", "crops/s", "times the engine")
+    headings = ("batch", "", "p50 ms", "p90 ms", "p99 ms", "cv", "crops/s", "times the engine")
+    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for entry in report["batches"]:
         for name, times in entry["latency"].items():
             milliseconds = [f"{1e3 * times[q]:.1f}" for q in ("p50", "p90", "p99")]

@@ -332,7 +332,7 @@ def _verb(verbs: "_Verbs", name: str, run: "_Run", summary: str, extra: str = "c
 
 
 def _add_demo(verbs: "_Verbs") -> None:
-    verb = _verb(verbs, "demo", _demo, "every stage on a small model, on this machine", "demo")
+    verb = _verb(verbs, "demo", _demo, "every stage on a small model, on this machine", "export")
     verb.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
 
 

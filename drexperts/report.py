@@ -1,6 +1,7 @@
 """What the commands print: tables of scores, and of what a bundle is and was proven on."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from drexperts.runtime.scorer import Score
 _ALL = 20  # scores up to which a table shows each
 _ENDS = 5  # of more, the worst and the best
 _ERRORS = 10
+_QUIET = 5.0
 
 _DISTANCES = {
     "score_max": "score, largest difference / span",
@@ -50,13 +52,24 @@ class Screen:
     def working(self) -> Iterator[Callable[[str], None]]:
         """A line that says what long work is at; yields the function that changes it.
 
-        Off a terminal each message is a line of its own, so that a log shows the progress.
+        Off a terminal a message is a line of its own, at most one in `_QUIET` seconds.
         """
         if not self.notes.is_terminal:
-            yield self.note
+            yield self._note_now_and_then()
             return
         with self.notes.status("") as status:
             yield status.update
+
+    def _note_now_and_then(self) -> Callable[[str], None]:
+        last = -math.inf
+
+        def note(message: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _QUIET:
+                last = time.monotonic()
+                self.note(message)
+
+        return note
 
     def note(self, message: str) -> None:
         """One line on what is going on."""

@@ -115,7 +115,7 @@ def _theirs(ours: str) -> list[str]:
 
 def _own_layout(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Their keys and shapes for what has a counterpart here."""
-    layout = {}
+    layout: dict[str, tuple[int, ...]] = {}
     branches = ("saliency.distortion.", "saliency.semantic.")
     experts = (_LINEARS, *branches, "saliency.value.", "saliency.alpha")
     for ours, value in own.items():

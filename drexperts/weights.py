@@ -101,7 +101,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
                 mmap=zipfile.is_zipfile(path),
             )
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file") from error
+        raise WeightsError(f"there is no file {path}: check the path") from error
     except Exception as error:  # zip, pickle, end-of-file and runtime errors, by the damage done
         raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(content, dict):
@@ -130,7 +130,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file") from error
+        raise WeightsError(f"there is no file {path}: check the path") from error
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
 

@@ -5,6 +5,7 @@ them all; what it leaves is a `DRExperts` whose parts were replaced, and whose o
 """
 
 import copy
+from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -112,8 +113,8 @@ class FoldedVit(nn.Module):
         patches = self.patches(pixels).flatten(2).mT + self.positions
         first = self.first.expand(pixels.shape[0], -1, -1)
         x = self.norm_in(torch.cat((first, patches), dim=1))
-        out: Tensor = self.norm_out(self.blocks(x.to(self.blocks[0].proj.weight.dtype)))
-        return out
+        dtype = next(self.blocks.parameters()).dtype
+        return self.norm_out(self.blocks(x.to(dtype)))
 
 
 class FoldedController(nn.Module):
@@ -225,7 +226,8 @@ def inference_model(model: DRExperts, half: bool = False) -> DRExperts:
     around them float32: patch embeddings, resize, unit vectors, both softmaxes of the head and
     their difference, weights and score.
     """
-    folded = copy.deepcopy(model).double().requires_grad_(False)
+    # Any: its parts are replaced by equal ones of other classes.
+    folded: Any = copy.deepcopy(model).double().requires_grad_(False)
     with torch.no_grad():
         if isinstance(folded.prompts, PromptEncoder):
             folded.prompts = fold_prompts(folded.prompts)
@@ -239,10 +241,11 @@ def inference_model(model: DRExperts, half: bool = False) -> DRExperts:
         encoder.blocks.half()
         encoder.norm_out.half()
         controller.vit.blocks.half()
-    return folded
+    result: DRExperts = folded
+    return result
 
 
-def _fold_head(model: DRExperts) -> None:
+def _fold_head(model: Any) -> None:
     saliency, keys = model.saliency, model.saliency.keys
     saliency.distortion = fold_query(saliency.distortion)
     saliency.semantic = fold_query(saliency.semantic)

@@ -4,12 +4,15 @@ Photographs that scikit-image ships in its wheel, as they are and distorted, so 
 Nothing is fetched.
 """
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from drexperts.runtime.errors import MissingDependencyError
+from drexperts.runtime.preprocess import decode
 from drexperts.synthetic import distort
 
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
@@ -17,11 +20,17 @@ DISTORTED = (("gaussian_blur", 4), ("jpeg", 4), ("white_noise", 5))
 
 
 def photograph(name: str) -> Image.Image:
-    """One of scikit-image's photographs, RGB."""
-    import skimage
+    """One of the photographs in scikit-image's wheel, RGB.
 
-    with Image.open(Path(skimage.__file__).parent / "data" / name) as image:
-        return image.convert("RGB")
+    Read as a file: the library's own functions import much, and some fetch.
+    """
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise MissingDependencyError(
+            'photographs to verify on come with scikit-image: pip install "drexperts[export]", or '
+            "name a folder of yours with --images"
+        )
+    return decode(Path(package.origin).parent / "data" / name)
 
 
 def verification_images() -> list[Image.Image]:

@@ -5,6 +5,8 @@ of standard operators: ONNX Runtime and TensorRT-RTX run the body, TensorRT can 
 kernel by its attributes.
 """
 
+from typing import Any
+
 import onnx
 import onnx.parser
 import torch
@@ -75,7 +77,7 @@ def onnx_from_model(
     Returns:
         A checked model with input `pixels`, uint8 [batch, 3, H, W].
     """
-    folded = inference_model(model, half)
+    folded: Any = inference_model(model, half)
     folded.saliency.pooling = PoolingNode(folded.saliency.pooling)
     size = model.config.encoder.image_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD
+from drexperts.backbone import normalised
 from drexperts.evaluate import plcc, srcc
 from drexperts.model import DRExperts
 from drexperts.runtime.errors import UserError
@@ -78,7 +78,7 @@ def eager_outputs(
         tell(f"parity: eager model, image {i} of {len(images)}")
         pixels = torch.from_numpy(crops_from_image(decode(image), preprocessing).pixels)
         with torch.inference_mode():
-            chunks = [model(normalised(chunk)) for chunk in pixels.split(CHUNK)]
+            chunks = [model(normalised(chunk)) for chunk in torch.split(pixels, CHUNK)]
         score, weight, each = (
             torch.cat(part).double().numpy() for part in zip(*chunks, strict=True)
         )
@@ -87,12 +87,6 @@ def eager_outputs(
         maps.append(each)
     crops = np.concatenate(maps)
     return Outputs(np.array(scores), np.array(weights), crops, len(crops))
-
-
-def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, H, W] to ImageNet-normalised float32."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels.float() / 255 - mean) / std
 
 
 def engine_outputs(scorer: Scorer, images: Sequence[Source], tell: Progress) -> Outputs:
@@ -120,7 +114,7 @@ def compare(expected: Outputs, got: Outputs, scale: ScoreScale, limits: dict[str
         "srcc": srcc(expected.scores, got.scores),
         "plcc": plcc(expected.scores, got.scores),
         "weights_max": _relative(got.weights, expected.weights),
-        "maps_max": None if got.maps is None else _worst(got.maps, expected.maps),
+        "maps_max": _maps_drift(got.maps, expected.maps),
     }
     passed = within(measured | {"order_flips": flips / pairs}, limits)
     counts = {"images": len(drift), "rows": got.rows, "order_flips": flips, "pairs": pairs}
@@ -145,8 +139,12 @@ def order_flips(expected: Array, got: Array) -> tuple[int, int]:
     return int(np.sum(before * after < 0)), len(first)
 
 
-def _worst(got: Array, expected: Array | None) -> float:
+def _worst(got: Array, expected: Array) -> float:
     return float(np.abs(got - expected).max())
+
+
+def _maps_drift(got: Array | None, expected: Array | None) -> float | None:
+    return None if got is None or expected is None else _worst(got, expected)
 
 
 def _relative(got: Array, expected: Array) -> float:

@@ -53,7 +53,8 @@ class Parity:
     score_*: |difference of scores| as a fraction of the score's span
     srcc, plcc: correlation between engine and reference
     order_flips: how many of `pairs` the engine ranks the other way round
-    weights_max, maps_max: max |difference|; maps_max is None for an engine without maps
+    weights_max: max |difference| as a fraction of the largest |weight| of the reference
+    maps_max: max |difference|, None for an engine without maps
     limits: the gate of each measured value, by its name
     """
 

@@ -1,0 +1,22 @@
+# The repository's root holds a folder named `kernels`; a library of that name exists too.
+export PYTHONSAFEPATH := 1
+
+.PHONY: check format static test bench
+
+check: static test
+
+static:
+	uv run ruff format --check .
+	uv run ruff check .
+	uv run mypy
+	uv run lint-imports
+
+test:
+	uv run pytest
+
+format:
+	uv run ruff format .
+	uv run ruff check --fix .
+
+bench:
+	uv run python benchmarks/bench_full_size.py --receipt benchmarks/receipts/full-size-official.json
