@@ -3,6 +3,7 @@
 import io
 import json
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -30,6 +31,9 @@ ENGINE = "engine"
 NAMES = ("eager-dense", "eager-reduced", "backbones")
 WARM_UP = 2  # calls of each contender before any is timed
 ROUNDS = 15
+# Worker threads of PyTorch and ONNX Runtime spin for a while after a call, at the cost of whoever
+# runs next on the same cores.
+SETTLE = 0.1  # seconds between two calls
 PHOTO = (1024, 768)
 
 # Run in a process of its own, where nothing but the runtime is resident.
@@ -64,7 +68,7 @@ def bench_bundle(
 ) -> dict[str, Any]:
     """Measure a bundle's engine on this machine.
 
-    Engine and baselines see the same pixels and run in turn, the first of each round changing, so
+    Engine and baselines see the same pixels and run once each in every round, in random order, so
     that whatever else the machine does falls on all of them. Ratios are taken within a round.
 
     Args:
@@ -193,9 +197,13 @@ def _batch_times(
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
+    shuffle = random.Random(0).shuffle
     for i in range(-WARM_UP, rounds):
         progress(f"batch {batch}: round {max(0, i + 1)} of {rounds}")
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        turns = list(names)
+        shuffle(turns)
+        for name in turns:
+            time.sleep(SETTLE)
             seconds = _seconds(lambda run=contenders[name]: run(pixels))  # type: ignore[misc]
             if i >= 0:
                 times[name].append(seconds)

@@ -62,18 +62,19 @@ class EncoderBlock(nn.Module):
         self.fc1, self.fc2 = mlp
         self.heads = heads
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.proj(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """Tokens of all images in one matrix, [B * N, d], so that each projection is one GEMM."""
+        x = x + self.proj(self.attention(self.norm1(x), batch))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
-    def attention(self, x: Tensor) -> Tensor:
-        """[B, N, d] to [B, N, d], in products that every backend has a kernel for."""
-        q, k, v = (self._by_head(linear(x)) for linear in (self.query, self.key, self.value))
-        return (torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2)
+    def attention(self, x: Tensor, batch: int) -> Tensor:
+        """[B * N, d] to [B * N, d], in products that every backend has a kernel for."""
+        q, k, v = (self._by_head(linear(x), batch) for linear in (self.query, self.key, self.value))
+        return (torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).reshape(x.shape)
 
-    def _by_head(self, x: Tensor) -> Tensor:
-        """[B, N, d] to [B, heads, N, d / heads]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _by_head(self, x: Tensor, batch: int) -> Tensor:
+        """[B * N, d] to [B, heads, N, d / heads]."""
+        return x.view(batch, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
 
 class FoldedVit(nn.Module):
@@ -107,14 +108,17 @@ class FoldedVit(nn.Module):
         self.register_buffer("first", first.detach())  # [1, 1, d]
         self.register_buffer("positions", (positions + patches.bias).detach())  # [1, grid^2, d]
         self.norm_in, self.norm_out = norms
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patches(pixels).flatten(2).mT + self.positions
         first = self.first.expand(pixels.shape[0], -1, -1)
         x = self.norm_in(torch.cat((first, patches), dim=1))
-        dtype = next(self.blocks.parameters()).dtype
-        return self.norm_out(self.blocks(x.to(dtype)))
+        batch, width = pixels.shape[0], x.shape[-1]
+        rows = x.to(next(self.blocks.parameters()).dtype).reshape(-1, width)
+        for block in self.blocks:
+            rows = block(rows, batch)
+        return self.norm_out(rows.view(batch, -1, width))
 
 
 class FoldedController(nn.Module):
