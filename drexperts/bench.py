@@ -31,6 +31,7 @@ ENGINE = "engine"
 NAMES = ("eager-dense", "eager-reduced", "backbones")
 WARM_UP = 2  # calls of each contender before any is timed
 ROUNDS = 15
+BATCHES = (1, 4)
 # Worker threads of PyTorch and ONNX Runtime spin for a while after a call, at the cost of whoever
 # runs next on the same cores.
 SETTLE = 0.1  # seconds between two calls
@@ -60,7 +61,7 @@ def bench_bundle(
     bundle: Path,
     *,
     baselines: tuple[str, ...] = (),
-    batches: tuple[int, ...] = (1, 4),
+    batches: tuple[int, ...] | None = None,
     repeats: int | None = None,
     threads: int | None = None,
     checkpoint: Path | None = None,
@@ -73,7 +74,7 @@ def bench_bundle(
 
     Args:
         baselines: of `NAMES`; they need the `export` extra.
-        batches: crops in a call.
+        batches: crops in a call; None is 1 and 4, as far as the bundle admits them.
         repeats: rounds for each batch; None is 15.
         threads: of the engine and of PyTorch; None leaves their defaults.
         checkpoint: weights of the baselines; None makes random ones, which cost the same.
@@ -85,6 +86,7 @@ def bench_bundle(
     cold = cold_start(bundle, threads)
     scorer = runtime.load(bundle, threads=threads)
     most = scorer.session.max_batch
+    batches = tuple(size for size in BATCHES if size <= most) if batches is None else batches
     if any(not 1 <= batch <= most for batch in batches):
         raise UserError(f"this bundle admits batches of 1 to {most}, asked for {list(batches)}")
     contenders: dict[str, Contender] = {ENGINE: scorer.session.run}

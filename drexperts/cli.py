@@ -380,7 +380,7 @@ def _add_bench(verbs: "_Verbs") -> None:
     )
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--baseline", action="append", default=[], metavar="NAME", help="repeatable")
-    verb.add_argument("--batch", type=_sizes, default=(1, 4), metavar="1,4", help="batch sizes")
+    verb.add_argument("--batch", type=_sizes, metavar="1,4", help="batch sizes")
     verb.add_argument("--repeats", type=int, metavar="N")
     verb.add_argument("--threads", type=int, metavar="N")
     verb.add_argument("--checkpoint", type=Path, help="the weights of the baselines")

@@ -59,7 +59,7 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     )
     bench = bench_bundle(bundle, baselines=("eager-dense", "eager-reduced"), progress=progress)
     print_report(bench, console)
-    drawn = _draw(bundle, trained.held_out, out / "pictures")
+    drawn = _draw(bundle, trained.held_out, out)
     report = {"bundle": str(bundle), "held_out": held_out, "bench": bench}
     points = [
         Point(item.label, score.value, item.distortion)
@@ -92,15 +92,18 @@ def _print_scores(held_out: list[HeldOut], scores: list[Score], console: Console
     console.print(table)
 
 
-def _draw(bundle: Path, held_out: list[HeldOut], folder: Path) -> list[Path]:
-    """Explanations of a few images of different quality."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _draw(bundle: Path, held_out: list[HeldOut], out: Path) -> list[Path]:
+    """A few images of different quality as files in `out`, and the explanation of each."""
+    for folder in ("images", "pictures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     scorer = runtime.load(bundle)
     drawn = []
     for item in _evenly(sorted(held_out, key=lambda item: item.label), PICTURES):
-        path = folder / f"{item.content}-{item.distortion}-{item.level}.png"
-        explanation(item.image, scorer.score(item.image, maps=True)).save(path)
-        drawn.append(path)
+        name = f"{item.content}-{item.distortion}-{item.level}.png"
+        item.image.save(out / "images" / name)
+        score = scorer.score(out / "images" / name, maps=True)
+        explanation(item.image, score).save(out / "pictures" / name)
+        drawn.append(out / "pictures" / name)
     return drawn
 
 

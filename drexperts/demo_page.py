@@ -88,6 +88,7 @@ def scatter(points: Sequence[Point]) -> str:
         f'<text x="{_PLOT / 2}" y="{_PLOT - 8}" text-anchor="middle">label</text>',
         f'<text x="14" y="{_PLOT / 2}" transform="rotate(-90 14 {_PLOT / 2})" '
         'text-anchor="middle">score</text>',
+        *(_axis_label(end, place(end), ends[0]) for end in (low, top)),
     ]
     key = [
         f'<circle cx="{_PLOT + 12}" cy="{40 + 22 * i}" r="5" fill="{colours[group]}"/>'
@@ -97,6 +98,13 @@ def scatter(points: Sequence[Point]) -> str:
     size = f'width="{_PLOT + 190}" height="{_PLOT}" viewBox="0 0 {_PLOT + 190} {_PLOT}"'
     drawn = "".join(lines + dots + key)
     return f'<svg {size} role="img" aria-label="score against label">{drawn}</svg>'
+
+
+def _axis_label(value: float, place: float, origin: float) -> str:
+    """The same value on both axes, which share their scale."""
+    across = f'<text x="{place}" y="{_PLOT - origin + 20}" text-anchor="middle">{value:.0f}</text>'
+    up = f'<text x="{origin - 8}" y="{_PLOT - place + 5}" text-anchor="end">{value:.0f}</text>'
+    return across + up
 
 
 def _proof_rows(engine: Engine) -> list[list[str]]:

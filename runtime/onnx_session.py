@@ -81,8 +81,7 @@ def _import_onnxruntime() -> Any:
 
 
 def _options(runtime: Any, threads: int | None) -> Any:
-    # The memory options stay at their defaults: with 400 MB of weights, 503 MB were resident so,
-    # 598 without the arena, 610 without memory patterns, 610 with weights out of the arena.
+    # The memory options stay at their defaults, which measured lowest: see docs/log.md.
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY

@@ -1,5 +1,6 @@
 """What the repository says of itself is true."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -64,6 +65,14 @@ def test_the_readme_lists_every_file() -> None:
         if path.name != "__init__.py"
     }
     assert tree_in_the_readme() == wanted
+
+
+def test_the_readmes_numbers_are_the_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import readme_table
+
+    report = json.loads(readme_table.RECEIPT.read_text())
+    assert readme_table.measured(report) in (ROOT / "README.md").read_text()
 
 
 def test_the_lock_file_is_not_tracked() -> None:

@@ -1,0 +1,68 @@
+"""Write the README's section `Measured` from the committed receipt, so that it cannot drift.
+
+python benchmarks/readme_table.py
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECEIPT = ROOT / "benchmarks" / "receipts" / "full-size-official.json"
+SECTION = re.compile(r"(?<=<!-- measured -->\n).*(?=<!-- end of measured -->)", re.DOTALL)
+
+
+def measured(report: dict[str, Any]) -> str:
+    """The tables for a report of `drx bench`, as Markdown."""
+    machine = report["machine"]
+    versions = machine["versions"]
+    runtime = versions.get("onnxruntime") or versions["onnxruntime-gpu"]
+    rows = [row for entry in report["batches"] for row in batch_rows(entry)]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores; ONNX Runtime {runtime}, CPU provider; "
+        f"PyTorch {versions['torch']}; preset `{report['bundle']['preset']}`.",
+        "",
+        "| batch | | p50 ms | p90 ms | times the engine |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in figures(report).items()),
+    ]
+    return "\n".join(["", *lines, "", ""])
+
+
+def figures(report: dict[str, Any]) -> dict[str, str]:
+    """What is measured once: start, memory, an image from its bytes."""
+    cold, image = report["cold_start"], report["image"]
+    crops = image["crops"]
+    return {
+        "`runtime.load`": f"{cold['load_s']:.1f} s",
+        "first inference": f"{cold['first_inference_s']:.1f} s",
+        "resident after it": f"{cold['resident_bytes'] / 1e6:.0f} MB",
+        f"a 1024x768 JPEG to {crops} crops": f"{1e3 * image['preprocess']['p50']:.1f} ms",
+        f"and to its Score, {crops} crops": f"{image['image_e2e']['p50']:.2f} s",
+    }
+
+
+def batch_rows(entry: dict[str, Any]) -> list[str]:
+    """A row of the table for each contender at one batch size."""
+    rows = []
+    for name, times in entry["latency"].items():
+        ratio = entry["ratio"].get(name)
+        shown = f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})" if ratio else ""
+        p50, p90 = 1e3 * times["p50"], 1e3 * times["p90"]
+        rows.append(f"| {entry['batch']} | {name} | {p50:.0f} | {p90:.0f} | {shown} |")
+    return rows
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = measured(json.loads(RECEIPT.read_text()))
+    readme.write_text(SECTION.sub(lambda _: text, readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()
