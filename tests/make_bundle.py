@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     model = new_model(DRExpertsConfig.paper().with_sizes(encoder, controller))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
     scale = ScoreScale(0.0, 100.0, higher_is_better=True)
     checkpoint = Checkpoint(model, scale, Preprocessing(64, 64, 128, 2))
     manifest = export_bundle(checkpoint, folder / "bundle")
