@@ -82,6 +82,8 @@ def bench_bundle(
     Returns:
         A JSON-ready report; times in seconds.
     """
+    if repeats is not None and repeats < 1:
+        raise UserError(f"a measurement needs one repeat at least, got {repeats}")
     progress("cold start in a process of its own")
     cold = cold_start(bundle, threads)
     scorer = runtime.load(bundle, threads=threads)
@@ -109,7 +111,8 @@ def cold_start(bundle: Path, threads: int | None) -> dict[str, float]:
     command = [sys.executable, "-P", "-c", _COLD_START, str(bundle), str(threads or 0)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(done.stderr.strip().splitlines()[-1])
+        # The last line of a traceback: the class of the error, then what to do.
+        raise UserError(done.stderr.strip().splitlines()[-1].partition(": ")[2])
     measured: dict[str, float] = json.loads(done.stdout)
     return measured
 

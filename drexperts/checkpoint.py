@@ -43,19 +43,25 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of ours (`.safetensors`) or of the authors' code (anything else)."""
+    path = Path(path)
     if path.suffix != ".safetensors":
         model = model_from_upstream(read_torch_file(path))
         return Checkpoint(model, None, default_preprocessing(model.config))
     state, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is no drexperts checkpoint; `drx demo` shows how one is made")
-    parts = {name: json.loads(metadata[name]) for name in ("config", "scale", "preprocessing")}
-    model = new_model(DRExpertsConfig.from_dict(parts["config"]))
+    try:
+        parts = {name: json.loads(metadata[name]) for name in ("config", "scale", "preprocessing")}
+        config = DRExpertsConfig.from_dict(parts["config"])
+        scale = None if parts["scale"] is None else ScoreScale(**parts["scale"])
+        preprocessing = Preprocessing(**parts["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} was changed: its description cannot be read") from error
+    model = new_model(config)
     load_strictly(model, state, str(path))
-    scale = None if parts["scale"] is None else ScoreScale(**parts["scale"])
-    return Checkpoint(model, scale, Preprocessing(**parts["preprocessing"]))
+    return Checkpoint(model, scale, preprocessing)
 
 
 def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 1 done and a gate failed, 2 the user's mistake, 70 our bug, 130 interrupted.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name may be what no encoding can print
             stream.reconfigure(errors="backslashreplace")
@@ -55,6 +55,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(outcome.document, allow_nan=False), flush=True)
     return outcome.status
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(argv)
+    except SystemExit as ended:
+        if ended.code == USER_MISTAKE and "--json" in argv:
+            print(json.dumps({"error": "the command line is wrong, see stderr"}), flush=True)
+        raise
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
@@ -96,26 +105,33 @@ def _bug(error: Exception) -> Outcome:
 
 def _score(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.report import Tally, print_scores, tracked
+    from drexperts.runtime.errors import UserError
     from drexperts.runtime.results import find_images
 
+    if arguments.out is None and (arguments.overwrite or arguments.retry_errors):
+        raise UserError(
+            "--overwrite and --retry-errors are about a result file: name it with --out"
+        )
     paths = _outside(arguments.explain, find_images(arguments.paths))
     scorer = _scorer(arguments)
     screen.note(f"{scorer.engine.file} on {scorer.session.description}")
-    tally, rows, done = Tally(scorer.manifest.scale), list[dict[str, Any]](), dict[str, bool]()
+    tally, rows, done = Tally(scorer.manifest.scale), list[dict[str, Any]](), dict[Path, bool]()
     sinks: list[Callable[[Score], None]] = [tally.add]
     start = time.monotonic()
     with ExitStack() as stack:
         if arguments.out is not None:
             results = stack.enter_context(_result_file(arguments, scorer))
             sinks.append(results.append)
-            there = results.done
-            done = {str(path): there[str(path)] for path in paths if str(path) in there}
+            there = {os.path.abspath(source): scored for source, scored in results.done.items()}
+            done = {p: there[q] for p in paths if (q := os.path.abspath(p)) in there}
+            if done and arguments.explain is not None:
+                screen.note(f"{len(done)} images have a row already and get no picture again")
         elif arguments.json:
             sinks.append(lambda score: rows.append(score.as_row()))
         if arguments.explain is not None:
             # Before the row: an image whose row is there is not scored again.
             sinks.insert(0, _picture_writer(arguments.explain))
-        todo = [path for path in paths if str(path) not in done]
+        todo = [path for path in paths if path not in done]
         stream = scorer.score_stream(todo, maps=arguments.explain is not None)
         for score in tracked(stream, len(todo), screen):
             for sink in sinks:
@@ -140,8 +156,14 @@ def _outside(folder: Path | None, paths: list[Path]) -> list[Path]:
     """Without the pictures that an earlier run wrote among the photographs."""
     if folder is None:
         return paths
+    from drexperts.runtime.explain import is_picture
+
     inside = Path(os.path.abspath(folder))
-    return [path for path in paths if not Path(os.path.abspath(path)).is_relative_to(inside)]
+    return [
+        path
+        for path in paths
+        if not (is_picture(path) and Path(os.path.abspath(path)).parent == inside)
+    ]
 
 
 def _scorer(arguments: argparse.Namespace) -> "Scorer":

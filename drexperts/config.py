@@ -93,6 +93,7 @@ class DRExpertsConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_sizes(self.encoder, self.controller)
         if self.grid not in (None, self.encoder.grid):
             raise ConfigError(
                 f"the grid is fixed at {self.grid}x{self.grid}, but {self.encoder.image_size} px "
@@ -180,6 +181,19 @@ _CHOICES = {
     "group_features": ("distortion", "refined"),
     "score_bias": ("inside", "outside"),
 }
+
+
+def _check_sizes(encoder: EncoderConfig, controller: ControllerConfig) -> None:
+    for name, part in (("encoder", encoder), ("controller", controller)):
+        sizes = {f.name: getattr(part, f.name) for f in fields(part) if f.type in (int, "int")}
+        for field_name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ConfigError(f"{name}.{field_name} must be a positive integer, got {size!r}")
+        if part.image_size % part.patch_size or part.width % part.heads:
+            raise ConfigError(
+                f"the {name}'s patches of {part.patch_size} px must fill {part.image_size} px, and "
+                f"its {part.heads} heads the width {part.width}"
+            )
 
 
 def _check_choices(config: DRExpertsConfig) -> None:

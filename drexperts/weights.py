@@ -112,13 +112,25 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """What went wrong, without torch's advice to trust the file."""
     told = re.search(r"WeightsUnpickler error:\s*(.*?)(?: was not an allowed|\n|$)", str(error))
-    return told.group(1) if told else str(error).split("\n")[0]
+    if told:
+        return told.group(1)
+    if str(error).startswith("Weights only load failed"):
+        return "it holds objects that are no weights"
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tensor]:
     """The state dict of a checkpoint, from under the first of `wrappers` it has; no `module.`."""
+    if not isinstance(checkpoint, Mapping):
+        raise WeightsError(f"expected a state dict, got a {type(checkpoint).__name__}")
     inner = next((checkpoint[name] for name in wrappers if name in checkpoint), checkpoint)
-    strange = [k for k, v in inner.items() if not isinstance(v, Tensor)]
+    if not isinstance(inner, Mapping):
+        raise WeightsError(f"expected a state dict of tensors, got a {type(inner).__name__}")
+    strange = [
+        str(key)
+        for key, value in inner.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if strange:
         raise WeightsError(f"expected a state dict of tensors, but {_listed(strange)} are none")
     return {key.removeprefix("module."): value for key, value in inner.items()}

@@ -1,7 +1,9 @@
 """A trained model to a bundle that the runtime accepts, or to one that it refuses and says why."""
 
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -15,7 +17,7 @@ from drexperts.config import DISTORTIONS
 from drexperts.export.photographs import verification_images
 from drexperts.export.to_onnx import onnx_from_model
 from drexperts.export.verify import Progress, measure_invariance, measure_parity
-from drexperts.runtime.errors import ConfigError, ImageError, UserError
+from drexperts.runtime.errors import BundleError, ConfigError, ImageError, UserError
 from drexperts.runtime.manifest import (
     FILE_NAME,
     OUTPUTS,
@@ -72,14 +74,15 @@ def export_bundle(
         max_batch: the largest batch, verified and admitted.
 
     Raises:
-        ConfigError: the checkpoint does not say what scale its scores are on.
+        ConfigError: the checkpoint does not say what scale its scores are on, or contradicts
+            itself; `max_batch` is not 1 to 1024.
         UserError: `out` is something other than a bundle.
     """
-    if checkpoint.scale is None:
-        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
+    _check_exportable(checkpoint, max_batch)
+    out = out.resolve()  # where a link leads is what is replaced
     _check_replaceable(out)
-    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    aside.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         progress("folding and writing ONNX")
         proto = onnx_from_model(checkpoint.model, maps, half, max_batch)
@@ -112,6 +115,8 @@ def prove(
 ) -> Manifest:
     """Measure every engine of a bundle and write the proofs into its manifest."""
     manifest = read_manifest(bundle)
+    if checkpoint is not None:
+        _check_same_model(checkpoint, manifest)
     pictures = verification_images() if images is None else images
     engines = []
     for engine in manifest.engines:
@@ -176,15 +181,44 @@ def _unproven(
     )
 
 
+def _check_exportable(checkpoint: Checkpoint, max_batch: int) -> None:
+    size, crop = checkpoint.model.config.encoder.image_size, checkpoint.preprocessing.crop
+    if checkpoint.scale is None:
+        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
+    if crop != size:
+        raise ConfigError(f"the checkpoint cuts {crop} px crops for a model of {size} px images")
+    if not 1 <= max_batch <= 1024:
+        raise ConfigError(f"the largest batch must be 1 to 1024, got {max_batch}")
+
+
+def _check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    # Through JSON, as the manifest went.
+    config = json.loads(json.dumps(checkpoint.model.config.as_dict()))
+    if config != manifest.config:
+        changed = [name for name in config if config[name] != manifest.config.get(name)]
+        raise UserError(
+            f"the checkpoint is of another model than the bundle: {', '.join(changed)} differ; "
+            "name the checkpoint that was exported"
+        )
+
+
 def _check_replaceable(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).exists()):
-        raise UserError(f"{out} exists and is no bundle: choose another place for the bundle")
+    """Only nothing, an empty folder, or a bundle and nothing else may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        own = {FILE_NAME, *(engine.file for engine in read_manifest(out).engines)}
+    except BundleError:
+        own = set()
+    if not own or {path.name for path in out.iterdir()} - own:
+        raise UserError(f"{out} holds other things than a bundle: choose another place for it")
 
 
 def _replace_folder(source: Path, target: Path) -> None:
     """Put `source` at `target`, whose old contents go only once the new ones are in place."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
     if target.exists():
-        os.rename(target, old)
-    os.rename(source, target)
+        os.replace(target, old)
+    os.chmod(source, 0o755)  # made for its owner alone
+    os.replace(source, target)
     shutil.rmtree(old, ignore_errors=True)

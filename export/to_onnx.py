@@ -72,7 +72,8 @@ def onnx_from_model(
         model: in float32.
         maps: add the output `maps`, [B, 10, grid, grid].
         half: float16 transformer blocks, with the casts written in the graph.
-        max_batch: the largest batch the dynamic dimension admits.
+        max_batch: the largest batch of the dynamic dimension, which admits two at least; the
+            manifest's own limit is what the runtime keeps.
 
     Returns:
         A checked model with input `pixels`, uint8 [batch, 3, H, W].
@@ -88,7 +89,7 @@ def onnx_from_model(
         opset_version=OPSET,
         input_names=["pixels"],
         output_names=["score", "weights", "maps"][: 3 if maps else 2],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=max_batch)},),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=max(2, max_batch))},),
         verbose=False,
     )
     assert program is not None

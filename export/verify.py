@@ -11,7 +11,7 @@ from drexperts.backbone import normalised
 from drexperts.evaluate import plcc, srcc
 from drexperts.model import DRExperts
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import BatchInvariance, Manifest, Parity, ScoreScale
+from drexperts.runtime.manifest import BatchInvariance, Manifest, Parity, ScoreScale, within
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
 from drexperts.runtime.scorer import Scorer, Session
 
@@ -65,8 +65,20 @@ def measure_parity(
     if len(images) < 3:
         raise UserError(f"parity needs at least 3 readable images, got {len(images)}")
     expected = eager_outputs(model, images, scorer.manifest.preprocessing, tell)
+    _check_scores(expected.scores)
     got = engine_outputs(scorer, images, tell)
     return compare(expected, got, scorer.manifest.scale, LIMITS[precision])
+
+
+def _check_scores(scores: Array) -> None:
+    """A correlation needs scores that are numbers and that differ."""
+    if not np.isfinite(scores).all():
+        raise UserError("the checkpoint gives scores that are no numbers: train it again")
+    if np.ptp(scores) == 0:
+        raise UserError(
+            f"the model gives all {len(scores)} images the score {scores[0]:g}: name different "
+            "photographs with --images, or check the checkpoint"
+        )
 
 
 def eager_outputs(
@@ -121,16 +133,6 @@ def compare(expected: Outputs, got: Outputs, scale: ScoreScale, limits: dict[str
     return Parity(**counts, reference=REFERENCE, limits=limits, passed=passed, **measured)  # type: ignore[arg-type]
 
 
-def within(measured: dict[str, float | None], limits: dict[str, float]) -> bool:
-    """Whether every value keeps its limit; correlations have a floor. NaN keeps none."""
-    kept = []
-    for name, limit in limits.items():
-        value = measured[name]
-        if value is not None:
-            kept.append(value >= limit if name in ("srcc", "plcc") else value <= limit)
-    return all(kept)
-
-
 def order_flips(expected: Array, got: Array) -> tuple[int, int]:
     """How many pairs `got` ranks the other way round than `expected`, and of how many."""
     first, second = np.triu_indices(len(expected), 1)
@@ -168,15 +170,18 @@ def measure_invariance(
     crops = _different_crops(images, manifest.preprocessing, session.max_batch)
     alone = np.array([_scores(session, crop[None])[0] for crop in crops])
     sizes = batch_sizes(session.max_batch)
-    worst = 0.0
+    drifts = []
     for size in sizes:
         tell(f"batch invariance, {size} of {sizes[-1]}")
-        worst = max(worst, _batch_drift(session, crops, alone, size))
+        drifts.append(_batch_drift(session, crops, alone, size))
     single = open_session(1)
     tell("batch invariance, one thread")
     one_by_one = np.array([_scores(single, crop[None])[0] for crop in crops])
-    worst = max(worst, float(np.abs(one_by_one - alone).max()))
-    drift, tolerance = worst / manifest.scale.span, INVARIANCE[precision]
+    drifts.append(_worst(one_by_one, alone))
+    drift = float(np.max(drifts)) / manifest.scale.span  # NaN if any is
+    if not np.isfinite(drift):
+        raise UserError("the engine gives scores that are no numbers: export a trained checkpoint")
+    tolerance = INVARIANCE[precision]
     cases = ("repeated", "neighbours", "permuted", "threads")
     return BatchInvariance(tuple(sizes), cases, drift, tolerance, passed=bool(drift <= tolerance))
 
@@ -201,7 +206,7 @@ def _batch_drift(session: Session, crops: NDArray[np.uint8], alone: Array, size:
     shuffled = np.random.default_rng(size).permutation(order)
     repeated = np.full(size, size % len(crops))
     batches = (repeated, order, shuffled)
-    return max(float(np.abs(_scores(session, crops[i]) - alone[i]).max()) for i in batches)
+    return float(np.max([_worst(_scores(session, crops[i]), alone[i]) for i in batches]))
 
 
 def _scores(session: Session, pixels: NDArray[np.uint8]) -> Array:

@@ -74,6 +74,8 @@ def load(
     """
     if device not in ("auto", "cpu"):
         raise UserError(f"device must be 'auto' or 'cpu', got {device!r}")
+    if not isinstance(bundle, (str, os.PathLike)):
+        raise UserError(f"name the bundle's folder, got {bundle!r}")
     manifest = read_manifest(bundle)
     engine = _best_engine(manifest, bundle, allow_unverified)
     return open_engine(bundle, manifest, engine, threads)
@@ -83,11 +85,18 @@ def open_engine(
     bundle: str | os.PathLike[str], manifest: Manifest, engine: Engine, threads: int | None = None
 ) -> Scorer:
     """A Scorer on one engine of a bundle, proven or not; its file must be the recorded one."""
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
     path = Path(bundle) / engine.file
     _check_unchanged(path, engine)
-    return Scorer(manifest, engine, _BACKENDS[engine.backend](path, engine, threads))
+    session = _BACKENDS[engine.backend](path, engine, threads)
+    crop = manifest.preprocessing.crop
+    if session.image_size not in (None, crop):
+        raise BundleError(
+            f"{str(bundle)!r} cuts crops of {crop} px for an engine that takes "
+            f"{session.image_size} px: export it again with `drx export`"
+        )
+    return Scorer(manifest, engine, session)
 
 
 def _best_engine(

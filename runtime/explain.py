@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,17 @@ def stitched_map(maps: DistortionMaps, distortion: int) -> Floats:
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is called what `file_name` calls an explanation."""
+    return re.fullmatch(r".*-[0-9a-f]{8}\.png", path.name) is not None
+
+
 def file_name(source: str | os.PathLike[str]) -> str:
     """The name of the explanation of an image file: one for each path, the same in every run."""
     path = os.fsencode(os.path.abspath(source))
     # Cut, so that a name at the file system's limit stays below it.
-    stem = Path(source).name.encode("ascii", "replace").decode().replace("?", "_")[:100]
+    name = Path(source).name.encode("ascii", "replace").decode().replace("?", "_")
+    stem = "".join(letter if letter.isprintable() else "_" for letter in name)[:100]
     return f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.png"
 
 

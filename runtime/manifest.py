@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -27,6 +28,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def within(measured: Mapping[str, float | None], limits: Mapping[str, float]) -> bool:
+    """Whether every value keeps its limit; correlations have a floor. NaN keeps none."""
+    kept = []
+    for name, limit in limits.items():
+        value = measured[name]
+        if value is not None:
+            kept.append(value >= limit if name in ("srcc", "plcc") else value <= limit)
+    return all(kept)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class Parity:
         distances = (self.score_max, self.score_mean, self.score_p99, self.weights_max)
         _require(min(*distances, self.maps_max or 0.0) >= 0, "a parity distance is negative")
         _require(max(abs(self.srcc), abs(self.plcc)) <= 1.0001, "a correlation is beyond 1")
+        share = {"order_flips": self.order_flips / max(self.pairs, 1)}
+        measured = {name: getattr(self, name, None) for name in self.limits} | share
+        kept = bool(self.limits) and within(measured, self.limits)
+        _require(kept or not self.passed, "parity is recorded as passed and keeps no limits")
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,8 @@ class BatchInvariance:
             min(self.score_max, self.tolerance) >= 0,
             "a batch-invariance value is negative",
         )
+        kept = self.score_max <= self.tolerance
+        _require(kept or not self.passed, "batch invariance is recorded as passed and is not kept")
 
 
 @dataclass(frozen=True)
@@ -223,7 +240,7 @@ def _manifest_from_text(text: str) -> Manifest:
     # Before the fields: another schema has other fields, and its reader is the remedy.
     _require(
         type(schema) is int and schema == SCHEMA,
-        f"its schema is {schema!r:.40}, this drexperts reads {SCHEMA}; install the matching one",
+        f"its schema is {schema!r:.40}, this drexperts reads {SCHEMA}: install the matching one",
     )
     manifest = _decode(Manifest, document, "manifest")
     assert isinstance(manifest, Manifest)

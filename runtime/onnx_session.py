@@ -16,6 +16,7 @@ class OnnxSession:
     """Runs uint8 pixels through `model.onnx`.
 
     threads: threads of one operator; None leaves ONNX Runtime's default, one a physical core.
+    image_size: side of the images that the model takes, None where the graph leaves it free.
     Raises MissingDependencyError without onnxruntime, BundleError for a file it cannot load.
     """
 
@@ -43,6 +44,9 @@ class OnnxSession:
         graph_input = self._session.get_inputs()[0]
         self._input: str = graph_input.name
         self._image_shape: list[Any] = graph_input.shape[1:]  # names stand for free sizes
+        self.image_size: int | None = (
+            size if isinstance(size := graph_input.shape[-1], int) else None
+        )
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

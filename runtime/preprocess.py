@@ -183,7 +183,7 @@ def _loaded(source: Source) -> Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError("give a path, bytes, a PIL image, a uint8 array, or a list of them")
     if not Path(source).is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("there is no such file" if not Path(source).exists() else "it is no file")
     with open(source, "rb") as stream:
         return _image_from_stream(stream)
 

@@ -40,6 +40,7 @@ class Session(Protocol):
 
     max_batch: int
     description: str
+    image_size: int | None  # the side of the images it takes, None for any
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """pixels: uint8 [B, 3, H, W] -> "score" [B], "weights" [B, D], perhaps "maps"."""

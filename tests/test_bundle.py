@@ -1,5 +1,7 @@
 """Export, the proof, and what happens when it fails."""
 
+import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,9 +118,90 @@ def test_a_broken_export_leaves_what_was_there(
 
 def test_a_place_that_is_no_bundle_is_not_touched(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="other things than a bundle"):
         bundles.export_bundle(checkpoint, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("manifest", ["another program's", "a bundle's"])
+def test_a_manifest_does_not_make_a_folder_a_bundle(
+    manifest: str, bundle: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / "app"
+    shutil.copytree(bundle, folder)
+    if manifest == "another program's":
+        (folder / "manifest.json").write_text('{"name": "my web app"}')
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="other things than a bundle"):
+        bundles.export_bundle(checkpoint, folder)
+    assert (folder / "thesis.tex").exists()
+
+
+def test_where_a_link_leads_is_replaced(
+    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    shutil.copytree(bundle, target)
+    link.symlink_to(target)
+    bundles.export_bundle(checkpoint, link, pictures, max_batch=2)
+    assert link.is_symlink()
+    assert read_manifest(target).engines[0].max_batch == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_the_current_folder_will_do(
+    checkpoint: Checkpoint,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert bundles.export_bundle(checkpoint, Path("."), pictures, max_batch=1).engines[0].proven
+    scorer = runtime.load(tmp_path / "here")
+    assert scorer.session.max_batch == 1
+    assert len(scorer.score(list(pictures))) == len(pictures)
+
+
+@pytest.mark.parametrize("max_batch", [0, -3, 70000])
+def test_batches_that_cannot_be(max_batch: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"1 to 1024, got {max_batch}"):
+        bundles.export_bundle(checkpoint, tmp_path / "b", max_batch=max_batch)
+
+
+def test_crops_must_be_the_models(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    other = checkpoint._replace(preprocessing=Preprocessing(32, 32, 64, 2))
+    with pytest.raises(ConfigError, match="32 px crops for a model of 64 px"):
+        bundles.export_bundle(other, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "no numbers"), (0.0, "all 6 images")]
+)
+def test_a_model_that_says_nothing_is_the_users_matter(
+    value: float,
+    message: str,
+    checkpoint: Checkpoint,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+) -> None:
+    model = copy.deepcopy(checkpoint.model)
+    for parameter in model.score.parameters():
+        parameter.data.fill_(value)
+    with pytest.raises(UserError, match=message):
+        bundles.export_bundle(checkpoint._replace(model=model), tmp_path / "b", pictures)
+    assert not (tmp_path / "b").exists()
+
+
+def test_verify_against_another_model_names_what_differs(
+    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], random_model: Any
+) -> None:
+    config = replace(
+        checkpoint.model.config, clip_antialias=not checkpoint.model.config.clip_antialias
+    )
+    other = checkpoint._replace(model=random_model(config))
+    with pytest.raises(UserError, match="clip_antialias differ"):
+        bundles.prove(bundle, other, pictures, quiet)
 
 
 def test_scale_must_be_known(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -171,14 +254,12 @@ def test_verify_without_weights_measures_invariance_only(
 
 
 def test_a_changed_file_is_not_verified(bundle: Path, tmp_path: Path, pictures: Any) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(bundle, copy)
-    content = (copy / "model.onnx").read_bytes()
-    (copy / "model.onnx").write_bytes(content + b"\0")
+    changed = tmp_path / "copy"
+    shutil.copytree(bundle, changed)
+    content = (changed / "model.onnx").read_bytes()
+    (changed / "model.onnx").write_bytes(content + b"\0")
     with pytest.raises(BundleError, match="SHA-256 differs"):
-        bundles.prove(copy, None, pictures, quiet)
+        bundles.prove(changed, None, pictures, quiet)
 
 
 @pytest.mark.parametrize("count", [0, 2])

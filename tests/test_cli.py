@@ -106,6 +106,12 @@ def test_wrong_usage(arguments, capsys):
     assert "usage: drx" in capsys.readouterr().err
 
 
+def test_wrong_usage_has_its_document(capsys):
+    with pytest.raises(SystemExit):
+        main(["score", "b", "--json"])
+    assert "error" in json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
 def test_help_is_fast():
     code = (
         "import sys\n"
@@ -423,3 +429,24 @@ def test_convert_prior(call, monkeypatch):
     status, document, _ = call("convert-prior", "a.pt", "b.safetensors")
     assert (status, document) == (0, {"target": "b.safetensors"})
     assert calls["convert_daclip"][0] == (Path("a.pt"), Path("b.safetensors"))
+
+
+def test_photographs_may_lie_where_the_explanations_go(call, toy_bundle, photos):
+    for _ in range(2):  # the second time, among the pictures of the first
+        status, document, _ = call("score", toy_bundle, photos, "--explain", photos)
+        assert (status, document["scored"], document["failed"]) == (0, 3, 1)
+
+
+def test_an_image_is_one_image_however_its_path_is_spelled(call, toy_bundle, photos, monkeypatch):
+    out = photos.parent / "scores.jsonl"
+    assert call("score", toy_bundle, photos / "a.png", "--out", out)[1]["scored"] == 1
+    monkeypatch.chdir(photos)
+    _, document, _ = call("score", toy_bundle, "./a.png", "--out", out)
+    assert (document["scored"], document["already_there"]) == (0, 1)
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--retry-errors"])
+def test_flags_about_a_result_file_need_one(call, toy_bundle, photos, flag):
+    status, document, _ = call("score", toy_bundle, photos, flag)
+    assert status == 2
+    assert "--out" in document["error"]

@@ -86,7 +86,21 @@ def test_dictionary_round_trip(preset: str) -> None:
 
 def test_preset_name_survives_other_sizes_but_no_other_switch() -> None:
     config = DRExpertsConfig.official().with_sizes(
-        EncoderConfig(image_size=64, width=32), ControllerConfig(width=48)
+        EncoderConfig(image_size=64, width=36), ControllerConfig(width=48)
     )
     assert (config.preset, config.grid) == ("official", 4)
     assert replace(config, clip_antialias=True).preset == "custom"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, r"encoder\.width must be a positive integer, got 0"),
+        ({"depth": 2.0}, r"encoder\.depth must be a positive integer"),
+        ({"image_size": 385}, "16 px must fill 385 px"),
+        ({"heads": 5}, "its 5 heads the width 384"),
+    ],
+)
+def test_sizes_that_cannot_be(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DRExpertsConfig(encoder=EncoderConfig(**changes))

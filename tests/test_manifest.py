@@ -186,3 +186,18 @@ def test_an_integer_may_stand_for_a_float(document, tmp_path):
 def test_impossible_manifests_cannot_be_made(toy_bundle):
     with pytest.raises(ConfigError, match="plain file name"):
         dataclasses.replace(read_manifest(toy_bundle).engines[0], file="../x")
+
+
+@pytest.mark.parametrize(
+    ("proof", "changes"),
+    [
+        ("parity", {"score_max": 0.9}),
+        ("parity", {"limits": {}}),
+        ("parity", {"limits": {"srcc": 0.999}, "srcc": 0.5}),
+        ("invariance", {"score_max": 0.9}),
+    ],
+)
+def test_a_proof_is_not_passed_against_its_own_numbers(toy_bundle, proof, changes):
+    engine = read_manifest(toy_bundle).engines[0]
+    with pytest.raises(ConfigError, match="recorded as passed"):
+        dataclasses.replace(getattr(engine, proof), **changes)

@@ -102,3 +102,25 @@ def test_nothing_but_numpy_pillow_and_onnxruntime(toy_bundle):
     )
     assert result.stdout.strip() == "100.0"
     assert result.stderr == ""
+
+
+def test_crops_of_another_size_than_the_engines(bundle):
+    manifest = read_manifest(bundle)
+    spec = dataclasses.replace(
+        manifest.preprocessing, crop=16, short_side_min=16, short_side_max=64
+    )
+    write_manifest(dataclasses.replace(manifest, preprocessing=spec), bundle)
+    with pytest.raises(BundleError, match="16 px for an engine that takes 32 px"):
+        runtime.load(bundle)
+
+
+@pytest.mark.parametrize("threads", [1.5, "2", True, 0])
+def test_threads_must_be_a_count(bundle, threads):
+    with pytest.raises(UserError, match="threads must be"):
+        runtime.load(bundle, threads=threads)
+
+
+@pytest.mark.parametrize("place", [5, None])
+def test_a_bundle_is_a_folder(place):
+    with pytest.raises(UserError, match="name the bundle's folder"):
+        runtime.load(place)

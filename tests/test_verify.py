@@ -71,7 +71,7 @@ def test_batch_sizes() -> None:
 class LeakySession:
     """Adds a little of the first row to every other: what batch invariance is there to find."""
 
-    max_batch, description = 4, "leaky"
+    max_batch, description, image_size = 4, "leaky", None
 
     def __init__(self, leak: float) -> None:
         self.leak = leak
@@ -79,6 +79,18 @@ class LeakySession:
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         own = pixels.mean((1, 2, 3)).astype(np.float32)
         return {"score": own + self.leak * own[0] * (np.arange(len(own)) > 0)}
+
+
+def test_scores_that_are_no_numbers_are_not_invariant(toy_bundle: object) -> None:
+    from drexperts.runtime.errors import UserError
+    from drexperts.runtime.manifest import read_manifest
+
+    manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
+    images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(3)]
+    with pytest.raises(UserError, match="no numbers"):
+        measure_invariance(
+            lambda threads: LeakySession(float("nan")), images, manifest, "fp32", lambda _: None
+        )
 
 
 @pytest.mark.parametrize(("leak", "passed"), [(0.0, True), (1e-2, False)])

@@ -110,8 +110,9 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> No
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(WeightsError, match="cannot be read as weights: Unsupported global"):
+    with pytest.raises(WeightsError, match="cannot be read as weights: Unsupported global") as told:
         read_torch_file(path)
+    assert "weights_only" not in str(told.value)
     assert not marker.exists()
 
 
@@ -261,3 +262,31 @@ def test_hub_names_lead_to_the_published_files(
     daclip.load_prior(model)
     assert asked == ["timm/deit3_small_patch16_384.fb_in22k_ft_in1k", daclip.REPOSITORY]
     assert checkpoints.FORMAT.startswith("drexperts")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("config"),
+        lambda d: d.update(config="{"),
+        lambda d: d.update(scale='{"low": 0}'),
+        lambda d: d.update(preprocessing="[]"),
+    ],
+)
+def test_a_checkpoint_whose_description_was_changed(
+    change: Callable[[dict[str, str]], Any], tmp_path: Path, tiny: Callable[..., Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(Checkpoint(new_model(tiny()), SCALE, Preprocessing(64, 64, 128, 2)), path)
+    state, description = read_safetensors(path)
+    change(description)
+    save_file(state, path, description)
+    with pytest.raises(WeightsError, match="its description cannot be read"):
+        load_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("content", [{"model": None}, {"model": [1]}, {1: torch.zeros(1)}])
+def test_a_torch_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="expected a state dict"):
+        load_checkpoint(tmp_path / "x.pth")
