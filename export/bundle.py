@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from drexperts.runtime.manifest import (
 from drexperts.runtime.preprocess import Source, decode
 
 MODEL_FILE = "model.onnx"
+ABANDONED = 24 * 3600.0  # seconds
 
 
 def export_checkpoint(
@@ -82,6 +84,7 @@ def export_bundle(
     out = out.resolve()  # where a link leads is what is replaced
     _check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_abandoned(out)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         progress("folding and writing ONNX")
@@ -212,6 +215,14 @@ def _check_replaceable(out: Path) -> None:
         own = set()
     if not own or {path.name for path in out.iterdir()} - own:
         raise UserError(f"{out} holds other things than a bundle: choose another place for it")
+
+
+def _sweep_abandoned(out: Path) -> None:
+    """Remove what exports that were killed left beside `out`; no export takes that long."""
+    for path in out.parent.iterdir():
+        left = path.name.startswith((f".{out.name}.partial-", f".{out.name}.old-"))
+        if left and time.time() - path.stat().st_mtime > ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace_folder(source: Path, target: Path) -> None:

@@ -1,7 +1,9 @@
 """Export, the proof, and what happens when it fails."""
 
 import copy
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,16 @@ def test_a_broken_export_leaves_what_was_there(
         bundles.export_bundle(checkpoint, bundle)
     assert sha256_of(bundle / "manifest.json") == before
     assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_what_killed_exports_left_is_swept(
+    checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    for name, age in ((".b.partial-old", 2 * bundles.ABANDONED), (".b.partial-new", 0.0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    bundles.export_bundle(checkpoint, tmp_path / "b", pictures, max_batch=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.partial-new", "b"]
 
 
 def test_a_place_that_is_no_bundle_is_not_touched(checkpoint: Checkpoint, tmp_path: Path) -> None:

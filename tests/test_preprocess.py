@@ -119,7 +119,7 @@ def test_describe_and_decoder_version(photo, tmp_path):
 
 def test_missing_folder_and_hostile_paths(tmp_path):
     for path in (tmp_path / "none.jpg", tmp_path, "a\0b", ""):
-        with pytest.raises(ImageError, match="no such file|it is no file"):
+        with pytest.raises(ImageError, match=r"no such file|it is no file"):
             decode(path)
 
 
