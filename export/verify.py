@@ -107,7 +107,12 @@ def engine_outputs(scorer: Scorer, images: Sequence[Source], tell: Progress) -> 
     rows = []
     for i, image in enumerate(images, 1):
         tell(f"parity: engine, image {i} of {len(images)}")
-        rows.append(scorer.score(image, maps=with_maps))
+        (row,) = scorer.score([image], maps=with_maps)
+        if row.error is not None:
+            raise UserError(
+                f"{row.error}; if the engine is float16, export it with --precision fp32"
+            )
+        rows.append(row)
     scores = np.array([row.value for row in rows], float)
     weights = np.array([list(row.distortions.values()) for row in rows], float)
     maps = [row.maps.values for row in rows if row.maps is not None]
@@ -123,8 +128,9 @@ def compare(expected: Outputs, got: Outputs, scale: ScoreScale, limits: dict[str
         "score_max": float(drift.max()),
         "score_mean": float(drift.mean()),
         "score_p99": float(np.quantile(drift, 0.99)),
-        "srcc": srcc(expected.scores, got.scores),
-        "plcc": plcc(expected.scores, got.scores),
+        # An engine whose scores do not vary has no correlation, and passes no gate.
+        "srcc": float(np.nan_to_num(srcc(expected.scores, got.scores))),
+        "plcc": float(np.nan_to_num(plcc(expected.scores, got.scores))),
         "weights_max": _relative(got.weights, expected.weights),
         "maps_max": _maps_drift(got.maps, expected.maps),
     }
@@ -160,11 +166,16 @@ def measure_invariance(
     precision: str,
     tell: Progress,
 ) -> BatchInvariance:
-    """Score the same crops alone and in every batch that the engine admits.
+    """Score the same crops alone, in every batch that the engine admits, and on one thread.
 
     At each batch size the crops travel repeated (one crop fills the batch), beside neighbours, and
-    with those permuted; then all sizes once more on a single thread. `open_session` opens the
-    engine with a number of threads.
+    with those permuted.
+
+    Args:
+        open_session: opens the engine with a number of threads, None for its default.
+
+    Raises:
+        UserError: a score is no number.
     """
     session = open_session(None)
     crops = _different_crops(images, manifest.preprocessing, session.max_batch)

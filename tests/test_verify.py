@@ -51,6 +51,11 @@ def test_faults_fail(got: Outputs) -> None:
         assert not compare(expected, got, SCALE, LIMITS["fp32"]).passed
 
 
+def test_an_engine_of_one_score_fails() -> None:
+    report = compare(outputs([1.0, 5.0, 9.0]), outputs([5.0] * 3), SCALE, LIMITS["fp16"])
+    assert (report.srcc, report.plcc, report.passed) == (0.0, 0.0, False)
+
+
 def test_maps_are_compared() -> None:
     got = outputs([1.0, 5.0, 9.0])._replace(maps=np.full((3, 10, 2, 2), 0.1))
     report = compare(outputs([1.0, 5.0, 9.0]), got, SCALE, LIMITS["fp32"])
