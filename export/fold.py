@@ -1,7 +1,8 @@
 """Folds: a trained module to an equal module with less to compute, before any graph exists.
 
-Each public function is one fold, and a test holds its two sides together. `inference_model` applies
-them all; what it leaves is a `DRExperts` whose parts were replaced, and whose own `forward` runs.
+Each public function is one fold, and a test holds its two sides together; that of the prompts is
+`backbone.constant_prompts`. `inference_model` applies them all: what it leaves is a `DRExperts` whose
+parts were replaced, and whose own `forward` runs.
 """
 
 import copy
@@ -16,7 +17,6 @@ from torch.nn import functional as F
 from drexperts.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    ConstantPrompts,
     Controller,
     ControllerInput,
     ImageEncoder,
@@ -31,7 +31,6 @@ __all__ = [
     "fold_layer_scale",
     "fold_open_clip_block",
     "fold_patches",
-    "fold_prompts",
     "fold_query",
     "fold_resize",
     "fold_timm_block",
@@ -150,11 +149,6 @@ class MatrixResize(nn.Module):
         return self.matrix @ pixels @ self.matrix.T
 
 
-def fold_prompts(encoder: PromptEncoder) -> ConstantPrompts:
-    """The text tower to its answer, a [10, embedding] constant."""
-    return constant_prompts(encoder)
-
-
 def fold_patches(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> nn.Conv2d:
     """A patch embedding of (pixels - mean) / std to one of the pixels; mean and std are [3].
 
@@ -234,7 +228,7 @@ def inference_model(model: DRExperts, half: bool = False) -> DRExperts:
     folded: Any = copy.deepcopy(model).double().requires_grad_(False)
     with torch.no_grad():
         if isinstance(folded.prompts, PromptEncoder):
-            folded.prompts = fold_prompts(folded.prompts)
+            folded.prompts = constant_prompts(folded.prompts)
         _fold_head(folded)
         encoder = _folded_encoder(folded.encoder)
         controller = _folded_controller(folded.controller, folded.controller_input)

@@ -10,7 +10,13 @@ from timm.layers import LayerScale
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD, ControllerInput, PromptEncoder
+from drexperts.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ControllerInput,
+    PromptEncoder,
+    constant_prompts,
+)
 from drexperts.experts import EXPERTS, AbsorbedQuery, ExpertLinear
 from drexperts.export import fold
 
@@ -105,7 +111,7 @@ def test_query(experts: int) -> None:
 def test_prompts() -> None:
     encoder = moved(PromptEncoder(TextTransformer(width=32, heads=2, layers=2, output_dim=24)))
     like = torch.zeros(0, dtype=torch.float64)
-    close(fold.fold_prompts(encoder)(like), encoder(like))
+    close(constant_prompts(encoder)(like), encoder(like))
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
