@@ -1,8 +1,8 @@
 """Folds: a trained module to an equal module with less to compute, before any graph exists.
 
 Each public function is one fold, and a test holds its two sides together; that of the prompts is
-`backbone.constant_prompts`. `inference_model` applies them all: what it leaves is a `DRExperts` whose
-parts were replaced, and whose own `forward` runs.
+`backbone.constant_prompts`. `inference_model` applies them all: what it leaves is a `DRExperts`
+whose parts were replaced, and whose own `forward` runs.
 """
 
 import copy
