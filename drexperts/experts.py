@@ -179,7 +179,12 @@ def centred(x: Tensor) -> Tensor:
 
 
 class SemanticPooling(nn.Module):
-    """LayerNorm of the semantic tokens and the differential pooling over them."""
+    """LayerNorm of the semantic tokens and the differential pooling over them.
+
+    `backend` names an implementation of `differential_pooling`; None goes by the device.
+    """
+
+    backend: str | None = None
 
     def __init__(self, config: DRExpertsConfig) -> None:
         super().__init__()
@@ -197,7 +202,9 @@ class SemanticPooling(nn.Module):
         self, tokens: Tensor, query: Tensor, logits: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Tensor]:
         norm = (self.norm.weight, self.norm.bias, self.norm.eps)
-        return differential_pooling(tokens, query, logits, alpha, *norm, iterated=self.iterated)
+        return differential_pooling(
+            tokens, query, logits, alpha, *norm, iterated=self.iterated, backend=self.backend
+        )
 
 
 class DistortionSaliency(nn.Module):

@@ -1,5 +1,6 @@
 """The operations DR.Experts is named for, one file an operation."""
 
+from drexperts.kernels.differential_attention import differential_attention
 from drexperts.kernels.differential_pooling import differential_pooling
 
-__all__ = ["differential_pooling"]
+__all__ = ["differential_attention", "differential_pooling"]

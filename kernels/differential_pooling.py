@@ -10,15 +10,28 @@ l1 are the logits of the distortion branch, r_i the semantic query with the key 
 absorbed, r_i = s W_k^T (W_q y_0 + b_q), so that no key or value matrix is ever formed. A key bias
 adds the same number to every logit of a row and cancels in the softmax.
 
+The distortion branch has 49 or 50 tokens of its own; what the pooling reads of them is one logit
+for each of the N tokens, 2 to 5 % of the bytes of the tokens themselves.
+
 Source: Eq. 2 of the DR.Experts paper, read at the one row that reaches the score.
 """
+
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from drexperts.kernels.backends import ArgumentError, choose
 
-def differential_pooling(
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+BACKENDS = ("reference", "triton")
+WIDEST = 1024  # tokens, for the kernels
+
+
+def differential_pooling_reference(
     tokens: Tensor,
     query: Tensor,
     distortion_logits: Tensor,
@@ -28,26 +41,13 @@ def differential_pooling(
     eps: float = 1e-5,
     iterated: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Pool the normalised tokens by the difference of two attentions, for every expert.
-
-    Args:
-        tokens: semantic tokens before their LayerNorm, [B, N, d]; computed in the query's dtype.
-        query: absorbed and scaled semantic queries, [B, E, d], or [B, 1, d] for one shared query
-            (only with `iterated=False`).
-        distortion_logits: scaled logits of the distortion branch, [B, E, N].
-        alpha: weight of the semantic attention, [E] or [1].
-        norm_weight, norm_bias: gain and bias of the LayerNorm over d, [d].
-        eps: of the LayerNorm.
-        iterated: expert i sees LayerNorm applied i+1 times, as in the released code.
-
-    Returns:
-        The pooled tokens u [B, E, d] and the maps p [B, E, N], whose rows sum to 1 - alpha.
-    """
-    norm = (norm_weight, norm_bias, eps)
-    tokens = tokens.to(query)
-    if iterated:
-        return _iterated(tokens, query, distortion_logits, alpha, *norm)
-    return _single(tokens, query, distortion_logits, alpha, *norm)
+    """`differential_pooling` in plain PyTorch: computed in float32 at least, whatever autocast."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    form = _iterated if iterated else _single
+    given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
+    with torch.autocast(query.device.type, enabled=False):
+        pooled, maps = form(*_each(lambda x: x.to(dtype), given), eps)
+    return pooled.to(query.dtype), maps.to(query.dtype)
 
 
 def _single(
@@ -77,8 +77,245 @@ def _iterated(
     pooled, maps = [], []
     for i, logits in enumerate(distortion_logits.unbind(1)):
         tokens = F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
-        semantic = torch.softmax(query[:, i, None] @ tokens.mT, dim=-1)  # [B, 1, N]
+        row = query[:, i % query.shape[1], None]
+        semantic = torch.softmax(row @ tokens.mT, dim=-1)  # [B, 1, N]
         scale = alpha[i % len(alpha)]
         maps.append(torch.softmax(logits[:, None], dim=-1) - scale * semantic)
         pooled.append(maps[-1] @ tokens)
     return torch.cat(pooled, dim=1), torch.cat(maps, dim=1)
+
+
+def _each(change: Callable[[Tensor], Tensor], given: Inputs) -> Inputs:
+    tokens, query, logits, alpha, weight, bias = map(change, given)
+    return tokens, query, logits, alpha, weight, bias
+
+
+@torch.library.custom_op("drexperts::differential_pooling", mutates_args=())
+def _forward(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    iterated: bool,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from drexperts.kernels import differential_pooling_triton as kernels
+
+    given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
+    return kernels.forward(_each(Tensor.contiguous, given), eps, iterated, return_maps)
+
+
+@_forward.register_fake
+def _(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    iterated: bool,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (batch, n, width), experts = tokens.shape, distortion_logits.shape[1]
+    state = tokens.new_empty((batch, experts, n), dtype=torch.float32)
+    return (
+        query.new_empty(batch, experts, width),
+        query.new_empty((batch, experts, n) if return_maps else (0,)),
+        state,
+        state.new_empty(batch, 2, experts, width),
+        state.new_empty(batch, 2, experts),
+    )
+
+
+@torch.library.custom_op("drexperts::differential_pooling_backward", mutates_args=())
+def _backward(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    semantic: Tensor,
+    means: Tensor,
+    lse: Tensor,
+    grad_pooled: Tensor,
+    grad_maps: Tensor | None,
+    eps: float,
+    iterated: bool,
+) -> Inputs:
+    from drexperts.kernels import differential_pooling_triton as kernels
+
+    given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
+    downs = (grad_pooled.contiguous(), None if grad_maps is None else grad_maps.contiguous())
+    saved = (semantic, means, lse)
+    return kernels.backward(_each(Tensor.contiguous, given), eps, iterated, saved, *downs)
+
+
+@_backward.register_fake
+def _(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *_: Any,
+) -> Inputs:
+    given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
+    return _each(lambda x: x.new_empty(x.shape), given)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.eps, ctx.iterated, ctx.return_maps = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, pooled: Tensor | None, maps: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    if pooled is None:
+        pooled = saved[1].new_zeros(saved[7][:, 0].shape)
+    grads = _backward(*saved, pooled, maps if ctx.return_maps else None, ctx.eps, ctx.iterated)
+    return (*grads, None, None, None)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@overload
+def differential_pooling(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = ...,
+    iterated: bool = ...,
+    *,
+    return_maps: Literal[True] = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def differential_pooling(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = ...,
+    iterated: bool = ...,
+    *,
+    return_maps: Literal[False],
+    backend: str | None = ...,
+) -> tuple[Tensor, None]: ...
+
+
+def differential_pooling(
+    tokens: Tensor,
+    query: Tensor,
+    distortion_logits: Tensor,
+    alpha: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = 1e-5,
+    iterated: bool = False,
+    *,
+    return_maps: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Pool the normalised tokens by the difference of two attentions, for every expert.
+
+    Inputs may be float16, bfloat16 or float32, each its own, and are computed in float32; float64
+    for all of them is the reference's alone. Batches of none are fine.
+
+    Args:
+        tokens: semantic tokens before their LayerNorm, [B, N, d].
+        query: absorbed and scaled semantic queries, [B, E, d], or [B, 1, d] for one shared query.
+        distortion_logits: scaled logits of the distortion branch, [B, E, N].
+        alpha: weight of the semantic attention, [E] or [1].
+        norm_weight, norm_bias: gain and bias of the LayerNorm over d, [d].
+        eps: of the LayerNorm.
+        iterated: expert i sees LayerNorm applied i+1 times, as in the released code.
+        return_maps: whether to write the maps.
+        backend: `reference`, or `triton` (d up to 1024); None takes `triton` on a CUDA device.
+
+    Returns:
+        The pooled tokens u [B, E, d] and the maps p [B, E, N], whose rows sum to 1 - alpha, or
+        None. Both in the query's dtype.
+
+    Raises:
+        ArgumentError: a shape, dtype or device does not fit; the message begins with its name.
+        BackendError: the backend asked for cannot run here.
+    """
+    given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
+    _check(*given)
+    if choose(backend, BACKENDS, tokens) == "reference":
+        pooled, maps = differential_pooling_reference(*given, eps, iterated)
+    else:
+        if tokens.shape[-1] > WIDEST:
+            raise ArgumentError(
+                f"tokens: the Triton backend takes a width up to {WIDEST}, got "
+                f"{tokens.shape[-1]}; use backend='reference'"
+            )
+        pooled, maps, *_ = _forward(*given, eps, iterated, return_maps)
+    return pooled, maps if return_maps else None
+
+
+def _check(
+    tokens: Tensor,
+    query: Tensor,
+    logits: Tensor,
+    alpha: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> None:
+    if tokens.dim() != 3 or 0 in tokens.shape[1:]:
+        raise ArgumentError(f"tokens: [B, N, d] with N and d of 1 at least, got {_of(tokens)}")
+    batch, n, width = tokens.shape
+    if logits.dim() != 3 or logits.shape[1] == 0:
+        raise ArgumentError(f"distortion_logits: [B, E, N], got {_of(logits)}")
+    experts = logits.shape[1]
+    expected: dict[str, tuple[Tensor, tuple[tuple[int, ...], ...]]] = {
+        "query": (query, ((batch, experts, width), (batch, 1, width))),
+        "distortion_logits": (logits, ((batch, experts, n),)),
+        "alpha": (alpha, ((experts,), (1,))),
+        "norm_weight": (weight, ((width,),)),
+        "norm_bias": (bias, ((width,),)),
+    }
+    for name, (tensor, shapes) in expected.items():
+        if tuple(tensor.shape) not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
+            raise ArgumentError(
+                f"{name}: {wanted} beside tokens {_of(tokens)} of {experts} experts, "
+                f"got {_of(tensor)}"
+            )
+        if tensor.device != tokens.device:
+            raise ArgumentError(f"{name}: on {tensor.device}, but tokens are on {tokens.device}")
+    _check_dtypes({"tokens": tokens} | {name: tensor for name, (tensor, _) in expected.items()})
+
+
+def _check_dtypes(given: dict[str, Tensor]) -> None:
+    double = given["query"].dtype == torch.float64
+    for name, tensor in given.items():
+        if not tensor.is_floating_point():
+            raise ArgumentError(f"{name}: a floating dtype is needed, got {tensor.dtype}")
+        if (tensor.dtype == torch.float64) != double:
+            raise ArgumentError(
+                f"{name}: {tensor.dtype} beside a query of {given['query'].dtype}; "
+                "float64 is for all of them or for none"
+            )
+
+
+def _of(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

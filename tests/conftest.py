@@ -1,7 +1,8 @@
 """A toy bundle and images made in memory, shared by the tests."""
 
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.preprocess import Preprocessing
+
+# Before anything imports Triton: its kernels are interpreted, on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SIDE = 32
 DISTORTIONS = tuple(f"distortion {i}" for i in range(10))
@@ -126,6 +130,19 @@ def encode() -> Callable[..., bytes]:
         return stream.getvalue()
 
     return to_bytes
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote is NaN."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="session")

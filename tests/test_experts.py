@@ -116,6 +116,27 @@ def test_cls_row_equals_the_literal_form_for_every_mix_of_switches(
     assert_forms_agree(tiny(**switches))
 
 
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_the_kernels_serve_the_module(preset: str, tiny: Callable[..., Any]) -> None:
+    """As far from float64, values and gradients, as plain PyTorch in float32, or twice that."""
+    module: DistortionSaliency = randomised(DistortionSaliency(tiny(preset)))
+    given = inputs(tiny(preset))
+    exact = values_and_gradients(module, module, given)
+    module = module.float()
+    tokens, prior, prompts = given
+    singles = [x.detach().float().requires_grad_() for x in (tokens, *prior, prompts)]
+    single = (singles[0], Prior(singles[1], singles[2]), singles[3])
+    errors = {}
+    for module.pooling.backend in ("reference", "triton"):
+        found = values_and_gradients(module, module, single)
+        errors[module.pooling.backend] = {
+            name: (found[name] - expected).norm() / (1e-6 + expected.norm())
+            for name, expected in exact.items()
+        }
+    for name, plain in errors["reference"].items():
+        assert errors["triton"][name] <= 2 * plain + 2e-6, name
+
+
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("order", ["semantic_first", "distortion_first"])
 @pytest.mark.parametrize("alpha", ["per_expert", "shared"])
