@@ -1,7 +1,7 @@
 # The repository's root holds a folder named `kernels`; a library of that name exists too.
 export PYTHONSAFEPATH := 1
 
-.PHONY: check format static test bench
+.PHONY: check format static test bench resources golden
 
 check: static test
 
@@ -20,3 +20,10 @@ format:
 
 bench:
 	uv run python benchmarks/bench_full_size.py --receipt benchmarks/receipts/full-size-official.json
+
+# Every kernel for every architecture: too long for the tests, which compile one width of each.
+resources:
+	uv run python -m drexperts.kernels.resource_table --golden tests/kernel_resources.json
+
+golden:
+	uv run python -m drexperts.kernels.resource_table --write tests/kernel_resources.json

@@ -105,7 +105,8 @@ def _forward(
     from drexperts.kernels import differential_pooling_triton as kernels
 
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
-    return kernels.forward(_each(Tensor.contiguous, given), eps, iterated, return_maps)
+    with torch.cuda.device_of(tokens):
+        return kernels.forward(_each(Tensor.contiguous, given), eps, iterated, return_maps)
 
 
 @_forward.register_fake
@@ -152,7 +153,8 @@ def _backward(
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
     downs = (grad_pooled.contiguous(), None if grad_maps is None else grad_maps.contiguous())
     saved = (semantic, means, lse)
-    return kernels.backward(_each(Tensor.contiguous, given), eps, iterated, saved, *downs)
+    with torch.cuda.device_of(tokens):
+        return kernels.backward(_each(Tensor.contiguous, given), eps, iterated, saved, *downs)
 
 
 @_backward.register_fake

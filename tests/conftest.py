@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.preprocess import Preprocessing
+
+TESTS = Path(__file__).parent
 
 # Before anything imports Triton: its kernels are interpreted, on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -130,6 +134,19 @@ def encode() -> Callable[..., bytes]:
         return stream.getvalue()
 
     return to_bytes
+
+
+@pytest.fixture(scope="session")
+def compiling() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """compiling(*arguments, folder=tests): Python in a process with Triton's compiler."""
+
+    def run(*arguments: str, folder: Path = TESTS) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment["PYTHONPATH"] = os.pathsep.join((str(TESTS), str(folder)))
+        command = [sys.executable, "-P", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
 
 
 @pytest.fixture

@@ -1,0 +1,177 @@
+"""Compile the Triton kernels without a GPU, and check what they would use of one.
+
+Ahead of time nothing warns of a kernel that no GPU could launch: too much shared memory is not
+looked at before the launch, and too much tensor memory becomes a `trap`. `check` looks.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from drexperts.kernels.backends import ArgumentError, BackendError, interpreted
+from drexperts.kernels.launch import ARCHITECTURES, Specialisation
+from drexperts.runtime.errors import InternalError
+
+# What one block may have. Source: CUDA C++ Programming Guide, "Compute Capabilities".
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+TENSOR_MEMORY_COLUMNS = 512
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas says of a kernel: registers a thread, and bytes a thread spills to memory."""
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's code for one architecture, and what a launch of it needs.
+
+    Attributes:
+        name: of the specialisation; `symbol` is the kernel's in `ptx` and `cubin`.
+        target: what ptxas made the cubin for, `sm_90a`.
+        warps: in a block.
+        shared: bytes of shared memory of a block.
+        tensor_memory: columns of tensor memory of a block (sm_100; 0 elsewhere).
+        scratch: bytes of global memory that a launcher has to lend.
+    """
+
+    name: str
+    symbol: str
+    target: str
+    ptx: str
+    cubin: bytes
+    warps: int
+    shared: int
+    tensor_memory: int
+    scratch: int
+    resources: Resources
+
+
+def compile_specialisation(spec: Specialisation, arch: int, **options: Any) -> Compiled:
+    """The code of a kernel for an architecture; `options` go over those of its launch.
+
+    Triton's cache is neither read, because what is there comes without ptxas' report, nor filled.
+
+    Raises:
+        ArgumentError: an architecture that the kernels are not made for.
+        BackendError: without Triton's compiler.
+        InternalError: the specialisation's arguments are not the kernel's.
+    """
+    if arch not in ARCHITECTURES:
+        raise ArgumentError(f"arch: {arch} is none of {', '.join(map(str, ARCHITECTURES))}")
+    need_compiler()
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import sm_arch_from_capability
+
+    report = io.StringIO()
+    source, target = _source(spec), GPUTarget("cuda", arch, 32)
+    with (
+        tempfile.TemporaryDirectory() as empty_cache,
+        knobs.cache.scope(),
+        knobs.nvidia.scope(),
+        contextlib.redirect_stdout(report),
+    ):
+        knobs.cache.dir, knobs.nvidia.dump_ptxas_log = empty_cache, True
+        kernel = triton.compile(source, target, spec.launch.options | options)
+    metadata = kernel.metadata
+    return Compiled(
+        name=spec.name,
+        symbol=metadata.name,
+        target=sm_arch_from_capability(arch),
+        ptx=kernel.asm["ptx"],
+        cubin=kernel.asm["cubin"],
+        warps=metadata.num_warps,
+        shared=metadata.shared,
+        tensor_memory=metadata.tmem_size or 0,
+        scratch=(metadata.global_scratch_size or 0) + (metadata.profile_scratch_size or 0),
+        resources=_resources(report.getvalue()),
+    )
+
+
+def check(compiled: Compiled, arch: int) -> None:
+    """Raises InternalError, with the kernel, the architecture and the limit, for what cannot run.
+
+    A kernel has to fit a block's shared and tensor memory, to have no `trap`, and to need no
+    scratch memory, which a CUDA graph or a TensorRT plugin could not lend it.
+    """
+    shared, columns = SHARED_KIB[arch] * 1024, TENSOR_MEMORY_COLUMNS
+    violations = {
+        f"{compiled.shared} bytes of shared memory, the limit is {shared}": (
+            compiled.shared > shared
+        ),
+        f"{compiled.tensor_memory} columns of tensor memory, the limit is {columns}": (
+            compiled.tensor_memory > columns
+        ),
+        "a trap instruction": re.search(r"\btrap\s*;", compiled.ptx) is not None,
+        f"{compiled.scratch} bytes of scratch memory, none is lent": compiled.scratch > 0,
+    }
+    found = [text for text, violated in violations.items() if violated]
+    if found:
+        raise InternalError(f"{compiled.name} for sm_{arch} has {'; '.join(found)}")
+
+
+def assembled(ptx: str, arch: int) -> Resources:
+    """What the ptxas that Triton uses for the architecture says of the PTX.
+
+    Raises:
+        InternalError: it refuses the PTX.
+    """
+    need_compiler()
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    target = f"--gpu-name={sm_arch_from_capability(arch)}"
+    command = [get_ptxas(arch).path, "-v", target, "/dev/stdin", "-o", os.devnull]
+    done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InternalError(f"ptxas refuses the PTX for sm_{arch}: {done.stderr.strip()}")
+    return _resources(done.stderr)
+
+
+def need_compiler() -> None:
+    if interpreted():
+        raise BackendError(
+            "TRITON_INTERPRET replaces Triton's compiler by an interpreter: unset it"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("compiling needs the package triton, which PyTorch brings on Linux")
+
+
+def _source(spec: Specialisation) -> Any:
+    from triton.compiler import ASTSource
+
+    names = spec.kernel.arg_names
+    at = {name: (position,) for position, name in enumerate(names)}
+    ordered = [name for name in names if name in spec.signature]
+    if {*spec.signature, *spec.constants} != set(names) or ordered != list(spec.signature):
+        given = ", ".join((*spec.signature, *spec.constants))
+        raise InternalError(f"{spec.name}: the kernel takes {', '.join(names)}, given {given}")
+    return ASTSource(
+        spec.kernel,
+        {name: spec.signature.get(name, "constexpr") for name in names},
+        {at[name]: value for name, value in spec.constants.items()},
+        {at[name]: [["tt.divisibility", 16]] for name in spec.aligned},
+    )
+
+
+def _resources(report: str) -> Resources:
+    """From what `ptxas -v` prints for one kernel; functions that it calls have spills, too."""
+    used = re.findall(r"Used (\d+) registers", report)
+    if len(used) != 1:
+        raise InternalError(f"ptxas reported on {len(used)} kernels, one was expected")
+    stores, loads = (
+        sum(map(int, re.findall(rf"(\d+) bytes spill {way}", report)))
+        for way in ("stores", "loads")
+    )
+    return Resources(int(used[0]), stores, loads)
