@@ -46,7 +46,9 @@ def choose(backend: str | None, offered: tuple[str, ...], example: Tensor) -> st
 
 
 def architecture(device: torch.device) -> int:
-    """Compute capability as one number, 90 for 9.0."""
+    """Compute capability as one number, 90 for 9.0; the oldest that will do if interpreted."""
+    if interpreted():
+        return OLDEST
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -69,5 +71,5 @@ def _why_not_triton(example: Tensor) -> str | None:
     if torch.version.hip is not None:
         return "this is an AMD GPU, for which no kernel was checked"
     if architecture(example.device) < OLDEST:
-        return "it needs compute capability 8.0, this GPU is older"
+        return f"it needs compute capability 8.0, this GPU has {architecture(example.device) / 10}"
     return None

@@ -50,11 +50,12 @@ def differential_attention(
         q1, q2: queries, [..., N, d].
         k1, k2: keys, [..., M, d].
         v: values, [..., M, d].
-        alpha: weight of the second attention: one number, or a tensor that broadcasts to the
-            leading dimensions. Any floating dtype.
+        alpha: weight of the second attention: a tensor of one number, or one that broadcasts to
+            the leading dimensions. Any floating dtype.
         scale: s; d**-0.5 if not given. Triton compiles its kernels anew for every value.
         backend: `reference` (any d, float64 too), `sdpa` (two calls and a subtraction) or `triton`
-            (float16, bfloat16, float32; d a multiple of 64 up to 1024; differentiable once). By
+            (float16, bfloat16, float32; d a multiple of 64 up to 1024; differentiable once, in
+            reverse mode). By
             default `triton` on a CUDA device and `reference` elsewhere.
 
     Returns:
@@ -187,9 +188,13 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.scale, _ = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # as large as the output, for what has no gradient
 
 
-def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 8
     return *_backward(gradient, *ctx.saved_tensors, ctx.scale), None, None
 
 
@@ -201,6 +206,9 @@ def _check(
 ) -> tuple[int, ...]:
     """The leading dimensions that all share, after broadcasting."""
     matrices = {"q1": q1, "k1": k1, "q2": q2, "k2": k2, "v": v}
+    for name, tensor in (*matrices.items(), ("alpha", alpha)):
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{name}: is a {type(tensor).__name__}; give a tensor")
     for name, matrix in matrices.items():
         _check_kind(name, matrix, q1)
     _check_size("k1", k1, (k1.shape[-2], q1.shape[-1]), "as wide as q1")

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drexperts.kernels.backends import architecture, interpreted
+from drexperts.kernels.backends import architecture
 from drexperts.kernels.launch import Launch, Specialisation, launch_for
 
 SHORT = 256  # keys that fit one tile
@@ -735,9 +735,8 @@ def _with_heads(matrix: Tensor) -> Tensor:
 
 
 def _launch_of(kernel: Any, example: Tensor) -> Launch:
-    arch = 80 if interpreted() else architecture(example.device)
     name = f"differential_attention_{kernel.fn.__name__}"
-    return launch_for(name, arch, example.shape[-1], example.element_size())
+    return launch_for(name, architecture(example.device), example.shape[-1], example.element_size())
 
 
 def _constants(

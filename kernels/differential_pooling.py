@@ -26,9 +26,13 @@ from torch.nn import functional as F
 from drexperts.kernels.backends import ArgumentError, choose
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+ARGUMENTS = ("tokens", "query", "distortion_logits", "alpha", "norm_weight", "norm_bias")
 
 BACKENDS = ("reference", "triton")
-WIDEST = 1024  # tokens, for the kernels
+# What the kernels hold at once.
+WIDEST = 1024
+MOST_EXPERTS = 16
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def differential_pooling_reference(
@@ -45,7 +49,9 @@ def differential_pooling_reference(
     dtype = torch.promote_types(query.dtype, torch.float32)
     form = _iterated if iterated else _single
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
-    with torch.autocast(query.device.type, enabled=False):
+    # The meta device has no autocast to switch off.
+    device = "cpu" if query.is_meta else query.device.type
+    with torch.autocast(device, enabled=False):
         pooled, maps = form(*_each(lambda x: x.to(dtype), given), eps)
     return pooled.to(query.dtype), maps.to(query.dtype)
 
@@ -182,8 +188,9 @@ def _differentiate(
     ctx: Any, pooled: Tensor | None, maps: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    if pooled is None:
-        pooled = saved[1].new_zeros(saved[7][:, 0].shape)
+    if pooled is None:  # only the maps were used
+        query, means = saved[1], saved[7]
+        pooled = query.new_zeros(means[:, 0].shape)
     grads = _backward(*saved, pooled, maps if ctx.return_maps else None, ctx.eps, ctx.iterated)
     return (*grads, None, None, None)
 
@@ -250,7 +257,9 @@ def differential_pooling(
         eps: of the LayerNorm.
         iterated: expert i sees LayerNorm applied i+1 times, as in the released code.
         return_maps: whether to write the maps.
-        backend: `reference`, or `triton` (d up to 1024); None takes `triton` on a CUDA device.
+        backend: `reference`, or `triton` (d up to 1024, 16 experts, differentiable once and in
+            reverse mode; tensors that are not contiguous are copied); None takes `triton` on a
+            CUDA device.
 
     Returns:
         The pooled tokens u [B, E, d] and the maps p [B, E, N], whose rows sum to 1 - alpha, or
@@ -261,17 +270,26 @@ def differential_pooling(
         BackendError: the backend asked for cannot run here.
     """
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
-    _check(*given)
+    _check(*given, eps)
     if choose(backend, BACKENDS, tokens) == "reference":
         pooled, maps = differential_pooling_reference(*given, eps, iterated)
     else:
-        if tokens.shape[-1] > WIDEST:
-            raise ArgumentError(
-                f"tokens: the Triton backend takes a width up to {WIDEST}, got "
-                f"{tokens.shape[-1]}; use backend='reference'"
-            )
+        _check_for_triton(tokens.shape[-1], distortion_logits.shape[1])
         pooled, maps, *_ = _forward(*given, eps, iterated, return_maps)
     return pooled, maps if return_maps else None
+
+
+def _check_for_triton(width: int, experts: int) -> None:
+    limits = {
+        "tokens": ("a width", width, WIDEST),
+        "distortion_logits": ("a number of experts", experts, MOST_EXPERTS),
+    }
+    for name, (what, given, limit) in limits.items():
+        if given > limit:
+            raise ArgumentError(
+                f"{name}: the Triton backend takes {what} up to {limit}, got {given}; "
+                "use backend='reference'"
+            )
 
 
 def _check(
@@ -281,7 +299,13 @@ def _check(
     alpha: Tensor,
     weight: Tensor,
     bias: Tensor,
+    eps: float,
 ) -> None:
+    for name, tensor in zip(ARGUMENTS, (tokens, query, logits, alpha, weight, bias), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{name}: a tensor is needed, got {type(tensor).__name__}")
+    if not eps > 0:
+        raise ArgumentError(f"eps: a positive number is needed, got {eps}")
     if tokens.dim() != 3 or 0 in tokens.shape[1:]:
         raise ArgumentError(f"tokens: [B, N, d] with N and d of 1 at least, got {_of(tokens)}")
     batch, n, width = tokens.shape
@@ -310,8 +334,8 @@ def _check(
 def _check_dtypes(given: dict[str, Tensor]) -> None:
     double = given["query"].dtype == torch.float64
     for name, tensor in given.items():
-        if not tensor.is_floating_point():
-            raise ArgumentError(f"{name}: a floating dtype is needed, got {tensor.dtype}")
+        if tensor.dtype not in DTYPES:
+            raise ArgumentError(f"{name}: float16 to float64 is needed, got {tensor.dtype}")
         if (tensor.dtype == torch.float64) != double:
             raise ArgumentError(
                 f"{name}: {tensor.dtype} beside a query of {given['query'].dtype}; "

@@ -7,9 +7,11 @@ takes a whole image and writes the results itself: one launch and no scratch mem
 that a TensorRT plugin may have.
 
 Backward: `_deltas` takes each row's mean gradient, `_pool_backward` streams the tokens once more.
+Its products are float32's own: as tf32, tensor cores would cut the low digits of both factors, and
+what is left after the mean is taken off may be no larger than those.
 
 A width that is no power of two is held as a tuple of chunks `BD` wide. Rows of experts are padded
-to `BE`, 16 at least for tensor cores. Where expert i reads LayerNorm applied i + 1 times
+to `BE`, 16, which tensor cores want. Where expert i reads LayerNorm applied i + 1 times
 (`ITERATED`), a step of that chain feeds one row of the products and masks the others.
 """
 
@@ -22,17 +24,24 @@ import triton.language as tl
 from torch import Tensor
 
 from drexperts.kernels.backends import architecture
+from drexperts.kernels.differential_pooling import Inputs
 from drexperts.kernels.launch import Launch, Specialisation, launch_for
 
 
 @triton.jit
+def _load_tile(x, rows, mask, c: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    """Chunk c of rows of a [*, D] matrix, [len(rows), BD]; zero where masked and beyond D."""
+    d = c * BD + tl.arange(0, BD)
+    inside = mask[:, None] & (d < D)[None, :]
+    return tl.load(x + rows[:, None] * D + d[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def _load_rows(x, rows, mask, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a [*, D] matrix as chunks [len(rows), BD]; zero where masked and beyond D."""
+    """All chunks of the rows."""
     chunks = ()
     for c in tl.static_range((D + BD - 1) // BD):
-        d = c * BD + tl.arange(0, BD)
-        inside = mask[:, None] & (d < D)[None, :]
-        chunks = chunks + (tl.load(x + rows[:, None] * D + d[None, :], mask=inside, other=0.0),)
+        chunks = chunks + (_load_tile(x, rows, mask, c, D, BD),)
     return chunks
 
 
@@ -119,10 +128,7 @@ def _affine(xs, weight, bias, D: tl.constexpr, BD: tl.constexpr):
 def _gained(query, weight, e, c: tl.constexpr, E: tl.constexpr, Q: tl.constexpr, D: tl.constexpr,
             BD: tl.constexpr):  # fmt: skip
     """Chunk c of gain * query for every expert, [BE, BD] float32."""
-    d = c * BD + tl.arange(0, BD)
-    rows = e if Q > 1 else e * 0
-    inside = (e < E)[:, None] & (d < D)[None, :]
-    chunk = tl.load(query + rows[:, None] * D + d[None, :], mask=inside, other=0.0)
+    chunk = _load_tile(query, e if Q > 1 else e * 0, e < E, c, D, BD)
     return chunk.to(tl.float32) * _load_chunk(weight, c, D, BD)[None, :]
 
 
@@ -407,7 +413,7 @@ def _pool_backward(
     tokens, query, logits, alpha, weight, bias, semantic, lse, deltas, grad_pooled, grad_maps, n,
     grad_tokens, grad_logits, grad_query, grad_norm,
     E: tl.constexpr, Q: tl.constexpr, A: tl.constexpr, D: tl.constexpr, EPS: tl.constexpr,
-    ITERATED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, BE: tl.constexpr,
+    ITERATED: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One split of one image; `grad_query` and `grad_norm` hold the sums over this split."""
@@ -450,14 +456,12 @@ def _pool_backward(
             active = (e == i) if ITERATED else (e < E)
             live = active[:, None] & inside[None, :]
             grid = line + e[:, None] * n + t[None, :]
-            ups = _cast(_load_rows(grad_pooled, e, active, D, BD), tl.float32, D, BD)
-            qs = _load_rows(query, e if Q > 1 else e * 0, active, D, BD)
-            qs = _cast(qs, tl.float32, D, BD)
             grad = tl.zeros((BE, BN), tl.float32)
             if grad_maps is not None:
                 grad += tl.load(grad_maps + grid, mask=live, other=0.0).to(tl.float32)
             for c in tl.static_range((D + BD - 1) // BD):
-                grad = tl.dot(ups[c], tl.trans(ys[c]), grad, input_precision=PRECISION)
+                up = _load_tile(grad_pooled, e, active, c, D, BD).to(tl.float32)
+                grad = tl.dot(up, tl.trans(ys[c]), grad, input_precision="ieee")
             own = tl.load(logits + grid, mask=live, other=float("-inf")).to(tl.float32)
             other = tl.load(semantic + grid, mask=live, other=float("-inf"))
             p1, p2 = tl.exp(own - lse1[:, None]), tl.exp(other - lse2[:, None])
@@ -469,9 +473,11 @@ def _pool_backward(
             turned = tl.trans(other)
             scaled, new_rows, new_gains, new_shifts = (), (), (), ()
             for c in tl.static_range((D + BD - 1) // BD):
-                row = tl.dot(p, ups[c], down[c], input_precision=PRECISION)
-                row = tl.dot(turned, qs[c], row, input_precision=PRECISION)
-                new_rows = new_rows + (tl.dot(other, ys[c], rows[c], input_precision=PRECISION),)
+                up = _load_tile(grad_pooled, e, active, c, D, BD).to(tl.float32)
+                q = _load_tile(query, e if Q > 1 else e * 0, active, c, D, BD).to(tl.float32)
+                row = tl.dot(p, up, down[c], input_precision="ieee")
+                row = tl.dot(turned, q, row, input_precision="ieee")
+                new_rows = new_rows + (tl.dot(other, ys[c], rows[c], input_precision="ieee"),)
                 new_gains = new_gains + (gains[c] + tl.sum(row * hats[c], 0),)
                 new_shifts = new_shifts + (shifts[c] + tl.sum(row, 0),)
                 scaled = scaled + (row * _load_chunk(weight, c, D, BD)[None, :],)
@@ -492,17 +498,13 @@ def _pool_backward(
         tl.store(grad_norm + D + d, shifts[c], mask=d < D)
 
 
-# tokens, query, distortion logits, alpha, gain and bias of the LayerNorm; or their gradients
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 # The kernels on one row of a map or one token are bound by latency, on every architecture.
-ROW_LAUNCH = Launch(4, 1, {"BT": 256}, "one row of at most 1024 values a program")
+ROW_LAUNCH = Launch(4, 1, {"BT": 256}, "not measured; loops over one row, bound by latency")
 
 
 def _launch(kind: str, iterated: bool, tokens: Tensor) -> Launch:
     kernel = f"differential_pooling_{kind}_{'iterated' if iterated else 'single'}"
-    arch = architecture(tokens.device) if tokens.is_cuda else 80  # interpreted: any will do
-    return launch_for(kernel, arch, tokens.shape[-1], tokens.element_size())
+    return launch_for(kernel, architecture(tokens.device), tokens.shape[-1], tokens.element_size())
 
 
 def _splits(n: int, launch: Launch) -> int:
@@ -523,11 +525,6 @@ def _pool_constants(
     padded, whole = (max(16, triton.next_power_of_2(size)) for size in (experts, width))
     chunk = min(launch.blocks["BD"], whole)
     return sizes | dict(launch.blocks) | {"BE": padded, "BD": chunk}
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """Of the backward's products: tf32 where the tokens have no more digits, in float32's range."""
-    return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def _row_constants(experts: int, width: int) -> dict[str, Any]:
@@ -630,7 +627,7 @@ def backward(
     _pool_backward[batch, splits](
         tokens, query, logits, alpha, weight, bias, semantic, lse, deltas, grad_pooled, grad_maps,
         n, grad_tokens, grad_logits, grad_query, grad_norm,
-        **constants, PRECISION=_precision(tokens.dtype),
+        **constants,
         **launch.options,
     )  # fmt: skip
     by_expert = grad_query.sum(1)
@@ -654,21 +651,21 @@ SHIPPED = (
     (torch.bfloat16, 384),
     (torch.float32, 384),
 )
+CORNER = (torch.float32, 1024)  # what needs most of everything; too much for a plugin
 
 
 def specialisations(arch: int) -> Iterator[Specialisation]:
     """Every kernel in the forms that the model launches: parameters and logits in float32."""
-    for dtype, width in SHIPPED:
-        for iterated in (False, True):
+    for iterated in (False, True):
+        for dtype, width in SHIPPED:
             yield plugin_specialisation(arch, dtype, width, iterated)
+        for dtype, width in (*SHIPPED, CORNER):
             yield _specialisation(_pool, arch, dtype, width, iterated, pooled=None, WHOLE=False)
-            yield _specialisation(
-                _pool_backward, arch, dtype, width, iterated, PRECISION=_precision(dtype)
-            )
-    for width in sorted({width for _, width in SHIPPED}):
-        for iterated in (False, True):
+            yield _specialisation(_pool_backward, arch, dtype, width, iterated)
+        for width in (384, 768):
             form = _combine_constants(EXPERTS, EXPERTS, width, iterated, True)
             yield _row_specialisation(_combine, width, iterated, form)
+    for width in (384, 768):
         yield _row_specialisation(_deltas, width, False, _row_constants(EXPERTS, width))
 
 

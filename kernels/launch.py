@@ -86,11 +86,24 @@ def _everywhere(*rules: Rule) -> dict[int, tuple[Rule, ...]]:
 # 160 tokens a split: at 577 tokens four programs an image, two for each multiprocessor of an H200
 # at batch 64, and partial sums of a quarter of the tokens' own bytes.
 _POOL = {"SPLIT": 160}
-_IN_FLIGHT = "not measured; no spills, 2 programs on a multiprocessor with 24 KiB each in flight"
+_STREAM = Launch(
+    4,
+    3,
+    _POOL | {"BN": 32, "BD": 128, "HOLD": 1},
+    "not measured; no spills, and while a tile is worked on the next is under way (two stages give "
+    "it no buffer of its own); 78 KiB, so that two programs fit a multiprocessor",
+)
+_STREAM_99_KIB = Launch(
+    4,
+    2,
+    _POOL | {"BN": 16, "BD": 128, "HOLD": 1},
+    "not measured; no spills, and 38 KiB, so that two programs fit a multiprocessor of 99 KiB and "
+    "one loads while the other computes",
+)
 _NO_SPILLS = (
     "not measured; the widest tile without spills on sm_90 of 16 or 32 tokens, 4 or 8 warps"
 )
-_FITS_99_KIB = "not measured; the query is loaded again for each tile, to fit 99 KiB"
+_FITS_99_KIB = "not measured; 72 KiB at width 1024, the query loaded again for each tile"
 _PLUGIN = "not measured; below the 48 KiB that a TensorRT plugin may count on"
 _FEWEST_SPILLS = (
     "not measured; the fewest spills of 16 or 32 tokens, 4, 8 or 16 warps, chunks of 32 to 128"
@@ -109,22 +122,26 @@ _PREFETCH = (
 )
 
 TABLE: dict[str, dict[int, tuple[Rule, ...]]] = {
-    "differential_pooling_forward_single": _everywhere(
-        Rule(384, 2, Launch(4, 2, _POOL | {"BN": 32, "BD": 128, "HOLD": 1}, _IN_FLIGHT)),
-        Rule(768, 2, Launch(8, 2, _POOL | {"BN": 16, "BD": 128, "HOLD": 1}, _NO_SPILLS)),
-        Rule(384, 4, Launch(8, 2, _POOL | {"BN": 16, "BD": 64, "HOLD": 1}, _FEWEST_SPILLS)),
-        Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64, "HOLD": 0}, _FITS_99_KIB)),
-    ),
+    "differential_pooling_forward_single": {
+        arch: (
+            Rule(384, 2, _STREAM_99_KIB if arch in (86, 89, 120) else _STREAM),
+            Rule(768, 2, Launch(8, 2, _POOL | {"BN": 16, "BD": 128, "HOLD": 1}, _NO_SPILLS)),
+            Rule(384, 4, Launch(8, 2, _POOL | {"BN": 16, "BD": 64, "HOLD": 1}, _FEWEST_SPILLS)),
+            Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _FITS_99_KIB)),
+        )
+        for arch in ARCHITECTURES
+    },
     "differential_pooling_forward_iterated": _everywhere(
         Rule(384, 4, Launch(4, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _NO_SPILLS)),
         Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _FEWEST_SPILLS)),
     ),
     "differential_pooling_whole_single": _everywhere(
         Rule(384, 2, Launch(8, 2, _POOL | {"BN": 16, "BD": 128, "HOLD": 1}, _PLUGIN)),
-        Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64, "HOLD": 0}, _PLUGIN)),
+        Rule(768, 2, Launch(8, 1, _POOL | {"BN": 16, "BD": 64, "HOLD": 0}, _PLUGIN)),
+        Rule(384, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64, "HOLD": 0}, _PLUGIN)),
     ),
     "differential_pooling_whole_iterated": _everywhere(
-        Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _PLUGIN)),
+        Rule(768, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _PLUGIN)),
     ),
     "differential_pooling_backward_single": _everywhere(
         Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64}, _FEWEST_SPILLS)),

@@ -1,4 +1,7 @@
-"""The pooling operation: the reference against its formula, the kernels against float64."""
+"""The pooling operation: the reference against its formula, the kernels against float64.
+
+The kernels are interpreted on a CPU; with `TRITON_INTERPRET=0` and a GPU they run there.
+"""
 
 import pytest
 import torch
@@ -6,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drexperts.kernels import differential_pooling
-from drexperts.kernels.backends import ArgumentError, BackendError
+from drexperts.kernels.backends import ArgumentError, BackendError, interpreted
 from drexperts.kernels.differential_pooling import differential_pooling_reference
 
+DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
 NORMS = pytest.mark.parametrize("iterated", [False, True], ids=["single", "iterated"])
 NAMES = ("tokens", "query", "distortion_logits", "alpha", "norm_weight", "norm_bias")
 
@@ -18,7 +22,23 @@ LIMITS = {
     torch.float32: 1e-5,
     # One rounding of weights or normalised tokens to 11 bits is 2.4e-4, and their errors add up.
     torch.float16: 1e-3,
+    # The same with 8 bits.
+    torch.bfloat16: 8e-3,
 }
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float16,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(
+                DEVICE == "cpu", reason="Triton's interpreter miscomputes bfloat16: needs a GPU"
+            ),
+        ),
+    ],
+    ids=["fp32", "fp16", "bf16"],
+)
 
 
 def case(tokens: int, experts: int = 3, queries: int = 3) -> tuple[Tensor, ...]:
@@ -54,7 +74,7 @@ def inputs(
         return torch.randn(shape, generator=generator)
 
     rows = 1 if shared else experts
-    return [
+    given = [
         (2 * draw(batch, tokens, width) + 1).to(dtype),
         draw(batch, rows, width) * 3 * width**-0.5,
         draw(batch, experts, tokens) * 3,
@@ -62,6 +82,7 @@ def inputs(
         1 + 0.1 * draw(width),
         0.1 * draw(width),
     ]
+    return [x.to(DEVICE) for x in given]
 
 
 def doubled(given: list[Tensor]) -> list[Tensor]:
@@ -171,7 +192,7 @@ def test_kernels_at_any_number_of_tokens(tokens: int, dtype: torch.dtype, iterat
 
 
 @pytest.mark.parametrize("width", [8, 40, 128, 384, 768])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@DTYPES
 @NORMS
 def test_kernels_at_any_width(width: int, dtype: torch.dtype, iterated: bool) -> None:
     hold(inputs(1, 33, width, experts=4, dtype=dtype), iterated)
@@ -180,9 +201,8 @@ def test_kernels_at_any_width(width: int, dtype: torch.dtype, iterated: bool) ->
 @pytest.mark.parametrize("tokens", [197, 577])
 @NORMS
 def test_kernels_at_the_models_shape(tokens: int, iterated: bool) -> None:
-    # Ten experts' chains of LayerNorm cost the interpreter most: their gradients at 197 only.
-    given = inputs(1, tokens, 384, dtype=torch.float16)
-    hold(given, iterated, gradients=tokens == 197 or not iterated)
+    # The interpreter takes minutes for the gradients of ten experts' chains of LayerNorm.
+    hold(inputs(1, tokens, 384, dtype=torch.float16), iterated, gradients=not iterated)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0, -0.5])
@@ -191,7 +211,7 @@ def test_kernels_at_any_alpha(alpha: float, shared: bool) -> None:
     hold(inputs(2, 20, 64, experts=3, alpha=alpha, shared=shared), iterated=False)
 
 
-@pytest.mark.parametrize("experts", [1, 16, 17])
+@pytest.mark.parametrize("experts", [1, 16])
 @NORMS
 def test_kernels_at_any_number_of_experts(experts: int, iterated: bool) -> None:
     hold(inputs(1, 18, 32, experts), iterated)
@@ -345,7 +365,7 @@ def test_an_images_numbers_depend_neither_on_the_run_nor_on_its_batch(iterated: 
         loss = pooled.square().sum() + maps.square().sum()
         return [pooled, maps, *torch.autograd.grad(loss, leaves[:3])]
 
-    given = inputs(3, 200, 32, experts=3, dtype=torch.float16)
+    given = inputs(3, 170, 32, experts=3, dtype=torch.float16)  # two splits
     together = run(given)
     assert all(torch.equal(x, y) for x, y in zip(together, run(given), strict=True))
     alone = run([*(x[1:2] for x in given[:3]), *given[3:]])
@@ -406,6 +426,7 @@ def op_overload() -> object:
         ("alpha", lambda x: x.to("meta")),
         ("norm_weight", lambda x: x[:-1]),
         ("norm_weight", lambda x: x.int()),
+        ("query", lambda x: x.to(torch.float8_e4m3fn)),
         ("norm_bias", lambda x: x[None]),
         ("norm_bias", lambda x: x.double()),
         ("tokens", lambda x: x.double()),
@@ -419,6 +440,7 @@ def test_an_argument_that_does_not_fit_is_named(name: str, change: object, backe
         differential_pooling(**given, backend=backend)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="what a CPU cannot run")
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs(1, 20, 64, experts=3)
     with pytest.raises(ArgumentError, match="'cuda' is none of reference, triton"):
@@ -429,6 +451,12 @@ def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         differential_pooling(given[0].bfloat16(), *given[1:], backend="triton")
     with pytest.raises(ArgumentError, match=r"width up to 1024.*backend='reference'"):
         differential_pooling(*inputs(1, 2, 1040, experts=3), backend="triton")
+    with pytest.raises(ArgumentError, match=r"distortion_logits: .* experts up to 16, got 17"):
+        differential_pooling(*inputs(1, 2, 64, experts=17), backend="triton")
+    with pytest.raises(ArgumentError, match="eps: a positive number"):
+        differential_pooling(*given, eps=0.0)
+    with pytest.raises(ArgumentError, match="alpha: a tensor is needed, got float"):
+        differential_pooling(*given[:3], 0.5, *given[4:])  # type: ignore[call-overload]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(BackendError, match=r"on cpu.*GPU.*use backend='reference'"):
         differential_pooling(*given, backend="triton")
