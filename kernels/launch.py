@@ -105,7 +105,10 @@ _NO_SPILLS = (
 )
 _FITS_99_KIB = "not measured; 72 KiB at width 1024, the query loaded again for each tile"
 _PLUGIN = "not measured; below the 48 KiB that a TensorRT plugin may count on"
-_FEWEST_SPILLS = "not measured; the fewest spills at width 384 of 16 or 32 tokens, 4 to 16 warps, chunks of 32 to 128"
+_FEWEST_SPILLS = (
+    "not measured; the fewest spills at width 384 of 16 or 32 tokens, 4 to 16 warps, chunks of 32 "
+    "to 128"
+)
 
 # Tiles of differential attention, and why: no GPU was at hand, so ptxas (Triton 3.9) decided.
 _TILE_64 = {"QUERIES": 64, "KEYS": 64}
