@@ -1,4 +1,4 @@
-"""Write the README's section `Measured` from the committed receipt, so that it cannot drift.
+"""Write the README's measured tables from the committed receipts, so that they cannot drift.
 
 python benchmarks/readme_table.py
 """
@@ -11,6 +11,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RECEIPT = ROOT / "benchmarks" / "receipts" / "full-size-official.json"
 SECTION = re.compile(r"(?<=<!-- measured -->\n).*(?=<!-- end of measured -->)", re.DOTALL)
+HEAD_RECEIPT = RECEIPT.with_name("kernels-cpu.json")
+HEAD_SECTION = re.compile(r"(?<=<!-- head -->\n).*(?=<!-- end of head -->)", re.DOTALL)
 
 
 def measured(report: dict[str, Any]) -> str:
@@ -31,6 +33,28 @@ def measured(report: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in figures(report).items()),
     ]
+    return "\n".join(["", *lines, "", ""])
+
+
+def head(report: dict[str, Any]) -> str:
+    """The expert head's CLS row against its dense form, for a report of `bench_kernels.py`."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores; PyTorch {machine['versions']['torch']}, "
+        "float32, preset `official`.",
+        "",
+        "| images | | CLS row, p50 ms | all rows, p50 ms | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        images = row["problem"].split("/")[2].removeprefix("B")
+        work = {"forward": "forward", "forward+backward": "training step"}[
+            row["mode"].split(",")[0]
+        ]
+        ours, dense = (1e3 * row["times"][name]["p50"] for name in ("CLS row", "dense eager"))
+        ratio = row["ratio"]["dense eager"]
+        shown = f"{ratio['p50']:.0f} ({ratio['p20']:.0f}-{ratio['p80']:.0f})"
+        lines.append(f"| {images} | {work} | {ours:.1f} | {dense:.0f} | {shown} |")
     return "\n".join(["", *lines, "", ""])
 
 
@@ -60,8 +84,14 @@ def batch_rows(entry: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    text = measured(json.loads(RECEIPT.read_text()))
-    readme.write_text(SECTION.sub(lambda _: text, readme.read_text()))
+    text = readme.read_text()
+    for section, receipt, table in (
+        (SECTION, RECEIPT, measured),
+        (HEAD_SECTION, HEAD_RECEIPT, head),
+    ):
+        made = table(json.loads(receipt.read_text()))
+        text = section.sub(lambda _, made=made: made, text)
+    readme.write_text(text)
 
 
 if __name__ == "__main__":
