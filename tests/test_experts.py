@@ -119,6 +119,7 @@ def test_cls_row_equals_the_literal_form_for_every_mix_of_switches(
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_the_kernels_serve_the_module(preset: str, tiny: Callable[..., Any]) -> None:
     """As far from float64, values and gradients, as plain PyTorch in float32, or twice that."""
+    torch.manual_seed(0)
     module: DistortionSaliency = randomised(DistortionSaliency(tiny(preset)))
     given = inputs(tiny(preset))
     exact = values_and_gradients(module, module, given)
@@ -130,11 +131,14 @@ def test_the_kernels_serve_the_module(preset: str, tiny: Callable[..., Any]) -> 
     for module.pooling.backend in ("reference", "triton"):
         found = values_and_gradients(module, module, single)
         errors[module.pooling.backend] = {
-            name: (found[name] - expected).norm() / (1e-6 + expected.norm())
-            for name, expected in exact.items()
+            name: (found[name] - expected).norm() for name, expected in exact.items()
         }
+    # A bias of the keys has no gradient: what is there is left of terms as large as the largest.
+    largest = max(expected.norm() for expected in exact.values())
     for name, plain in errors["reference"].items():
-        assert errors["triton"][name] <= 2 * plain + 2e-6, name
+        size = exact[name].norm()
+        allowed = 1e-5 * largest if size < 1e-9 * largest else 2 * plain + 2e-6 * size
+        assert errors["triton"][name] <= allowed, name
 
 
 @pytest.mark.parametrize("norm", [True, False])
