@@ -236,7 +236,7 @@ def _export(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             arguments.out,
             images=arguments.images,
             scale=None if arguments.scale is None else _scale(arguments.scale),
-            half=arguments.precision == "fp16",
+            precision=arguments.precision,
             maps=not arguments.no_maps,
             max_batch=arguments.max_batch,
             progress=progress,

@@ -42,7 +42,7 @@ def export_checkpoint(
     *,
     images: Path | None,
     scale: ScoreScale | None,
-    half: bool,
+    precision: str,
     maps: bool,
     max_batch: int,
     progress: Progress,
@@ -52,14 +52,14 @@ def export_checkpoint(
     loaded = load_checkpoint(checkpoint)
     chosen = loaded._replace(scale=scale or loaded.scale)
     pictures = None if images is None else images_in(images)
-    return export_bundle(chosen, out, pictures, half, maps, max_batch, progress)
+    return export_bundle(chosen, out, pictures, precision, maps, max_batch, progress)
 
 
 def export_bundle(
     checkpoint: Checkpoint,
     out: Path,
     images: Sequence[Source] | None = None,
-    half: bool = False,
+    precision: str = "fp32",
     maps: bool = True,
     max_batch: int = 8,
     progress: Progress = lambda _: None,
@@ -71,7 +71,7 @@ def export_bundle(
 
     Args:
         images: to verify on, RGB; None takes `verification_images`.
-        half: float16 transformer blocks; float32 otherwise.
+        precision: "fp32" or "fp16", of the transformer blocks.
         maps: also an output of distortion maps.
         max_batch: the largest batch, verified and admitted.
 
@@ -88,9 +88,9 @@ def export_bundle(
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         progress("folding and writing ONNX")
-        proto = onnx_from_model(checkpoint.model, maps, half, max_batch)
+        proto = onnx_from_model(checkpoint.model, maps, precision, max_batch)
         onnx.save(proto, aside / MODEL_FILE)
-        write_manifest(_unproven(checkpoint, aside, half, maps, max_batch), aside)
+        write_manifest(_unproven(checkpoint, aside, precision, maps, max_batch), aside)
         manifest = prove(aside, checkpoint, images, progress)
         _replace_folder(aside, out)
     finally:
@@ -157,7 +157,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _unproven(
-    checkpoint: Checkpoint, folder: Path, half: bool, maps: bool, max_batch: int
+    checkpoint: Checkpoint, folder: Path, precision: str, maps: bool, max_batch: int
 ) -> Manifest:
     config = checkpoint.model.config
     assert checkpoint.scale is not None
@@ -165,7 +165,7 @@ def _unproven(
         backend="onnx",
         file=MODEL_FILE,
         sha256=sha256_of(folder / MODEL_FILE),
-        precision="fp16" if half else "fp32",
+        precision=precision,
         max_batch=max_batch,
         versions={"onnx": version("onnx")},
         parity=None,

@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+# What the transformer blocks compute in; all around them is float32.
+BLOCK_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 class EncoderBlock(nn.Module):
     """A pre-norm transformer block, tokens [B, N, d], with nothing left to scale.
 
@@ -217,11 +221,11 @@ def fold_query(query: AbsorbedQuery) -> ExpertLinear:
     return folded
 
 
-def inference_model(model: DRExperts, half: bool = False) -> DRExperts:
+def inference_model(model: DRExperts, precision: str = "fp32") -> DRExperts:
     """The equal model with every fold applied; it takes pixels 0..255 [B, 3, H, W], float32.
 
-    Folded in float64 and rounded once. With `half` the transformer blocks are float16, and all
-    around them float32: patch embeddings, resize, unit vectors, both softmaxes of the head and
+    Folded in float64 and rounded once. With "fp16" or "bf16" the transformer blocks are of that
+    type, and all around them float32: patch embeddings, resize, unit vectors, both softmaxes of the head and
     their difference, weights and score.
     """
     # Any: its parts are replaced by equal ones of other classes.
@@ -235,10 +239,8 @@ def inference_model(model: DRExperts, half: bool = False) -> DRExperts:
         resize = fold_resize(folded.controller_input, model.config.encoder.image_size)
     folded.encoder, folded.controller, folded.controller_input = encoder, controller, resize
     folded.float()
-    if half:
-        encoder.blocks.half()
-        encoder.norm_out.half()
-        controller.vit.blocks.half()
+    for module in (encoder.blocks, encoder.norm_out, controller.vit.blocks):
+        module.to(BLOCK_TYPES[precision])
     result: DRExperts = folded
     return result
 

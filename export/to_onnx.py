@@ -64,21 +64,22 @@ class PoolingNode(nn.Module):
 
 
 def onnx_from_model(
-    model: DRExperts, maps: bool = False, half: bool = False, max_batch: int = 64
+    model: DRExperts, maps: bool = False, precision: str = "fp32", max_batch: int = 64
 ) -> onnx.ModelProto:
     """Fold a model and write it as ONNX.
 
     Args:
         model: in float32.
         maps: add the output `maps`, [B, 10, grid, grid].
-        half: float16 transformer blocks, with the casts written in the graph.
+        precision: "fp32", "fp16" or "bf16", that of the transformer blocks, with the casts written
+            in the graph. ONNX Runtime has no bfloat16 on the CPU: that one is for engines.
         max_batch: the largest batch of the dynamic dimension, which admits two at least; the
             manifest's own limit is what the runtime keeps.
 
     Returns:
         A checked model with input `pixels`, uint8 [batch, 3, H, W].
     """
-    folded: Any = inference_model(model, half)
+    folded: Any = inference_model(model, precision)
     folded.saliency.pooling = PoolingNode(folded.saliency.pooling)
     size = model.config.encoder.image_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)

@@ -18,11 +18,14 @@ from drexperts.runtime.preprocess import Preprocessing
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 OUTPUTS = ("score", "weights", "maps")
+PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
 
 _MAX_BYTES = 4 * 2**20
 _MAX_INT = 2**53  # beyond it JSON readers disagree about the value
 _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
+_HARDWARE = ("none", "ampere+", "same-capability")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -122,10 +125,73 @@ class BatchInvariance:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """One file of the bundle that computes scores.
+class Profile:
+    """The batch sizes of one optimisation profile: the range it admits, and the one it is for."""
 
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        ordered = 1 <= self.min <= self.opt <= self.max <= 65536
+        _require(ordered, f"a profile must be 1 <= min <= opt <= max, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    def admits(self, batch: int) -> bool:
+        return self.min <= batch <= self.max
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a TensorRT engine was built, which is what a machine must meet to deserialise it.
+
+    version: of the library that built it
+    capabilities: the compute capabilities it was built for, such as "8.9"
+    platform: operating system and architecture, such as "linux-x86_64"
+    hardware_compatibility: "none", "ampere+" or "same-capability"
+    stripped: without its weights, which a refit puts back
+    plugin_layers: how many layers are the Triton kernel; 0 has its formula in standard operators
+    fused_attention: False where the graph was changed so that attention is not fused
+    onnx_sha256: of the graph it was built from
+    inspected: whether its types were read back after the build and agreed with the graph
+    """
+
+    version: str
+    capabilities: tuple[str, ...]
+    platform: str
+    profiles: tuple[Profile, ...]
+    version_compatible: bool
+    hardware_compatibility: str
+    stripped: bool
+    plugin_layers: int
+    fused_attention: bool
+    onnx_sha256: str
+    inspected: bool
+
+    def __post_init__(self) -> None:
+        _require(len(self.capabilities) >= 1, "a plan is for no compute capability")
+        for capability in self.capabilities:
+            known = _CAPABILITY.fullmatch(capability) is not None
+            _require(known, f"{capability!r} is no compute capability, such as '8.9'")
+        _require(len(self.profiles) >= 1, "a plan has no optimisation profile")
+        known = self.hardware_compatibility in _HARDWARE
+        _require(known, f"hardware_compatibility must be one of {_HARDWARE}")
+        _require(self.plugin_layers >= 0, "plugin_layers is negative")
+        _require(
+            _SHA256.fullmatch(self.onnx_sha256) is not None, "onnx_sha256 is not 64 hex digits"
+        )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to compute scores: a file of the bundle, and what runs it.
+
+    backend: "onnx" (ONNX Runtime on the CPU), "onnx-cuda" and "onnx-tensorrt" (its providers on
+        the same file), "tensorrt" or "tensorrt-rtx"
     sha256 covers the file: graph and weights together.
+    plan: of a TensorRT engine, and of no other
     """
 
     backend: str
@@ -136,6 +202,7 @@ class Engine:
     versions: dict[str, str]
     parity: Parity | None
     invariance: BatchInvariance | None
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         plain = _ENGINE_FILE.fullmatch(self.file) is not None
@@ -147,6 +214,28 @@ class Engine:
         _require(
             1 <= self.max_batch <= 65536,
             f"max_batch {self.max_batch} is not 1 to 65536",
+        )
+        planned = (self.plan is not None) == (self.backend in PLAN_BACKENDS)
+        _require(planned, f"an engine of {self.backend!r} has a plan's record, or lacks one")
+
+    @property
+    def evidence(self) -> str:
+        """How far the engine is known: "built", "inspected" or "executed", each after the last."""
+        if self.parity is not None or self.invariance is not None:
+            return "executed"
+        return "inspected" if self.plan is not None and self.plan.inspected else "built"
+
+    @property
+    def certified_batch(self) -> int:
+        """The largest batch to use: what batch invariance was measured to, where it was."""
+        certified = self.max_batch if self.invariance is None else max(self.invariance.batches)
+        return min(self.max_batch, certified)
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a proof was measured and failed."""
+        return any(
+            proof is not None and not proof.passed for proof in (self.parity, self.invariance)
         )
 
     @property
@@ -285,10 +374,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     entries = _checked(dict, value, where)
     hints = get_type_hints(kind)
-    missing, unknown = hints.keys() - entries.keys(), entries.keys() - hints.keys()
+    # What came later has a default, so that older manifests are read.
+    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    missing, unknown = required - entries.keys(), entries.keys() - hints.keys()
     _require(not missing, f"{where} lacks {sorted(missing)}")
     _require(not unknown, f"{where} has unknown fields {sorted(unknown)!s:.200}")
-    return kind(**{name: _decode(hints[name], entries[name], f"{where}.{name}") for name in hints})
+    return kind(
+        **{name: _decode(hints[name], entries[name], f"{where}.{name}") for name in entries}
+    )
 
 
 def _checked(kinds: Any, value: Any, where: str) -> Any:

@@ -1,5 +1,6 @@
 """A toy bundle and images made in memory, shared by the tests."""
 
+import dataclasses
 import io
 import os
 import subprocess
@@ -20,6 +21,8 @@ from drexperts.runtime.manifest import (
     Engine,
     Manifest,
     Parity,
+    Plan,
+    Profile,
     ScoreScale,
     sha256_of,
     write_manifest,
@@ -108,6 +111,31 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(toy_graph(), folder / "model.onnx")
     write_manifest(toy_manifest(sha256_of(folder / "model.onnx")), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def planned(toy_bundle: Path) -> Callable[..., Engine]:
+    """planned(backend, **changes of its plan): the record of a TensorRT engine, never executed."""
+
+    def make(backend: str = "tensorrt-rtx", **changes: Any) -> Engine:
+        plan = Plan(
+            version="1.7.1.116",
+            capabilities=("8.9",),
+            platform="linux-x86_64",
+            profiles=(Profile(1, 8, 16),),
+            version_compatible=False,
+            hardware_compatibility="none",
+            stripped=False,
+            plugin_layers=0,
+            fused_attention=True,
+            onnx_sha256="0" * 64,
+            inspected=True,
+        )
+        plan = dataclasses.replace(plan, **changes)
+        name, most = f"{backend}.engine", max(profile.max for profile in plan.profiles)
+        return Engine(backend, name, "0" * 64, "fp16", most, {}, None, None, plan)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def test_bundle_is_proven_and_scores_as_the_model(
 def test_half_precision_is_proven_under_its_own_limits(
     checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
-    manifest = bundles.export_bundle(checkpoint, tmp_path / "b", pictures, half=True, max_batch=2)
+    manifest = bundles.export_bundle(checkpoint, tmp_path / "b", pictures, precision="fp16", max_batch=2)
     (engine,) = manifest.engines
     assert engine.precision == "fp16"
     assert engine.parity is not None

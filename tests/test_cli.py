@@ -380,7 +380,7 @@ def test_export(bundle, call, monkeypatch):
     assert callable(kwargs.pop("progress"))
     scale = kwargs.pop("scale")
     assert (scale.low, scale.high, scale.higher_is_better) == (-1, 5, False)
-    assert kwargs == {"images": None, "half": True, "maps": False, "max_batch": 4}
+    assert kwargs == {"images": None, "precision": "fp16", "maps": False, "max_batch": 4}
     provide(monkeypatch, "drexperts.export.bundle", export_checkpoint=unproven)
     assert call("export", "c.pth", "--out", "b")[:1] == (1,)
 

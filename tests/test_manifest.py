@@ -6,7 +6,7 @@ import json
 import pytest
 
 from drexperts.runtime.errors import BundleError, ConfigError
-from drexperts.runtime.manifest import Manifest, read_manifest, sha256_of, write_manifest
+from drexperts.runtime.manifest import Manifest, Profile, read_manifest, sha256_of, write_manifest
 
 
 @pytest.fixture
@@ -54,6 +54,71 @@ def test_proven_needs_both_proofs_passed(toy_bundle):
         failed = dataclasses.replace(getattr(engine, name), passed=False)
         assert not dataclasses.replace(engine, **{name: failed}).proven
         assert not dataclasses.replace(engine, **{name: None}).proven
+
+
+def test_a_plan_goes_round(toy_bundle, planned, tmp_path):
+    manifest = read_manifest(toy_bundle)
+    both = dataclasses.replace(manifest, engines=(*manifest.engines, planned()))
+    write_manifest(both, tmp_path)
+    assert read_manifest(tmp_path) == both
+
+
+def test_a_manifest_from_before_plans_is_read(document, tmp_path):
+    del document["engines"][0]["plan"]
+    assert read(tmp_path, document).engines[0].plan is None
+
+
+def test_a_plan_belongs_to_tensorrt_alone(toy_bundle, planned):
+    (engine,) = read_manifest(toy_bundle).engines
+    for wrong in ({"backend": "tensorrt"}, {"plan": planned().plan}):
+        with pytest.raises(ConfigError, match="plan's record"):
+            dataclasses.replace(engine, **wrong)
+
+
+def test_evidence_is_built_inspected_or_executed(toy_bundle, planned):
+    (executed,) = read_manifest(toy_bundle).engines
+    assert planned(inspected=False).evidence == "built"
+    assert planned().evidence == "inspected"
+    assert executed.evidence == "executed"
+    assert dataclasses.replace(executed, invariance=None).evidence == "executed"
+    assert not planned().refuted
+    assert not executed.refuted
+    failed = dataclasses.replace(executed.parity, passed=False)
+    assert dataclasses.replace(executed, parity=failed).refuted
+
+
+def test_batches_are_certified_as_far_as_they_were_measured(toy_bundle, planned):
+    (engine,) = read_manifest(toy_bundle).engines
+    assert (engine.max_batch, engine.certified_batch) == (16, 8)
+    assert planned().certified_batch == 16
+
+
+def test_profiles():
+    assert str(Profile(1, 8, 64)) == "1:8:64"
+    admitted = [size for size in range(1, 10) if Profile(2, 4, 6).admits(size)]
+    assert admitted == [2, 3, 4, 5, 6]
+
+
+BAD_PLANS = [
+    {"capabilities": ()},
+    {"capabilities": ("89",)},
+    {"profiles": ()},
+    {"hardware_compatibility": "all"},
+    {"plugin_layers": -1},
+    {"onnx_sha256": "0"},
+]
+
+
+@pytest.mark.parametrize("changes", BAD_PLANS)
+def test_bad_plans(changes, planned):
+    with pytest.raises(ConfigError):
+        dataclasses.replace(planned().plan, **changes)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3), (1, 1, 10**6)])
+def test_bad_profiles(sizes):
+    with pytest.raises(ConfigError, match="a profile must be"):
+        Profile(*sizes)
 
 
 def test_span(toy_bundle):

@@ -10,14 +10,15 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
-from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD
+from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD, normalised
 from drexperts.export.fold import inference_model
 from drexperts.export.to_onnx import DOMAIN, OP, onnx_from_model
 from drexperts.model import DRExperts
 
 # Worst |engine - eager float32| that rounding explains, for outputs of order one to ten.
-TOLERANCE = {False: 1e-4, True: 5e-2}
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}
 
 
 @pytest.fixture(scope="module", params=["paper", "official"])
@@ -26,14 +27,14 @@ def model(request: Any, tiny: Callable[..., Any], random_model: Callable[..., An
     return built
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["fp32", "fp16"])
-def half(request: Any) -> bool:
-    return bool(request.param)
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def precision(request: Any) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def proto(model: DRExperts, half: bool) -> onnx.ModelProto:
-    return onnx_from_model(model, maps=True, half=half)
+def proto(model: DRExperts, precision: str) -> onnx.ModelProto:
+    return onnx_from_model(model, maps=True, precision=precision)
 
 
 def run(proto: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
@@ -45,7 +46,7 @@ def run(proto: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_engine_is_the_eager_model(
-    batch: int, model: DRExperts, proto: onnx.ModelProto, half: bool
+    batch: int, model: DRExperts, proto: onnx.ModelProto, precision: str
 ) -> None:
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, 64, 64), dtype=np.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -54,7 +55,7 @@ def test_engine_is_the_eager_model(
     for got, wanted in zip(run(proto, pixels), expected, strict=True):
         assert got.shape == tuple(wanted.shape)
         scale = max(1.0, float(wanted.abs().max()))
-        assert np.abs(got - wanted.numpy()).max() / scale < TOLERANCE[half]
+        assert np.abs(got - wanted.numpy()).max() / scale < TOLERANCE[precision]
 
 
 def test_inputs_and_outputs(proto: onnx.ModelProto) -> None:
@@ -127,20 +128,43 @@ def test_nothing_of_the_exporting_machine_is_in_the_file(proto: onnx.ModelProto)
     assert b".py" not in content
 
 
-def test_export_is_reproducible(model: DRExperts, half: bool, proto: onnx.ModelProto) -> None:
-    again = onnx_from_model(model, maps=True, half=half)
+def test_export_is_reproducible(model: DRExperts, precision: str, proto: onnx.ModelProto) -> None:
+    again = onnx_from_model(model, maps=True, precision=precision)
     assert again.SerializeToString(deterministic=True) == proto.SerializeToString(
         deterministic=True
     )
 
 
-def test_precision_is_written_in_the_graph(proto: onnx.ModelProto, half: bool) -> None:
+def test_precision_is_written_in_the_graph(proto: onnx.ModelProto, precision: str) -> None:
     kinds = {i.name: i.data_type for i in proto.graph.initializer}
     blocks = {kind for name, kind in kinds.items() if ".blocks." in name}
-    assert blocks == {TensorProto.FLOAT16 if half else TensorProto.FLOAT}
+    assert blocks == {TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT}
     islands = {
         kind
         for name, kind in kinds.items()
         if re.search(r"patches|positions|saliency|weighting|score|ln_post|matrix", name)
     }
     assert islands == {TensorProto.FLOAT}
+
+
+@pytest.fixture(scope="module")
+def bfloat16(model: DRExperts) -> onnx.ModelProto:
+    return onnx_from_model(model, maps=True, precision="bf16")
+
+
+def test_bfloat16_is_the_eager_model(model: DRExperts, bfloat16: onnx.ModelProto) -> None:
+    """ONNX Runtime has no bfloat16 on the CPU; the checker's own evaluator does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+    got = ReferenceEvaluator(bfloat16).run(None, {"pixels": pixels})
+    with torch.inference_mode():
+        expected = model(normalised(torch.from_numpy(pixels)))
+    for a, b in zip(got, expected, strict=True):
+        assert np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max())) < 0.2
+
+
+def test_bfloat16_is_that_of_the_blocks_alone(bfloat16: onnx.ModelProto) -> None:
+    kinds = {i.name: i.data_type for i in bfloat16.graph.initializer}
+    half = {name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16}
+    assert half
+    assert half >= {name for name in kinds if ".blocks." in name}
+    assert TensorProto.FLOAT16 not in kinds.values()
