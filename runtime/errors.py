@@ -29,6 +29,10 @@ class ConfigError(UserError):
     """A configuration value that cannot be."""
 
 
+class DeviceError(UserError):
+    """The GPU or its driver failed while in use. The message says what can be done."""
+
+
 class InternalError(DrexpertsError):
     """Our bug."""
 

@@ -1,4 +1,4 @@
-"""An ONNX model run by ONNX Runtime on the CPU."""
+"""An ONNX model run by ONNX Runtime."""
 
 import importlib
 import os
@@ -7,18 +7,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drexperts.runtime.errors import BundleError, InternalError, MissingDependencyError
-
-_ERRORS_ONLY = 3
+from drexperts.runtime.errors import (
+    DeviceError,
+    InternalError,
+    MissingDependencyError,
+    UserError,
+)
+from drexperts.runtime.onnx_providers import (
+    NAMES,
+    cpu_session,
+    gpu_session,
+    new_options,
+    shared_with,
+)
 
 
 class OnnxSession:
     """Runs uint8 pixels through `model.onnx`.
 
-    threads: threads of one operator; None leaves ONNX Runtime's default, one a physical core.
-    image_size: side of the images that the model takes, None where the graph leaves it free.
-    Raises MissingDependencyError without onnxruntime, BundleError for a file it cannot load.
+    threads: threads of one operator on the CPU; None leaves the default, one a physical core
+    provider: "cpu", "cuda" or "tensorrt"; the latter builds an engine at its first start, which
+        takes minutes, and keeps it in the user's cache folder
+    gpu: which one, where the provider is not "cpu"
+    image_size: side of the images that the model takes, None where the graph leaves it free
+    description: ONNX Runtime's version, the provider, and how many nodes others run
+
+    Raises MissingDependencyError without onnxruntime, BundleError for a file it cannot load,
+    DeviceError where a GPU's provider cannot be used, UserError for another provider.
     """
+
+    # A call on the CPU uses every core, and calls on a GPU share its one stream: a second call
+    # at the same time would take from the first what it gains.
+    concurrency = 1
 
     def __init__(
         self,
@@ -26,21 +46,23 @@ class OnnxSession:
         *,
         max_batch: int,
         threads: int | None = None,
+        provider: str = "cpu",
+        gpu: int = 0,
     ) -> None:
+        if provider not in NAMES:
+            raise UserError(f"provider must be one of {', '.join(NAMES)}, got {provider!r}")
         runtime = _import_onnxruntime()
-        try:
-            self._session = runtime.InferenceSession(
-                os.fspath(path),
-                _options(runtime, threads),
-                providers=["CPUExecutionProvider"],
-            )
-        except Exception as cause:
-            raise BundleError(
-                f"ONNX Runtime cannot load {os.fspath(path)!r}: {cause}; "
-                "export the bundle again with `drx export`"
-            ) from cause
+        options = new_options(runtime, threads)
+        file = os.fspath(path)
+        self._on_cpu = provider == "cpu"
+        if self._on_cpu:
+            self._session = cpu_session(runtime, file, options)
+        else:
+            self._session = gpu_session(runtime, file, options, provider, gpu, max_batch)
         self.max_batch = max_batch
-        self.description = f"onnxruntime {runtime.__version__} CPUExecutionProvider"
+        self.description = f"onnxruntime {runtime.__version__} {NAMES[provider]}"
+        if not self._on_cpu:
+            self.description += shared_with(self._session, NAMES[provider])
         graph_input = self._session.get_inputs()[0]
         self._input: str = graph_input.name
         self._image_shape: list[Any] = graph_input.shape[1:]  # names stand for free sizes
@@ -52,14 +74,23 @@ class OnnxSession:
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """pixels: uint8 [B, 3, H, W], 1 <= B <= max_batch; returns the graph's outputs by name.
 
-        Raises InternalError for other pixels, and when ONNX Runtime fails.
+        Raises InternalError for other pixels, and when ONNX Runtime fails on the CPU;
+        DeviceError when it fails on a GPU.
         """
         self._check(pixels)
         try:
             arrays = self._session.run(self._outputs, {self._input: pixels})
         except Exception as cause:
-            raise InternalError(f"ONNX Runtime failed on {pixels.shape} pixels: {cause}") from cause
+            message = f"ONNX Runtime failed on {pixels.shape} pixels: {cause}"
+            if self._on_cpu:
+                raise InternalError(message) from cause
+            remedy = "free the GPU's memory, score smaller batches, or use the CPU"
+            raise DeviceError(f"{message}; {remedy}") from cause
         return dict(zip(self._outputs, arrays, strict=True))
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._session
 
     def _check(self, pixels: NDArray[np.uint8]) -> None:
         fits = pixels.ndim == 4 and all(
@@ -82,13 +113,3 @@ def _import_onnxruntime() -> Any:
         ) from cause
     onnxruntime.disable_telemetry_events()
     return onnxruntime
-
-
-def _options(runtime: Any, threads: int | None) -> Any:
-    # The memory options stay at their defaults, which measured lowest: see docs/log.md.
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return options

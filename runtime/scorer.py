@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,19 @@ _AHEAD = 4  # images decoded before they are needed: bounds the memory of a stre
 
 
 class Session(Protocol):
-    """An engine ready to run. The Scorer calls it from one thread at a time."""
+    """An engine ready to run. The Scorer calls it from `concurrency` threads at most."""
 
     max_batch: int
+    concurrency: int
     description: str
     image_size: int | None  # the side of the images it takes, None for any
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """pixels: uint8 [B, 3, H, W] -> "score" [B], "weights" [B, D], perhaps "maps"."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds, and keep what its next start would have to make again."""
         ...
 
 
@@ -89,6 +94,14 @@ class Score:
         return row | numbers | {"raw": list(self.raw), "scale": dataclasses.asdict(self.scale)}
 
 
+class PassedOver(NamedTuple):
+    """A better engine of the bundle that was not taken, and why."""
+
+    file: str
+    backend: str
+    reason: str
+
+
 @dataclass
 class _Work:
     """One source on its way: its crops, the rows the engine returned, or its failure."""
@@ -111,6 +124,7 @@ class Scorer:
     """Scores images with one engine of a bundle. Safe to share between threads.
 
     batch: most crops in one call of the engine; by default 8, or fewer if the engine takes fewer.
+    passed_over: the better engines that `runtime.load` did not take
     """
 
     def __init__(
@@ -127,7 +141,18 @@ class Scorer:
         self.batch = min(8, session.max_batch) if batch is None else batch
         if not 1 <= self.batch <= session.max_batch:
             raise UserError(f"batch must be 1 to {session.max_batch}, got {batch}")
-        self._lock = threading.Lock()
+        self.passed_over: tuple[PassedOver, ...] = ()
+        self._turns = threading.BoundedSemaphore(session.concurrency)
+
+    def close(self) -> None:
+        """Free the engine. The kernels that TensorRT for RTX compiled are kept for the next one."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @overload
     def score(self, source: Source, *, maps: bool = False) -> Score: ...
@@ -218,7 +243,7 @@ class Scorer:
 
     def _run(self, batch: list[tuple[_Work, NDArray[np.uint8]]]) -> None:
         pixels = np.stack([pixels for _, pixels in batch])
-        with self._lock:
+        with self._turns:
             outputs = self.session.run(pixels)
         self._check_outputs(outputs, len(batch))
         for index, (work, _) in enumerate(batch):

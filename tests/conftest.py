@@ -86,12 +86,12 @@ def toy_manifest(sha256: str) -> Manifest:
         limits={"score_max": 1e-3},
         passed=True,
     )
-    invariance = BatchInvariance((1, 8), ("repeated", "permuted"), 0.0, 1e-6, passed=True)
+    invariance = BatchInvariance((1, 8, 16), ("repeated", "permuted"), 0.0, 1e-6, passed=True)
     engine = Engine("onnx", "model.onnx", sha256, "float32", 16, {"onnx": "1"}, parity, invariance)
     return Manifest(
         schema=SCHEMA,
         preset="paper",
-        config={"alpha": 0.5, "layers": [1, 2]},
+        config={"alpha": 0.5, "layers": [1, 2], "encoder": {"patch_size": 8}},
         preprocessing=Preprocessing(
             crop=SIDE, short_side_min=SIDE, short_side_max=2 * SIDE, crops_per_side=2
         ),

@@ -4,7 +4,12 @@ import numpy as np
 import onnx
 import pytest
 
-from drexperts.runtime.errors import BundleError, InternalError, MissingDependencyError
+from drexperts.runtime.errors import (
+    BundleError,
+    InternalError,
+    MissingDependencyError,
+    UserError,
+)
 from drexperts.runtime.onnx_session import OnnxSession
 
 
@@ -28,6 +33,7 @@ def test_description(session):
     assert session.description.startswith("onnxruntime ")
     assert session.description.endswith(" CPUExecutionProvider")
     assert session.max_batch == 4
+    assert session.concurrency == 1
 
 
 @pytest.mark.parametrize(
@@ -73,3 +79,8 @@ def test_missing_onnxruntime(toy_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "drexperts\[cpu\]"'):
         OnnxSession(toy_bundle / "model.onnx", max_batch=1)
+
+
+def test_unknown_provider(toy_bundle):
+    with pytest.raises(UserError, match="cpu, cuda, tensorrt, got 'abacus'"):
+        OnnxSession(toy_bundle / "model.onnx", max_batch=1, provider="abacus")

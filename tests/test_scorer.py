@@ -17,6 +17,7 @@ class FakeSession:
     """Mean brightness, NaN for crops that are all white; records the batch sizes."""
 
     max_batch = 16
+    concurrency = 1
     description = "fake"
 
     def __init__(self):
@@ -103,6 +104,29 @@ def test_the_engine_is_entered_by_one_thread_at_a_time(fake, photos):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: fake.score(photos), range(8)))
     assert all(result == results[0] for result in results)
+
+
+def test_as_many_threads_enter_as_the_engine_admits(scorer, photos):
+    class Meeting(FakeSession):
+        """Answers only where two threads are inside."""
+
+        concurrency, image_size = 2, None
+
+        def __init__(self):
+            self.barrier = threading.Barrier(2)
+
+        def run(self, pixels):
+            self.barrier.wait(10)
+            return {
+                "score": np.zeros(len(pixels), np.float32),
+                "weights": np.zeros((len(pixels), 10), np.float32),
+                "maps": np.zeros((len(pixels), 10, 4, 4), np.float32),
+            }
+
+    both = Scorer(scorer.manifest, scorer.engine, Meeting())
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: both.score(photos[0]), range(4)))
+    assert [result.value for result in results] == [0.0] * 4
 
 
 def test_unreadable_image_alone_raises(scorer, tmp_path):

@@ -1,0 +1,248 @@
+"""CUDA through cuda-python: checked calls, and streams, memory and graphs that free themselves.
+
+Tested against a stand-in for the library; no call in this file has been executed on a GPU.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drexperts.runtime.errors import DeviceError, MissingDependencyError
+
+# After one of these the driver refuses every further call of the process.
+LOST = frozenset(
+    {
+        "cudaErrorAssert",
+        "cudaErrorContained",
+        "cudaErrorContextIsDestroyed",
+        "cudaErrorECCUncorrectable",
+        "cudaErrorExternalDevice",
+        "cudaErrorHardwareStackError",
+        "cudaErrorIllegalAddress",
+        "cudaErrorIllegalInstruction",
+        "cudaErrorInvalidAddressSpace",
+        "cudaErrorInvalidPc",
+        "cudaErrorLaunchFailure",
+        "cudaErrorLaunchTimeout",
+        "cudaErrorMisalignedAddress",
+        "cudaErrorNvlinkUncorrectable",
+        "cudaErrorTensorMemoryLeak",
+    }
+)
+
+
+class CudaError(DeviceError):
+    """A call of CUDA failed. `lost`: the GPU is lost to this process, which must be restarted."""
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+class OutOfMemoryError(CudaError):
+    """The GPU, or the memory that can be pinned for it, is full."""
+
+
+def bindings() -> Any:
+    """The module `cuda.bindings.runtime`. Raises MissingDependencyError without cuda-python."""
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as cause:
+        raise MissingDependencyError(
+            "TensorRT engines need cuda-python: "
+            'pip install "drexperts[tensorrt]", or "drexperts[tensorrt-rtx]"'
+        ) from cause
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime; returns its value, a tuple of several, or None.
+
+    Raises CudaError, OutOfMemoryError where memory is what lacked.
+    """
+    return check(name, getattr(bindings(), name)(*arguments))
+
+
+def check(name: str, result: tuple[Any, ...]) -> Any:
+    """The values of a result (error, value, ...) of cuda-python; raises as `call` does."""
+    error, *values = result
+    if int(error) != 0:
+        raise _failure(name, error)
+    return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def let_go(name: str, *arguments: Any) -> None:
+    """Call a function that releases something, and forget its error.
+
+    It reports errors of earlier work, which were raised where they occurred.
+    """
+    error = getattr(bindings(), name)(*arguments)[0]
+    if int(error) != 0:
+        bindings().cudaGetLastError()
+
+
+def _failure(name: str, error: Any) -> CudaError:
+    runtime = bindings()
+    # CUDA keeps the error until it is asked for; other libraries would take it for theirs.
+    runtime.cudaGetLastError()
+    text = runtime.cudaGetErrorString(error)[1].decode()
+    message = f"{name} failed with {error.name} ({text}); "
+    if error.name == "cudaErrorMemoryAllocation":
+        return OutOfMemoryError(
+            f"{message}free memory of the GPU (`nvidia-smi` lists who has it), "
+            "or use fewer contexts or a smaller batch"
+        )
+    if error.name in LOST:
+        return CudaError(
+            f"{message}the GPU is lost to this process: restart it, and if it happens again look "
+            "at `nvidia-smi` and the kernel's log",
+            lost=True,
+        )
+    return CudaError(f"{message}check the GPU and its driver with `nvidia-smi`")
+
+
+@contextlib.contextmanager
+def on_device(gpu: int) -> Iterator[None]:
+    """Make `gpu` this thread's device, and give the thread its own back.
+
+    That is device 0 where the thread chose none, and CUDA then starts there too: a process that is
+    to leave device 0 alone is given its GPU with CUDA_VISIBLE_DEVICES.
+    """
+    before = call("cudaGetDevice")
+    call("cudaSetDevice", gpu)
+    try:
+        yield
+    finally:
+        let_go("cudaSetDevice", before)
+
+
+class _Owned:
+    """Something of CUDA's, released once, by `close`, the end of a `with`, or the collector."""
+
+    _release: str
+    handle: Any = None
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            let_go(self._release, handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # At the interpreter's end the library may be gone; the memory goes with the process.
+        if not sys.is_finalizing():
+            self.close()
+
+
+class Stream(_Owned):
+    """A stream that does not wait for the default one."""
+
+    _release = "cudaStreamDestroy"
+
+    def __init__(self) -> None:
+        self.handle = call("cudaStreamCreateWithFlags", bindings().cudaStreamNonBlocking)
+
+    def __int__(self) -> int:
+        return int(self.handle)
+
+    def synchronize(self) -> None:
+        call("cudaStreamSynchronize", self.handle)
+
+
+class Event(_Owned):
+    """A mark in the work of a stream, given as its handle."""
+
+    _release = "cudaEventDestroy"
+
+    def __init__(self, stream: int) -> None:
+        self.handle = call("cudaEventCreateWithFlags", bindings().cudaEventDisableTiming)
+        call("cudaEventRecord", self.handle, stream)
+
+    def synchronize(self) -> None:
+        call("cudaEventSynchronize", self.handle)
+
+    def hold_back(self, stream: int) -> None:
+        """Let what is put on `stream` from here on wait for the mark."""
+        call("cudaStreamWaitEvent", stream, self.handle, 0)
+
+
+class DeviceBuffer(_Owned):
+    """Memory of the current GPU, aligned to 256 bytes at least; releasing it waits for its use."""
+
+    _release = "cudaFree"
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        # CUDA gives no address for nothing, and TensorRT wants none.
+        self.handle = call("cudaMalloc", nbytes) if nbytes else None
+
+    @property
+    def address(self) -> int:
+        return int(self.handle or 0)
+
+
+class PinnedBuffer(_Owned):
+    """Memory of the host that the GPU copies from and to without a detour."""
+
+    _release = "cudaFreeHost"
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.handle = call("cudaHostAlloc", nbytes, bindings().cudaHostAllocDefault)
+
+    def array(self, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """A view of the buffer's beginning. It must not outlive the buffer."""
+        content = (ctypes.c_uint8 * self.nbytes).from_address(int(self.handle))
+        return np.frombuffer(memoryview(content), dtype, count=int(np.prod(shape))).reshape(shape)
+
+
+def copy_to_device(target: int, source: PinnedBuffer, nbytes: int, stream: Stream) -> None:
+    kind = bindings().cudaMemcpyKind.cudaMemcpyHostToDevice
+    call("cudaMemcpyAsync", target, source.handle, nbytes, kind, stream.handle)
+
+
+def copy_to_host(target: PinnedBuffer, source: int, nbytes: int, stream: Stream) -> None:
+    kind = bindings().cudaMemcpyKind.cudaMemcpyDeviceToHost
+    call("cudaMemcpyAsync", target.handle, source, nbytes, kind, stream.handle)
+
+
+class Graph(_Owned):
+    """Work recorded once, launched with one call. Addresses and shapes are the recorded ones."""
+
+    _release = "cudaGraphExecDestroy"
+
+    def __init__(self, stream: Stream, record: Callable[[], None]) -> None:
+        """Record what `record` puts on `stream`. Raises CudaError, and whatever `record` does."""
+        graph = _captured(stream, record)
+        try:
+            self.handle = call("cudaGraphInstantiate", graph, 0)
+        finally:
+            let_go("cudaGraphDestroy", graph)
+
+    def launch(self, stream: Stream) -> None:
+        call("cudaGraphLaunch", self.handle, stream.handle)
+
+
+def _captured(stream: Stream, record: Callable[[], None]) -> Any:
+    # Only this thread is kept from what cannot be captured: others may allocate meanwhile.
+    mode = bindings().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    call("cudaStreamBeginCapture", stream.handle, mode)
+    try:
+        record()
+    except BaseException:
+        error, graph = bindings().cudaStreamEndCapture(stream.handle)
+        if int(error) == 0:
+            let_go("cudaGraphDestroy", graph)
+        bindings().cudaGetLastError()
+        raise
+    return call("cudaStreamEndCapture", stream.handle)

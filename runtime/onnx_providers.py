@@ -1,0 +1,228 @@
+"""Sessions of ONNX Runtime: on the CPU, or on a GPU by its CUDA or TensorRT provider.
+
+ONNX Runtime goes on with the CPU, and a line in its log, where a GPU's provider cannot be used.
+Here that is an error, and what a usable provider leaves to another one can be asked.
+The GPU providers have not been executed on a GPU; their refusal without one has.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from drexperts.runtime.errors import BundleError, DeviceError
+from drexperts.runtime.manifest import sha256_of
+from drexperts.runtime.places import cache_folder
+
+_ERRORS_ONLY = 3
+_USUAL_BATCH = 8  # the Scorer's
+NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+CUDA_OPTIONS = {
+    "use_tf32": "0",  # float32 stays float32
+    # Chosen by rule from the shapes; the default searches, and may find another next time.
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
+
+# y = x of float32 [1], as a serialised ONNX model: what opens a provider without our graph.
+_IDENTITY = (
+    b"\x08\x08:7\n\x10\n\x01x\x12\x01y\x22\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01"
+    b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+
+_MISSING_LIBRARY = re.compile(r"with error: (.+)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# What the cause names, and what to do about it; the first that fits.
+_REMEDIES = (
+    ("nvinfer|nvonnxparser|TensorRT", "install TensorRT of the version that this library ends in"),
+    (r"libcuda\.|nvcuda|driver", "install NVIDIA's driver"),
+    ("cublas|cudnn|cudart|curand|cufft", 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
+    ("", "see whether `nvidia-smi` lists the GPU"),
+)
+
+_standard_error = threading.Lock()
+
+
+class _Job(NamedTuple):
+    """What a provider's options depend on. shape: of the graph's input, names for free sizes."""
+
+    path: str
+    version: str
+    max_batch: int
+    gpu: int
+    input: str
+    shape: list[Any]
+
+
+def new_options(runtime: Any, threads: int | None) -> Any:
+    """Options of a session. threads: of one operator on the CPU; None leaves the default."""
+    # The memory options stay at their defaults, which measured lowest: see docs/log.md.
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def cpu_session(runtime: Any, path: str, options: Any) -> Any:
+    """A session on the CPU. Raises BundleError for a file that cannot be loaded."""
+    try:
+        return runtime.InferenceSession(path, options, providers=[NAMES["cpu"]])
+    except Exception as cause:
+        raise BundleError(
+            f"ONNX Runtime cannot load {path!r}: {cause}; export the bundle again with `drx export`"
+        ) from cause
+
+
+def gpu_session(
+    runtime: Any, path: str, options: Any, provider: str, gpu: int, max_batch: int
+) -> Any:
+    """A session on a GPU. Raises DeviceError where the provider cannot be used."""
+    name = NAMES[provider]
+    _check_opens(runtime, name, gpu)
+    # On the CPU first: a file that is bad is told from a device that is.
+    graph_input = _graph_input(runtime, path)
+    job = _Job(path, runtime.__version__, max_batch, gpu, graph_input.name, graph_input.shape)
+    options.use_deterministic_compute = True
+    # Not "session.disable_cpu_ep_fallback", which refuses also the arithmetic on shapes that ONNX
+    # Runtime keeps on the CPU because it is faster there.
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = runtime.InferenceSession(
+            path, options, providers=_PROVIDERS[provider](job), enable_fallback=0
+        )
+    except Exception as cause:
+        raise _unusable(name, str(cause)) from cause
+    if name not in _nodes_by_provider(session):
+        raise _unusable(name, "it takes no node of this graph")
+    return session
+
+
+def _check_opens(runtime: Any, name: str, gpu: int) -> None:
+    """Open the provider on this GPU without our graph. Raises DeviceError with the cause."""
+    if name not in runtime.get_available_providers():
+        raise DeviceError(
+            f"this onnxruntime was built without {name}: pip uninstall onnxruntime, then "
+            'pip install "drexperts[gpu]"; or use the CPU'
+        )
+    _load_libraries(runtime, name)
+    asked = [(name, {"device_id": str(gpu)})]
+    refusal = ""
+    with _caught_standard_error() as caught:
+        try:
+            session = runtime.InferenceSession(
+                _IDENTITY, new_options(runtime, None), providers=asked, enable_fallback=0
+            )
+            opened = session.get_providers()[0] == name
+        except Exception as cause:
+            opened, refusal = False, str(cause)
+    log = caught()
+    if not opened:
+        raise _unusable(name, _missing_library_in(log) or refusal or log)
+    os.write(2, log.encode())
+
+
+def _load_libraries(runtime: Any, name: str) -> None:
+    """Load what came as Python packages, which the loader of shared libraries does not find."""
+    with contextlib.redirect_stdout(io.StringIO()):  # where it lists what it does not find
+        runtime.preload_dlls()
+    if name == NAMES["tensorrt"]:
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt")
+
+
+@contextlib.contextmanager
+def _caught_standard_error() -> Iterator[Callable[[], str]]:
+    """Catch what this process writes to file 2, the only place where a refusal's cause stands."""
+    text = ""
+    with _standard_error, tempfile.TemporaryFile() as file:
+        shown = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: text
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            file.seek(0)
+            text = _COLOUR.sub("", file.read().decode(errors="replace"))
+
+
+def _missing_library_in(log: str) -> str:
+    """The shared library that could not be loaded, and why; nothing where all could."""
+    found = _MISSING_LIBRARY.search(log)
+    return found.group(1).strip() if found else ""
+
+
+def _unusable(name: str, cause: str) -> DeviceError:
+    remedy = next(remedy for words, remedy in _REMEDIES if re.search(words, cause))
+    return DeviceError(f"ONNX Runtime cannot use {name}: {cause.strip()}; {remedy}, or use the CPU")
+
+
+def _graph_input(runtime: Any, path: str) -> Any:
+    options = new_options(runtime, None)
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return cpu_session(runtime, path, options).get_inputs()[0]
+
+
+def _cuda(job: _Job) -> list[tuple[str, dict[str, str]]]:
+    return [(NAMES["cuda"], {"device_id": str(job.gpu), **CUDA_OPTIONS})]
+
+
+def _tensorrt(job: _Job) -> list[tuple[str, dict[str, str]]]:
+    """TensorRT, and CUDA for what it refuses. Precision is in the graph: no flag sets it."""
+    cache = str(_engine_cache(job))
+    options = {
+        "device_id": str(job.gpu),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": cache,
+    }
+    usual = min(_USUAL_BATCH, job.max_batch)
+    for kind, batch in (("min", 1), ("opt", usual), ("max", job.max_batch)):
+        shape = "x".join(str(size) for size in (batch, *job.shape[1:]))
+        options[f"trt_profile_{kind}_shapes"] = f"{job.input}:{shape}"
+    return [(NAMES["tensorrt"], options), *_cuda(job)]
+
+
+def _engine_cache(job: _Job) -> Path:
+    """This model's own folder, since ONNX Runtime reuses an engine of another model or version."""
+    key = f"{sha256_of(job.path)[:16]}-{job.version}-batch{job.max_batch}"
+    folder = cache_folder() / "onnx-tensorrt" / key
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+# Each provider's options, and those of the next best for what it refuses.
+_PROVIDERS: dict[str, Callable[[_Job], list[tuple[str, dict[str, str]]]]] = {
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
+}
+
+
+def _nodes_by_provider(session: Any) -> Counter[str]:
+    """How many of the graph's nodes each provider runs."""
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return counts
+
+
+def shared_with(session: Any, name: str) -> str:
+    """What others than the asked provider run, such as ", 9 of 600 nodes on CPUExecution..."."""
+    nodes = _nodes_by_provider(session)
+    total = nodes.total()
+    others = sorted(nodes.keys() - {name})
+    return "".join(f", {nodes[other]} of {total} nodes on {other}" for other in others)

@@ -1,0 +1,128 @@
+"""Which engine of a bundle this machine runs, and why not the others."""
+
+import ctypes
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from drexperts.runtime import compatibility
+from drexperts.runtime.errors import BundleError, UserError
+from drexperts.runtime.manifest import PLAN_BACKENDS, Engine
+from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.scorer import Session
+from drexperts.runtime.tensorrt_session import TensorrtSession
+from drexperts.runtime.trust import built_here
+
+
+class Device(NamedTuple):
+    """What the user asked for: kind "auto", "cpu" or "cuda", and which GPU."""
+
+    kind: str
+    gpu: int
+
+
+class Backend(NamedTuple):
+    """What runs engines: the kind of device, and how to open one."""
+
+    device: str
+    open: Callable[[Path, Engine, int | None, int], Session]
+
+
+class ChangedFileError(BundleError):
+    """A file of a bundle that is missing, or is not what was recorded."""
+
+
+class NotTakenError(BundleError):
+    """An engine that is not to be run, here or as asked for."""
+
+
+def _open_onnx(
+    path: Path, engine: Engine, threads: int | None, gpu: int, *, provider: str
+) -> Session:
+    return OnnxSession(
+        path, max_batch=engine.certified_batch, threads=threads, provider=provider, gpu=gpu
+    )
+
+
+def _open_plan(path: Path, engine: Engine, threads: int | None, gpu: int) -> Session:
+    return TensorrtSession(path, engine, gpu=gpu)
+
+
+# Best first.
+BACKENDS = {
+    "tensorrt": Backend("cuda", _open_plan),
+    "tensorrt-rtx": Backend("cuda", _open_plan),
+    "onnx-tensorrt": Backend("cuda", functools.partial(_open_onnx, provider="tensorrt")),
+    "onnx-cuda": Backend("cuda", functools.partial(_open_onnx, provider="cuda")),
+    "onnx": Backend("cpu", functools.partial(_open_onnx, provider="cpu")),
+}
+
+
+def parse_device(text: str) -> Device:
+    """ "auto", "cpu", "cuda" or "cuda:1". Raises UserError for anything else."""
+    match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", text) if isinstance(text, str) else None
+    if match is None or (match[2] is not None and match[1] != "cuda"):
+        raise UserError(f"device must be 'auto', 'cpu', 'cuda' or such as 'cuda:1', got {text!r}")
+    return Device(match[1], int(match[2] or 0))
+
+
+def by_preference(engines: tuple[Engine, ...]) -> Iterator[Engine]:
+    """The engines of known backends, best first: by backend, 16-bit ones before float32."""
+    for backend in BACKENDS:
+        of_it = [engine for engine in engines if engine.backend == backend]
+        yield from sorted(of_it, key=lambda engine: engine.precision == "fp32")
+
+
+def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
+    """Raises NotTakenError for an engine of another device than asked for, or without proof.
+
+    What no proof would help comes first.
+    """
+    runs_on = BACKENDS[engine.backend].device
+    if device.kind not in ("auto", runs_on):
+        raise NotTakenError(f"it runs on {runs_on}, and the device asked for is {device.kind}")
+    if reason := obstacle(engine, device.gpu):
+        raise NotTakenError(reason)
+    if not engine.proven and not unverified:
+        how = "failed its proof" if engine.refuted else f"was {engine.evidence}, and is not proven"
+        raise NotTakenError(
+            f"it {how} equal to the model: run `drx verify`, or pass allow_unverified=True"
+        )
+
+
+def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
+    """Raises NotTakenError for an engine that may not be opened, or that this machine cannot run.
+
+    See `drexperts.runtime.trust` for what `trust` is about.
+    """
+    if engine.backend in PLAN_BACKENDS and not trust and not built_here(engine.sha256):
+        raise NotTakenError(
+            "it was not built here, and a TensorRT engine can run code of its maker: rebuild it "
+            "with `drx build`, or pass trust=True (--trust) if you trust where it comes from"
+        )
+    if reason := obstacle(engine, gpu):
+        raise NotTakenError(reason)
+
+
+def obstacle(engine: Engine, gpu: int = 0) -> str | None:
+    """Why this machine cannot run an engine; None if it can, as far as is known before trying."""
+    if engine.plan is not None:
+        found = compatibility.gpus()
+        chosen = found[gpu] if gpu < len(found) else None
+        return compatibility.obstacle(engine, chosen, compatibility.library_version(engine))
+    return why_no_driver() if BACKENDS[engine.backend].device == "cuda" else None
+
+
+def why_no_driver() -> str | None:
+    """Why no NVIDIA GPU can be used, whatever the library; None where the driver has one."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"it needs an NVIDIA GPU, and there is no driver here ({name})"
+    count = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return "it needs an NVIDIA GPU, and the driver has none" if failed or not count.value else None

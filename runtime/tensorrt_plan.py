@@ -1,0 +1,272 @@
+"""A TensorRT plan, deserialised and held against its record, and what makes contexts of it.
+
+The calls are those of TensorRT 11.4 and TensorRT for RTX 1.7, which were checked by name and
+signature; deserialising and everything after it has not been executed: it needs a GPU.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drexperts.runtime.compatibility import Gpu
+from drexperts.runtime.cuda import OutOfMemoryError, Stream
+from drexperts.runtime.errors import BundleError, DeviceError
+from drexperts.runtime.manifest import Engine, Plan, sha256_of
+from drexperts.runtime.places import cache_folder
+
+_log = logging.getLogger("drexperts.runtime")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the engine. `shape` is one image's; `itemsize` in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+
+    def nbytes(self, batch: int) -> int:
+        return batch * math.prod(self.shape) * self.itemsize
+
+
+class LoadedPlan:
+    """The engine of a plan on the current GPU. Contexts are made and ended one at a time.
+
+    input: uint8 [3, H, W] for each image
+    outputs: float32
+    Raises BundleError, with what TensorRT logged, for a plan that it refuses or that is not what
+    its record says.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], engine: Engine, library: Any, gpu: Gpu
+    ) -> None:
+        assert engine.plan is not None, "the manifest gives every TensorRT engine a plan"
+        self._path = Path(path)
+        self._record = engine
+        self._library = library
+        self._messages: deque[str] = deque(maxlen=20)
+        self._logger = _logger(library, self._messages)
+        self._lock = threading.Lock()
+        self.profiles = engine.plan.profiles
+        self._runtime = library.Runtime(self._logger)
+        self._engine = self._deserialised(engine.plan)
+        if engine.plan.stripped:
+            self._refit(engine.plan)
+        self.input, self.outputs = self._tensors()
+        self._check_profiles()
+        self._kernels = _KernelCache(self._engine, engine, gpu, library)
+
+    def close(self) -> None:
+        """Forget the engine, whose contexts must all be closed; keep the kernels it compiled."""
+        self._kernels.save()
+        del self._kernels, self._engine, self._runtime
+
+    def scratch(self, profile: int) -> int:
+        """How many bytes a context of this profile works in."""
+        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+
+    def make_context(self) -> Any:
+        """A context without scratch memory. Raises DeviceError."""
+        with self._lock:
+            return self.done(self._kernels.make_context(self._engine), "make a context")
+
+    def end_context(self, holder: "Execution") -> None:
+        with self._lock:
+            holder.context = None
+
+    def done(self, result: Any, action: str) -> Any:
+        """`result`, unless TensorRT says by None or False that `action` failed."""
+        if result is not None and result is not False:
+            return result
+        message = f"TensorRT could not {action}: {self._said_on_failure()}"
+        raise DeviceError(
+            f"{message}; run it again, and if it fails again rebuild the engine with "
+            f"`drx build BUNDLE --backend {self._record.backend}`"
+        )
+
+    def _said_on_failure(self) -> str:
+        """What TensorRT logged; raises OutOfMemoryError where that is lack of memory."""
+        said = "; ".join(self._messages) or "it logged no reason"
+        self._messages.clear()
+        if "out of memory" in said.lower() or "outofmemory" in said.lower():
+            raise OutOfMemoryError(
+                f"TensorRT lacks memory: {said}; free memory of the GPU (`nvidia-smi` lists who "
+                "has it), or use fewer contexts or a smaller batch"
+            )
+        return said
+
+    def _refusal(self, reason: str) -> BundleError:
+        return BundleError(
+            f"{str(self._path)!r} {reason}; "
+            f"rebuild it with `drx build BUNDLE --backend {self._record.backend}`"
+        )
+
+    def _deserialised(self, plan: Plan) -> Any:
+        if plan.version_compatible:
+            # Such a plan carries the lean runtime of its own version: machine code.
+            self._runtime.engine_host_code_allowed = True
+        try:
+            content = self._path.read_bytes()
+        except OSError as cause:
+            raise self._refusal(f"cannot be read: {cause}") from cause
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise self._refusal(f"was refused by TensorRT: {self._said_on_failure()}")
+        return engine
+
+    def _refit(self, plan: Plan) -> None:
+        """Put the weights of the bundle's graph into a plan that was stripped of them."""
+        model = self._path.with_name("model.onnx")
+        if not hasattr(self._library, "OnnxParserRefitter"):
+            raise self._refusal("has no weights, and the lean runtime cannot put them back")
+        # Weights of another graph would give other scores, not an error.
+        if not model.is_file() or sha256_of(model) != plan.onnx_sha256:
+            raise self._refusal(f"has no weights, and {model.name} is not the graph it is from")
+        refitter = self._library.Refitter(self._engine, self._logger)
+        parser = self._library.OnnxParserRefitter(refitter, self._logger)
+        if not (parser.refit_from_file(str(model)) and refitter.refit_cuda_engine()):
+            raise self._refusal(
+                f"has no weights and took none from {model.name}: {self._said_on_failure()}"
+            )
+
+    def _tensors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        engine, modes, types = self._engine, self._library.TensorIOMode, self._library.DataType
+        found: dict[Any, list[Tensor]] = {modes.INPUT: [], modes.OUTPUT: []}
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            mode, kind = engine.get_tensor_mode(name), engine.get_tensor_dtype(name)
+            shape = tuple(engine.get_tensor_shape(name))
+            wanted, itemsize = (types.UINT8, 1) if mode == modes.INPUT else (types.FLOAT, 4)
+            if kind != wanted or min(shape[1:], default=1) < 1:
+                raise self._refusal(f"has a tensor {name!r} of type {kind} and shape {shape}")
+            found[mode].append(Tensor(name, shape[1:], itemsize))
+        inputs, outputs = found[modes.INPUT], found[modes.OUTPUT]
+        if len(inputs) != 1 or len(inputs[0].shape) != 3 or not outputs:
+            raise self._refusal(f"does not take one batch of images: {inputs} -> {outputs}")
+        return inputs[0], tuple(outputs)
+
+    def _check_profiles(self) -> None:
+        count = self._engine.num_optimization_profiles
+        shapes = [
+            self._engine.get_tensor_profile_shape(self.input.name, index) for index in range(count)
+        ]
+        found = [tuple(shape[0] for shape in bounds) for bounds in shapes]
+        if found != [(profile.min, profile.opt, profile.max) for profile in self.profiles]:
+            recorded = ", ".join(map(str, self.profiles))
+            raise self._refusal(f"has the profiles {found}, its record says {recorded}")
+
+
+class Execution:
+    """A context held to one profile and one batch for its whole life.
+
+    TensorRT wants it so for CUDA graphs: a graph refers to what the context was when it was
+    recorded. Contexts that never run at the same time may share their scratch memory.
+    """
+
+    def __init__(self, plan: LoadedPlan, batch: int) -> None:
+        self._plan = plan
+        self.batch = batch
+        self.context = plan.make_context()
+
+    def choose(self, profile: int, stream: Stream) -> None:
+        """Settle the profile and the shapes, once. Raises DeviceError."""
+        plan = self._plan
+        # No variable for the context: an error's traceback would keep it alive.
+        chosen = self.context.set_optimization_profile_async(profile, int(stream))
+        plan.done(chosen, f"choose profile {profile}")
+        stream.synchronize()  # it may run on another stream
+        shape = (self.batch, *plan.input.shape)
+        taken = self.context.set_input_shape(plan.input.name, shape)
+        plan.done(taken, f"take the shape {shape}")
+        for tensor in plan.outputs:
+            # Outputs are read by these shapes, so they must be the engine's own.
+            given = tuple(self.context.get_tensor_shape(tensor.name))
+            plan.done(given == (self.batch, *tensor.shape), f"give {tensor}: it gives {given}")
+
+    def use_scratch(self, address: int, nbytes: int) -> None:
+        self.context.set_device_memory(address, nbytes)
+
+    def bind(self, addresses: dict[str, int]) -> None:
+        """Tell where each input and output lies, on the GPU, aligned to 256 bytes."""
+        for name, address in addresses.items():
+            bound = self.context.set_tensor_address(name, address)
+            self._plan.done(bound, f"bind {name!r}")
+
+    def enqueue(self, stream: int) -> None:
+        """Put the engine's work on a stream. Raises DeviceError."""
+        self._plan.done(self.context.execute_async_v3(stream), f"run a batch of {self.batch}")
+
+    def can_be_captured(self, stream: int) -> bool:
+        """Whether a CUDA graph can record it; TensorRT without RTX tells only by failing."""
+        ask = getattr(self.context, "is_stream_capturable", None)
+        return True if ask is None else bool(ask(stream))
+
+    def close(self) -> None:
+        self._plan.end_context(self)
+
+
+def _logger(library: Any, messages: deque[str]) -> Any:
+    """A logger that keeps errors for our messages and passes warnings on."""
+    errors = (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR)
+
+    def log(_: Any, severity: Any, message: str) -> None:
+        if severity in errors:
+            messages.append(message)
+        elif severity == library.ILogger.WARNING:
+            _log.info("TensorRT warns: %s", message)
+
+    return type("Logger", (library.ILogger,), {"log": log})()
+
+
+class _KernelCache:
+    """What TensorRT for RTX compiles for this GPU, kept for the next process. None for TensorRT.
+
+    The file is this user's, named after the engine, the GPU and the library; the library refuses
+    one that does not fit. Losing it costs time and nothing else.
+    """
+
+    def __init__(self, loaded: Any, engine: Engine, gpu: Gpu, library: Any) -> None:
+        self._cache: Any = None
+        self._how = library.ExecutionContextAllocationStrategy.USER_MANAGED
+        if engine.backend != "tensorrt-rtx":
+            return
+        name = f"{engine.sha256[:32]}-{gpu.capability}-{library.__version__}"
+        self._path = cache_folder() / "rtx-kernels" / name
+        config = loaded.create_runtime_config()
+        self._cache = config.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            if not self._cache.deserialize(self._path.read_bytes()):
+                _log.info("%s does not fit this machine: its kernels are compiled anew", self._path)
+        config.set_runtime_cache(self._cache)
+        config.set_execution_context_allocation_strategy(self._how)
+        # By default kernels are replaced by better ones while it runs, and scores would change.
+        kinds = library.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        # The session records its own graphs, around the copies too.
+        config.cuda_graph_strategy = library.CudaGraphStrategy.DISABLED
+        self._how = config
+
+    def make_context(self, engine: Any) -> Any:
+        return engine.create_execution_context(self._how)
+
+    def save(self) -> None:
+        content = None if self._cache is None else self._cache.serialize()
+        if content is None:
+            return
+        aside = self._path.with_name(f".{secrets.token_hex(8)}")
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                aside.write_bytes(content)
+                os.replace(aside, self._path)
+            finally:
+                aside.unlink(missing_ok=True)
+        except OSError as reason:
+            _log.info("compiled kernels are not kept: %s", reason)

@@ -1,0 +1,514 @@
+"""A TensorRT engine run with cuda-python and TensorRT alone.
+
+Tested against a stand-in for both libraries, whose functions a test holds against the real ones.
+Nothing in this file has been executed on a GPU.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drexperts.runtime.compatibility import Gpu, gpus, library, obstacle, why_no_gpu
+from drexperts.runtime.cuda import (
+    CudaError,
+    DeviceBuffer,
+    Event,
+    Graph,
+    OutOfMemoryError,
+    PinnedBuffer,
+    Stream,
+    bindings,
+    copy_to_device,
+    copy_to_host,
+    on_device,
+)
+from drexperts.runtime.errors import (
+    BundleError,
+    DeviceError,
+    InternalError,
+    MissingDependencyError,
+    UserError,
+)
+from drexperts.runtime.gpu_array import GpuArray
+from drexperts.runtime.manifest import Engine
+from drexperts.runtime.tensorrt_plan import Execution, LoadedPlan
+
+_log = logging.getLogger("drexperts.runtime")
+
+_LANES = 8  # (profile, batch) pairs a worker keeps ready: as many as the Scorer's batch by default
+_ALIGNMENT = 256  # bytes, which TensorRT asks of every address
+_DEFAULT_STREAMS = (0, 1, 2)  # CUDA's handles: none, legacy and per-thread
+
+
+class TensorrtSession:
+    """Runs uint8 pixels through a TensorRT engine on one GPU. Safe to share between threads.
+
+    gpu: its index, as CUDA counts
+    contexts: how many batches may be on the GPU at once; each has its stream, its buffers and its
+        own scratch memory, of the size of the engine's activations
+    max_batch: the largest batch of one call of the engine; `run` splits larger ones
+    image_size: side of the images it takes
+    concurrency: `contexts`; further callers wait
+    close: frees what is on the GPU, and keeps the kernels that TensorRT for RTX compiled
+
+    Raises MissingDependencyError without TensorRT or cuda-python, DeviceError without a GPU,
+    UserError for a GPU that is not there, and BundleError for an engine that this machine cannot
+    run or TensorRT refuses.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], engine: Engine, *, gpu: int = 0, contexts: int = 2
+    ) -> None:
+        if type(contexts) is not int or not 1 <= contexts <= 64:
+            raise UserError(f"contexts must be 1 to 64, got {contexts!r}")
+        module = _library(engine)
+        device = _gpu(engine, gpu, str(module.__version__))
+        self._gpu = gpu
+        with on_device(gpu):
+            self._plan = LoadedPlan(path, engine, module, device)
+        largest = max(profile.max for profile in self._plan.profiles)
+        self.max_batch = min(engine.certified_batch, largest)
+        self.concurrency = contexts
+        height, width = self._plan.input.shape[1:]
+        self.image_size: int | None = height if height == width else None
+        self.description = (
+            f"{module.__name__} {module.__version__} on {device.name} ({device.capability})"
+        )
+        self._limits = _Limits(self.max_batch)
+        graphs = _GraphPermission()
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for _ in range(contexts):
+            self._idle.put(_Worker(self._plan, gpu, graphs))
+        self._closed = False
+        self._closing = threading.Lock()
+
+    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """pixels: uint8 [B, 3, H, W], B >= 1; returns the engine's float32 outputs by name.
+
+        When the GPU is out of memory the batch is halved, once in the session's life, with a
+        warning. Raises InternalError for other pixels, DeviceError when the GPU or TensorRT fails;
+        what was on the GPU for this call is then made anew for the next.
+        """
+        self._check(pixels)
+        parts: list[dict[str, NDArray[np.float32]]] = []
+        done = 0
+        while done < len(pixels):
+            profile, batch = self._choice(len(pixels) - done)
+            try:
+                with self._worker() as worker:
+                    parts.append(worker.run(profile, pixels[done : done + batch]))
+            except OutOfMemoryError as cause:
+                if not self._limits.lower(batch, cause):
+                    raise
+            else:
+                done += batch
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def run_on_gpu(self, pixels: Any, stream: Any = None) -> dict[str, GpuArray]:
+        """Run an array that is on the GPU; the results stay there. Nothing is copied.
+
+        pixels: uint8 [B, 3, H, W] with `__dlpack__` or `__cuda_array_interface__`, C-contiguous,
+            aligned to 256 bytes, 1 <= B <= max_batch. Leave it unchanged until the stream is done.
+        stream: where the work is put, without waiting for it: a handle, or an object with
+            `__cuda_stream__`; not a default stream. None: an own one, done when this returns.
+
+        At most `contexts` such calls are on the GPU at once; a further one waits. Not for a stream
+        that is being captured. Raises UserError for other arguments, else as `run`; a batch for
+        which memory lacks is not halved.
+        """
+        handle = _stream_handle(stream)
+        with self._worker() as worker:
+            return worker.run_on_gpu(self._choice, pixels, handle)
+
+    def close(self) -> None:
+        """Wait for the calls on their way, then free everything. More calls are refused."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            workers = [self._idle.get() for _ in range(self.concurrency)]
+            with contextlib.ExitStack() as stack:
+                # A lost GPU cannot be chosen any more, and what was on it is let go all the same.
+                with contextlib.suppress(CudaError):
+                    stack.enter_context(on_device(self._gpu))
+                for worker in workers:
+                    worker.close()
+                self._plan.close()
+            for worker in workers:  # whoever still waits for one is told
+                self._idle.put(worker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, pixels: NDArray[np.uint8]) -> None:
+        shape = self._plan.input.shape
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or len(pixels) < 1:
+            raise InternalError(
+                f"the session takes uint8 [1.., {', '.join(map(str, shape))}], "
+                f"got {pixels.dtype} {list(pixels.shape)}"
+            )
+
+    def _choice(self, count: int) -> tuple[int, int]:
+        """The profile and batch for the next of `count` images: most at once, nearest its best."""
+        choices = []
+        for index, profile in enumerate(self._plan.profiles):
+            batch = min(count, profile.max, self._limits.batch)
+            if profile.admits(batch):
+                choices.append((batch, -abs(profile.opt - batch), -index))
+        batch, _, index = max(choices)
+        return -index, batch
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator["_Worker"]:
+        worker = self._idle.get()
+        try:
+            if self._closed:
+                raise UserError("the session is closed: open the bundle again")
+            with on_device(self._gpu), worker.recycled_on_failure():
+                yield worker
+        finally:
+            self._idle.put(worker)
+
+
+class _Limits:
+    """The largest batch, halved once when memory lacks."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._halved = False
+        self._lock = threading.Lock()
+
+    def lower(self, failed: int, cause: OutOfMemoryError) -> bool:
+        """Whether a batch for which memory lacked can be tried again, smaller."""
+        with self._lock:
+            if failed <= self.batch and failed > 1 and not self._halved:
+                self._halved = True
+                self.batch = failed // 2
+                _log.warning(
+                    "batches are halved to %d from here on, %d did not fit: %s",
+                    self.batch,
+                    failed,
+                    cause,
+                )
+            return failed > self.batch
+
+
+class _GraphPermission:
+    """Whether CUDA graphs are tried: until the first that cannot be recorded, which is logged."""
+
+    def __init__(self) -> None:
+        self.granted = True
+        self._lock = threading.Lock()
+
+    def withdraw(self, reason: str) -> None:
+        with self._lock:
+            if self.granted:
+                self.granted = False
+                _log.warning("running without CUDA graphs, which is slower: %s", reason)
+
+
+@dataclass
+class _Lane:
+    """The way of one (profile, batch) through a worker: run once as it is, then as a graph."""
+
+    execution: Execution
+    graph: Graph | None = None
+    warm: bool = False
+
+    def close(self) -> None:
+        if self.graph is not None:
+            self.graph.close()
+        self.execution.close()
+
+
+class _Worker:
+    """A stream with its buffers and contexts, used by one thread at a time.
+
+    Everything is made when first needed; after `close` it is made again. Its contexts never run at
+    the same time, so that they share their scratch memory.
+    """
+
+    def __init__(self, plan: LoadedPlan, gpu: int, graphs: _GraphPermission) -> None:
+        self._plan = plan
+        self._gpu = gpu
+        self._graphs = graphs
+        self._stream: Stream | None = None
+        self._staging: _Staging | None = None
+        self._scratch: DeviceBuffer | None = None
+        self._lanes: OrderedDict[tuple[int, int, bool], _Lane] = OrderedDict()
+        # The last call that was left running on its caller's stream, and what it still uses.
+        self._left_running: tuple[Event, Any] | None = None
+
+    def run(self, profile: int, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        stream = self._ready_stream()
+        staging = self._staging_for(len(pixels))
+        lane = self._lane(profile, len(pixels), stream, staging)
+        staging.fill(pixels)
+        self._execute(lane, stream, staging)
+        stream.synchronize()
+        return staging.results(len(pixels))
+
+    def run_on_gpu(self, choice: Any, pixels: Any, handle: int | None) -> dict[str, GpuArray]:
+        own = self._ready_stream()
+        stream = int(own) if handle is None else handle
+        view = _view(pixels, stream)
+        self._check_view(view)
+        profile, batch = choice(view.shape[0])
+        if batch < view.shape[0]:
+            raise UserError(f"pass at most {batch} images at once, got {view.shape[0]}")
+        lane = self._lane(profile, batch, own, None)
+        memories = {t.name: DeviceBuffer(t.nbytes(batch)) for t in self._plan.outputs}
+        addresses = {name: memory.address for name, memory in memories.items()}
+        lane.execution.bind(addresses | {self._plan.input.name: view.ptr})
+        lane.execution.enqueue(stream)
+        ready = Event(stream)
+        self._left_running = (ready, (view, memories))
+        if handle is None:
+            self._finish()
+        return {
+            tensor.name: GpuArray(
+                memories[tensor.name], (batch, *tensor.shape), self._gpu, handle, ready
+            )
+            for tensor in self._plan.outputs
+        }
+
+    @contextlib.contextmanager
+    def recycled_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as cause:
+            # A mistake in the arguments leaves the worker as it was; anything else may not.
+            if isinstance(cause, DeviceError) or not isinstance(cause, UserError):
+                self.close()
+            raise
+
+    def close(self) -> None:
+        """Free everything, contexts before the memory they use. Never raises."""
+        with contextlib.suppress(CudaError):
+            self._finish()
+        if self._stream is not None:
+            with contextlib.suppress(CudaError):
+                self._stream.synchronize()
+        self._left_running = None
+        self._drop_lanes(0)
+        for owned in (self._scratch, self._staging, self._stream):
+            if owned is not None:
+                owned.close()
+        self._scratch = self._staging = self._stream = None
+
+    def _ready_stream(self) -> Stream:
+        """The worker's stream, when nothing of an earlier call is on its way."""
+        self._finish()
+        if self._stream is None:
+            self._stream = Stream()
+        return self._stream
+
+    def _finish(self) -> None:
+        if self._left_running is not None:
+            self._left_running[0].synchronize()
+            self._left_running = None
+
+    def _staging_for(self, batch: int) -> "_Staging":
+        if self._staging is None or self._staging.batch < batch:
+            self._drop_lanes(0)  # their contexts and graphs hold the old addresses
+            if self._staging is not None:
+                self._staging.close()
+                self._staging = None
+            self._staging = _Staging(self._plan, batch)
+        return self._staging
+
+    def _lane(self, profile: int, batch: int, stream: Stream, staging: "_Staging | None") -> _Lane:
+        key = (profile, batch, staging is None)
+        lane = self._lanes.pop(key, None)
+        if lane is None:
+            self._drop_lanes(_LANES - 1)
+            scratch = self._scratch_for(profile)
+            # Kept before it is complete: if it never is, `close` ends it with the others.
+            self._lanes[key] = lane = _Lane(Execution(self._plan, batch))
+            lane.execution.choose(profile, stream)
+            lane.execution.use_scratch(scratch.address, scratch.nbytes)
+            if staging is not None:
+                lane.execution.bind(staging.addresses)
+        self._lanes[key] = lane
+        return lane
+
+    def _drop_lanes(self, kept: int) -> None:
+        while len(self._lanes) > kept:
+            self._lanes.popitem(last=False)[1].close()
+
+    def _scratch_for(self, profile: int) -> DeviceBuffer:
+        nbytes = self._plan.scratch(profile)
+        if self._scratch is None or self._scratch.nbytes < nbytes:
+            self._drop_lanes(0)  # their contexts and graphs hold the old address
+            if self._scratch is not None:
+                self._scratch.close()
+                self._scratch = None
+            self._scratch = DeviceBuffer(nbytes)
+        return self._scratch
+
+    def _execute(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
+        # TensorRT asks for one ordinary run before a context's work is recorded.
+        if lane.warm and lane.graph is None and self._graphs.granted:
+            self._record(lane, stream, staging)
+        if lane.graph is not None:
+            lane.graph.launch(stream)
+        else:
+            self._put_or_name_the_loss(lane, stream, staging)
+        lane.warm = True
+
+    def _put_or_name_the_loss(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
+        try:
+            self._put(lane, stream, staging)
+        except DeviceError:
+            stream.synchronize()  # where the GPU is lost CUDA says so, and TensorRT may not
+            raise
+
+    def _put(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
+        batch = lane.execution.batch
+        staging.put_pixels(batch, stream)
+        lane.execution.enqueue(int(stream))
+        staging.put_results(batch, stream)
+
+    def _record(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
+        if not lane.execution.can_be_captured(int(stream)):
+            self._graphs.withdraw("TensorRT says that this engine's work cannot be recorded")
+            return
+        try:
+            lane.graph = Graph(stream, lambda: self._put(lane, stream, staging))
+        except DeviceError as cause:
+            if isinstance(cause, CudaError) and cause.lost:
+                raise
+            self._graphs.withdraw(str(cause))
+
+    def _check_view(self, view: Any) -> None:
+        shape = self._plan.input.shape
+        wanted = f"uint8 [B, {', '.join(map(str, shape))}] on GPU {self._gpu}"
+        if not view.is_device_accessible or view.device_id != self._gpu:
+            raise UserError(f"pass {wanted}, got an array on device {view.device_id}")
+        if view.dtype != np.uint8 or tuple(view.shape[1:]) != shape or view.shape[0] < 1:
+            raise UserError(f"pass {wanted}, got {view.dtype} {list(view.shape)}")
+        if not _is_contiguous(view) or view.ptr % _ALIGNMENT:
+            raise UserError(
+                f"pass a C-contiguous array aligned to {_ALIGNMENT} bytes: make a contiguous copy"
+            )
+
+
+class _Staging:
+    """Buffers for batches of the host: pinned ones, and theirs on the GPU."""
+
+    def __init__(self, plan: LoadedPlan, batch: int) -> None:
+        self.batch = batch
+        self._input = plan.input
+        self._outputs = plan.outputs
+        self._host: dict[str, PinnedBuffer] = {}
+        self._device: dict[str, DeviceBuffer] = {}
+        try:
+            for tensor in (plan.input, *plan.outputs):
+                self._host[tensor.name] = PinnedBuffer(tensor.nbytes(batch))
+                self._device[tensor.name] = DeviceBuffer(tensor.nbytes(batch))
+        except BaseException:
+            self.close()  # else the error would keep them for as long as somebody keeps it
+            raise
+        self.addresses = {name: buffer.address for name, buffer in self._device.items()}
+
+    def fill(self, pixels: NDArray[np.uint8]) -> None:
+        np.copyto(self._host[self._input.name].array(np.uint8, pixels.shape), pixels)
+
+    def put_pixels(self, batch: int, stream: Stream) -> None:
+        name = self._input.name
+        nbytes = self._input.nbytes(batch)
+        copy_to_device(self.addresses[name], self._host[name], nbytes, stream)
+
+    def put_results(self, batch: int, stream: Stream) -> None:
+        for tensor in self._outputs:
+            source = self.addresses[tensor.name]
+            copy_to_host(self._host[tensor.name], source, tensor.nbytes(batch), stream)
+
+    def results(self, batch: int) -> dict[str, NDArray[np.float32]]:
+        """What is in the pinned buffers, copied."""
+        return {
+            tensor.name: self._host[tensor.name].array(np.float32, (batch, *tensor.shape)).copy()
+            for tensor in self._outputs
+        }
+
+    def close(self) -> None:
+        for buffer in (*self._device.values(), *self._host.values()):
+            buffer.close()
+
+
+def _library(engine: Engine) -> Any:
+    bindings()
+    module = library(engine)
+    if module is None:
+        raise MissingDependencyError(str(obstacle(engine, None, None)))
+    return module
+
+
+def _gpu(engine: Engine, index: int, version: str) -> Gpu:
+    found = gpus()
+    if not found:
+        raise DeviceError(
+            f"a TensorRT engine needs a GPU: {why_no_gpu()}; or score on the CPU, with device='cpu'"
+        )
+    if type(index) is not int or not 0 <= index < len(found):
+        raise UserError(f"gpu must be 0 to {len(found) - 1} on this machine, got {index!r}")
+    reason = obstacle(engine, found[index], version)
+    if reason is not None:
+        raise BundleError(reason)
+    return found[index]
+
+
+def _stream_handle(stream: Any) -> int | None:
+    if stream is None:
+        return None
+    handle = stream.__cuda_stream__()[1] if hasattr(stream, "__cuda_stream__") else stream
+    if type(handle) is not int or handle in _DEFAULT_STREAMS:
+        raise UserError(
+            "stream must be a stream of your own, its handle or an object with __cuda_stream__, "
+            f"or None; got {stream!r}"
+        )
+    return handle
+
+
+def _view(pixels: Any, stream: int) -> Any:
+    """What cuda-python reads of a foreign array; work on `stream` waits for it to be written."""
+    try:
+        utils = importlib.import_module("cuda.core.utils")
+    except ImportError as cause:
+        raise MissingDependencyError(
+            "arrays on the GPU are read with cuda-core: pip install cuda-core"
+        ) from cause
+    try:
+        return utils.StridedMemoryView.from_any_interface(pixels, stream_ptr=stream)
+    except Exception as cause:
+        raise UserError(
+            "pass an array on the GPU that has __dlpack__ or __cuda_array_interface__, "
+            f"got {type(pixels).__name__}: {cause}"
+        ) from cause
+
+
+def _is_contiguous(view: Any) -> bool:
+    """In elements, and without regard to dimensions of one, whose stride says nothing."""
+    if view.strides is None:
+        return True
+    step = 1
+    for size, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True

@@ -1,0 +1,183 @@
+"""Which engine is taken, and what is said of the others."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from drexperts import runtime
+from drexperts.runtime import compatibility, selection
+from drexperts.runtime.errors import BundleError, DeviceError, UserError
+from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
+from drexperts.runtime.selection import Device, parse_device
+from drexperts.runtime.trust import note_built_here
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def bundle(toy_bundle, tmp_path):
+    return shutil.copytree(toy_bundle, tmp_path / "bundle")
+
+
+class Brightness:
+    """A session that is none: the toy bundle's scores without its graph."""
+
+    concurrency, image_size = 1, None
+
+    def __init__(self, description, engine):
+        self.description, self.max_batch = description, engine.certified_batch
+
+    def run(self, pixels):
+        score = pixels.mean((1, 2, 3), dtype=np.float32)
+        shares = np.arange(1, 11, dtype=np.float32) / 55 / 255
+        maps = np.zeros((len(pixels), 10, 4, 4), np.float32)
+        return {"score": score, "weights": score[:, None] * shares, "maps": maps}
+
+
+@pytest.fixture
+def with_engines(bundle, planned):
+    """with_engines(backend, ...): the bundle, with engines that were proven beside the ONNX one."""
+
+    def make(*backends, proven=True, **changes):
+        manifest = read_manifest(bundle)
+        (onnx,) = manifest.engines
+        engines = []
+        for backend in backends:
+            if backend.startswith("onnx"):
+                engine = dataclasses.replace(onnx, backend=backend, parity=None, invariance=None)
+            else:
+                (bundle / f"{backend}.engine").write_bytes(backend.encode())
+                engine = dataclasses.replace(
+                    planned(backend, **changes), sha256=sha256_of(bundle / f"{backend}.engine")
+                )
+            if proven:
+                proofs = {"parity": onnx.parity, "invariance": onnx.invariance}
+                engine = dataclasses.replace(engine, **proofs)
+            engines.append(engine)
+        write_manifest(dataclasses.replace(manifest, engines=(onnx, *engines)), bundle)
+        return bundle
+
+    return make
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that can run every engine."""
+    monkeypatch.setattr(selection, "obstacle", lambda engine, gpu=0: None)
+    for name in selection.BACKENDS:
+        backend = selection.Backend(
+            "cpu" if name == "onnx" else "cuda",
+            lambda path, engine, threads, gpu: Brightness(f"{engine.backend} {gpu}", engine),
+        )
+        monkeypatch.setitem(selection.BACKENDS, name, backend)
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("auto", Device("auto", 0)),
+        ("cpu", Device("cpu", 0)),
+        ("cuda", Device("cuda", 0)),
+        ("cuda:3", Device("cuda", 3)),
+    ],
+)
+def test_devices(text, device):
+    assert parse_device(text) == device
+
+
+@pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:x", "cpu:1", "auto:0", "CUDA", "", None, 0])
+def test_other_devices(text):
+    with pytest.raises(UserError, match="device must be"):
+        parse_device(text)
+
+
+def test_the_best_engine_is_taken(with_engines, gpu, photo):
+    bundle = with_engines("onnx-cuda", "tensorrt-rtx", "onnx-tensorrt", "tensorrt")
+    scorer = runtime.load(bundle, trust=True)
+    assert scorer.session.description == "tensorrt 0"
+    assert scorer.passed_over == ()
+    assert scorer.score(photo(40, 40)).error is None
+    assert runtime.load(bundle, "cpu").session.description == "onnx 0"
+    assert runtime.load(bundle, "cuda:1", trust=True).session.description == "tensorrt 1"
+
+
+def test_it_says_which_and_why_not_the_others(with_engines, gpu, caplog):
+    bundle = with_engines("tensorrt-rtx", "onnx-cuda")
+    with caplog.at_level("INFO", "drexperts.runtime"):
+        scorer = runtime.load(bundle)
+    ((file, backend, reason),) = scorer.passed_over
+    assert (file, backend) == ("tensorrt-rtx.engine", "tensorrt-rtx")
+    assert "was not built here" in reason
+    assert "trust=True" in reason
+    assert "passed over: it was not built here" in caplog.text
+    assert scorer.session.description == "onnx-cuda 0"
+
+
+def test_an_engine_built_here_is_trusted(with_engines, gpu):
+    bundle = with_engines("tensorrt-rtx")
+    note_built_here(sha256_of(bundle / "tensorrt-rtx.engine"))
+    assert runtime.load(bundle).session.description == "tensorrt-rtx 0"
+
+
+def test_trust_is_no_proof(with_engines, gpu):
+    bundle = with_engines("tensorrt-rtx", proven=False)
+    (passed,) = runtime.load(bundle, trust=True).passed_over
+    assert "was inspected, and is not proven equal to the model: run `drx verify`" in passed.reason
+    scorer = runtime.load(bundle, trust=True, allow_unverified=True)
+    assert scorer.session.description == "tensorrt-rtx 0"
+
+
+def test_a_changed_engine_stops_the_load(with_engines, gpu):
+    """It is no matter of taste: somebody changed the bundle."""
+    bundle = with_engines("tensorrt-rtx")
+    (bundle / "tensorrt-rtx.engine").write_bytes(b"other")
+    with pytest.raises(BundleError, match="SHA-256"):
+        runtime.load(bundle, trust=True)
+
+
+def test_what_fails_to_open_is_passed_over(with_engines, gpu, monkeypatch):
+    def fail(path, engine, threads, gpu):
+        raise DeviceError("the GPU is on fire")
+
+    monkeypatch.setitem(selection.BACKENDS, "onnx-cuda", selection.Backend("cuda", fail))
+    bundle = with_engines("onnx-cuda")
+    scorer = runtime.load(bundle)
+    assert scorer.session.description == "onnx 0"
+    assert scorer.passed_over == (("model.onnx", "onnx-cuda", "the GPU is on fire"),)
+    with pytest.raises(BundleError, match=r"onnx-cuda\): the GPU is on fire; model\.onnx \(onnx"):
+        runtime.load(bundle, "cuda")
+
+
+def test_batches_are_capped_to_what_was_certified(with_engines, gpu):
+    bundle = with_engines("tensorrt-rtx")
+    manifest = read_manifest(bundle)
+    onnx, engine = manifest.engines
+    less = dataclasses.replace(engine.invariance, batches=(1, 8))
+    engine = dataclasses.replace(engine, invariance=less)
+    write_manifest(dataclasses.replace(manifest, engines=(onnx, engine)), bundle)
+    scorer = runtime.load(bundle, trust=True)
+    assert (scorer.engine.max_batch, scorer.session.max_batch) == (16, 8)
+
+
+def test_16_bit_engines_come_first(planned):
+    single = dataclasses.replace(planned(), precision="fp32", file="single.engine")
+    half = planned()
+    assert list(selection.by_preference((single, half))) == [half, single]
+
+
+def test_this_machine_without_a_gpu(with_engines):
+    if compatibility.gpus():
+        pytest.skip("this machine has a GPU")
+    bundle = with_engines("tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt")
+    scorer = runtime.load(bundle, trust=True)
+    assert scorer.engine.backend == "onnx"
+    reasons = {passed.backend: passed.reason for passed in scorer.passed_over}
+    assert set(reasons) == {"tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt"}
+    assert "there is no driver here" in reasons["onnx-cuda"]
+    with pytest.raises(BundleError, match=r"no engine in .* can be used here"):
+        runtime.load(bundle, "cuda", trust=True)

@@ -1,0 +1,30 @@
+import pytest
+
+from drexperts.runtime import trust
+from drexperts.runtime.places import state_folder
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_only_what_was_noted_was_built_here():
+    assert not trust.built_here(ONE)
+    trust.note_built_here(ONE)
+    assert trust.built_here(ONE)
+    assert not trust.built_here(TWO)
+    assert not trust.built_here(ONE[:32])
+    trust.note_built_here(TWO)
+    assert trust.built_here(ONE)
+    assert trust.built_here(TWO)
+
+
+def test_notes_that_cannot_be_read_are_no_trust():
+    trust.note_built_here(ONE)
+    notes = state_folder() / "engines-built-here"
+    notes.write_bytes(b"\xff\xfe" + ONE.encode())
+    assert not trust.built_here(ONE)
