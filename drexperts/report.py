@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,14 @@ from rich.progress import (
 from rich.table import Table
 
 from drexperts.runtime.explain import strongest
-from drexperts.runtime.manifest import BatchInvariance, Engine, Manifest, Parity, ScoreScale
+from drexperts.runtime.manifest import (
+    BatchInvariance,
+    Engine,
+    Manifest,
+    Parity,
+    Plan,
+    ScoreScale,
+)
 from drexperts.runtime.scorer import Score
 
 _ALL = 20  # scores up to which a table shows each
@@ -33,6 +41,15 @@ _DISTANCES = {
     "maps_max": "maps, largest difference",
 }
 _CORRELATIONS = {"srcc": "rank correlation (SRCC)", "plcc": "linear correlation (PLCC)"}
+
+
+class BuildScreen(NamedTuple):
+    """What a build calls: with what it is at, with how far a phase of the builder is (phase, done,
+    of how many), and with what stays to be read."""
+
+    tell: Callable[[str], None]
+    build: Callable[[str, int, int], None]
+    note: Callable[[str], None]
 
 
 class Screen:
@@ -59,6 +76,26 @@ class Screen:
             return
         with self.notes.status("") as status:
             yield status.update
+
+    @contextmanager
+    def building(self) -> Iterator["BuildScreen"]:
+        """Like `working`, with a bar of how far a builder is."""
+        if not self.notes.is_terminal:
+            tell = self._note_now_and_then()
+            yield BuildScreen(
+                tell, lambda phase, done, total: tell(f"{phase}, {done} of {total}"), self.note
+            )
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self.notes, transient=True) as progress:
+            task = progress.add_task("", total=None)
+            yield BuildScreen(
+                lambda text: progress.update(task, description=text, completed=0, total=None),
+                lambda phase, done, total: progress.update(
+                    task, description=phase, completed=done, total=total
+                ),
+                self.note,
+            )
 
     def _note_now_and_then(self) -> Callable[[str], None]:
         last = -math.inf
@@ -196,34 +233,62 @@ def bundle_table(bundle: str, manifest: Manifest) -> Table:
     return table
 
 
-def engine_table(engine: Engine, state: str, size: int | None) -> Table:
-    """One engine: its file, and what became of it since. size: bytes, None if it is missing."""
+def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | None) -> Table:
+    """One engine: its file, what became of it since, and whether this machine runs it.
+
+    size: bytes, None if it is missing. obstacle: why this machine cannot run it.
+    """
     table = Table("", title=f"engine {engine.file}", show_header=False)
     table.add_column(overflow="fold")
     table.add_row("file", state if size is None else f"{state}, {size / 2**20:.1f} MiB")
     table.add_row("SHA-256", engine.sha256)
     table.add_row("backend", f"{engine.backend}, {engine.precision}")
-    table.add_row("largest batch", str(engine.max_batch))
+    table.add_row("evidence", engine.evidence)
+    table.add_row("runs here", "yes" if obstacle is None else f"no: {obstacle}")
+    table.add_row("largest batch", _largest_batch(engine))
     table.add_row("made with", _versions(engine.versions))
+    if engine.plan is not None:
+        for row in _plan_rows(engine.plan):
+            table.add_row(*row)
     return table
+
+
+def _largest_batch(engine: Engine) -> str:
+    if engine.certified_batch == engine.max_batch:
+        return str(engine.max_batch)
+    return f"{engine.certified_batch}, of {engine.max_batch} built"
+
+
+def _plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "built for", f"compute capability {', '.join(plan.capabilities)}, {plan.platform}"
+    yield "hardware compatibility", plan.hardware_compatibility
+    yield "profiles, min:opt:max", " ".join(map(str, plan.profiles))
+    yield "pooling", "Triton kernel, a plugin" if plan.plugin_layers else "standard operators"
+    yield "attention", "fused where it can be" if plan.fused_attention else "kept from fusing"
+    yield "other versions", "newer ones, too" if plan.version_compatible else "no"
+    yield "weights", "left out, to be refitted" if plan.stripped else "inside"
 
 
 def proof_table(engine: Engine) -> Table:
     """What was measured of an engine against its limits: parity, and batch invariance."""
     verdict = "proven" if engine.proven else "NOT PROVEN"
-    table = Table("measured", title=f"{engine.file} ({engine.precision}): {verdict}")
+    if engine.evidence != "executed":
+        verdict = f"{engine.evidence}, never executed"
+    table = Table(
+        "measured", title=f"{engine.file} ({engine.backend}, {engine.precision}): {verdict}"
+    )
     table.add_column("value", justify="right")
     table.add_column("limit", justify="right")
     table.add_column("")
     if engine.parity is None:
-        table.add_row("parity with the model", "never measured", "", _verdict(False))
+        table.add_row("parity with the model", "never measured", "", "")
     else:
         for row in _parity_rows(engine.parity):
             table.add_row(*row)
         table.caption = f"{engine.parity.images} images against {engine.parity.reference}"
     table.add_section()
     if engine.invariance is None:
-        table.add_row("batch invariance", "never measured", "", _verdict(False))
+        table.add_row("batch invariance", "never measured", "", "")
     else:
         table.add_row(*_invariance_row(engine.invariance))
     return table

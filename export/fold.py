@@ -225,8 +225,8 @@ def inference_model(model: DRExperts, precision: str = "fp32") -> DRExperts:
     """The equal model with every fold applied; it takes pixels 0..255 [B, 3, H, W], float32.
 
     Folded in float64 and rounded once. With "fp16" or "bf16" the transformer blocks are of that
-    type, and all around them float32: patch embeddings, resize, unit vectors, both softmaxes of the head and
-    their difference, weights and score.
+    type, and all around them float32: patch embeddings, resize, unit vectors, both softmaxes of the
+    head and their difference, weights and score.
     """
     # Any: its parts are replaced by equal ones of other classes.
     folded: Any = copy.deepcopy(model).double().requires_grad_(False)

@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import pytest
 from PIL import Image
 
 from drexperts import runtime
-from drexperts.checkpoint import Checkpoint, save_checkpoint
+from drexperts.checkpoint import Checkpoint
 from drexperts.export import bundle as bundles
 from drexperts.export import verify
+from drexperts.export.folder import ABANDONED
 from drexperts.export.photographs import verification_images
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of, write_manifest
+from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
@@ -74,7 +74,9 @@ def test_bundle_is_proven_and_scores_as_the_model(
 def test_half_precision_is_proven_under_its_own_limits(
     checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
-    manifest = bundles.export_bundle(checkpoint, tmp_path / "b", pictures, precision="fp16", max_batch=2)
+    manifest = bundles.export_bundle(
+        checkpoint, tmp_path / "b", pictures, precision="fp16", max_batch=2
+    )
     (engine,) = manifest.engines
     assert engine.precision == "fp16"
     assert engine.parity is not None
@@ -121,7 +123,7 @@ def test_a_broken_export_leaves_what_was_there(
 def test_what_killed_exports_left_is_swept(
     checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
-    for name, age in ((".b.partial-old", 2 * bundles.ABANDONED), (".b.partial-new", 0.0)):
+    for name, age in ((".b.partial-old", 2 * ABANDONED), (".b.partial-new", 0.0)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     bundles.export_bundle(checkpoint, tmp_path / "b", pictures, max_batch=1)
@@ -205,80 +207,6 @@ def test_a_model_that_says_nothing_is_the_users_matter(
     assert not (tmp_path / "b").exists()
 
 
-def test_verify_against_another_model_names_what_differs(
-    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], random_model: Any
-) -> None:
-    config = replace(
-        checkpoint.model.config, clip_antialias=not checkpoint.model.config.clip_antialias
-    )
-    other = checkpoint._replace(model=random_model(config))
-    with pytest.raises(UserError, match="clip_antialias differ"):
-        bundles.prove(bundle, other, pictures, quiet)
-
-
 def test_scale_must_be_known(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--scale LOW:HIGH"):
         bundles.export_bundle(checkpoint._replace(scale=None), tmp_path / "b")
-
-
-def test_verify_rewrites_the_proof(
-    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
-) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i, picture in enumerate(pictures[:4]):
-        picture.save(folder / f"{i}.png")
-    (folder / "notes.txt").write_text("not an image")
-    manifest = read_manifest(bundle)
-    stripped = replace(manifest, engines=(replace(manifest.engines[0], parity=None),))
-    write_manifest(stripped, bundle)
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(checkpoint, path)
-    proven = bundles.verify_bundle(bundle, checkpoint=path, images=folder, progress=quiet)
-    assert proven == read_manifest(bundle)
-    assert proven.engines[0].parity is not None
-    assert proven.engines[0].parity.images == 4
-    assert proven.engines[0].proven
-
-
-def test_verify_against_other_weights_fails(
-    bundle: Path,
-    checkpoint: Checkpoint,
-    pictures: list[Image.Image],
-    random_model: Callable[..., Any],
-) -> None:
-    kept = read_manifest(bundle)
-    other = checkpoint._replace(model=random_model(checkpoint.model.config, seed=1))
-    try:
-        assert not bundles.prove(bundle, other, pictures, quiet).engines[0].proven
-    finally:
-        write_manifest(kept, bundle)
-
-
-def test_verify_without_weights_measures_invariance_only(
-    bundle: Path, pictures: list[Image.Image]
-) -> None:
-    before = read_manifest(bundle).engines[0]
-    after = bundles.prove(bundle, None, pictures, quiet).engines[0]
-    assert after.parity == before.parity
-    assert after.invariance is not None
-    assert after.invariance.passed
-
-
-def test_a_changed_file_is_not_verified(bundle: Path, tmp_path: Path, pictures: Any) -> None:
-    changed = tmp_path / "copy"
-    shutil.copytree(bundle, changed)
-    content = (changed / "model.onnx").read_bytes()
-    (changed / "model.onnx").write_bytes(content + b"\0")
-    with pytest.raises(BundleError, match="SHA-256 differs"):
-        bundles.prove(changed, None, pictures, quiet)
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_too_few_images(count: int, bundle: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(count):
-        Image.new("RGB", (80, 80), (i * 90, 0, 0)).save(folder / f"{i}.png")
-    with pytest.raises(UserError, match=r"at least 3|no readable image"):
-        bundles.prove(bundle, checkpoint, bundles.images_in(folder), quiet)

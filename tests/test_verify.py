@@ -1,5 +1,7 @@
 """The measures behind the certificate."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from drexperts.export.verify import (
     order_flips,
     within,
 )
-from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.manifest import Profile, ScoreScale
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 
@@ -71,12 +73,14 @@ def test_batch_sizes() -> None:
     assert verify.batch_sizes(1) == [1]
     assert verify.batch_sizes(8) == list(range(1, 9))
     assert verify.batch_sizes(40) == [*range(1, 9), 16, 32, 40]
+    profiles = (Profile(1, 1, 1), Profile(2, 12, 40))
+    assert verify.batch_sizes(40, profiles) == [*range(1, 9), 12, 16, 32, 40]
 
 
 class LeakySession:
     """Adds a little of the first row to every other: what batch invariance is there to find."""
 
-    max_batch, description, image_size = 4, "leaky", None
+    max_batch, concurrency, description, image_size = 4, 2, "leaky", None
 
     def __init__(self, leak: float) -> None:
         self.leak = leak
@@ -111,3 +115,33 @@ def test_invariance_finds_a_leak_between_rows(
     )
     assert report.passed is passed
     assert report.batches == (1, 2, 3, 4)
+
+
+class ForgetfulSession(LeakySession):
+    """Right as long as nobody else calls: what scoring from several threads is there to find."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.barrier = threading.Barrier(2)
+        self.calls = 0
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        if threading.current_thread() is threading.main_thread():
+            return super().run(pixels)
+        self.calls += 1
+        self.barrier.wait(10)  # two at once, or it breaks
+        return {"score": super().run(pixels)["score"] + 1}
+
+
+def test_an_engine_with_profiles_is_called_from_several_threads_at_once(toy_bundle: object) -> None:
+    from drexperts.runtime.manifest import read_manifest
+
+    manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
+    images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(6)]
+    session = ForgetfulSession()
+    report = measure_invariance(
+        lambda threads: session, images, manifest, "fp16", lambda _: None, (Profile(1, 2, 4),)
+    )
+    assert not report.passed
+    assert report.cases[-1] == "at once"
+    assert session.calls == 4

@@ -1,0 +1,124 @@
+"""The proofs of a bundle's engines, measured on this machine and written into the manifest."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from drexperts import runtime
+from drexperts.checkpoint import Checkpoint, load_checkpoint
+from drexperts.export.photographs import verification_images
+from drexperts.export.verify import Progress, measure_invariance, measure_parity
+from drexperts.runtime.errors import ImageError, UserError
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
+from drexperts.runtime.preprocess import Source, decode
+
+
+def verify_bundle(
+    bundle: Path,
+    *,
+    checkpoint: Path | None,
+    images: Path | None,
+    progress: Progress,
+    trust: bool = False,
+) -> Manifest:
+    """Measure a bundle's proofs again and rewrite them.
+
+    Parity needs the weights it is held against, so without `checkpoint` the recorded parity stays
+    and only batch invariance is measured. An engine that this machine cannot run keeps its record.
+
+    Args:
+        trust: also run TensorRT engines that were not built here.
+    """
+    loaded = None if checkpoint is None else load_checkpoint(checkpoint)
+    pictures = None if images is None else images_in(images)
+    return prove(bundle, loaded, pictures, progress, trust=trust)
+
+
+def prove(
+    bundle: Path,
+    checkpoint: Checkpoint | None,
+    images: Sequence[Source] | None,
+    progress: Progress,
+    *,
+    trust: bool = False,
+) -> Manifest:
+    """Measure every engine of a bundle that runs here and write the proofs into its manifest."""
+    manifest = read_manifest(bundle)
+    if checkpoint is not None:
+        check_same_model(checkpoint, manifest)
+    pictures = verification_images() if images is None else images
+    engines = [
+        engine
+        if runtime.obstacle(engine)
+        else prove_engine(bundle, manifest, engine, checkpoint, pictures, progress, trust=trust)
+        for engine in manifest.engines
+    ]
+    proven = replace(manifest, engines=tuple(engines))
+    write_manifest(proven, bundle)
+    return proven
+
+
+def prove_engine(
+    bundle: Path,
+    manifest: Manifest,
+    engine: Engine,
+    checkpoint: Checkpoint | None,
+    images: Sequence[Source],
+    progress: Progress,
+    *,
+    trust: bool = False,
+) -> Engine:
+    """One engine with its proofs measured here; parity stays as it was without a checkpoint."""
+
+    # What was certified before does not bound what is measured now.
+    unbound = replace(engine, invariance=None)
+    parity = engine.parity
+    with ExitStack() as stack:
+
+        def opened(threads: int | None = None) -> runtime.Scorer:
+            scorer = runtime.open_engine(bundle, manifest, unbound, threads, trust=trust)
+            return stack.enter_context(scorer)
+
+        if checkpoint is not None:
+            parity = measure_parity(opened(), checkpoint.model, images, engine.precision, progress)
+        invariance = measure_invariance(
+            lambda threads: opened(threads).session,
+            images,
+            manifest,
+            engine.precision,
+            progress,
+            () if engine.plan is None else engine.plan.profiles,
+        )
+    return replace(engine, parity=parity, invariance=invariance)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The readable images of a folder, by name; what is no image is passed over."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of images")
+    images = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    if not images:
+        raise UserError(f"{folder} holds no readable image: name a folder of photographs")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        decode(path)
+    except ImageError:
+        return False
+    return True
+
+
+def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Raises UserError for a checkpoint of another model than the bundle's."""
+    # Through JSON, as the manifest went.
+    config = json.loads(json.dumps(checkpoint.model.config.as_dict()))
+    if config != manifest.config:
+        changed = [name for name in config if config[name] != manifest.config.get(name)]
+        raise UserError(
+            f"the checkpoint is of another model than the bundle: {', '.join(changed)} differ; "
+            "name the checkpoint that was exported"
+        )

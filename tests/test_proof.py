@@ -1,0 +1,145 @@
+"""The proofs: measured again, and by whom they are refused."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from drexperts.checkpoint import Checkpoint, save_checkpoint
+from drexperts.export.bundle import export_bundle
+from drexperts.export.photographs import verification_images
+from drexperts.export.proof import images_in, prove, prove_engine, verify_bundle
+from drexperts.runtime import compatibility
+from drexperts.runtime.errors import BundleError, UserError
+from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
+from drexperts.runtime.preprocess import Preprocessing
+
+
+def quiet(_: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> Checkpoint:
+    scale = ScoreScale(0.0, 100.0, higher_is_better=True)
+    return Checkpoint(random_model(tiny()), scale, Preprocessing(64, 64, 128, 2))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return verification_images()[:6]
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("export") / "bundle"
+    export_bundle(checkpoint, out, pictures, max_batch=4)
+    return out
+
+
+def test_verify_against_another_model_names_what_differs(
+    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], random_model: Any
+) -> None:
+    config = replace(
+        checkpoint.model.config, clip_antialias=not checkpoint.model.config.clip_antialias
+    )
+    other = checkpoint._replace(model=random_model(config))
+    with pytest.raises(UserError, match="clip_antialias differ"):
+        prove(bundle, other, pictures, quiet)
+
+
+def test_verify_rewrites_the_proof(
+    bundle: Path, checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(pictures[:4]):
+        picture.save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("not an image")
+    manifest = read_manifest(bundle)
+    stripped = replace(manifest, engines=(replace(manifest.engines[0], parity=None),))
+    write_manifest(stripped, bundle)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(checkpoint, path)
+    proven = verify_bundle(bundle, checkpoint=path, images=folder, progress=quiet)
+    assert proven == read_manifest(bundle)
+    assert proven.engines[0].parity is not None
+    assert proven.engines[0].parity.images == 4
+    assert proven.engines[0].proven
+
+
+def test_verify_against_other_weights_fails(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    pictures: list[Image.Image],
+    random_model: Callable[..., Any],
+) -> None:
+    kept = read_manifest(bundle)
+    other = checkpoint._replace(model=random_model(checkpoint.model.config, seed=1))
+    try:
+        assert not prove(bundle, other, pictures, quiet).engines[0].proven
+    finally:
+        write_manifest(kept, bundle)
+
+
+def test_verify_without_weights_measures_invariance_only(
+    bundle: Path, pictures: list[Image.Image]
+) -> None:
+    before = read_manifest(bundle).engines[0]
+    after = prove(bundle, None, pictures, quiet).engines[0]
+    assert after.parity == before.parity
+    assert after.invariance is not None
+    assert after.invariance.passed
+
+
+def test_a_changed_file_is_not_verified(bundle: Path, tmp_path: Path, pictures: Any) -> None:
+    changed = tmp_path / "copy"
+    shutil.copytree(bundle, changed)
+    content = (changed / "model.onnx").read_bytes()
+    (changed / "model.onnx").write_bytes(content + b"\0")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        prove(changed, None, pictures, quiet)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_too_few_images(count: int, bundle: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (80, 80), (i * 90, 0, 0)).save(folder / f"{i}.png")
+    with pytest.raises(UserError, match=r"at least 3|no readable image"):
+        prove(bundle, checkpoint, images_in(folder), quiet)
+
+
+def test_engines_that_do_not_run_here_keep_their_record(
+    bundle: Path, tmp_path: Path, pictures: list[Image.Image], planned: Callable[..., Any]
+) -> None:
+    if compatibility.gpus():
+        pytest.skip("this machine has a GPU")
+    changed = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = read_manifest(changed)
+    (onnx,) = manifest.engines
+    provider = replace(onnx, backend="onnx-cuda", parity=None, invariance=None)
+    engines = (replace(onnx, invariance=None), planned(), provider)
+    write_manifest(replace(manifest, engines=engines), changed)
+    proven = prove(changed, None, pictures, quiet)
+    assert proven.engines[0].proven
+    assert proven.engines[1:] == engines[1:]
+
+
+def test_a_batch_that_was_not_certified_can_be_certified(
+    bundle: Path, pictures: list[Image.Image]
+) -> None:
+    manifest = read_manifest(bundle)
+    (engine,) = manifest.engines
+    assert engine.invariance is not None
+    less = replace(engine, invariance=replace(engine.invariance, batches=(1, 2)))
+    assert less.certified_batch == 2
+    again = prove_engine(bundle, manifest, less, None, pictures, quiet)
+    assert again.certified_batch == 4
