@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     _Verbs = argparse._SubParsersAction[_Parser]
     _Run = Callable[[argparse.Namespace, Screen], "Outcome"]
 
+DEFAULT_PROFILE = "1:8:64"
 DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 # Libraries that only some verbs need; a verb's `extra` brings those it needs.
@@ -114,11 +116,14 @@ def _score(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         )
     paths = _outside(arguments.explain, find_images(arguments.paths))
     scorer = _scorer(arguments)
+    for file, backend, reason in scorer.passed_over:
+        screen.note(f"not {file} ({backend}): {reason}")
     screen.note(f"{scorer.engine.file} on {scorer.session.description}")
     tally, rows, done = Tally(scorer.manifest.scale), list[dict[str, Any]](), dict[Path, bool]()
     sinks: list[Callable[[Score], None]] = [tally.add]
     start = time.monotonic()
     with ExitStack() as stack:
+        stack.enter_context(scorer)
         if arguments.out is not None:
             results = stack.enter_context(_result_file(arguments, scorer))
             sinks.append(results.append)
@@ -141,6 +146,7 @@ def _score(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         "bundle": str(arguments.bundle),
         "engine": scorer.engine.file,
         "session": scorer.session.description,
+        "passed_over": [passed._asdict() for passed in scorer.passed_over],
         "images": len(paths),
         "already_there": len(done),
         "scored": tally.scored,
@@ -169,10 +175,14 @@ def _outside(folder: Path | None, paths: list[Path]) -> list[Path]:
 def _scorer(arguments: argparse.Namespace) -> "Scorer":
     from drexperts import runtime
 
-    scorer = runtime.load(arguments.bundle, arguments.device, threads=arguments.threads)
+    bundle, device, threads = arguments.bundle, arguments.device, arguments.threads
+    scorer = runtime.load(bundle, device, threads=threads, trust=arguments.trust)
     if arguments.batch is None:
         return scorer
-    return runtime.Scorer(scorer.manifest, scorer.engine, scorer.session, batch=arguments.batch)
+    manifest, engine, passed_over = scorer.manifest, scorer.engine, scorer.passed_over
+    scorer = runtime.Scorer(manifest, engine, scorer.session, batch=arguments.batch)
+    scorer.passed_over = passed_over
+    return scorer
 
 
 def _result_file(arguments: argparse.Namespace, scorer: "Scorer") -> "ResultFile":
@@ -202,7 +212,7 @@ def _picture_writer(folder: Path) -> "Callable[[Score], None]":
 
 def _info(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.report import bundle_table, engine_table, proof_table
-    from drexperts.runtime import read_manifest
+    from drexperts.runtime import obstacle, read_manifest
 
     bundle: Path = arguments.bundle
     manifest = read_manifest(bundle)
@@ -213,7 +223,8 @@ def _info(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     for engine in manifest.engines:
         path = bundle / engine.file
         size = path.stat().st_size if path.is_file() else None
-        screen.tables.print(engine_table(engine, states[engine.file], size), proof_table(engine))
+        table = engine_table(engine, states[engine.file], size, obstacle(engine))
+        screen.tables.print(table, proof_table(engine))
     intact = all(state == "intact" for state in states.values())
     document = _document(bundle, manifest) | {"files": states, "intact": intact}
     return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)
@@ -244,8 +255,37 @@ def _export(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return _proof(arguments.out, manifest, screen)
 
 
+def _build(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.export.build import build_engine
+    from drexperts.export.engine_options import EngineOptions, parse_profiles
+
+    options = EngineOptions(
+        profiles=parse_profiles(arguments.batch or [DEFAULT_PROFILE]),
+        workspace=arguments.workspace,
+        optimization_level=arguments.opt_level,
+        capabilities=tuple(arguments.capability),
+        version_compatible=arguments.version_compatible,
+        hardware_compatibility=arguments.hardware_compatibility,
+        stripped=arguments.strip,
+        timing_cache=arguments.timing_cache,
+        plugin=arguments.plugin,
+    )
+    with screen.building() as shown:
+        manifest = build_engine(
+            arguments.bundle,
+            arguments.backend,
+            options,
+            precision=arguments.precision,
+            fused_attention=not arguments.no_fused_attention,
+            checkpoint=arguments.checkpoint,
+            images=arguments.images,
+            screen=shown,
+        )
+    return _proof(arguments.bundle, manifest, screen)
+
+
 def _verify(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.export.bundle import verify_bundle
+    from drexperts.export.proof import verify_bundle
 
     with screen.working() as progress:
         manifest = verify_bundle(
@@ -253,22 +293,62 @@ def _verify(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             checkpoint=arguments.checkpoint,
             images=arguments.images,
             progress=progress,
+            trust=arguments.trust,
         )
-    return _proof(arguments.bundle, manifest, screen)
+    outcome = _proof(arguments.bundle, manifest, screen)
+    return _debug_layers(arguments, screen, outcome) if arguments.debug_layers else outcome
+
+
+def _debug_layers(arguments: argparse.Namespace, screen: "Screen", outcome: Outcome) -> Outcome:
+    from drexperts.export.debug_layers import bundle_layers, divergence_table
+
+    layers: dict[str, Any] = {}
+    with screen.working() as progress:
+        checkpoint, images = arguments.checkpoint, arguments.images
+        reports = list(bundle_layers(arguments.bundle, checkpoint, images, progress))
+    for engine, report in reports:
+        screen.tables.print(f"{engine.file} ({engine.backend})", divergence_table(report))
+        first = report.first
+        layers[engine.file] = None if first is None else first.tensor
+        if first is not None and first.hidden:
+            screen.note("build it with --no-fused-attention if the kernel is an attention")
+    diverged = any(tensor is not None for tensor in layers.values())
+    document = outcome.document | {"first_divergence": layers}
+    return Outcome(GATE_FAILED if diverged else outcome.status, document)
+
+
+def _triton_repo(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.export.triton_repository import write_repository
+
+    files = write_repository(
+        arguments.bundle,
+        arguments.out,
+        name=arguments.name,
+        instances=arguments.instances,
+        max_queue_delay=arguments.max_queue_delay,
+        allow_unverified=arguments.allow_unverified,
+    )
+    screen.tables.print(f"wrote {arguments.out}; its README.md says what is in it and what is not")
+    return Outcome(DONE, {"out": str(arguments.out), "files": [str(file) for file in files]})
 
 
 def _proof(bundle: Path, manifest: "Manifest", screen: "Screen") -> Outcome:
     from drexperts.report import proof_table
+    from drexperts.runtime import obstacle
 
     for engine in manifest.engines:
         screen.tables.print(proof_table(engine))
+        if reason := obstacle(engine):
+            screen.note(f"{engine.file} ({engine.backend}) does not run here: {reason}")
     document = _document(bundle, manifest)
     return Outcome(DONE if document["proven"] else GATE_FAILED, document)
 
 
 def _document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
+    """A bundle is proven by one engine, and not by one that failed its proof beside it."""
     engines = manifest.engines
-    proven = len(engines) > 0 and all(engine.proven for engine in engines)
+    refuted = any(engine.refuted for engine in engines)
+    proven = any(engine.proven for engine in engines) and not refuted
     return {"bundle": str(bundle), "proven": proven, "manifest": dataclasses.asdict(manifest)}
 
 
@@ -322,6 +402,13 @@ def _scale(text: str) -> "ScoreScale":
     return ScoreScale(*ends, higher_is_better=not direction)
 
 
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGT]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"give bytes such as 512M or 4G, not {text!r}")
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+
+
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = text.split(",")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
@@ -337,10 +424,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_demo(verbs)
     _add_export(verbs)
+    _add_build(verbs)
     _add_verify(verbs)
     _add_score(verbs)
     _add_bench(verbs)
     _add_info(verbs)
+    _add_triton_repo(verbs)
     _add_convert_prior(verbs)
     return parser
 
@@ -377,6 +466,61 @@ def _add_verify(verbs: "_Verbs") -> None:
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--checkpoint", type=Path, help="the weights to hold it against")
     verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb.add_argument(
+        "--debug-layers", action="store_true", help="the first tensor that is wrong, if one is"
+    )
+    _add_trust(verb)
+
+
+def _add_trust(verb: "_Parser") -> None:
+    verb.add_argument(
+        "--trust", action="store_true", help="also TensorRT engines that were not built here"
+    )
+
+
+def _add_build(verbs: "_Verbs") -> None:
+    verb = _verb(verbs, "build", _build, "an engine for GPUs into a bundle", "export")
+    verb.add_argument("bundle", type=Path)
+    backends = ("tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt")
+    verb.add_argument("--backend", choices=backends, required=True)
+    verb.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), help="another than the bundle's"
+    )
+    verb.add_argument("--checkpoint", type=Path, help="for parity, and for another precision")
+    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb.add_argument(
+        "--batch",
+        action="append",
+        metavar="MIN:OPT:MAX",
+        help=f"batch sizes of an optimisation profile, repeatable; {DEFAULT_PROFILE}",
+    )
+    verb.add_argument(
+        "--capability",
+        action="append",
+        default=[],
+        metavar="8.9",
+        help="a compute capability to build for, repeatable; tensorrt-rtx only",
+    )
+    verb.add_argument(
+        "--plugin",
+        choices=("require", "prefer", "off"),
+        default="prefer",
+        help="the pooling as our Triton kernel; tensorrt only",
+    )
+    verb.add_argument("--no-fused-attention", action="store_true", help="if it gives wrong scores")
+    verb.add_argument("--workspace", type=_bytes, metavar="4G", help="most scratch memory")
+    verb.add_argument("--opt-level", type=int, choices=range(6), help="of the builder")
+    verb.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept and reused")
+    verb.add_argument(
+        "--version-compatible", action="store_true", help="also for newer TensorRT; may be slower"
+    )
+    verb.add_argument(
+        "--hardware-compatibility",
+        choices=("none", "ampere+", "same-capability"),
+        default="none",
+        help="also for other GPUs; may be slower",
+    )
+    verb.add_argument("--strip", action="store_true", help="leave the weights out")
 
 
 def _add_score(verbs: "_Verbs") -> None:
@@ -389,7 +533,8 @@ def _add_score(verbs: "_Verbs") -> None:
     verb.add_argument(
         "--explain", type=Path, metavar="DIR", help="a picture of each image that is scored"
     )
-    verb.add_argument("--device", default="auto", help="auto or cpu")
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1")
+    _add_trust(verb)
     verb.add_argument("--threads", type=int, metavar="N", help="of the engine")
     verb.add_argument("--batch", type=int, metavar="N", help="most crops at a time")
     verb.add_argument("--overwrite", action="store_true", help="start --out over")
@@ -412,6 +557,25 @@ def _add_bench(verbs: "_Verbs") -> None:
 def _add_info(verbs: "_Verbs") -> None:
     verb = _verb(verbs, "info", _info, "what a bundle is, and what it was proven on")
     verb.add_argument("bundle", type=Path)
+
+
+def _add_triton_repo(verbs: "_Verbs") -> None:
+    summary = "a bundle as a model repository of Triton Inference Server"
+    verb = _verb(verbs, "triton-repo", _triton_repo, summary)
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--name", default="drexperts", help="what the models' names begin with")
+    verb.add_argument("--instances", type=int, default=1, metavar="N", help="of each model")
+    verb.add_argument(
+        "--max-queue-delay",
+        type=int,
+        default=500,
+        metavar="MICROSECONDS",
+        help="how long a request waits for others to share its batch",
+    )
+    verb.add_argument(
+        "--allow-unverified", action="store_true", help="engines without a proof, too"
+    )
 
 
 def _add_convert_prior(verbs: "_Verbs") -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from drexperts import __version__
 from drexperts.cli import main
+from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.errors import InternalError, UserError
-from drexperts.runtime.manifest import read_manifest, write_manifest
+from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
 from drexperts.runtime.scorer import Scorer
 
 RUNNER = "import sys; from drexperts.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -394,12 +395,120 @@ def test_scales_that_cannot_be(scale, call, monkeypatch):
 def test_verify(bundle, call, monkeypatch):
     proven, unproven = read_manifest(bundle), change_engine(bundle, invariance=None)
     for manifest, wanted in ((proven, 0), (unproven, 1)):
-        calls = provide(monkeypatch, "drexperts.export.bundle", verify_bundle=manifest)
+        calls = provide(monkeypatch, "drexperts.export.proof", verify_bundle=manifest)
         status, document, tables = call("verify", "b", "--checkpoint", "c.pth")
         assert (status, document["proven"]) == (wanted, wanted == 0)
         assert "batch invariance" in tables
     args, kwargs = calls["verify_bundle"]
     assert (args, kwargs["checkpoint"], kwargs["images"]) == ((Path("b"),), Path("c.pth"), None)
+
+
+@pytest.mark.parametrize(("tensor", "wanted"), [(None, 0), ("linear_3", 1)])
+def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
+    manifest = read_manifest(bundle)
+    first = tensor and types.SimpleNamespace(tensor=tensor, hidden=True)
+    report = types.SimpleNamespace(first=first)
+    provide(monkeypatch, "drexperts.export.proof", verify_bundle=manifest)
+    provide(
+        monkeypatch,
+        "drexperts.export.debug_layers",
+        bundle_layers=[(manifest.engines[0], report)],
+        divergence_table="a table",
+    )
+    status, document, tables = call("verify", "b", "--debug-layers")
+    assert (status, document["first_divergence"]) == (wanted, {"model.onnx": tensor})
+    assert "a table" in tables
+    assert ("--no-fused-attention" in tables) == (tensor is not None)
+
+
+def test_build(bundle, call, monkeypatch):
+    calls = provide(monkeypatch, "drexperts.export.build", build_engine=read_manifest(bundle))
+    options = ["--backend", "tensorrt-rtx", "--batch", "1:1:1", "--batch", "2:8:64"]
+    options += [
+        "--capability",
+        "8.9",
+        "--workspace",
+        "4G",
+        "--opt-level",
+        "5",
+        "--no-fused-attention",
+    ]
+    status, document, tables = call(
+        "build", "b", *options, "--precision", "bf16", "--no-fused-attention"
+    )
+    assert (status, document["proven"]) == (0, True)
+    assert "batch invariance" in tables
+    (place, backend, chosen), kwargs = calls["build_engine"]
+    assert (place, backend) == (Path("b"), "tensorrt-rtx")
+    assert [str(profile) for profile in chosen.profiles] == ["1:1:1", "2:8:64"]
+    assert (chosen.capabilities, chosen.workspace) == (("8.9",), 4 * 2**30)
+    assert (chosen.optimization_level, chosen.plugin) == (5, "prefer")
+    assert (kwargs["precision"], kwargs["fused_attention"]) == ("bf16", False)
+
+
+def test_build_fails_when_the_new_engine_fails_its_proof(bundle, call, monkeypatch, planned):
+    manifest = read_manifest(bundle)
+    (onnx,) = manifest.engines
+    failed = dataclasses.replace(planned(), parity=dataclasses.replace(onnx.parity, passed=False))
+    for engine, wanted in ((planned(), 0), (failed, 1)):
+        both = dataclasses.replace(manifest, engines=(onnx, engine))
+        provide(monkeypatch, "drexperts.export.build", build_engine=both)
+        status, document, tables = call("build", "b", "--backend", "tensorrt-rtx")
+        assert (status, document["proven"]) == (wanted, wanted == 0)
+        assert ("never executed" in " ".join(tables.split())) == (wanted == 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--backend", "abacus"],
+        [],
+        ["--backend", "tensorrt", "--workspace", "4 GB"],
+        ["--backend", "tensorrt", "--opt-level", "6"],
+    ],
+)
+def test_builds_that_cannot_be(options, bundle):
+    assert drx("build", bundle, *options).returncode == 2
+
+
+@pytest.mark.parametrize("batch", ["0", "1:2", "2:1:3", "x", "1:8:64:128", "4:8:16"])
+def test_profiles_that_cannot_be(batch, bundle, call):
+    status, document, _ = call("build", bundle, "--backend", "tensorrt-rtx", "--batch", batch)
+    assert status == 2
+    assert "batch" in document["error"] or "profile" in document["error"]
+
+
+def test_triton_repo(bundle, call, tmp_path):
+    out = tmp_path / "repository"
+    status, document, _ = call("triton-repo", bundle, "--out", out, "--name", "iqa")
+    assert status == 0
+    assert str(out / "iqa_onnx" / "config.pbtxt") in document["files"]
+
+
+def test_info_of_engines_that_do_not_run_here(bundle, call, planned):
+    if gpus():
+        pytest.skip("this machine has a GPU")
+    engine = dataclasses.replace(planned(), sha256=sha256_of(bundle / "model.onnx"))
+    shutil.copy(bundle / "model.onnx", bundle / engine.file)
+    manifest = read_manifest(bundle)
+    write_manifest(dataclasses.replace(manifest, engines=(*manifest.engines, engine)), bundle)
+    status, document, tables = call("info", bundle)
+    assert (status, document["proven"], document["intact"]) == (0, True, True)
+    assert "runs here" in tables
+    assert "no: tensorrt-rtx.engine needs" in " ".join(tables.split())
+
+
+def test_score_says_which_engines_it_did_not_take(bundle, call, planned, photos):
+    if gpus():
+        pytest.skip("this machine has a GPU")
+    manifest = read_manifest(bundle)
+    write_manifest(dataclasses.replace(manifest, engines=(*manifest.engines, planned())), bundle)
+    status, document, notes = call("score", bundle, photos)
+    assert (status, document["engine"]) == (0, "model.onnx")
+    (passed,) = document["passed_over"]
+    assert (passed["file"], passed["backend"]) == ("tensorrt-rtx.engine", "tensorrt-rtx")
+    assert "not tensorrt-rtx.engine (tensorrt-rtx)" in notes
+    assert call("score", bundle, photos, "--device", "cuda")[0] == 2
 
 
 def test_bench(call, monkeypatch, tmp_path):

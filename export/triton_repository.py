@@ -1,0 +1,396 @@
+"""A bundle as a model repository of NVIDIA's Triton Inference Server: `drx triton-repo`.
+
+The server is no relation of the Triton language of `drexperts.kernels`. It gets an entry for each
+way to run the bundle, `<name>_onnx` (ONNX Runtime on the CPU), `<name>_onnx_cuda` and
+`<name>_tensorrt`, each no further than the bundle's proof goes: its kind of device, its batch.
+Cutting crops and averaging their scores is the client's; the repository's README.md says how.
+The configurations are held against the server's own schema, and server 2.51 has read and served
+one, with ONNX Runtime behind its Python backend. Its own ONNX Runtime and TensorRT backends have
+not been executed with them.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from drexperts.export.folder import folder_aside
+from drexperts.runtime.errors import BundleError, ConfigError, UserError
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.onnx_providers import CUDA_OPTIONS
+
+_MARK = "Written by `drx triton-repo`."
+_CONFIG, _VERSION, _README = "config.pbtxt", "1", "README.md"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class _Word(str):
+    """An enumeration's value, which stands without quotes."""
+
+
+class _Kind(NamedTuple):
+    """How the server runs one backend's engines; suffix: of the entry's name."""
+
+    suffix: str
+    backend: str
+    device: _Word
+
+
+_KINDS = {
+    "onnx": _Kind("onnx", "onnxruntime", _Word("KIND_CPU")),
+    "onnx-cuda": _Kind("onnx_cuda", "onnxruntime", _Word("KIND_GPU")),
+    "tensorrt": _Kind("tensorrt", "tensorrt", _Word("KIND_GPU")),
+}
+_NOT_SERVED = {
+    "onnx-tensorrt": "ONNX Runtime would build its engine in the server; `drx build` makes a plan",
+    "tensorrt-rtx": "the server's TensorRT is not the one for RTX",
+}
+
+
+class _Entry(NamedTuple):
+    """A model of the repository. served: engines by compute capability, "" for any other."""
+
+    name: str
+    kind: _Kind
+    served: dict[str, Engine]
+
+    @property
+    def engines(self) -> list[Engine]:
+        return list({engine.file: engine for engine in self.served.values()}.values())
+
+    @property
+    def batch(self) -> int:
+        return min(_served_batch(engine) for engine in self.engines)
+
+
+def write_repository(
+    bundle: Path,
+    out: Path,
+    *,
+    name: str = "drexperts",
+    instances: int = 1,
+    max_queue_delay: int = 500,
+    allow_unverified: bool = False,
+) -> list[Path]:
+    """Write the model repository of a bundle to `out`, whole or not at all; returns its files.
+
+    Args:
+        name: what the entries' names begin with.
+        instances: of each model, a device.
+        max_queue_delay: how long a request may wait for others to share its batch, microseconds.
+        allow_unverified: also take engines without a passed proof.
+
+    Raises:
+        BundleError: a bundle that is missing or changed, or that has nothing to serve.
+        ConfigError: a name, a number of instances or a delay that cannot be.
+        UserError: `out` is something other than such a repository.
+    """
+    _check_arguments(name, instances, max_queue_delay)
+    manifest = read_manifest(bundle)
+    entries, left_out = _entries(manifest, name, allow_unverified)
+    if not entries:
+        raise BundleError(f"{bundle} has nothing to serve: {'; '.join(left_out)}")
+    out = out.resolve()
+    _check_replaceable(out)
+    with folder_aside(out) as aside:
+        for entry in entries:
+            config = _config(entry, manifest, instances, max_queue_delay)
+            _write_entry(aside / entry.name, entry, config, bundle)
+        (aside / _README).write_text(_readme(entries, left_out, manifest), encoding="utf-8")
+    return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def _check_arguments(name: str, instances: int, max_queue_delay: int) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(f"the name must be letters, digits, '-' and '_', got {name!r}")
+    if not 1 <= instances <= 64:
+        raise ConfigError(f"instances must be 1 to 64, got {instances}")
+    if not 0 <= max_queue_delay <= 60_000_000:
+        raise ConfigError(f"the delay must be 0 to 60000000 microseconds, got {max_queue_delay}")
+
+
+def _entries(
+    manifest: Manifest, name: str, allow_unverified: bool
+) -> tuple[list[_Entry], list[str]]:
+    """What is served, and for each engine that is not, why."""
+    entries: dict[_Kind, _Entry] = {}
+    left_out = []
+    # As `runtime.load` prefers them: 16-bit engines before float32.
+    for engine in sorted(manifest.engines, key=lambda engine: engine.precision == "fp32"):
+        reason = _objection(engine, allow_unverified)
+        if reason is None:
+            kind = _KINDS[engine.backend]
+            entry = entries.setdefault(kind, _Entry(f"{name}_{kind.suffix}", kind, {}))
+            reason = _claim(engine, entry.served)
+        if reason is not None:
+            left_out.append(f"{engine.file} ({engine.backend}): {reason}")
+    return list(entries.values()), left_out
+
+
+def _objection(engine: Engine, allow_unverified: bool) -> str | None:
+    if engine.backend not in _KINDS:
+        return _NOT_SERVED.get(engine.backend, "the server has no backend for it")
+    if engine.plan is not None and engine.plan.stripped:
+        return "it is without its weights, and the server does not put them back"
+    if _served_batch(engine) < 1:
+        return "no profile of it admits one image, which the server may send"
+    if not (engine.proven or allow_unverified):
+        how = "failed its proof" if engine.refuted else f"is {engine.evidence} and not proven"
+        return f"it {how}: run `drx verify`, or pass allow_unverified=True (--allow-unverified)"
+    return None
+
+
+def _claim(engine: Engine, served: dict[str, Engine]) -> str | None:
+    """Enter an engine for each of its compute capabilities that is free, if it may be."""
+    free = [capability for capability in _capabilities(engine) if capability not in served]
+    if not free:
+        return "a preferred one is served in its place"
+    # An entry has one list of profiles for all its plans.
+    first = next(iter(served.values()), engine)
+    if engine.plan and first.plan and engine.plan.profiles != first.plan.profiles:
+        return f"its profiles are not those of {first.file}: build both with the same --batch"
+    served.update(dict.fromkeys(free, engine))
+    return None
+
+
+def _capabilities(engine: Engine) -> tuple[str, ...]:
+    if engine.plan is None:
+        return ("",)
+    any_later = engine.plan.hardware_compatibility == "ampere+"
+    return (*engine.plan.capabilities, "") if any_later else engine.plan.capabilities
+
+
+def _served_batch(engine: Engine) -> int:
+    """The largest batch up to which every size is certified and in a profile."""
+    sizes: Iterator[int] = iter(range(1, engine.certified_batch + 1))
+    if engine.plan is not None:
+        profiles = engine.plan.profiles
+        sizes = takewhile(lambda size: any(p.admits(size) for p in profiles), sizes)
+    return sum(1 for _ in sizes)
+
+
+def _config(
+    entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int
+) -> dict[str, Any]:
+    """The entry's ModelConfig: fields of the server's model_config.proto, in its names."""
+    pixels = {
+        "data_type": _Word("TYPE_UINT8"),
+        "dims": [3, manifest.preprocessing.crop, manifest.preprocessing.crop],
+    }
+    config: dict[str, Any] = {
+        "name": entry.name,
+        "backend": entry.kind.backend,
+        "max_batch_size": entry.batch,
+        "input": [{"name": "pixels", **pixels}],
+        "output": [_output(name, manifest) for name in manifest.outputs],
+        "instance_group": [{"count": instances, "kind": entry.kind.device}],
+        "dynamic_batching": {"max_queue_delay_microseconds": max_queue_delay},
+        "version_policy": {"specific": {"versions": [int(_VERSION)]}},
+        "model_warmup": [_warmup(size, pixels) for size in sorted({1, entry.batch})],
+    }
+    if entry.kind.backend == "tensorrt":
+        _add_plans(config, entry)
+    elif entry.kind.device == "KIND_GPU":
+        parameters = [{"key": key, "value": value} for key, value in CUDA_OPTIONS.items()]
+        accelerator = {"name": "cuda", "parameters": parameters}
+        config["optimization"] = {
+            "execution_accelerators": {"gpu_execution_accelerator": [accelerator]}
+        }
+    return config
+
+
+def _output(name: str, manifest: Manifest) -> dict[str, Any]:
+    experts = len(manifest.distortions)
+    output: dict[str, Any] = {"name": name, "data_type": _Word("TYPE_FP32")}
+    if name == "score":  # [B] in the graph; the server knows no output of no dimensions
+        return output | {"dims": [1], "reshape": {"shape": []}}
+    if name == "weights":
+        return output | {"dims": [experts]}
+    grid = manifest.preprocessing.crop // _patch_size(manifest)
+    return output | {"dims": [experts, grid, grid]}
+
+
+def _patch_size(manifest: Manifest) -> int:
+    try:
+        return int(manifest.config["encoder"]["patch_size"])
+    except (KeyError, TypeError, ValueError) as cause:
+        raise BundleError(
+            "the manifest does not say the encoder's patch size: export the bundle again"
+        ) from cause
+
+
+def _warmup(size: int, pixels: dict[str, Any]) -> dict[str, Any]:
+    sample = {"key": "pixels", "value": {**pixels, "random_data": True}}
+    return {"name": f"batch {size}", "batch_size": size, "inputs": [sample]}
+
+
+def _add_plans(config: dict[str, Any], entry: _Entry) -> None:
+    # On another GPU the server finds no file: better that than a plan which is not for it.
+    config["cc_model_filenames"] = [
+        {"key": capability, "value": entry.served[capability].file}
+        for capability in sorted(entry.served)
+        if capability
+    ]
+    if "" in entry.served:
+        config["default_model_filename"] = entry.served[""].file
+    plan = entry.engines[0].plan
+    assert plan is not None
+    profiles = plan.profiles
+    if len(profiles) > 1:
+        # The server uses the first alone unless all are named, and forms batches for each.
+        config["instance_group"][0]["profile"] = [str(i) for i in range(len(profiles))]
+        preferred = {entry.batch, *(profile.opt for profile in profiles)}
+        config["dynamic_batching"]["preferred_batch_size"] = sorted(
+            size for size in preferred if size <= entry.batch
+        )
+
+
+def _write_entry(folder: Path, entry: _Entry, config: dict[str, Any], bundle: Path) -> None:
+    (folder / _VERSION).mkdir(parents=True)
+    for engine in entry.engines:
+        _copy(bundle / engine.file, folder / _VERSION / _served_file(entry, engine), engine)
+    comments = [f"# {line}" for line in (_MARK, *map(_evidence, entry.engines))]
+    lines = [*comments, *_pbtxt(config), ""]
+    (folder / _CONFIG).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _served_file(entry: _Entry, engine: Engine) -> str:
+    return engine.file if entry.kind.backend == "tensorrt" else "model.onnx"
+
+
+def _copy(source: Path, target: Path, engine: Engine) -> None:
+    if not source.is_file():
+        raise BundleError(f"{str(source)!r} is missing: restore it, or make the bundle again")
+    shutil.copyfile(source, target)
+    # Of the copy, so that what was checked is what is served.
+    if sha256_of(target) != engine.sha256:
+        raise BundleError(
+            f"{str(source)!r} is not the file that was verified: its SHA-256 differs from the "
+            "manifest's; restore it, or make the bundle again"
+        )
+
+
+def _evidence(engine: Engine) -> str:
+    proof = "proven equal to the model" if engine.proven else "not proven equal to the model"
+    return f"{engine.file}: {engine.backend}, {engine.precision}, {engine.evidence}, {proof}"
+
+
+def _pbtxt(message: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A protocol buffer's text format, by line. A list of dictionaries is a repeated message."""
+    for name, value in message.items():
+        repeated = isinstance(value, list) and value and isinstance(value[0], dict)
+        for item in value if repeated else [value]:
+            if isinstance(item, dict):
+                yield f"{indent}{name} {{"
+                yield from _pbtxt(item, indent + "  ")
+                yield f"{indent}}}"
+            else:
+                yield f"{indent}{name}: {_scalar(item)}"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_scalar(item) for item in value)}]"
+    return value if isinstance(value, _Word) else json.dumps(value)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Only nothing, an empty folder, or a repository of ours and nothing else may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not all(_is_ours(path) for path in out.iterdir()):
+        raise UserError(f"{out} holds other things than `drx triton-repo` wrote: choose another")
+
+
+def _is_ours(path: Path) -> bool:
+    written = path if path.name == _README else path / _CONFIG
+    if not written.is_file() or _MARK not in written.read_text("utf-8", errors="replace"):
+        return False
+    return path.is_file() or {child.name for child in path.iterdir()} == {_CONFIG, _VERSION}
+
+
+_README_TEXT = """\
+# DR.Experts for Triton Inference Server
+
+{mark} Write it again when the bundle changes. The configurations
+agree with the server's schema; they were not executed with its TensorRT or ONNX Runtime backend.
+
+{models}
+
+Start the server:
+
+    tritonserver --model-repository=<this folder>{options}
+
+{needs}
+
+## What to send
+
+`pixels` are crops, uint8 [n, 3, {crop}, {crop}], RGB, as `drexperts.runtime.preprocess` cuts them.
+An image's score is the mean of its crops' `score`, {low} to {high}, {better} is better; `weights`
+are, in this order: {distortions}.
+
+```python
+import numpy as np
+import tritonclient.http
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
+
+preprocessing = {preprocessing!r}
+server = tritonclient.http.InferenceServerClient("localhost:8000")
+
+
+def scores(crops):
+    pixels = tritonclient.http.InferInput("pixels", list(crops.shape), "UINT8")
+    pixels.set_data_from_numpy(crops)
+    return server.infer("{model}", [pixels]).as_numpy("score")[:, 0]
+
+
+crops = crops_from_image(decode("photo.jpg"), preprocessing).pixels
+batches = [crops[i : i + {batch}] for i in range(0, len(crops), {batch})]
+print(np.concatenate([scores(batch) for batch in batches]).mean())
+```
+"""
+
+
+def _readme(entries: list[_Entry], left_out: list[str], manifest: Manifest) -> str:
+    rows = ["| model | batch up to | files |", "|---|---|---|"]
+    for entry in entries:
+        files = "; ".join(_evidence(engine) for engine in entry.engines)
+        rows.append(f"| {entry.name} | {entry.batch} | {files} |")
+    if left_out:
+        rows += ["", "Left out:", "", *(f"- {reason}" for reason in left_out)]
+    plans = [engine.plan for entry in entries for engine in entry.engines if engine.plan]
+    compatible = any(plan.version_compatible for plan in plans)
+    return _README_TEXT.format(
+        mark=_MARK,
+        models="\n".join(rows),
+        options=" --backend-config=tensorrt,version-compatible=true" if compatible else "",
+        needs=_needs(entries),
+        crop=manifest.preprocessing.crop,
+        low=manifest.scale.low,
+        high=manifest.scale.high,
+        better="higher" if manifest.scale.higher_is_better else "lower",
+        distortions=", ".join(manifest.distortions),
+        preprocessing=manifest.preprocessing,
+        model=entries[0].name,
+        batch=entries[0].batch,
+    )
+
+
+def _needs(entries: list[_Entry]) -> str:
+    """What the server must have in it, by engine."""
+    lines = []
+    for entry in entries:
+        if entry.kind.backend == "onnxruntime":
+            lines.append(f"- {entry.name} needs a server with ONNX Runtime 1.18 or later.")
+        for engine in entry.engines:
+            if engine.plan is not None:
+                later = " or later" if engine.plan.version_compatible else ""
+                gpus = ", ".join(engine.plan.capabilities)
+                needed = f"TensorRT {engine.plan.version}{later} and compute capability {gpus}"
+                lines.append(f"- {engine.file} needs {needed}.")
+    if any(engine.plan for entry in entries for engine in entry.engines):
+        lines.append("- A plan can run code of its maker: serve those of makers you trust alone.")
+    return "\n".join(lines)
