@@ -14,6 +14,9 @@ SECTION = re.compile(r"(?<=<!-- measured -->\n).*(?=<!-- end of measured -->)", 
 HEAD_RECEIPT = RECEIPT.with_name("kernels-cpu.json")
 HEAD_SECTION = re.compile(r"(?<=<!-- head -->\n).*(?=<!-- end of head -->)", re.DOTALL)
 
+ENGINES_RECEIPT = RECEIPT.with_name("engines-rtx.json")
+ENGINES_SECTION = re.compile(r"(?<=<!-- engines -->\n).*(?=<!-- end of engines -->)", re.DOTALL)
+
 
 def measured(report: dict[str, Any]) -> str:
     """The tables for a report of `drx bench`, as Markdown."""
@@ -58,6 +61,29 @@ def head(report: dict[str, Any]) -> str:
     return "\n".join(["", *lines, "", ""])
 
 
+def engines(report: dict[str, Any]) -> str:
+    """The engines for TensorRT for RTX, for a receipt of `bench_engines.py`."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, no GPU; TensorRT for RTX "
+        f"{report['rows'][0]['version']}, preset `{report['preset']}`, batch 1:8:64. Built and "
+        "inspected, not executed.",
+        "",
+        "| precision | for capability | build s | MB | products, by type | fused attentions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row["products"].items()))
+        found = f"{row['found']} of {row['asked']} asked: {kinds}"
+        precision = row["precision"] + ", kept from fusing" * (not row["fused_attention"])
+        size, targets = f"{row['bytes'] / 1e6:.0f}", ", ".join(row["capabilities"])
+        fused = row["attention_kernels"]
+        lines.append(
+            f"| {precision} | {targets} | {row['seconds']:.1f} | {size} | {found} | {fused} |"
+        )
+    return "\n".join(["", *lines, "", ""])
+
+
 def figures(report: dict[str, Any]) -> dict[str, str]:
     """What is measured once: start, memory, an image from its bytes."""
     cold, image = report["cold_start"], report["image"]
@@ -88,6 +114,7 @@ def main() -> None:
     for section, receipt, table in (
         (SECTION, RECEIPT, measured),
         (HEAD_SECTION, HEAD_RECEIPT, head),
+        (ENGINES_SECTION, ENGINES_RECEIPT, engines),
     ):
         made = table(json.loads(receipt.read_text()))
         text = section.sub(lambda _, made=made: made, text)
