@@ -12,7 +12,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -86,7 +88,13 @@ class Screen:
                 tell, lambda phase, done, total: tell(f"{phase}, {done} of {total}"), self.note
             )
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self.notes, transient=True) as progress:
             task = progress.add_task("", total=None)
             yield BuildScreen(

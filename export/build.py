@@ -23,6 +23,7 @@ from drexperts.export.graphs import engine_graph, source_engine
 from drexperts.export.photographs import verification_images
 from drexperts.export.proof import check_same_model, images_in, prove_engine
 from drexperts.report import BuildScreen
+from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import (
     PLAN_BACKENDS,
     Engine,
@@ -77,15 +78,18 @@ def build_engine(
         same_file = replace(source, backend=backend, parity=None, invariance=None)
         return _recorded(bundle, work.proven(same_file))
     precision = precision or source.precision
+    if options.stripped and (precision != source.precision or not fused_attention):
+        raise UserError(
+            f"weights are put back from the bundle's own graph, in {source.precision}: build it as "
+            "it is, or leave --strip out"
+        )
     screen.tell(f"the graph in {precision}")
     proto = engine_graph(bundle, manifest, precision, fused_attention, loaded)
     built = functools.partial(work.built, backend, proto, precision, fused_attention)
     engine = built(options)
     assert engine.plan is not None
-    if options.plugin == "prefer" and engine.plan.plugin_layers and engine.parity is not None:
-        plain = built(replace(options, plugin="off"))
-        engine, other = work.faster_first(engine, plain)
-        (bundle / other.file).unlink()
+    if options.plugin == "prefer" and engine.plan.plugin_layers and work.can_prove(engine):
+        engine = work.or_better(engine, lambda: built(replace(options, plugin="off")))
     return _recorded(bundle, engine)
 
 
@@ -125,13 +129,31 @@ class _Work:
             Engine(backend, path.name, sha, precision, most, versions, None, None, plan)
         )
 
+    def can_prove(self, engine: Engine) -> bool:
+        """Whether both proofs of an engine can be measured here."""
+        return self.checkpoint is not None and runtime.obstacle(engine) is None
+
     def proven(self, engine: Engine) -> Engine:
-        """The engine with its proofs, if this machine can run it."""
+        """The engine with its proofs, if this machine can run it, and as it is if it fails to."""
         if runtime.obstacle(engine) is not None:
             return engine
         images = verification_images() if self.images is None else self.images
         tell = self.screen.tell
-        return prove_engine(self.bundle, self.manifest, engine, self.checkpoint, images, tell)
+        try:
+            return prove_engine(self.bundle, self.manifest, engine, self.checkpoint, images, tell)
+        except UserError as failure:
+            self.screen.note(f"{engine.file} was built and could not be proven: {failure}")
+            return engine
+
+    def or_better(self, engine: Engine, build_other: Callable[[], Engine]) -> Engine:
+        """The faster proven one of an engine and another, which is built; the other's file goes."""
+        try:
+            best, worse = self.faster_first(engine, build_other())
+        except UserError as failure:
+            self.screen.note(f"there is no engine without the plugin to compare with: {failure}")
+            return engine
+        (self.bundle / worse.file).unlink()
+        return best
 
     def faster_first(self, first: Engine, second: Engine) -> tuple[Engine, Engine]:
         """Two engines, the faster one of those that are proven in front.

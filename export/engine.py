@@ -153,6 +153,8 @@ class _Build:
             # A plugin registered earlier in the process finds no node to replace.
             proto = inliner.inline_local_functions(proto)
         builder = self.trt.Builder(self.messages)
+        if self.messages.errors:  # a builder that was not made crashes when it is touched
+            raise self._failed("cannot start", [])
         network = self._parse(builder, proto)
         layers = self._count_plugin_layers(plugin, network)
         expected = expectation_from_graph(proto, functions=layers == 0)
@@ -278,7 +280,10 @@ class _Build:
             )
 
     def _inspector_document(self, plan: Any) -> str:
+        self.messages.clear()
         runtime = self.trt.Runtime(self.messages)
+        if self.messages.errors:
+            raise self._failed("cannot start its runtime", [])
         runtime.engine_host_code_allowed = self.options.version_compatible
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -372,7 +377,8 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
 def _load_timing_cache(config: Any, path: Path) -> None:
     known = path.read_bytes() if path.is_file() else b""
     # One of another version or GPU is not taken; the build then starts with none.
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 

@@ -187,6 +187,12 @@ def test_another_precision_needs_the_checkpoint(bundle: Path) -> None:
         built(bundle, precision="fp16")
 
 
+@pytest.mark.parametrize("change", [{"precision": "fp16"}, {"fused_attention": False}])
+def test_only_the_bundles_own_graph_can_be_stripped(change: dict[str, Any], bundle: Path) -> None:
+    with pytest.raises(UserError, match="or leave --strip out"):
+        built(bundle, options=replace(OPTIONS, stripped=True), **change)
+
+
 def test_a_changed_graph_is_not_built_from(bundle: Path) -> None:
     with open(bundle / "model.onnx", "ab") as stream:
         stream.write(b"\0")
@@ -242,6 +248,7 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
     plain: tuple[bool, float],
     kept: str,
     bundle: Path,
+    checkpoint: Path,
     planned: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -272,7 +279,42 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
     monkeypatch.setattr(build, "prove_engine", fake_proof)
     monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
     monkeypatch.setattr(build.runtime, "open_engine", fake_open)
-    engine = built(bundle, "tensorrt").engines[-1]
+    engine = built(bundle, "tensorrt", checkpoint=checkpoint).engines[-1]
     assert engine.plan is not None
     assert engine.plan.plugin_layers == (kept == "plugin")
     assert files(bundle) == {"manifest.json", "model.onnx", engine.file}
+
+
+@pytest.mark.parametrize("fault", ["build", "proof"])
+def test_the_engine_with_the_plugin_stays_when_the_other_fails(
+    fault: str,
+    bundle: Path,
+    checkpoint: Path,
+    planned: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (proof,) = read_manifest(bundle).engines
+    notes: list[str] = []
+
+    def fake_build(
+        proto: onnx.ModelProto, backend: str, out: Path, options: EngineOptions, progress: Any
+    ) -> Any:
+        out.write_bytes(options.plugin.encode())
+        if options.plugin == "off" and fault == "build":
+            raise UserError("it does not build")
+        layers = 0 if options.plugin == "off" else 1
+        return replace(planned("tensorrt").plan, plugin_layers=layers)  # type: ignore[type-var]
+
+    def fake_proof(bundle: Path, manifest: Any, engine: Engine, *_: Any) -> Engine:
+        if engine.plan and not engine.plan.plugin_layers:
+            raise UserError("it gives no numbers")
+        return replace(engine, parity=proof.parity, invariance=proof.invariance)
+
+    monkeypatch.setattr(build, "engine_from_onnx", fake_build)
+    monkeypatch.setattr(build, "prove_engine", fake_proof)
+    monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
+    screen = SCREEN._replace(note=notes.append)
+    engine = built(bundle, "tensorrt", checkpoint=checkpoint, screen=screen).engines[-1]
+    assert engine.plan is not None
+    assert (engine.plan.plugin_layers, engine.proven) == (1, True)
+    assert "it does not build" in notes[0] or "it gives no numbers" in notes[0]

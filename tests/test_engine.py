@@ -85,7 +85,7 @@ def test_every_capability(capability: str, graph: onnx.ModelProto, tmp_path: Pat
 
 @rtx
 def test_full_size(tmp_path: Path) -> None:
-    """The official model in float16, as it is deployed: every block's products are in the plan."""
+    """The official model in float16, as it is deployed, for every GPU that the library knows."""
     import torch
 
     from drexperts.config import DRExpertsConfig
@@ -93,15 +93,20 @@ def test_full_size(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     proto = onnx_from_model(new_model(DRExpertsConfig.official()), maps=True, precision="fp16")
-    plan = engine_from_onnx(
-        proto, "tensorrt-rtx", tmp_path / "e", EngineOptions(capabilities=("8.9", "12.0")), silent
-    )
+    plan = engine_from_onnx(proto, "tensorrt-rtx", tmp_path / "e", EngineOptions(), silent)
     assert plan.inspected
+    assert {"8.0", "8.6", "8.9", "12.0", "12.1"} <= {*plan.capabilities}
     found = inspection_from_plan((tmp_path / "e").read_bytes())
     half = [name for name, kinds in found.products.items() if kinds == {"fp16"}]
     asked = expectation_from_graph(proto).products
     assert {name for name, kind in asked.items() if kind == "fp16"} <= {*half}
     assert found.fused_attention == 24
+
+    options = EngineOptions(capabilities=("7.5",))
+    plan = engine_from_onnx(proto, "tensorrt-rtx", tmp_path / "e", options, silent)
+    assert (plan.inspected, plan.capabilities) == (True, ("7.5",))
+    found = inspection_from_plan((tmp_path / "e").read_bytes())
+    assert {*found.products.values()} == {frozenset({"fp16"})}
 
 
 @rtx
