@@ -27,6 +27,7 @@ from drexperts.runtime.manifest import (
     Parity,
     Plan,
     ScoreScale,
+    invariance_limits,
 )
 from drexperts.runtime.scorer import Score
 
@@ -298,7 +299,8 @@ def proof_table(engine: Engine) -> Table:
     if engine.invariance is None:
         table.add_row("batch invariance", "never measured", "", "")
     else:
-        table.add_row(*_invariance_row(engine.invariance))
+        for row in _invariance_rows(engine.invariance):
+            table.add_row(*row)
     return table
 
 
@@ -306,7 +308,7 @@ def _parity_rows(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
     for name, label in _DISTANCES.items():
         value = getattr(parity, name)
         if value is not None:
-            yield label, f"{value:.2e}", *_at_most(value, parity.limits.get(name))
+            yield label, _number(value), *_at_most(value, parity.limits.get(name))
     for name, label in _CORRELATIONS.items():
         value, limit = getattr(parity, name), parity.limits.get(name)
         gate = ("", "") if limit is None else (f"≥ {limit:g}", _verdict(value >= limit))
@@ -316,11 +318,23 @@ def _parity_rows(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
     yield label, f"{flips:.2e}", *_at_most(flips, parity.limits.get("order_flips"))
 
 
-def _invariance_row(invariance: BatchInvariance) -> tuple[str, str, str, str]:
+def _invariance_rows(invariance: BatchInvariance) -> Iterator[tuple[str, str, str, str]]:
     batches = ", ".join(map(str, invariance.batches))
-    label = f"batch invariance / span ({', '.join(invariance.cases)}; batches {batches})"
-    limit = f"≤ {invariance.tolerance:g}"
-    return label, f"{invariance.score_max:.2e}", limit, _verdict(invariance.passed)
+    tested = f"({', '.join(invariance.cases)}; batches {batches})"
+    labels = {
+        "score_max": f"batch invariance of the score / span {tested}",
+        "weights_max": "batch invariance of the weights",
+        "maps_max": "batch invariance of the maps",
+    }
+    for name, limit in invariance_limits(invariance.tolerance).items():
+        value = getattr(invariance, name)
+        if value is not None:
+            yield labels[name], _number(value), *_at_most(value, limit)
+
+
+def _number(value: float) -> str:
+    """Scores that are no numbers are recorded as beyond everything."""
+    return f"{value:.2e}" if value < 1e300 else "no number"
 
 
 def _at_most(value: float, limit: float | None) -> tuple[str, str]:

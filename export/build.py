@@ -21,7 +21,7 @@ from drexperts.export.engine_options import EngineOptions
 from drexperts.export.folder import ABANDONED
 from drexperts.export.graphs import engine_graph, source_engine
 from drexperts.export.photographs import verification_images
-from drexperts.export.proof import check_same_model, images_in, prove_engine
+from drexperts.export.proof import check_same_weights, images_in, prove_engine
 from drexperts.report import BuildScreen
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import (
@@ -38,7 +38,10 @@ from drexperts.runtime.trust import note_built_here
 BACKENDS = (*PLAN_BACKENDS, "onnx-cuda", "onnx-tensorrt")
 WARM_UP, ROUNDS = 5, 30  # calls of each of two engines, when the faster is kept
 # What a build may leave when it is killed: an engine that no manifest names, or a part of one.
-_OWN = re.compile(r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.[0-9a-f]{8})?")
+_OWN = re.compile(
+    r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.[0-9a-f]{8})?"
+    r"|\.manifest\.json\.[0-9a-f]{8}"
+)
 
 
 def build_engine(
@@ -71,10 +74,16 @@ def build_engine(
     source = source_engine(bundle, manifest)
     loaded = None if checkpoint is None else load_checkpoint(checkpoint)
     if loaded is not None:
-        check_same_model(loaded, manifest)
+        screen.tell("holding the checkpoint against the bundle")
+        check_same_weights(bundle, manifest, source, loaded)
     pictures = None if images is None else images_in(images)
     work = _Work(bundle, manifest, loaded, pictures, screen)
     if backend not in PLAN_BACKENDS:
+        if (options, precision, fused_attention) != (EngineOptions(), None, True):
+            raise UserError(
+                f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, "
+                "and keep --checkpoint and --images"
+            )
         same_file = replace(source, backend=backend, parity=None, invariance=None)
         return _recorded(bundle, work.proven(same_file))
     precision = precision or source.precision
@@ -118,11 +127,14 @@ class _Work:
         """
         self.screen.tell(f"building a {backend} engine in {precision}")
         aside = self.bundle / f".{secrets.token_hex(4)}.engine"
-        plan = engine_from_onnx(proto, backend, aside, options, self.screen.build)
+        try:
+            plan = engine_from_onnx(proto, backend, aside, options, self.screen.build)
+            note_built_here(sha := sha256_of(aside))
+            path = self.bundle / f"{backend}-{precision}-{sha[:8]}.engine"
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
         plan = replace(plan, fused_attention=fused_attention)
-        note_built_here(sha := sha256_of(aside))
-        path = self.bundle / f"{backend}-{precision}-{sha[:8]}.engine"
-        os.replace(aside, path)
         most = max(profile.max for profile in plan.profiles)
         versions = {backend: plan.version}
         return self.proven(

@@ -56,8 +56,8 @@ class EngineOptions:
         level, workspace = self.optimization_level, self.workspace
         if not (level is None or 0 <= level <= 5):
             raise ConfigError(f"the optimisation level must be 0 to 5, got {level}")
-        if not (workspace is None or workspace > 0):
-            raise ConfigError(f"the workspace must be some bytes, got {workspace}")
+        if not (workspace is None or 0 < workspace < 2**50):
+            raise ConfigError(f"the workspace must be some bytes, less than a PiB, got {workspace}")
         if self.hardware_compatibility not in ("none", *HARDWARE):
             raise ConfigError(
                 f"hardware compatibility must be none, {' or '.join(HARDWARE)}, "

@@ -30,8 +30,11 @@ def folder_aside(out: Path) -> Iterator[Path]:
 
 def _sweep_abandoned(out: Path) -> None:
     """Remove what runs that were killed left beside `out`."""
+    kinds = [f".{out.name}.partial-"]
+    if out.exists():  # else the old one may be all that is left of it
+        kinds.append(f".{out.name}.old-")
     for path in out.parent.iterdir():
-        left = path.name.startswith((f".{out.name}.partial-", f".{out.name}.old-"))
+        left = path.name.startswith(tuple(kinds))
         if left and time.time() - path.stat().st_mtime > ABANDONED:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -39,8 +42,12 @@ def _sweep_abandoned(out: Path) -> None:
 def _replace(source: Path, target: Path) -> None:
     """Put `source` at `target`, whose old contents go only once the new ones are in place."""
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    os.chmod(source, 0o755)  # made for its owner alone
     if target.exists():
         os.replace(target, old)
-    os.chmod(source, 0o755)  # made for its owner alone
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except OSError:
+        os.replace(old, target)
+        raise
     shutil.rmtree(old, ignore_errors=True)

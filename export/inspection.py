@@ -41,8 +41,9 @@ __all__ = [
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 # Of the graph's products, how many must be found in a plan before it counts as read. A compiler
-# may turn a thin product into a sum, or compute one of constants beforehand.
-SEEN = 0.9
+# may turn a thin product into a sum, or compute one of constants beforehand: none or one of the
+# full-size model's, a quarter of a tiny one's for batches of one.
+SEEN = 0.7
 # Bytes of weights in a plan as a share of the graph's. Some weights are stored in two orders (10 %
 # of a tiny model's, none of the full-size ones'); a float16 graph built as float32 has 1.88.
 WEIGHTS = (0.9, 1.5)
@@ -224,9 +225,8 @@ def inspection_from_json(text: str) -> Inspection:
         bindings = document["I/O Tensors"] if "I/O Tensors" in document else document["Bindings"]
         products: dict[str, frozenset[str]] = {}
         for layer in layers:
-            tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-            tensors += [layer["Weights"]] if "Weights" in layer else []
-            _record(products, _onnx_names(layer.get("Metadata", "")), map(_json_type, tensors))
+            read = layer.get("Inputs", [])
+            _record(products, _onnx_names(layer.get("Metadata", "")), map(_json_type, read))
         named = _json_bindings(bindings, layers)
         fused = sum("mha" in layer.get("TacticName", "").lower() for layer in layers)
     except (ValueError, TypeError, KeyError, AttributeError) as cause:

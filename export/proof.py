@@ -6,13 +6,29 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from drexperts import runtime
 from drexperts.checkpoint import Checkpoint, load_checkpoint
 from drexperts.export.photographs import verification_images
-from drexperts.export.verify import Progress, measure_invariance, measure_parity
-from drexperts.runtime.errors import ImageError, UserError
+from drexperts.export.verify import (
+    CHUNK,
+    LIMITS,
+    Progress,
+    eager_rows,
+    measure_invariance,
+    measure_parity,
+)
+from drexperts.runtime import NotTakenError
+from drexperts.runtime.errors import (
+    BundleError,
+    DeviceError,
+    ImageError,
+    MissingDependencyError,
+    UserError,
+)
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
-from drexperts.runtime.preprocess import Source, decode
+from drexperts.runtime.preprocess import Source, crops_from_image, decode
 
 
 def verify_bundle(
@@ -44,18 +60,43 @@ def prove(
     *,
     trust: bool = False,
 ) -> Manifest:
-    """Measure every engine of a bundle that runs here and write the proofs into its manifest."""
+    """Measure every engine of a bundle that runs here and write the proofs into its manifest.
+
+    What keeps one engine from being opened, `progress` is told, and its record stays; the others
+    are measured all the same.
+
+    Raises:
+        NotTakenError, MissingDependencyError, DeviceError: none could be opened.
+    """
     manifest = read_manifest(bundle)
     if checkpoint is not None:
         check_same_model(checkpoint, manifest)
     pictures = verification_images() if images is None else images
-    engines = [
-        engine
-        if runtime.obstacle(engine)
-        else prove_engine(bundle, manifest, engine, checkpoint, pictures, progress, trust=trust)
-        for engine in manifest.engines
-    ]
-    proven = replace(manifest, engines=tuple(engines))
+    measured: list[Engine] = []
+    failures: list[UserError] = []
+    for engine in manifest.engines:
+        if runtime.obstacle(engine):
+            continue
+        try:
+            measured.append(
+                prove_engine(bundle, manifest, engine, checkpoint, pictures, progress, trust=trust)
+            )
+        except (NotTakenError, MissingDependencyError, DeviceError) as failure:
+            progress(f"{engine.file} ({engine.backend}) is not measured: {failure}")
+            failures.append(failure)
+    if failures and not measured:
+        raise failures[0]
+    return record_proofs(bundle, measured)
+
+
+def record_proofs(bundle: Path, measured: Sequence[Engine]) -> Manifest:
+    """Write what was measured into the manifest as it is now: a build may have ended meanwhile."""
+    manifest = read_manifest(bundle)
+    found = {(engine.backend, engine.sha256): engine for engine in measured}
+    engines = tuple(
+        found.get((engine.backend, engine.sha256), engine) for engine in manifest.engines
+    )
+    proven = replace(manifest, engines=engines)
     write_manifest(proven, bundle)
     return proven
 
@@ -70,8 +111,15 @@ def prove_engine(
     *,
     trust: bool = False,
 ) -> Engine:
-    """One engine with its proofs measured here; parity stays as it was without a checkpoint."""
+    """One engine with its proofs measured here; parity stays as it was without a checkpoint.
 
+    Raises BundleError for a precision of which no limits are known; else as `open_engine`.
+    """
+    if engine.precision not in LIMITS:
+        raise BundleError(
+            f"{engine.file} is of precision {engine.precision!r}, this version knows "
+            f"{', '.join(LIMITS)}: install a later drexperts, or export the bundle again"
+        )
     # What was certified before does not bound what is measured now.
     unbound = replace(engine, invariance=None)
     parity = engine.parity
@@ -91,7 +139,10 @@ def prove_engine(
             progress,
             () if engine.plan is None else engine.plan.profiles,
         )
-    return replace(engine, parity=parity, invariance=invariance)
+    on = None if engine.backend == "onnx" else runtime.capability()
+    if on != engine.proven_on and checkpoint is None:
+        parity = None  # it was another GPU's
+    return replace(engine, parity=parity, invariance=invariance, proven_on=on)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -121,4 +172,25 @@ def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
         raise UserError(
             f"the checkpoint is of another model than the bundle: {', '.join(changed)} differ; "
             "name the checkpoint that was exported"
+        )
+
+
+def check_same_weights(
+    bundle: Path, manifest: Manifest, engine: Engine, checkpoint: Checkpoint
+) -> None:
+    """Hold a checkpoint against the bundle's ONNX engine, on a few crops.
+
+    Raises UserError for one of other weights: an engine made of it would score as another model.
+    """
+    check_same_model(checkpoint, manifest)
+    pixels = crops_from_image(decode(verification_images()[0]), manifest.preprocessing).pixels
+    pixels = pixels[: min(CHUNK, engine.max_batch)]
+    with runtime.open_engine(bundle, manifest, replace(engine, invariance=None)) as scorer:
+        got = scorer.session.run(pixels)["score"]
+    expected = eager_rows(checkpoint.model, pixels)[0]
+    drift = float(np.abs(got - expected).max()) / manifest.scale.span
+    if not drift <= LIMITS[engine.precision]["score_max"]:
+        raise UserError(
+            f"the checkpoint has other weights than the bundle: a score differs by {drift:.1e} of "
+            "the span; name the checkpoint that was exported"
         )

@@ -1,8 +1,8 @@
 """The proof that an engine is the model: parity through the shipping Scorer, batch invariance."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from drexperts.runtime.manifest import (
     Parity,
     Profile,
     ScoreScale,
+    invariance_limits,
     within,
 )
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
@@ -58,6 +59,7 @@ LIMITS = {
         "order_flips": 5e-2,
     },
 }
+NO_NUMBER = float(np.finfo(np.float64).max)
 INVARIANCE = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3}
 
 
@@ -104,17 +106,23 @@ def eager_outputs(
     scores, weights, maps = [], [], []
     for i, image in enumerate(images, 1):
         tell(f"parity: eager model, image {i} of {len(images)}")
-        pixels = torch.from_numpy(crops_from_image(decode(image), preprocessing).pixels)
-        with torch.inference_mode():
-            chunks = [model(normalised(chunk)) for chunk in torch.split(pixels, CHUNK)]
-        score, weight, each = (
-            torch.cat(part).double().numpy() for part in zip(*chunks, strict=True)
-        )
+        pixels = crops_from_image(decode(image), preprocessing).pixels
+        score, weight, each = eager_rows(model, pixels)
         scores.append(score.mean())
         weights.append(weight.mean(0))
         maps.append(each)
     crops = np.concatenate(maps)
     return Outputs(np.array(scores), np.array(weights), crops, len(crops))
+
+
+def eager_rows(model: DRExperts, pixels: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
+    """Scores [B], weights [B, 10] and maps of crops, by the float32 model."""
+    with torch.inference_mode():
+        chunks = [
+            model(normalised(chunk)) for chunk in torch.split(torch.from_numpy(pixels), CHUNK)
+        ]
+    score, weight, maps = (torch.cat(part).double().numpy() for part in zip(*chunks, strict=True))
+    return score, weight, maps
 
 
 def engine_outputs(scorer: Scorer, images: Sequence[Source], tell: Progress) -> Outputs:
@@ -124,16 +132,20 @@ def engine_outputs(scorer: Scorer, images: Sequence[Source], tell: Progress) -> 
     for i, image in enumerate(images, 1):
         tell(f"parity: engine, image {i} of {len(images)}")
         (row,) = scorer.score([image], maps=with_maps)
-        if row.error is not None:
-            raise UserError(
-                f"{row.error}; if the engine is float16, export it with --precision fp32"
-            )
         rows.append(row)
+    failed = [row for row in rows if row.error is not None]
+    if failed:  # an image that the eager model could score
+        return _no_numbers(len(rows), len(scorer.manifest.distortions))
     scores = np.array([row.value for row in rows], float)
     weights = np.array([list(row.distortions.values()) for row in rows], float)
     maps = [row.maps.values for row in rows if row.maps is not None]
     crops = np.concatenate(maps).astype(float) if maps else None
     return Outputs(scores, weights, crops, sum(len(row.raw) for row in rows))
+
+
+def _no_numbers(images: int, experts: int) -> Outputs:
+    """What is said of an engine that does not score every image."""
+    return Outputs(np.full(images, np.nan), np.full((images, experts), np.nan), None, images)
 
 
 def compare(expected: Outputs, got: Outputs, scale: ScoreScale, limits: dict[str, float]) -> Parity:
@@ -150,9 +162,15 @@ def compare(expected: Outputs, got: Outputs, scale: ScoreScale, limits: dict[str
         "weights_max": _relative(got.weights, expected.weights),
         "maps_max": _maps_drift(got.maps, expected.maps),
     }
+    measured = {name: _finite(value) for name, value in measured.items()}
     passed = within(measured | {"order_flips": flips / pairs}, limits)
     counts = {"images": len(drift), "rows": got.rows, "order_flips": flips, "pairs": pairs}
     return Parity(**counts, reference=REFERENCE, limits=limits, passed=passed, **measured)  # type: ignore[arg-type]
+
+
+def _finite(value: float | None) -> float | None:
+    """What is no number is as far off as can be: a manifest holds finite numbers alone."""
+    return value if value is None or np.isfinite(value) else NO_NUMBER
 
 
 def order_flips(expected: Array, got: Array) -> tuple[int, int]:
@@ -172,7 +190,7 @@ def _maps_drift(got: Array | None, expected: Array | None) -> float | None:
 
 
 def _relative(got: Array, expected: Array) -> float:
-    return _worst(got, expected) / max(float(np.abs(expected).max()), 1e-12)
+    return _worst(got, expected) / _largest(expected)
 
 
 def measure_invariance(
@@ -193,37 +211,57 @@ def measure_invariance(
         open_session: opens the engine with a number of threads, None for its default.
         profiles: of a TensorRT engine. Each has kernels of its own, so that the ends and the
             optimum of each are among the batch sizes.
-
-    Raises:
-        UserError: a score is no number.
     """
     session = open_session(None)
     crops = _different_crops(images, manifest.preprocessing, session.max_batch)
-    alone = np.array([_scores(session, crop[None])[0] for crop in crops])
+    alone = _joined([session.run(crop[None]) for crop in crops])
     sizes = batch_sizes(session.max_batch, profiles)
     drifts = []
     for size in sizes:
         tell(f"batch invariance, {size} of {sizes[-1]}")
-        drifts.append(_batch_drift(session, crops, alone, size))
+        drifts += _batch_drifts(session, crops, alone, size)
     tell("batch invariance, threads")
     if profiles:
-        again, case = _scores_at_once(session, crops), "at once"
+        again, case = _at_once(session, crops), "at once"
     else:
         single = open_session(1)
-        again, case = np.array([_scores(single, crop[None])[0] for crop in crops]), "threads"
-    drifts.append(_worst(again, alone))
-    drift = float(np.max(drifts)) / manifest.scale.span  # NaN if any is
-    if not np.isfinite(drift):
-        raise UserError("the engine gives scores that are no numbers: export a trained checkpoint")
+        again, case = _joined([single.run(crop[None]) for crop in crops]), "threads"
+    drifts.append(_drift(again, alone))
+    scale = {"score": manifest.scale.span, "weights": _largest(alone["weights"]), "maps": 1.0}
+    worst = {
+        f"{name}_max": _finite(float(np.max([drift[name] for drift in drifts])) / scale[name])
+        for name in manifest.outputs
+    }
     tolerance = INVARIANCE[precision]
+    passed = within(worst, {n: v for n, v in invariance_limits(tolerance).items() if n in worst})
     cases = ("repeated", "neighbours", "permuted", case)
-    return BatchInvariance(tuple(sizes), cases, drift, tolerance, passed=bool(drift <= tolerance))
+    return BatchInvariance(
+        batches=tuple(sizes),
+        cases=cases,
+        tolerance=tolerance,
+        passed=passed,
+        **worst,  # type: ignore[arg-type]
+    )
 
 
-def _scores_at_once(session: Session, crops: NDArray[np.uint8]) -> Array:
+def _joined(rows: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, Array]:
+    """The outputs of several calls as one batch."""
+    return {name: np.concatenate([row[name] for row in rows]).astype(float) for name in rows[0]}
+
+
+def _at_once(session: Session, crops: NDArray[np.uint8]) -> dict[str, Array]:
     """Each crop alone, from as many threads as the session admits and as many again waiting."""
     with ThreadPoolExecutor(2 * session.concurrency) as pool:
-        return np.array(list(pool.map(lambda crop: _scores(session, crop[None])[0], crops)))
+        return _joined(list(pool.map(lambda crop: session.run(crop[None]), crops)))
+
+
+def _drift(got: Mapping[str, NDArray[Any]], alone: Mapping[str, Array]) -> dict[str, float]:
+    """The worst |difference| of each output."""
+    return {name: _worst(got[name].astype(float), expected) for name, expected in alone.items()}
+
+
+def _largest(values: Array) -> float:
+    return max(float(np.abs(values).max()), 1e-12)
 
 
 def _different_crops(
@@ -241,14 +279,14 @@ def batch_sizes(most: int, profiles: Sequence[Profile] = ()) -> list[int]:
     return sorted({*range(1, min(8, most) + 1), *powers, *named, most} & set(range(1, most + 1)))
 
 
-def _batch_drift(session: Session, crops: NDArray[np.uint8], alone: Array, size: int) -> float:
-    """The worst |score in a batch of `size` - score alone|."""
+def _batch_drifts(
+    session: Session, crops: NDArray[np.uint8], alone: Mapping[str, Array], size: int
+) -> list[dict[str, float]]:
+    """How far the rows of batches of `size` are from the same crops alone."""
     order = np.resize(np.arange(len(crops)), size)
     shuffled = np.random.default_rng(size).permutation(order)
     repeated = np.full(size, size % len(crops))
-    batches = (repeated, order, shuffled)
-    return float(np.max([_worst(_scores(session, crops[i]), alone[i]) for i in batches]))
-
-
-def _scores(session: Session, pixels: NDArray[np.uint8]) -> Array:
-    return session.run(np.ascontiguousarray(pixels))["score"].astype(float)
+    return [
+        _drift(session.run(crops[i]), {name: values[i] for name, values in alone.items()})
+        for i in (repeated, order, shuffled)
+    ]

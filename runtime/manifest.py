@@ -99,6 +99,11 @@ class Parity:
         _require(kept or not self.passed, "parity is recorded as passed and keeps no limits")
 
 
+def invariance_limits(tolerance: float) -> dict[str, float]:
+    """What a batch may change at most. Parity allows weights ten times what it allows scores."""
+    return {"score_max": tolerance, "weights_max": 10 * tolerance, "maps_max": tolerance}
+
+
 @dataclass(frozen=True)
 class BatchInvariance:
     """Whether an image's score depends on the batch it came in.
@@ -106,6 +111,9 @@ class BatchInvariance:
     batches: the batch sizes tested
     cases: what was varied, such as "repeated", "permuted", "neighbours", "threads"
     score_max: the worst |difference of scores| as a fraction of the score's span
+    tolerance: of the score; weights and maps have their share of it, see `invariance_limits`
+    weights_max: the worst |difference of weights|, as a fraction of the largest |weight|
+    maps_max: the worst |difference| in a map, None for an engine without maps
     """
 
     batches: tuple[int, ...]
@@ -113,6 +121,8 @@ class BatchInvariance:
     score_max: float
     tolerance: float
     passed: bool
+    weights_max: float | None = None
+    maps_max: float | None = None
 
     def __post_init__(self) -> None:
         _require(min(self.batches, default=0) >= 1, "batches is empty or below 1")
@@ -120,7 +130,8 @@ class BatchInvariance:
             min(self.score_max, self.tolerance) >= 0,
             "a batch-invariance value is negative",
         )
-        kept = self.score_max <= self.tolerance
+        limits = invariance_limits(self.tolerance)
+        kept = within({name: getattr(self, name) for name in limits}, limits)
         _require(kept or not self.passed, "batch invariance is recorded as passed and is not kept")
 
 
@@ -154,7 +165,7 @@ class Plan:
     stripped: without its weights, which a refit puts back
     plugin_layers: how many layers are the Triton kernel; 0 has its formula in standard operators
     fused_attention: False where the graph was changed so that attention is not fused
-    onnx_sha256: of the graph it was built from
+    onnx_sha256: of the graph it was built from; for "7.5", of what its float16 graph is made of
     inspected: whether its types were read back after the build and agreed with the graph
     """
 
@@ -192,6 +203,8 @@ class Engine:
         the same file), "tensorrt" or "tensorrt-rtx"
     sha256 covers the file: graph and weights together.
     plan: of a TensorRT engine, and of no other
+    proven_on: the compute capability of the GPU on which its proofs were measured, "8.9"; None for
+        an engine of the CPU, and where it is not known
     """
 
     backend: str
@@ -203,6 +216,7 @@ class Engine:
     parity: Parity | None
     invariance: BatchInvariance | None
     plan: Plan | None = None
+    proven_on: str | None = None
 
     def __post_init__(self) -> None:
         plain = _ENGINE_FILE.fullmatch(self.file) is not None

@@ -18,5 +18,7 @@ def cache_folder() -> Path:
 def _folder(variable: str, otherwise: str, on_macos: str) -> Path:
     if sys.platform == "win32":
         variable, otherwise = "LOCALAPPDATA", "~/AppData/Local"
-    base = on_macos if sys.platform == "darwin" else os.environ.get(variable) or otherwise
+    given = os.environ.get(variable, "")
+    # A relative path is to be ignored: it would name another folder from each working directory.
+    base = on_macos if sys.platform == "darwin" else given if os.path.isabs(given) else otherwise
     return Path(os.path.expanduser(base)) / "drexperts"

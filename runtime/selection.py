@@ -83,14 +83,23 @@ def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
     """
     runs_on = BACKENDS[engine.backend].device
     if device.kind not in ("auto", runs_on):
-        raise NotTakenError(f"it runs on {runs_on}, and the device asked for is {device.kind}")
+        remedy = "; add one with `drx build BUNDLE --backend onnx-cuda`" * (runs_on == "cpu")
+        raise NotTakenError(f"it runs on {runs_on}, and {device.kind} was asked for{remedy}")
     if reason := obstacle(engine, device.gpu):
         raise NotTakenError(reason)
-    if not engine.proven and not unverified:
+    if not unverified:
+        _check_proven(engine, device)
+
+
+def _check_proven(engine: Engine, device: Device) -> None:
+    remedy = "run `drx verify` here, or pass allow_unverified=True"
+    if not engine.proven:
         how = "failed its proof" if engine.refuted else f"was {engine.evidence}, and is not proven"
-        raise NotTakenError(
-            f"it {how} equal to the model: run `drx verify`, or pass allow_unverified=True"
-        )
+        raise NotTakenError(f"it {how} equal to the model: {remedy}")
+    here = capability(device.gpu)
+    # Another kind of GPU runs other kernels of the same engine.
+    if engine.proven_on not in (None, here):
+        raise NotTakenError(f"it was proven on {engine.proven_on}, this GPU is {here}: {remedy}")
 
 
 def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
@@ -109,11 +118,19 @@ def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
 
 def obstacle(engine: Engine, gpu: int = 0) -> str | None:
     """Why this machine cannot run an engine; None if it can, as far as is known before trying."""
+    if engine.backend not in BACKENDS:
+        return f"this version knows no backend {engine.backend!r}: install a later drexperts"
     if engine.plan is not None:
         found = compatibility.gpus()
         chosen = found[gpu] if gpu < len(found) else None
         return compatibility.obstacle(engine, chosen, compatibility.library_version(engine))
     return why_no_driver() if BACKENDS[engine.backend].device == "cuda" else None
+
+
+def capability(gpu: int = 0) -> str | None:
+    """The compute capability of a GPU, such as "8.9"; None without it, or without cuda-python."""
+    found = compatibility.gpus()
+    return found[gpu].capability if gpu < len(found) else None
 
 
 def why_no_driver() -> str | None:

@@ -26,7 +26,7 @@ def note_built_here(sha256: str) -> None:
     notes = _notes()
     notes.parent.mkdir(parents=True, exist_ok=True)
     with open(notes, "a", encoding="ascii") as stream:
-        stream.write(sha256 + "\n")
+        stream.write(f"\n{sha256}\n")  # a line of its own, whatever a full disk cut off before
 
 
 def _notes() -> Path:

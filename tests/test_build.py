@@ -174,12 +174,22 @@ def test_a_provider_takes_the_same_file(bundle: Path) -> None:
     if compatibility.gpus():
         pytest.skip("this machine has a GPU: the engine would be executed")
     for _ in range(2):
-        onnx, provider = built(bundle, "onnx-cuda").engines
+        onnx, provider = built(bundle, "onnx-cuda", options=EngineOptions()).engines
         assert (provider.backend, provider.file) == ("onnx-cuda", onnx.file)
         assert provider.sha256 == onnx.sha256
         assert provider.evidence == "built"
     assert files(bundle) == {"manifest.json", "model.onnx"}
     assert runtime.load(bundle).engine == onnx
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "fp16"}, {"fused_attention": False}, {"options": EngineOptions(plugin="off")}],
+)
+def test_a_provider_takes_the_file_as_it_is(change: dict[str, Any], bundle: Path) -> None:
+    arguments = {"options": EngineOptions()} | change
+    with pytest.raises(UserError, match="leave out what shapes an engine"):
+        built(bundle, "onnx-cuda", **arguments)
 
 
 def test_another_precision_needs_the_checkpoint(bundle: Path) -> None:
@@ -214,7 +224,7 @@ def test_what_killed_builds_left_is_swept_once_it_is_old(bundle: Path) -> None:
     other = bundle / "mine.engine"
     other.write_bytes(b"")
     os.utime(other, (0, 0))
-    built(bundle, "onnx-cuda")
+    built(bundle, "onnx-cuda", options=EngineOptions())
     assert not old.exists()
     assert new.exists()
     assert other.exists()
@@ -279,6 +289,7 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
     monkeypatch.setattr(build, "prove_engine", fake_proof)
     monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
     monkeypatch.setattr(build.runtime, "open_engine", fake_open)
+    monkeypatch.setattr(build, "check_same_weights", lambda *_: None)
     engine = built(bundle, "tensorrt", checkpoint=checkpoint).engines[-1]
     assert engine.plan is not None
     assert engine.plan.plugin_layers == (kept == "plugin")

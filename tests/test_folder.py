@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,23 @@ def test_it_takes_its_place_whole(tmp_path):
     assert (out / "file").read_text() == "new"
     assert out.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_what_was_there_comes_back_when_the_new_cannot_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "file").write_text("old")
+    replace = os.replace
+
+    def failing(source, target):
+        if "partial" in str(source):
+            raise OSError("it is in use")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="in use"), folder_aside(out):
+        pass
+    assert (out / "file").read_text() == "old"
 
 
 def test_what_was_there_stays_when_the_block_fails(tmp_path):

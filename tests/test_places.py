@@ -18,7 +18,7 @@ def test_by_custom(platform, state, cache, monkeypatch):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setenv("HOME", "/home/me")
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.setenv(variable, "")
+        monkeypatch.setenv(variable, "relative/folder")
     assert state_folder() == Path(state, "drexperts")
     assert cache_folder() == Path(cache, "drexperts")
 

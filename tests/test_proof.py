@@ -12,8 +12,15 @@ from PIL import Image
 from drexperts.checkpoint import Checkpoint, save_checkpoint
 from drexperts.export.bundle import export_bundle
 from drexperts.export.photographs import verification_images
-from drexperts.export.proof import images_in, prove, prove_engine, verify_bundle
-from drexperts.runtime import compatibility
+from drexperts.export.proof import (
+    check_same_weights,
+    images_in,
+    prove,
+    prove_engine,
+    record_proofs,
+    verify_bundle,
+)
+from drexperts.runtime import NotTakenError, compatibility
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
@@ -143,3 +150,62 @@ def test_a_batch_that_was_not_certified_can_be_certified(
     assert less.certified_batch == 2
     again = prove_engine(bundle, manifest, less, None, pictures, quiet)
     assert again.certified_batch == 4
+
+
+def test_a_checkpoint_of_other_weights_is_told_from_the_bundles(
+    bundle: Path, checkpoint: Checkpoint, random_model: Callable[..., Any]
+) -> None:
+    manifest = read_manifest(bundle)
+    (engine,) = manifest.engines
+    check_same_weights(bundle, manifest, engine, checkpoint)
+    other = checkpoint._replace(model=random_model(checkpoint.model.config, seed=1))
+    with pytest.raises(UserError, match="other weights than the bundle"):
+        check_same_weights(bundle, manifest, engine, other)
+
+
+def test_proofs_join_what_a_build_wrote_meanwhile(
+    bundle: Path, tmp_path: Path, planned: Callable[..., Any]
+) -> None:
+    changed = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = read_manifest(changed)
+    (onnx,) = manifest.engines
+    measured = replace(onnx, parity=None)
+    built = replace(planned(), file="built-meanwhile.engine")
+    write_manifest(replace(manifest, engines=(onnx, built)), changed)
+    gone = replace(onnx, sha256="1" * 64)
+    assert record_proofs(changed, [measured, gone]).engines == (measured, built)
+
+
+def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
+    bundle: Path,
+    tmp_path: Path,
+    pictures: list[Image.Image],
+    planned: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = read_manifest(changed)
+    (onnx,) = manifest.engines
+    elsewhere = planned()
+    engines = (elsewhere, replace(onnx, invariance=None))
+    write_manifest(replace(manifest, engines=engines), changed)
+    monkeypatch.setattr("drexperts.runtime.obstacle", lambda engine: None)
+    told: list[str] = []
+    proven = prove(changed, None, pictures, told.append)
+    assert proven.engines[0] == elsewhere
+    assert proven.engines[1].proven
+    assert any("was not built here" in text for text in told)
+    write_manifest(replace(manifest, engines=(elsewhere,)), changed)
+    with pytest.raises(NotTakenError, match="was not built here"):
+        prove(changed, None, pictures, quiet)
+
+
+def test_a_precision_of_a_later_version(
+    bundle: Path, tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    changed = shutil.copytree(bundle, tmp_path / "copy")
+    manifest = read_manifest(changed)
+    later = replace(manifest.engines[0], precision="fp4")
+    write_manifest(replace(manifest, engines=(later,)), changed)
+    with pytest.raises(BundleError, match="install a later drexperts"):
+        prove(changed, None, pictures, quiet)

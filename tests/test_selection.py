@@ -132,6 +132,24 @@ def test_trust_is_no_proof(with_engines, gpu):
     assert scorer.session.description == "tensorrt-rtx 0"
 
 
+def test_a_proof_is_of_one_kind_of_gpu(with_engines, gpu, monkeypatch):
+    bundle = with_engines("tensorrt-rtx")
+    manifest = read_manifest(bundle)
+    onnx, engine = manifest.engines
+    engine = dataclasses.replace(engine, proven_on="8.9")
+    write_manifest(dataclasses.replace(manifest, engines=(onnx, engine)), bundle)
+    monkeypatch.setattr(selection, "capability", lambda gpu=0: "8.9")
+    assert runtime.load(bundle, trust=True).engine == engine
+    monkeypatch.setattr(selection, "capability", lambda gpu=0: "12.0")
+    (passed,) = runtime.load(bundle, trust=True).passed_over
+    assert "it was proven on 8.9, this GPU is 12.0: run `drx verify` here" in passed.reason
+
+
+def test_a_backend_of_a_later_version(bundle):
+    engine = dataclasses.replace(read_manifest(bundle).engines[0], backend="abacus")
+    assert "install a later drexperts" in selection.obstacle(engine)
+
+
 def test_a_changed_engine_stops_the_load(with_engines, gpu):
     """It is no matter of taste: somebody changed the bundle."""
     bundle = with_engines("tensorrt-rtx")

@@ -23,6 +23,15 @@ def test_only_what_was_noted_was_built_here():
     assert trust.built_here(TWO)
 
 
+def test_a_line_that_was_cut_off_costs_only_itself():
+    trust.note_built_here(ONE)
+    with open(state_folder() / "engines-built-here", "a") as stream:
+        stream.write("2" * 10)
+    trust.note_built_here(TWO)
+    assert trust.built_here(ONE)
+    assert trust.built_here(TWO)
+
+
 def test_notes_that_cannot_be_read_are_no_trust():
     trust.note_built_here(ONE)
     notes = state_folder() / "engines-built-here"

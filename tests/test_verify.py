@@ -14,7 +14,13 @@ from drexperts.export.verify import (
     order_flips,
     within,
 )
-from drexperts.runtime.manifest import Profile, ScoreScale
+from drexperts.runtime.manifest import (
+    OUTPUTS,
+    BatchInvariance,
+    Profile,
+    ScoreScale,
+    read_manifest,
+)
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 
@@ -82,39 +88,48 @@ class LeakySession:
 
     max_batch, concurrency, description, image_size = 4, 2, "leaky", None
 
-    def __init__(self, leak: float) -> None:
-        self.leak = leak
+    def __init__(self, leak: float, into: str = "score") -> None:
+        self.leak, self.into = leak, into
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         own = pixels.mean((1, 2, 3)).astype(np.float32)
-        return {"score": own + self.leak * own[0] * (np.arange(len(own)) > 0)}
+        leaky = own + self.leak * own[0] * (np.arange(len(own)) > 0)
+        values = {name: leaky if name == self.into else own for name in OUTPUTS}
+        return {
+            "score": values["score"],
+            "weights": np.repeat(values["weights"][:, None], 10, 1),
+            "maps": np.repeat(values["maps"][:, None, None, None] / 255, 10, 1),
+        }
+
+
+def invariance(session: object, toy_bundle: object, count: int = 6) -> BatchInvariance:
+    manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
+    images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(count)]
+    return measure_invariance(lambda threads: session, images, manifest, "fp32", lambda _: None)  # type: ignore[arg-type,return-value]
 
 
 def test_scores_that_are_no_numbers_are_not_invariant(toy_bundle: object) -> None:
-    from drexperts.runtime.errors import UserError
-    from drexperts.runtime.manifest import read_manifest
-
-    manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
-    images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(3)]
-    with pytest.raises(UserError, match="no numbers"):
-        measure_invariance(
-            lambda threads: LeakySession(float("nan")), images, manifest, "fp32", lambda _: None
-        )
+    report = invariance(LeakySession(float("nan")), toy_bundle)
+    assert not report.passed
+    assert report.score_max == verify.NO_NUMBER
 
 
-@pytest.mark.parametrize(("leak", "passed"), [(0.0, True), (1e-2, False)])
-def test_invariance_finds_a_leak_between_rows(
-    leak: float, passed: bool, toy_bundle: object
-) -> None:
-    from drexperts.runtime.manifest import read_manifest
-
-    manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
-    images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(6)]
-    report = measure_invariance(
-        lambda threads: LeakySession(leak), images, manifest, "fp32", lambda _: None
-    )
-    assert report.passed is passed
+@pytest.mark.parametrize("into", OUTPUTS)
+def test_invariance_finds_a_leak_between_rows(into: str, toy_bundle: object) -> None:
+    report = invariance(LeakySession(0.0), toy_bundle)
+    assert report.passed
     assert report.batches == (1, 2, 3, 4)
+    report = invariance(LeakySession(1e-2, into), toy_bundle)
+    assert not report.passed
+    drifts = {name: getattr(report, f"{name}_max") for name in OUTPUTS}
+    assert [name for name, drift in drifts.items() if drift > 0] == [into]
+
+
+def test_an_engine_that_scores_nothing_is_refuted() -> None:
+    nothing = verify._no_numbers(3, 10)
+    report = compare(outputs([1.0, 5.0, 9.0]), nothing, SCALE, LIMITS["fp32"])
+    assert not report.passed
+    assert report.score_max == verify.NO_NUMBER
 
 
 class ForgetfulSession(LeakySession):
@@ -130,12 +145,11 @@ class ForgetfulSession(LeakySession):
             return super().run(pixels)
         self.calls += 1
         self.barrier.wait(10)  # two at once, or it breaks
-        return {"score": super().run(pixels)["score"] + 1}
+        right = super().run(pixels)
+        return right | {"score": right["score"] + 1}
 
 
 def test_an_engine_with_profiles_is_called_from_several_threads_at_once(toy_bundle: object) -> None:
-    from drexperts.runtime.manifest import read_manifest
-
     manifest = read_manifest(toy_bundle)  # type: ignore[arg-type]
     images = [np.full((40, 40, 3), 10 * i + 5, np.uint8) for i in range(6)]
     session = ForgetfulSession()
