@@ -65,25 +65,26 @@ def call(name: str, *arguments: Any) -> Any:
 
     Raises CudaError, OutOfMemoryError where memory is what lacked.
     """
-    return check(name, getattr(bindings(), name)(*arguments))
-
-
-def check(name: str, result: tuple[Any, ...]) -> Any:
-    """The values of a result (error, value, ...) of cuda-python; raises as `call` does."""
-    error, *values = result
+    function = getattr(bindings(), name)
+    try:
+        error, *values = function(*arguments)
+    except ValueError as cause:  # an error code that is newer than cuda-python
+        raise CudaError(
+            f"{name} failed in a way that this cuda-python does not know ({cause}): update it, and "
+            "check the GPU and its driver with `nvidia-smi`"
+        ) from cause
     if int(error) != 0:
         raise _failure(name, error)
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
 def let_go(name: str, *arguments: Any) -> None:
-    """Call a function that releases something, and forget its error.
+    """Call a function that releases something, or waits for it, and forget its error. Never raises.
 
     It reports errors of earlier work, which were raised where they occurred.
     """
-    error = getattr(bindings(), name)(*arguments)[0]
-    if int(error) != 0:
-        bindings().cudaGetLastError()
+    with contextlib.suppress(Exception):
+        call(name, *arguments)
 
 
 def _failure(name: str, error: Any) -> CudaError:
@@ -121,6 +122,23 @@ def on_device(gpu: int) -> Iterator[None]:
         let_go("cudaSetDevice", before)
 
 
+@contextlib.contextmanager
+def _recording_spared() -> Iterator[None]:
+    """Let this thread release things while it records a graph, as the collector may at any time.
+
+    Otherwise CUDA refuses the release, which is a leak, and spoils the recording.
+    """
+    exchange = "cudaThreadExchangeStreamCaptureMode"
+    before = None
+    with contextlib.suppress(Exception):
+        before = call(exchange, bindings().cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
+    try:
+        yield
+    finally:
+        if before is not None:
+            let_go(exchange, before)
+
+
 class _Owned:
     """Something of CUDA's, released once, by `close`, the end of a `with`, or the collector."""
 
@@ -130,7 +148,8 @@ class _Owned:
     def close(self) -> None:
         handle, self.handle = self.handle, None
         if handle is not None:
-            let_go(self._release, handle)
+            with _recording_spared():
+                let_go(self._release, handle)
 
     def __enter__(self) -> Self:
         return self
@@ -160,12 +179,15 @@ class Stream(_Owned):
 
 
 class Event(_Owned):
-    """A mark in the work of a stream, given as its handle."""
+    """A mark in the work of a stream of the current GPU."""
 
     _release = "cudaEventDestroy"
 
-    def __init__(self, stream: int) -> None:
+    def __init__(self) -> None:
         self.handle = call("cudaEventCreateWithFlags", bindings().cudaEventDisableTiming)
+
+    def record(self, stream: int) -> None:
+        """Set the mark behind what is on the stream, given as its handle."""
         call("cudaEventRecord", self.handle, stream)
 
     def synchronize(self) -> None:
@@ -177,7 +199,7 @@ class Event(_Owned):
 
 
 class DeviceBuffer(_Owned):
-    """Memory of the current GPU, aligned to 256 bytes at least; releasing it waits for its use."""
+    """Memory of the current GPU, aligned to 256 bytes at least. Release it when nothing uses it."""
 
     _release = "cudaFree"
 
@@ -240,9 +262,7 @@ def _captured(stream: Stream, record: Callable[[], None]) -> Any:
     try:
         record()
     except BaseException:
-        error, graph = bindings().cudaStreamEndCapture(stream.handle)
-        if int(error) == 0:
-            let_go("cudaGraphDestroy", graph)
-        bindings().cudaGetLastError()
+        with contextlib.suppress(CudaError):
+            let_go("cudaGraphDestroy", call("cudaStreamEndCapture", stream.handle))
         raise
     return call("cudaStreamEndCapture", stream.handle)

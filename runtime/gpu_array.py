@@ -4,9 +4,10 @@ Tested with capsules read back on the host; nothing here has been executed on a 
 """
 
 import ctypes
+import math
 from typing import Any
 
-from drexperts.runtime.cuda import DeviceBuffer, Event
+from drexperts.runtime.cuda import DeviceBuffer, Event, on_device
 
 _CUDA = 2  # kDLCUDA
 _FLOAT = 2  # kDLFloat
@@ -65,7 +66,8 @@ class GpuArray:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("a result is exported from its own GPU and without a copy")
         if stream != -1:
-            self._ready.hold_back(_LEGACY_DEFAULT_STREAM if stream is None else stream)
+            with on_device(self.device):  # each GPU has a default stream of its own
+                self._ready.hold_back(_LEGACY_DEFAULT_STREAM if stream is None else stream)
         return _capsule(self)
 
 
@@ -81,7 +83,7 @@ class _Tensor(ctypes.Structure):
         ("type_bits", ctypes.c_uint8),
         ("type_lanes", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.c_void_p),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
         ("byte_offset", ctypes.c_uint64),
         ("manager", ctypes.c_void_p),
         ("deleter", ctypes.c_void_p),
@@ -120,7 +122,11 @@ _new_capsule = ctypes.PYFUNCTYPE(
 
 
 def _capsule(array: GpuArray) -> Any:
-    shape = (ctypes.c_int64 * len(array.shape))(*array.shape)
+    sizes = ctypes.c_int64 * len(array.shape)
+    shape = sizes(*array.shape)
+    # Counted in elements; newer versions of DLPack want them of a contiguous array, too.
+    strides = sizes(*(math.prod(array.shape[axis:]) for axis in range(1, len(array.shape) + 1)))
+    pointer = ctypes.POINTER(ctypes.c_int64)
     tensor = _Tensor(
         data=array.__cuda_array_interface__["data"][0],
         device_type=_CUDA,
@@ -129,9 +135,10 @@ def _capsule(array: GpuArray) -> Any:
         type_code=_FLOAT,
         type_bits=32,
         type_lanes=1,
-        shape=ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64)),
+        shape=ctypes.cast(shape, pointer),
+        strides=ctypes.cast(strides, pointer),
         deleter=ctypes.cast(_on_delete, ctypes.c_void_p),
     )
     address = ctypes.addressof(tensor)
-    _exported[address] = (tensor, shape, array)
+    _exported[address] = (tensor, shape, strides, array)
     return _new_capsule(address, _NAME, ctypes.cast(_on_capsule_end, ctypes.c_void_p))

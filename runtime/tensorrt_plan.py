@@ -5,12 +5,16 @@ signature; deserialising and everything after it has not been executed: it needs
 """
 
 import contextlib
+import ctypes
+import functools
+import hashlib
 import logging
 import math
 import os
 import secrets
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +46,7 @@ class LoadedPlan:
     input: uint8 [3, H, W] for each image
     outputs: float32
     Raises BundleError, with what TensorRT logged, for a plan that it refuses or that is not what
-    its record says.
+    its record says, and DeviceError where TensorRT cannot start.
     """
 
     def __init__(
@@ -52,11 +56,10 @@ class LoadedPlan:
         self._path = Path(path)
         self._record = engine
         self._library = library
-        self._messages: deque[str] = deque(maxlen=20)
-        self._logger = _logger(library, self._messages)
+        self._logger = _logger(library)
         self._lock = threading.Lock()
         self.profiles = engine.plan.profiles
-        self._runtime = library.Runtime(self._logger)
+        self._runtime = self._started()
         self._engine = self._deserialised(engine.plan)
         if engine.plan.stripped:
             self._refit(engine.plan)
@@ -69,39 +72,48 @@ class LoadedPlan:
         self._kernels.save()
         del self._kernels, self._engine, self._runtime
 
-    def scratch(self, profile: int) -> int:
-        """How many bytes a context of this profile works in."""
-        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
-
     def make_context(self) -> Any:
         """A context without scratch memory. Raises DeviceError."""
         with self._lock:
-            return self.done(self._kernels.make_context(self._engine), "make a context")
+            return self.attempt("make a context", self._kernels.make_context, self._engine)
 
     def end_context(self, holder: "Execution") -> None:
         with self._lock:
             holder.context = None
 
-    def done(self, result: Any, action: str) -> Any:
-        """`result`, unless TensorRT says by None or False that `action` failed."""
-        if result is not None and result is not False:
-            return result
-        message = f"TensorRT could not {action}: {self._said_on_failure()}"
-        raise DeviceError(
-            f"{message}; run it again, and if it fails again rebuild the engine with "
-            f"`drx build BUNDLE --backend {self._record.backend}`"
+    def attempt(self, action: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of TensorRT returns.
+
+        Raises DeviceError where that is None or False, or 0 with an error logged.
+        """
+        _said.errors.clear()
+        result = function(*arguments)
+        del function  # an error's traceback would keep its context alive
+        if result is None or result is False or (result == 0 and _said.errors):
+            raise self.failure(action)
+        return result
+
+    def failure(self, action: str) -> DeviceError:
+        """The error of an action that failed, with what TensorRT logged."""
+        return DeviceError(
+            f"TensorRT could not {action}: {_reason()}; run it again, and if it fails again "
+            f"rebuild the engine with `drx build BUNDLE --backend {self._record.backend}`"
         )
 
-    def _said_on_failure(self) -> str:
-        """What TensorRT logged; raises OutOfMemoryError where that is lack of memory."""
-        said = "; ".join(self._messages) or "it logged no reason"
-        self._messages.clear()
-        if "out of memory" in said.lower() or "outofmemory" in said.lower():
-            raise OutOfMemoryError(
-                f"TensorRT lacks memory: {said}; free memory of the GPU (`nvidia-smi` lists who "
-                "has it), or use fewer contexts or a smaller batch"
+    def _started(self) -> Any:
+        """TensorRT's run time. Without CUDA it is none, or one whose use or end is a crash."""
+        _said.errors.clear()
+        try:
+            runtime = self._library.Runtime(self._logger)
+        except TypeError:  # how a null pointer arrives here
+            runtime = None
+        if runtime is None or _said.errors:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # never ended
+            raise DeviceError(
+                f"TensorRT could not start: {_reason()}; check the GPU and its driver with "
+                "`nvidia-smi`"
             )
-        return said
+        return runtime
 
     def _refusal(self, reason: str) -> BundleError:
         return BundleError(
@@ -110,17 +122,25 @@ class LoadedPlan:
         )
 
     def _deserialised(self, plan: Plan) -> Any:
+        content = self._content()
         if plan.version_compatible:
             # Such a plan carries the lean runtime of its own version: machine code.
             self._runtime.engine_host_code_allowed = True
+        _said.errors.clear()
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise self._refusal(f"was refused by TensorRT: {_reason()}")
+        return engine
+
+    def _content(self) -> bytes:
+        """The bytes of the recorded file, and of no other: they can be code."""
         try:
             content = self._path.read_bytes()
         except OSError as cause:
             raise self._refusal(f"cannot be read: {cause}") from cause
-        engine = self._runtime.deserialize_cuda_engine(content)
-        if engine is None:
-            raise self._refusal(f"was refused by TensorRT: {self._said_on_failure()}")
-        return engine
+        if hashlib.sha256(content).hexdigest() != self._record.sha256:
+            raise self._refusal("is not the recorded file, its SHA-256 differs: restore it")
+        return content
 
     def _refit(self, plan: Plan) -> None:
         """Put the weights of the bundle's graph into a plan that was stripped of them."""
@@ -130,12 +150,11 @@ class LoadedPlan:
         # Weights of another graph would give other scores, not an error.
         if not model.is_file() or sha256_of(model) != plan.onnx_sha256:
             raise self._refusal(f"has no weights, and {model.name} is not the graph it is from")
+        _said.errors.clear()
         refitter = self._library.Refitter(self._engine, self._logger)
         parser = self._library.OnnxParserRefitter(refitter, self._logger)
         if not (parser.refit_from_file(str(model)) and refitter.refit_cuda_engine()):
-            raise self._refusal(
-                f"has no weights and took none from {model.name}: {self._said_on_failure()}"
-            )
+            raise self._refusal(f"has no weights and took none from {model.name}: {_reason()}")
 
     def _tensors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         engine, modes, types = self._engine, self._library.TensorIOMode, self._library.DataType
@@ -179,16 +198,21 @@ class Execution:
         """Settle the profile and the shapes, once. Raises DeviceError."""
         plan = self._plan
         # No variable for the context: an error's traceback would keep it alive.
-        chosen = self.context.set_optimization_profile_async(profile, int(stream))
-        plan.done(chosen, f"choose profile {profile}")
+        choose = f"choose profile {profile}"
+        plan.attempt(choose, self.context.set_optimization_profile_async, profile, int(stream))
         stream.synchronize()  # it may run on another stream
-        shape = (self.batch, *plan.input.shape)
-        taken = self.context.set_input_shape(plan.input.name, shape)
-        plan.done(taken, f"take the shape {shape}")
+        name, shape = plan.input.name, (self.batch, *plan.input.shape)
+        plan.attempt(f"take the shape {shape}", self.context.set_input_shape, name, shape)
         for tensor in plan.outputs:
             # Outputs are read by these shapes, so they must be the engine's own.
             given = tuple(self.context.get_tensor_shape(tensor.name))
-            plan.done(given == (self.batch, *tensor.shape), f"give {tensor}: it gives {given}")
+            if given != (self.batch, *tensor.shape):
+                raise plan.failure(f"give {tensor}: it gives {given}")
+
+    def scratch(self) -> int:
+        """How many bytes it works in with its shapes, which must be chosen. Raises DeviceError."""
+        action = "tell the memory it works in"
+        return int(self._plan.attempt(action, self.context.update_device_memory_size_for_shapes))
 
     def use_scratch(self, address: int, nbytes: int) -> None:
         self.context.set_device_memory(address, nbytes)
@@ -196,12 +220,12 @@ class Execution:
     def bind(self, addresses: dict[str, int]) -> None:
         """Tell where each input and output lies, on the GPU, aligned to 256 bytes."""
         for name, address in addresses.items():
-            bound = self.context.set_tensor_address(name, address)
-            self._plan.done(bound, f"bind {name!r}")
+            self._plan.attempt(f"bind {name!r}", self.context.set_tensor_address, name, address)
 
     def enqueue(self, stream: int) -> None:
         """Put the engine's work on a stream. Raises DeviceError."""
-        self._plan.done(self.context.execute_async_v3(stream), f"run a batch of {self.batch}")
+        action = f"run a batch of {self.batch}"
+        self._plan.attempt(action, self.context.execute_async_v3, stream)
 
     def can_be_captured(self, stream: int) -> bool:
         """Whether a CUDA graph can record it; TensorRT without RTX tells only by failing."""
@@ -212,15 +236,38 @@ class Execution:
         self._plan.end_context(self)
 
 
-def _logger(library: Any, messages: deque[str]) -> Any:
-    """A logger that keeps errors for our messages and passes warnings on."""
+class _Said(threading.local):
+    """The errors that TensorRT logged in this thread since its last call began."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=20)
+
+
+_said = _Said()
+
+
+def _reason() -> str:
+    """What TensorRT logged; raises OutOfMemoryError where that is lack of memory."""
+    said = "; ".join(_said.errors) or "it logged no reason"
+    if "out of memory" in said.lower() or "outofmemory" in said.lower():
+        raise OutOfMemoryError(
+            f"TensorRT lacks memory: {said}; free memory of the GPU (`nvidia-smi` lists who "
+            "has it), or use fewer contexts or a smaller batch"
+        )
+    return said
+
+
+@functools.cache
+def _logger(library: Any) -> Any:
+    """The logger of a library. Never freed: TensorRT keeps a pointer to the first it is given."""
     errors = (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR)
 
     def log(_: Any, severity: Any, message: str) -> None:
         if severity in errors:
-            messages.append(message)
-        elif severity == library.ILogger.WARNING:
-            _log.info("TensorRT warns: %s", message)
+            _said.errors.append(message)
+        # Errors too: nobody asks what was said in TensorRT's own threads.
+        if severity in (*errors, library.ILogger.WARNING):
+            _log.info("TensorRT says: %s", message)
 
     return type("Logger", (library.ILogger,), {"log": log})()
 

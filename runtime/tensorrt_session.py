@@ -8,10 +8,9 @@ import contextlib
 import importlib
 import logging
 import os
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,6 +29,7 @@ from drexperts.runtime.cuda import (
     bindings,
     copy_to_device,
     copy_to_host,
+    let_go,
     on_device,
 )
 from drexperts.runtime.errors import (
@@ -55,7 +55,7 @@ class TensorrtSession:
 
     gpu: its index, as CUDA counts
     contexts: how many batches may be on the GPU at once; each has its stream, its buffers and its
-        own scratch memory, of the size of the engine's activations
+        own scratch memory, of the size that its largest batch so far needs
     max_batch: the largest batch of one call of the engine; `run` splits larger ones
     image_size: side of the images it takes
     concurrency: `contexts`; further callers wait
@@ -86,9 +86,7 @@ class TensorrtSession:
         )
         self._limits = _Limits(self.max_batch)
         graphs = _GraphPermission()
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        for _ in range(contexts):
-            self._idle.put(_Worker(self._plan, gpu, graphs))
+        self._idle = _Idle(_Worker(self._plan, gpu, graphs) for _ in range(contexts))
         self._closed = False
         self._closing = threading.Lock()
 
@@ -139,15 +137,20 @@ class TensorrtSession:
                 return
             self._closed = True
             workers = [self._idle.get() for _ in range(self.concurrency)]
-            with contextlib.ExitStack() as stack:
-                # A lost GPU cannot be chosen any more, and what was on it is let go all the same.
-                with contextlib.suppress(CudaError):
-                    stack.enter_context(on_device(self._gpu))
-                for worker in workers:
-                    worker.close()
-                self._plan.close()
-            for worker in workers:  # whoever still waits for one is told
-                self._idle.put(worker)
+            try:
+                self._free(workers)
+            finally:
+                for worker in workers:  # whoever still waits for one is told
+                    self._idle.put(worker)
+
+    def _free(self, workers: list["_Worker"]) -> None:
+        with contextlib.ExitStack() as stack:
+            # A lost GPU cannot be chosen any more, and what was on it is let go all the same.
+            with contextlib.suppress(CudaError):
+                stack.enter_context(on_device(self._gpu))
+            for worker in workers:
+                worker.close()
+            self._plan.close()
 
     def __enter__(self) -> Self:
         return self
@@ -183,6 +186,31 @@ class TensorrtSession:
                 yield worker
         finally:
             self._idle.put(worker)
+
+
+class _Idle:
+    """The workers that no thread uses."""
+
+    def __init__(self, workers: Iterable["_Worker"]) -> None:
+        self._workers = list(workers)
+        self._changed = threading.Condition()
+
+    def get(self) -> "_Worker":
+        """Wait for a worker: the last used, whose contexts are ready, and which is not busy yet.
+
+        Where all were left running it is the first of them, which will be done first.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._workers)
+            done = [worker for worker in self._workers if not worker.left_running]
+            chosen = done[-1] if done else self._workers[0]
+            self._workers.remove(chosen)
+            return chosen
+
+    def put(self, worker: "_Worker") -> None:
+        with self._changed:
+            self._workers.append(worker)
+            self._changed.notify()
 
 
 class _Limits:
@@ -266,7 +294,7 @@ class _Worker:
     def run_on_gpu(self, choice: Any, pixels: Any, handle: int | None) -> dict[str, GpuArray]:
         own = self._ready_stream()
         stream = int(own) if handle is None else handle
-        view = _view(pixels, stream)
+        view = _view(pixels, stream, own)
         self._check_view(view)
         profile, batch = choice(view.shape[0])
         if batch < view.shape[0]:
@@ -275,9 +303,8 @@ class _Worker:
         memories = {t.name: DeviceBuffer(t.nbytes(batch)) for t in self._plan.outputs}
         addresses = {name: memory.address for name, memory in memories.items()}
         lane.execution.bind(addresses | {self._plan.input.name: view.ptr})
-        lane.execution.enqueue(stream)
-        ready = Event(stream)
-        self._left_running = (ready, (view, memories))
+        ready = Event()
+        self._leave_running(lane.execution, stream, ready, (view, memories))
         if handle is None:
             self._finish()
         return {
@@ -286,6 +313,20 @@ class _Worker:
             )
             for tensor in self._plan.outputs
         }
+
+    def _leave_running(self, execution: Execution, stream: int, ready: Event, used: Any) -> None:
+        try:
+            execution.enqueue(stream)
+            ready.record(stream)
+        except BaseException:
+            # What did get onto the stream is at work in what is freed next.
+            let_go("cudaStreamSynchronize", stream)
+            raise
+        self._left_running = (ready, used)
+
+    @property
+    def left_running(self) -> bool:
+        return self._left_running is not None
 
     @contextlib.contextmanager
     def recycled_on_failure(self) -> Iterator[None]:
@@ -337,11 +378,10 @@ class _Worker:
         lane = self._lanes.pop(key, None)
         if lane is None:
             self._drop_lanes(_LANES - 1)
-            scratch = self._scratch_for(profile)
             # Kept before it is complete: if it never is, `close` ends it with the others.
             self._lanes[key] = lane = _Lane(Execution(self._plan, batch))
             lane.execution.choose(profile, stream)
-            lane.execution.use_scratch(scratch.address, scratch.nbytes)
+            self._share_scratch(lane.execution)
             if staging is not None:
                 lane.execution.bind(staging.addresses)
         self._lanes[key] = lane
@@ -351,15 +391,16 @@ class _Worker:
         while len(self._lanes) > kept:
             self._lanes.popitem(last=False)[1].close()
 
-    def _scratch_for(self, profile: int) -> DeviceBuffer:
-        nbytes = self._plan.scratch(profile)
+    def _share_scratch(self, execution: Execution) -> None:
+        """Give the newest lane its scratch memory, of the size that its shapes need."""
+        nbytes = execution.scratch()
         if self._scratch is None or self._scratch.nbytes < nbytes:
-            self._drop_lanes(0)  # their contexts and graphs hold the old address
+            self._drop_lanes(1)  # the contexts and graphs of the others hold the old address
             if self._scratch is not None:
                 self._scratch.close()
                 self._scratch = None
             self._scratch = DeviceBuffer(nbytes)
-        return self._scratch
+        execution.use_scratch(self._scratch.address, self._scratch.nbytes)
 
     def _execute(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
         # TensorRT asks for one ordinary run before a context's work is recorded.
@@ -485,7 +526,7 @@ def _stream_handle(stream: Any) -> int | None:
     return handle
 
 
-def _view(pixels: Any, stream: int) -> Any:
+def _view(pixels: Any, stream: int, own: Stream) -> Any:
     """What cuda-python reads of a foreign array; work on `stream` waits for it to be written."""
     try:
         utils = importlib.import_module("cuda.core.utils")
@@ -496,6 +537,7 @@ def _view(pixels: Any, stream: int) -> Any:
     try:
         return utils.StridedMemoryView.from_any_interface(pixels, stream_ptr=stream)
     except Exception as cause:
+        own.synchronize()  # where the GPU is lost CUDA says so; it is not the array then
         raise UserError(
             "pass an array on the GPU that has __dlpack__ or __cuda_array_interface__, "
             f"got {type(pixels).__name__}: {cause}"

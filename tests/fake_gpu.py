@@ -1,9 +1,10 @@
 """Stand-ins for cuda-python and TensorRT, held against the real ones in test_fake_gpu.
 
 Streams are lazy: what is put on one happens when somebody waits for it, so that results read too
-early are wrong. Memory is the host's; its use after being freed, a context used from two threads,
-a graph whose context changed and the like are faults, which fail the test. What is not freed is
-counted. Errors can be made to happen at the n-th call of a function.
+early are wrong. Memory is the host's; its use after being freed or on another GPU than its own, its
+release under pending work, a context used from two threads, a graph whose context changed and the
+like are faults, which fail the test. What is not freed is counted. Errors can be made to happen at
+the n-th call of a function.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import math
 import sys
 import threading
 import types
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 
@@ -32,6 +34,7 @@ class Error(enum.IntEnum):
     cudaErrorMemoryAllocation = 2  # noqa: N815
     cudaErrorInsufficientDriver = 35  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
+    cudaErrorInvalidResourceHandle = 400  # noqa: N815
     cudaErrorIllegalAddress = 700  # noqa: N815
     cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
     cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
@@ -43,12 +46,21 @@ class CopyKind(enum.IntEnum):
 
 
 class CaptureMode(enum.IntEnum):
+    cudaStreamCaptureModeGlobal = 0  # noqa: N815
     cudaStreamCaptureModeThreadLocal = 1  # noqa: N815
+    cudaStreamCaptureModeRelaxed = 2  # noqa: N815
+
+
+class _Work:
+    """Something put on a stream, and the addresses of the memory that it uses."""
+
+    def __init__(self, run, uses):
+        self.run, self.uses = run, uses
 
 
 class _Stream:
-    def __init__(self, handle):
-        self.handle = handle
+    def __init__(self, handle, device):
+        self.handle, self.device = handle, device
         self.todo = []
         self.captured = None
         self.invalid = False
@@ -58,12 +70,12 @@ class _Stream:
 
     def drain(self, until=lambda: False):
         while self.todo and not until():
-            self.todo.pop(0)()
+            self.todo.pop(0).run()
 
 
 class _Event:
-    def __init__(self):
-        self.stream = None
+    def __init__(self, device):
+        self.device, self.stream = device, None
         self.reached = False
 
 
@@ -72,8 +84,11 @@ class _Graph:
         self.work = work
 
 
-def _api(values):
-    """A function of the CUDA runtime that returns so many values beside the error."""
+def _api(values, unsafe=False):
+    """A function of the CUDA runtime that returns so many values beside the error.
+
+    unsafe: forbidden to a thread that captures, unless in relaxed mode
+    """
 
     def decorate(function):
         @functools.wraps(function)
@@ -82,13 +97,15 @@ def _api(values):
                 name = function.__name__
                 self.calls[name] += 1
                 error = self.broken or self._injected(name)
+                if unsafe and error is None:
+                    error = self._forbidden_while_capturing()
                 if error is None:
                     result = function(self, *arguments)
                     if not isinstance(result, Error):
                         return (Error.cudaSuccess, *(() if values == 0 else (result,)))
                     error = result
                 self.last = error
-                return (error, *([None] * values))
+                return (Error(error), *([None] * values))
 
         wrapped.values = values
         return wrapped
@@ -119,7 +136,7 @@ class FakeCuda(types.ModuleType):
         self.thread = threading.local()
         self._to_fail = {}
         self._streams = {}
-        self._memory = {}  # address -> (size, keeper, kind)
+        self._memory = {}  # address -> (size, keeper, kind, device)
 
     # What tests use.
 
@@ -131,23 +148,36 @@ class FakeCuda(types.ModuleType):
     def fault(self, text):
         self.faults.append(text)
 
-    def touch(self, address, nbytes, kind="device"):
-        """The bytes at an address as an array, if all of them are allocated."""
-        for start, (size, _, found) in self._memory.items():
+    def touch(self, address, nbytes, kind="device", device=None):
+        """The bytes at an address as an array, if all of them are allocated, on `device`."""
+        for start, (size, _, found, where) in self._memory.items():
             if start <= address and address + nbytes <= start + size and found == kind:
+                if kind == "device" and device not in (None, where):
+                    self.fault("memory of another GPU is used")
                 return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
         self.fault(f"{kind} memory at {address} of {nbytes} bytes is used and not allocated")
         return np.zeros(nbytes, np.uint8)
 
     def allocated(self, kind="device"):
-        return sum(size for size, _, found in self._memory.values() if found == kind)
+        return sum(size for size, _, found, _ in self._memory.values() if found == kind)
+
+    @property
+    def device(self):
+        """The calling thread's."""
+        return getattr(self.thread, "device", 0)
 
     def stream(self, handle):
-        return self._streams[int(handle)]
+        handle = int(handle)
+        if handle not in (0, 1, 2):
+            return self._streams[handle]
+        # Each GPU has default streams of its own under the same handles.
+        key = (self.device, handle)
+        return self._streams.setdefault(key, _Stream(handle, self.device))
 
-    def put(self, handle, work):
+    def put(self, handle, work, uses=()):
         stream = self.stream(handle)
-        (stream.todo if stream.captured is None else stream.captured).append(work)
+        queue = stream.todo if stream.captured is None else stream.captured
+        queue.append(_Work(work, uses))
 
     def _injected(self, name):
         calls, error = self._to_fail.get(name, ((), None))
@@ -159,7 +189,8 @@ class FakeCuda(types.ModuleType):
         return error
 
     def _forbidden_while_capturing(self):
-        if getattr(self.thread, "capturing", None) is not None:
+        relaxed = getattr(self.thread, "mode", None) == CaptureMode.cudaStreamCaptureModeRelaxed
+        if getattr(self.thread, "capturing", None) is not None and not relaxed:
             self.thread.capturing.invalid = True
             return Error.cudaErrorStreamCaptureUnsupported
         return None
@@ -182,7 +213,7 @@ class FakeCuda(types.ModuleType):
 
     @_api(1)
     def cudaGetDevice(self):  # noqa: N802
-        return getattr(self.thread, "device", 0)
+        return self.device
 
     @_api(0)
     def cudaSetDevice(self, device):  # noqa: N802
@@ -190,14 +221,14 @@ class FakeCuda(types.ModuleType):
 
     def cudaGetLastError(self):  # noqa: N802
         last, self.last = self.last, Error.cudaSuccess
-        return (last,)
+        return (Error(last),)
 
     def cudaGetErrorString(self, error):  # noqa: N802
         return Error.cudaSuccess, f"what {error.name} says".encode()
 
     @_api(1)
     def cudaStreamCreateWithFlags(self, flags):  # noqa: N802
-        stream = _Stream(1000 + 16 * self.calls["cudaStreamCreateWithFlags"])
+        stream = _Stream(1000 + 16 * self.calls["cudaStreamCreateWithFlags"], self.device)
         self._streams[stream.handle] = stream
         self.live["stream"] += 1
         return stream
@@ -209,7 +240,7 @@ class FakeCuda(types.ModuleType):
             return Error.cudaErrorStreamCaptureUnsupported
         return self.stream(stream).drain()
 
-    @_api(0)
+    @_api(0, unsafe=True)
     def cudaStreamDestroy(self, stream):  # noqa: N802
         if self.stream(stream).todo:
             self.fault("a stream is destroyed with work on it")
@@ -219,14 +250,16 @@ class FakeCuda(types.ModuleType):
     @_api(1)
     def cudaEventCreateWithFlags(self, flags):  # noqa: N802
         self.live["event"] += 1
-        return _Event()
+        return _Event(self.device)
 
     @_api(0)
     def cudaEventRecord(self, event, stream):  # noqa: N802
+        if event.device != self.stream(stream).device:
+            return Error.cudaErrorInvalidResourceHandle
         event.stream, event.reached = self.stream(stream), False
-        self.put(stream, lambda: setattr(event, "reached", True))
+        return self.put(stream, lambda: setattr(event, "reached", True))
 
-    @_api(0)
+    @_api(0, unsafe=True)
     def cudaEventSynchronize(self, event):  # noqa: N802
         event.stream.drain(lambda: event.reached)
 
@@ -238,39 +271,40 @@ class FakeCuda(types.ModuleType):
     def cudaStreamWaitEvent(self, stream, event, flags):  # noqa: N802
         self.put(stream, lambda: event.stream.drain(lambda: event.reached))
 
-    @_api(1)
+    @_api(1, unsafe=True)
     def cudaMalloc(self, size):  # noqa: N802
         if self.allocated() + size > self.memory_limit:
             return Error.cudaErrorMemoryAllocation
-        return self._forbidden_while_capturing() or self._allocate(size, "device")
+        return self._allocate(size, "device")
 
-    @_api(1)
+    @_api(1, unsafe=True)
     def cudaHostAlloc(self, size, flags):  # noqa: N802
-        return self._forbidden_while_capturing() or self._allocate(size, "pinned")
+        return self._allocate(size, "pinned")
 
     def _allocate(self, size, kind):
         keeper = (ctypes.c_uint8 * (size + 256))()
         address = -(-ctypes.addressof(keeper) // 256) * 256
         ctypes.memset(address, 0xAB, size)
-        self._memory[address] = (size, keeper, kind)
+        self._memory[address] = (size, keeper, kind, self.device)
         self.live[kind] += 1
         return address
 
-    @_api(0)
+    @_api(0, unsafe=True)
     def cudaFree(self, devPtr):  # noqa: N802, N803
-        for stream in list(self._streams.values()):
-            stream.drain()
         return self._free(devPtr, "device")
 
-    @_api(0)
+    @_api(0, unsafe=True)
     def cudaFreeHost(self, ptr):  # noqa: N802
         return self._free(ptr, "pinned")
 
     def _free(self, address, kind):
-        size, keeper, found = self._memory.pop(address, (0, None, None))
+        size, keeper, found, _ = self._memory.pop(address, (0, None, None, None))
         if found != kind:
             self.fault(f"{kind} memory is freed that is not allocated")
             return Error.cudaErrorInvalidValue
+        pending = (work for stream in self._streams.values() for work in stream.todo)
+        if any(address <= used < address + size for work in pending for used in work.uses):
+            self.fault(f"{kind} memory is freed while work that uses it is pending")
         ctypes.memset(address, 0xCD, size)
         self.live[kind] -= 1
         del keeper
@@ -280,10 +314,19 @@ class FakeCuda(types.ModuleType):
     def cudaMemcpyAsync(self, dst, src, count, kind, stream):  # noqa: N802
         ends = ("device", "pinned") if kind == 1 else ("pinned", "device")
 
-        def copy():
-            self.touch(dst, count, ends[0])[:] = self.touch(src, count, ends[1])
+        device = self.stream(stream).device
 
-        self.put(stream, copy)
+        def copy():
+            source = self.touch(src, count, ends[1], device)
+            self.touch(dst, count, ends[0], device)[:] = source
+
+        self.put(stream, copy, (int(dst), int(src)))
+
+    @_api(1)
+    def cudaThreadExchangeStreamCaptureMode(self, mode):  # noqa: N802
+        before = getattr(self.thread, "mode", CaptureMode.cudaStreamCaptureModeGlobal)
+        self.thread.mode = mode
+        return before
 
     @_api(0)
     def cudaStreamBeginCapture(self, stream, mode):  # noqa: N802
@@ -322,7 +365,7 @@ class _State:
 
     def __init__(self, engine):
         self.engine = engine
-        self.profile = self.shape = None
+        self.profile = self.shape = self.needed = None
         self.addresses = {}
         self.scratch = (0, 0)
         self.version = 0  # changes with everything that a graph would have frozen
@@ -362,7 +405,7 @@ class IExecutionContext:
     def set_optimization_profile_async(self, profile_index, stream_handle):
         with self._alone():
             state, handle = self._state, int(stream_handle)
-            state.profile, state.shape = profile_index, None
+            state.profile, state.shape, state.needed = profile_index, None, None
             state.pending[handle] += 1
             self._cuda.put(handle, lambda: state.pending.subtract([handle]))
             return 0 <= profile_index < len(self._state.engine._plan["profiles"])
@@ -373,7 +416,7 @@ class IExecutionContext:
             if not low <= shape[0] <= high or tuple(shape[1:]) != (3, SIDE, SIDE):
                 self._trt.say(f"shape {shape} is outside the profile")
                 return False
-            self._state.shape = tuple(shape)
+            self._state.shape, self._state.needed = tuple(shape), 1000 * high
             return True
 
     def get_tensor_shape(self, name):
@@ -383,6 +426,14 @@ class IExecutionContext:
         with self._alone():
             self._state.addresses[name] = memory
             return memory % 256 == 0
+
+    def update_device_memory_size_for_shapes(self):
+        with self._alone():
+            if self._trt.size_failure:
+                self._trt.say(self._trt.size_failure)
+                return 0
+            self._state.needed = 1000 * self._state.shape[0]
+            return self._state.needed
 
     def set_device_memory(self, memory, size):
         with self._alone():
@@ -403,6 +454,8 @@ class IExecutionContext:
             trt.say("the work cannot be captured")
             stream.invalid = True
             return False
+        if not state.engine._device == stream.device == cuda.device:
+            cuda.fault("an engine of another GPU is run")
         if any(count for other, count in state.pending.items() if other != int(handle)):
             cuda.fault("a context runs on two streams at once")
         names = {"pixels", *state.engine._outputs}
@@ -413,7 +466,8 @@ class IExecutionContext:
         stream.invalid = stream.invalid or trt.spoils_capture
         version, captured = state.version, stream.captured is not None
         state.pending[int(handle)] += not captured
-        cuda.put(handle, lambda: self._work(state, cuda, int(handle), version, captured))
+        uses = (*state.addresses.values(), state.scratch[0])
+        cuda.put(handle, lambda: self._work(state, cuda, int(handle), version, captured), uses)
         return True
 
     @staticmethod
@@ -423,14 +477,14 @@ class IExecutionContext:
         elif not state.alive or state.version != version:
             cuda.fault("a graph is launched after its context changed or ended")
         address, size = state.scratch
-        needed = state.engine.get_device_memory_size_for_profile_v2(state.profile)
-        if size < needed:
+        if size < state.needed:
             cuda.fault("a context has too little scratch memory")
-        cuda.touch(address, needed)[:] = 0xEE
-        pixels = cuda.touch(state.addresses["pixels"], math.prod(state.shape)).reshape(state.shape)
+        touch = functools.partial(cuda.touch, device=state.engine._device)
+        touch(address, state.needed)[:] = 0xEE
+        pixels = touch(state.addresses["pixels"], math.prod(state.shape)).reshape(state.shape)
         for name, values in expected(pixels).items():
             content = np.frombuffer(values.tobytes(), np.uint8)
-            cuda.touch(state.addresses[name], len(content))[:] = content
+            touch(state.addresses[name], len(content))[:] = content
 
 
 class _RtxExecutionContext(IExecutionContext):
@@ -451,7 +505,7 @@ class ICudaEngine:
     _outputs = ("score", "weights")
 
     def __init__(self, plan, trt, cuda):
-        self._plan, self._trt, self._cuda = plan, trt, cuda
+        self._plan, self._trt, self._cuda, self._device = plan, trt, cuda, cuda.device
         self.num_io_tensors = 3
         self.num_optimization_profiles = len(plan["profiles"])
 
@@ -470,9 +524,6 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name, profile_index):
         return [(batch, 3, SIDE, SIDE) for batch in self._plan["profiles"][profile_index]]
-
-    def get_device_memory_size_for_profile_v2(self, profile_index):
-        return 1000 * self._plan["profiles"][profile_index][2]
 
     def create_execution_context(self, strategy):
         if self._trt.context_failure:
@@ -540,11 +591,34 @@ class ILogger:
 class Runtime:
     def __init__(self, logger):
         self.logger = logger
-        self.engine_host_code_allowed = False
+        self._host_code = self._is_made = False
+        self._trt.take(logger)
+        if self._trt.start_failure:
+            self._trt.say(self._trt.start_failure)
+            if self._trt.is_null_without_cuda:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+        self._is_made = True
+
+    def __del__(self):
+        if self._is_made:
+            self._touch()
+
+    def _touch(self):
+        if self._trt.start_failure:
+            self._cuda.fault("the process is gone: the run time had not started")
+
+    @property
+    def engine_host_code_allowed(self):
+        return self._host_code
+
+    @engine_host_code_allowed.setter
+    def engine_host_code_allowed(self, allowed):
+        self._touch()
+        self._host_code = allowed
 
     def deserialize_cuda_engine(self, serialized_engine):
+        self._touch()
         trt = self._trt
-        trt.logger = self.logger
         self.logger.log(ILogger.WARNING, "the engine is of another model of GPU")
         if not serialized_engine.startswith(b"plan"):
             trt.say("magicTag mismatch")
@@ -599,15 +673,26 @@ class FakeTensorrt(types.ModuleType):
             self.DynamicShapesKernelSpecializationStrategy = enum.Enum(
                 "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE"
             )
-        self.logger = None
+        self._cuda = cuda
+        self._first_logger = self._logger = None
+        self.start_failure = self.size_failure = None
+        self.is_null_without_cuda = False
         self.contexts_made = self.most_contexts = 0
         self.caches_read = []
         self.refuses_capture = self.spoils_capture = False
         self.capturable = True
         self.enqueue_failure = self.context_failure = None
 
+    def take(self, logger):
+        """Pointers, which keep nothing alive; the first stays in use for ever."""
+        self._logger = weakref.ref(logger)
+        self._first_logger = self._first_logger or self._logger
+
     def say(self, text):
-        self.logger.log(ILogger.ERROR, text)
+        if self._first_logger() is None:
+            self._cuda.fault("the first logger is used and gone")
+        if (logger := self._logger()) is not None:
+            logger.log(ILogger.ERROR, text)
 
 
 def plan_bytes(profiles=((1, 2, 4),), **more):

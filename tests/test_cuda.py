@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from fake_gpu import Error, FakeCuda
 
-from drexperts.runtime import cuda
 from drexperts.runtime.cuda import (
     CudaError,
     DeviceBuffer,
@@ -36,7 +35,6 @@ def fake(monkeypatch):
 def test_results(fake):
     assert call("cudaGetDeviceCount") == 2
     assert call("cudaSetDevice", 0) is None
-    assert cuda.check("f", (Error.cudaSuccess, 1, 2)) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,8 @@ def test_event_orders_two_streams(fake):
     with Stream() as first, Stream() as second, PinnedBuffer(4) as host, DeviceBuffer(4) as device:
         host.array(np.uint8, (4,))[:] = 7
         copy_to_device(device.address, host, 4, first)
-        with Event(int(first)) as mark:
+        with Event() as mark:
+            mark.record(int(first))
             mark.hold_back(int(second))
             second.synchronize()
             assert list(fake.touch(device.address, 4)) == [7] * 4
@@ -152,3 +151,37 @@ def test_graph_that_cannot_be_made(fake):
     fake.fail("cudaGraphInstantiate", Error.cudaErrorMemoryAllocation)
     with Stream() as stream, pytest.raises(OutOfMemoryError):
         Graph(stream, lambda: None)
+
+
+def test_release_while_this_thread_records(fake):
+    """As the collector may: nothing is leaked, and the graph is good."""
+    made = [DeviceBuffer(4), PinnedBuffer(4), Event(), Stream()]
+
+    def record():
+        while made:
+            made.pop().close()
+
+    with Stream() as stream, Graph(stream, record) as graph:
+        graph.launch(stream)
+        stream.synchronize()
+        assert fake.allocated() == fake.allocated("pinned") == 0
+
+
+def test_what_is_recorded_may_not_release(fake):
+    with Stream() as stream, DeviceBuffer(4) as device:
+        DeviceBuffer(4).close()
+        with pytest.raises(CudaError, match=r"cudaFree.*Unsupported"):
+            Graph(stream, lambda: call("cudaFree", device.handle))
+
+
+def test_error_that_is_newer_than_cuda_python(fake):
+    fake.fail("cudaMalloc", 9999)
+    with pytest.raises(CudaError, match=r"cudaMalloc failed .*9999.*update it"):
+        DeviceBuffer(4)
+    fake.last = Error.cudaSuccess
+    buffer = DeviceBuffer(4)
+    address = buffer.address
+    fake.fail("cudaFree", 9999)
+    buffer.close()
+    fake.last = Error.cudaSuccess
+    fake.cudaFree(address)

@@ -163,3 +163,57 @@ def test_lazy_streams_and_faults():
     cuda.cudaFree(memory)
     assert len(cuda.faults) == 2
     assert importlib.import_module("fake_gpu") is fake_gpu
+
+
+def test_memory_freed_under_pending_work_is_a_fault():
+    cuda = FakeCuda()
+    stream, memory = cuda.cudaStreamCreateWithFlags(1)[1], cuda.cudaMalloc(16)[1]
+    pinned = cuda.cudaHostAlloc(16, 0)[1]
+    cuda.cudaMemcpyAsync(memory, pinned, 16, 1, stream)
+    cuda.cudaFree(memory)
+    assert len(cuda.faults) == 1
+    cuda.cudaFreeHost(pinned)
+    assert len(cuda.faults) == 2
+
+
+def test_streams_events_and_memory_belong_to_a_gpu():
+    cuda = FakeCuda(names=("first", "second"))
+    stream, pinned = cuda.cudaStreamCreateWithFlags(1)[1], cuda.cudaHostAlloc(16, 0)[1]
+    default = cuda.stream(1)
+    cuda.cudaSetDevice(1)
+    assert cuda.stream(1) is not default
+    event, memory = cuda.cudaEventCreateWithFlags(2)[1], cuda.cudaMalloc(16)[1]
+    assert cuda.cudaEventRecord(event, stream) == (fake_gpu.Error.cudaErrorInvalidResourceHandle,)
+    cuda.cudaMemcpyAsync(memory, pinned, 16, 1, stream)
+    cuda.cudaStreamSynchronize(stream)
+    assert cuda.faults == ["memory of another GPU is used"]
+
+
+RELEASES = ["cudaFree", "cudaFreeHost", "cudaEventSynchronize", "cudaStreamDestroy"]
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_releases_spoil_a_capture_of_the_same_thread(name):
+    cuda = FakeCuda()
+    stream = cuda.cudaStreamCreateWithFlags(1)[1]
+    cuda.cudaStreamBeginCapture(stream, 1)
+    assert getattr(cuda, name)(None) == (fake_gpu.Error.cudaErrorStreamCaptureUnsupported,)
+    assert cuda.cudaStreamEndCapture(stream)[0] == 901
+
+
+def test_a_run_time_without_cuda_and_a_logger_that_is_gone():
+    cuda = FakeCuda()
+    trt = FakeTensorrt(cuda)
+    trt.start_failure = "no CUDA"
+
+    class Logger(fake_gpu.ILogger):
+        def log(self, severity, msg):
+            pass
+
+    run_time = trt.Runtime(Logger())
+    run_time.engine_host_code_allowed = True
+    assert len(cuda.faults) == 1
+    del run_time
+    assert len(cuda.faults) == 2
+    trt.Runtime(Logger())
+    assert "the first logger is used and gone" in cuda.faults

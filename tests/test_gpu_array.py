@@ -6,7 +6,7 @@ import pytest
 from fake_gpu import FakeCuda
 
 from drexperts.runtime import gpu_array
-from drexperts.runtime.cuda import DeviceBuffer, Event, Stream
+from drexperts.runtime.cuda import DeviceBuffer, Event, Stream, on_device
 from drexperts.runtime.gpu_array import GpuArray
 
 
@@ -29,7 +29,9 @@ def stream(fake):
 
 
 def array_on(stream):
-    return GpuArray(DeviceBuffer(24), (2, 3), 0, int(stream), Event(int(stream)))
+    ready = Event()
+    ready.record(int(stream))
+    return GpuArray(DeviceBuffer(24), (2, 3), stream.handle.device, int(stream), ready)
 
 
 def test_cuda_array_interface(stream):
@@ -48,7 +50,7 @@ def test_dlpack_as_cuda_python_reads_it(stream):
     array = array_on(stream)
     utils = pytest.importorskip("cuda.core.utils", reason="cuda-core is not installed")
     view = utils.StridedMemoryView.from_dlpack(array, stream_ptr=int(stream))
-    assert (view.ptr, view.shape, view.strides) == (array._memory.address, (2, 3), None)
+    assert (view.ptr, view.shape, view.strides) == (array._memory.address, (2, 3), (3, 1))
     assert (view.device_id, view.is_device_accessible) == (0, True)
     assert view.dtype == np.float32
 
@@ -82,10 +84,21 @@ def test_unread_capsule_is_let_go(stream):
 @pytest.mark.parametrize(("given", "waiting"), [(-1, 0), (None, 1), (1, 1)])
 def test_reader_waits_for_the_writer(fake, stream, given, waiting):
     array = array_on(stream)
-    fake._streams[1] = fake_gpu._Stream(1)  # the legacy default stream
     array.__dlpack__(stream=given)
     assert fake.calls["cudaStreamWaitEvent"] == waiting
-    assert len(fake._streams.pop(1).todo) == waiting
+    assert len(fake.stream(1).todo) == waiting  # the legacy default stream
+
+
+def test_reader_waits_on_the_default_stream_of_the_arrays_gpu(fake):
+    fake.names = ("first", "second")
+    with on_device(1), Stream() as stream:
+        array = array_on(stream)
+        with on_device(0):
+            array.__dlpack__()
+            assert fake.device == 0
+            assert len(fake.stream(1).todo) == 0
+        assert len(fake.stream(1).todo) == 1
+        stream.synchronize()
 
 
 def test_readers_stream(fake, stream):
@@ -101,6 +114,15 @@ def test_what_it_does_not_export(stream, options):
     array = array_on(stream)
     with pytest.raises(BufferError, match="without a copy"):
         array.__dlpack__(stream=-1, **options)
+
+
+@pytest.mark.parametrize(("shape", "strides"), [((2, 3, 4), [12, 4, 1]), ((6,), [1]), ((), [])])
+def test_strides_are_given(stream, shape, strides):
+    array = array_on(stream)
+    array.shape = shape
+    capsule = array.__dlpack__(stream=-1)
+    (tensor, *_) = gpu_array._exported[gpu_array._pointer(id(capsule), b"dltensor")]
+    assert tensor.strides[: len(shape)] == strides
 
 
 def test_options_it_grants(stream):

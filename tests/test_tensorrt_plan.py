@@ -1,15 +1,19 @@
+import gc
 import hashlib
 import logging
 import os
+import subprocess
+import sys
+import threading
 
 import fake_gpu
 import pytest
 from fake_gpu import FakeCuda, FakeTensorrt, engine_of, plan_bytes
 
-from drexperts.runtime import tensorrt_plan
+from drexperts.runtime import compatibility, tensorrt_plan
 from drexperts.runtime.compatibility import Gpu
 from drexperts.runtime.cuda import OutOfMemoryError, Stream
-from drexperts.runtime.errors import BundleError
+from drexperts.runtime.errors import BundleError, DeviceError
 from drexperts.runtime.tensorrt_plan import Execution, LoadedPlan
 
 GPU = Gpu(0, "Fake GPU", "8.9", 2**33, "13.0")
@@ -48,7 +52,6 @@ def test_tensors(cuda, path):
         ("score", (), 8),
         ("weights", (10,), 80),
     ]
-    assert plan.scratch(0) == 4000
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,25 @@ def test_unreadable_plan(cuda, path):
         load(path, FakeTensorrt(cuda))
 
 
+def test_changed_plan_is_not_deserialised(cuda, path, monkeypatch):
+    trt = FakeTensorrt(cuda)
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", None)
+    path.write_bytes(plan_bytes())
+    engine = engine_of(path)
+    path.write_bytes(plan_bytes(host_code=True))
+    with pytest.raises(BundleError, match=f"its SHA-256 differs: restore it; {REBUILD}"):
+        LoadedPlan(path, engine, trt, GPU)
+
+
+@pytest.mark.parametrize("is_null", [True, False])
+def test_tensorrt_that_cannot_start_is_left_alone(cuda, path, is_null):
+    """Where it has no CUDA it gives no run time, or one whose use ends the process."""
+    trt = FakeTensorrt(cuda)
+    trt.start_failure, trt.is_null_without_cuda = "CUDA initialization failure 35", is_null
+    with pytest.raises(DeviceError, match=r"not start: CUDA initialization failure 35; .*nvidia-"):
+        load(path, trt, plan_bytes(), version_compatible=True)
+
+
 def test_gpu_too_full_for_the_engine(cuda, path, monkeypatch):
     trt = FakeTensorrt(cuda)
 
@@ -92,7 +114,34 @@ def test_version_compatible_plans_bring_host_code(cuda, path, name):
 def test_warnings_are_passed_on(cuda, path, caplog):
     with caplog.at_level(logging.INFO, "drexperts.runtime"):
         load(path, FakeTensorrt(cuda), plan_bytes())
-    assert "TensorRT warns: the engine is of another model of GPU" in caplog.text
+    assert "TensorRT says: the engine is of another model of GPU" in caplog.text
+
+
+def test_the_first_logger_stays(cuda, path):
+    """TensorRT goes on to use it, whatever becomes of the plan it came with."""
+    trt = FakeTensorrt(cuda)
+    load(path, trt, plan_bytes()).close()
+    gc.collect()
+    with pytest.raises(BundleError, match="magicTag mismatch"):
+        load(path, trt, b"not a plan")
+
+
+def test_errors_are_told_of_what_failed_here_and_now(cuda, path):
+    trt = FakeTensorrt(cuda)
+    plan = load(path, trt, plan_bytes())
+    trt.say("earlier")
+    with pytest.raises(DeviceError, match="not work: it logged no reason;"):
+        plan.attempt("work", lambda: False)
+
+    def fails_while_others_do():
+        trt.say("mine")
+        other = threading.Thread(target=trt.say, args=["theirs"])
+        other.start()
+        other.join()
+        return None
+
+    with pytest.raises(DeviceError, match="not work: mine; run it again"):
+        plan.attempt("work", fails_while_others_do)
 
 
 def test_stripped_plan_takes_the_weights_of_its_graph(cuda, path):
@@ -126,6 +175,20 @@ def test_lean_runtime_cannot_refit(cuda, path):
     trt = FakeTensorrt(cuda, "tensorrt_lean")
     with pytest.raises(BundleError, match="the lean runtime cannot put them back"):
         load(path, trt, plan_bytes(), stripped=True, version_compatible=True)
+
+
+def test_scratch_memory_is_that_of_the_shapes(cuda, path):
+    trt = FakeTensorrt(cuda)
+    plan = load(path, trt, plan_bytes())
+    with Stream() as stream:
+        execution = Execution(plan, 3)
+        execution.choose(0, stream)
+        assert execution.scratch() == 3000
+        trt.size_failure = "no such shape"
+        with pytest.raises(DeviceError, match="the memory it works in: no such shape"):
+            execution.scratch()
+        execution.close()
+    assert plan.attempt("need no memory", lambda: 0) == 0
 
 
 def test_shapes_outside_the_profile(cuda, path):
@@ -206,6 +269,24 @@ def test_kernels_are_written_whole_or_not_at_all(rtx, path, tmp_path, monkeypatc
 def test_tensorrt_keeps_no_kernels(cuda, path, tmp_path):
     load(path, FakeTensorrt(cuda), plan_bytes()).close()
     assert kernels(tmp_path) == []
+
+
+def test_the_real_lean_runtime_without_a_driver(path):
+    """In a process of its own, which must survive it."""
+    pytest.importorskip("tensorrt_lean", reason="TensorRT's lean runtime is not installed")
+    if compatibility.why_no_gpu() is None:
+        pytest.skip("there is a GPU")
+    path.write_bytes(b"not a plan")
+    code = (
+        "import sys, tensorrt_lean, test_tensorrt_plan as test; from pathlib import Path\n"
+        "try:\n test.load(Path(sys.argv[1]), tensorrt_lean, version_compatible=True)\n"
+        "except test.DeviceError as error:\n print(error)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "TensorRT could not start: " in done.stdout
 
 
 def test_refused_by_the_real_library(path):

@@ -256,6 +256,13 @@ def test_many_threads(machine, often_switched):
     assert nothing_left(machine)
 
 
+def test_calls_in_turn_use_one_worker(machine):
+    with machine.open(contexts=3) as session:
+        for _ in range(4):
+            session.run(images(2))
+    assert machine.trt.contexts_made == 1
+
+
 def test_the_thread_keeps_its_own_device(make_machine):
     machine = make_machine(names=("first", "second"))
     machine.cuda.cudaSetDevice(1)
@@ -289,6 +296,17 @@ def test_closing_waits_and_refuses_further_calls(machine):
     with pytest.raises(UserError, match="the session is closed"):
         session.run(images(1))
     assert nothing_left(machine)
+
+
+def test_closing_that_fails_leaves_nobody_waiting(machine, monkeypatch):
+    session = machine.open(contexts=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(session._plan, "close", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.close()
+    assert len(session._idle._workers) == 2
+    with pytest.raises(UserError, match="the session is closed"):
+        session.run(images(1))
 
 
 # Errors.
@@ -339,7 +357,7 @@ def test_wherever_an_error_occurs_it_is_raised_once(machine, view, step):
     array = Foreign(machine, images(2))
     with machine.open(((1, 1, 2), (2, 4, 4)), contexts=1) as session:
         session._limits._halved = True
-        worker = session._idle.queue[0]
+        worker = session._idle._workers[0]
         at, happened = 0, True
         while happened:
             worker.close()
@@ -421,10 +439,23 @@ def test_out_of_memory_halves_the_batch_once(machine, caplog):
         assert session._choice(8) == (1, 4)
         check(session.run(images(8)), images(8))
         machine.cuda.memory_limit = 0
-        session._idle.queue[-1].close()
+        session._idle._workers[-1].close()
         with pytest.raises(OutOfMemoryError, match="free memory of the GPU"):
             session.run(images(8))
         assert len(caplog.records) == 1
+    assert nothing_left(machine)
+
+
+def test_small_batches_run_where_the_largest_does_not_fit(machine):
+    """The profile's largest batch would need scratch memory beyond the GPU's."""
+    machine.cuda.memory_limit = 60_000
+    with machine.open(((1, 8, 64),), contexts=1) as session:
+        check(session.run(images(1)), images(1))
+        check(session.run(images(20)), images(20))  # 20 do not fit, 10 do
+        assert session._limits.batch == 10
+        for _ in range(3):
+            check(session.run(images(10)), images(10))
+            check(session.run(images(1)), images(1))
     assert nothing_left(machine)
 
 
@@ -553,6 +584,37 @@ def test_both_ways_in_turn_share_a_worker(machine, view):
             array.free()
 
 
+def test_calls_left_running_do_not_wait_for_each_other(machine, view):
+    stream = machine.cuda.cudaStreamCreateWithFlags(1)[1]
+    with machine.open(contexts=3) as session:
+        arrays = [Foreign(machine, images(2, seed)) for seed in range(4)]
+        kept = [session.run_on_gpu(array, int(stream)) for array in arrays[:2]]
+        check(session.run(images(3)), images(3))
+        kept.append(session.run_on_gpu(arrays[2], int(stream)))
+        assert machine.cuda.calls["cudaEventSynchronize"] == 0
+        assert stream.todo
+        kept.append(session.run_on_gpu(arrays[3], int(stream)))  # waits for the first
+        assert machine.cuda.calls["cudaEventSynchronize"] == 1
+        assert len(stream.todo) == 3 * 2  # work and mark of the others
+        machine.cuda.cudaStreamSynchronize(stream)
+        for seed, outputs in enumerate(kept):
+            found = {name: on_host(machine, value) for name, value in outputs.items()}
+            check(found, images(2, seed))
+
+
+def test_another_gpu_than_the_threads(make_machine, view):
+    machine = make_machine(names=("first", "second"))
+    with machine.open(gpu=1) as session:
+        for _ in range(3):
+            check(session.run(images(2)), images(2))
+        machine.cuda.cudaSetDevice(1)
+        array = Foreign(machine, images(2), device=1)
+        machine.cuda.cudaSetDevice(0)
+        outputs = session.run_on_gpu(array)
+        check({name: on_host(machine, value) for name, value in outputs.items()}, images(2))
+        assert outputs["score"].__dlpack_device__() == (2, 1)
+
+
 def test_stream_by_protocol(machine, view):
     stream = machine.cuda.cudaStreamCreateWithFlags(1)[1]
 
@@ -640,6 +702,39 @@ def test_errors_of_arrays_on_the_gpu(machine, view, step):
     del outputs
     array.free()
     assert nothing_left(machine)
+
+
+@pytest.mark.parametrize("step", ["enqueue", "cudaEventRecord"])
+def test_errors_behind_work_on_the_callers_stream(machine, view, step, monkeypatch):
+    """What is on the stream already is waited for before its memory is freed."""
+    stream = machine.cuda.cudaStreamCreateWithFlags(1)[1]
+    array = Foreign(machine, images(2))
+    enqueue = fake_gpu.IExecutionContext._enqueue
+    with machine.open(contexts=1) as session:
+        if step == "enqueue":
+            fails_late = lambda *arguments: enqueue(*arguments) and False  # noqa: E731
+            monkeypatch.setattr(fake_gpu.IExecutionContext, "_enqueue", fails_late)
+        else:
+            machine.cuda.fail(step, Error.cudaErrorInvalidValue)
+        with pytest.raises(DeviceError):
+            session.run_on_gpu(array, int(stream))
+        assert stream.todo == []
+    array.free()
+    machine.cuda.cudaStreamDestroy(stream)
+    assert nothing_left(machine)
+
+
+def test_a_gpu_lost_while_an_array_is_read_is_not_the_arrays_fault(machine, view):
+    class Lost(Foreign):
+        waited_for = property(lambda self: self.lose(), lambda self, value: None)
+
+        def lose(self):
+            self.cuda.broken = ILLEGAL
+            raise RuntimeError("an illegal memory access was encountered")
+
+    array = Lost(machine, images(2))
+    with machine.open() as session, pytest.raises(CudaError, match="lost to this process"):
+        session.run_on_gpu(array)
 
 
 # Opening.
