@@ -92,7 +92,8 @@ def gpu_session(
     """A session on a GPU. Raises DeviceError where the provider cannot be used."""
     name = NAMES[provider]
     _check_opens(runtime, name, gpu)
-    # On the CPU first: a file that is bad is told from a device that is.
+    # On the CPU first: a file that is bad is told from a device that is, and one that holds an
+    # engine of somebody's (EPContext), which TensorRT's provider would deserialise, is refused.
     graph_input = _graph_input(runtime, path)
     job = _Job(path, runtime.__version__, max_batch, gpu, graph_input.name, graph_input.shape)
     options.use_deterministic_compute = True

@@ -121,6 +121,30 @@ def test_bad_file_is_not_blamed_on_the_gpu(stand_in, tmp_path):
         OnnxSession(tmp_path / "model.onnx", max_batch=1, provider="cuda")
 
 
+def test_a_file_that_holds_an_engine_is_refused(stand_in, tmp_path):
+    """ONNX Runtime's TensorRT provider would deserialise it, whoever made it."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(
+        "EPContext",
+        ["pixels"],
+        ["score"],
+        domain="com.microsoft",
+        embed_mode=1,
+        ep_cache_context=b"a plan",
+        main_context=1,
+        source="TensorrtExecutionProvider",
+    )
+    pixels = value("pixels", onnx.TensorProto.UINT8, ["B", 3, 32, 32])
+    score = value("score", onnx.TensorProto.FLOAT, ["B"])
+    graph = onnx.helper.make_graph([node], "graph", [pixels], [score])
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx"
+    )
+    with pytest.raises(BundleError, match="EPContext"):
+        OnnxSession(tmp_path / "model.onnx", max_batch=1, provider="cuda")
+
+
 def test_failure_on_a_gpu_is_the_device(stand_in, toy_bundle, monkeypatch):
     gpu = OnnxSession(toy_bundle / "model.onnx", max_batch=4, provider="cuda")
     monkeypatch.setattr(gpu, "_input", "another name")
