@@ -85,7 +85,7 @@ def build_engine(
                 "and keep --checkpoint and --images"
             )
         same_file = replace(source, backend=backend, parity=None, invariance=None)
-        return _recorded(bundle, work.proven(same_file))
+        return _recorded(bundle, work.proven(same_file), screen.note)
     precision = precision or source.precision
     if options.stripped and (precision != source.precision or not fused_attention):
         raise UserError(
@@ -99,7 +99,7 @@ def build_engine(
     assert engine.plan is not None
     if options.plugin == "prefer" and engine.plan.plugin_layers and work.can_prove(engine):
         engine = work.or_better(engine, lambda: built(replace(options, plugin="off")))
-    return _recorded(bundle, engine)
+    return _recorded(bundle, engine, screen.note)
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,13 @@ class _Work:
         return runtime.open_engine(self.bundle, self.manifest, engine)
 
 
-def _recorded(bundle: Path, engine: Engine) -> Manifest:
+def _recorded(bundle: Path, engine: Engine, note: Callable[[str], None]) -> Manifest:
     """Write a new engine into the manifest; the files of what it replaces go."""
     before = read_manifest(bundle)  # again: another build may have ended meanwhile
-    kept = [other for other in before.engines if not _in_its_place(other, engine)]
+    replaced = [other for other in before.engines if _in_its_place(other, engine)]
+    if any(other.proven for other in replaced) and not engine.proven:
+        note(f"{engine.file} takes the place of a proven engine: prove it with `drx verify`")
+    kept = [other for other in before.engines if other not in replaced]
     manifest = replace(before, engines=(*kept, engine))
     write_manifest(manifest, bundle)
     named = {each.file for each in manifest.engines}

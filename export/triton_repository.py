@@ -94,6 +94,8 @@ def write_repository(
     if not entries:
         raise BundleError(f"{bundle} has nothing to serve: {'; '.join(left_out)}")
     out = out.resolve()
+    if out.is_relative_to(bundle.resolve()):
+        raise UserError(f"{out} is inside the bundle: choose another place")
     _check_replaceable(out)
     with folder_aside(out) as aside:
         for entry in entries:

@@ -192,6 +192,20 @@ def test_a_provider_takes_the_file_as_it_is(change: dict[str, Any], bundle: Path
         built(bundle, "onnx-cuda", **arguments)
 
 
+def test_it_says_when_a_proven_engine_goes(bundle: Path) -> None:
+    if compatibility.gpus():
+        pytest.skip("this machine has a GPU: the engine would be executed")
+    built(bundle, "onnx-cuda", options=EngineOptions())
+    manifest = read_manifest(bundle)
+    onnx, provider = manifest.engines
+    proven = replace(provider, parity=onnx.parity, invariance=onnx.invariance)
+    write_manifest(replace(manifest, engines=(onnx, proven)), bundle)
+    notes: list[str] = []
+    screen = SCREEN._replace(note=notes.append)
+    built(bundle, "onnx-cuda", options=EngineOptions(), screen=screen)
+    assert any("takes the place of a proven engine" in note for note in notes)
+
+
 def test_another_precision_needs_the_checkpoint(bundle: Path) -> None:
     with pytest.raises(UserError, match="--checkpoint, for one in fp16"):
         built(bundle, precision="fp16")

@@ -431,6 +431,12 @@ def test_bad_arguments(arguments, message, bundle, tmp_path):
         write_repository(bundle, tmp_path / "out", **arguments)
 
 
+def test_not_inside_the_bundle(toy_bundle):
+    with pytest.raises(UserError, match="inside the bundle"):
+        write_repository(toy_bundle, toy_bundle / "repository")
+    assert not (toy_bundle / "repository").exists()
+
+
 def test_manifest_without_the_encoder(toy_bundle, tmp_path):
     bundle = shutil.copytree(toy_bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
