@@ -78,7 +78,7 @@ def engine_from_onnx(
     """Build a plan, read it back, and only then put it at `out`.
 
     A build that fails or is interrupted leaves what was at `out`. An interrupt is noticed at the
-    library's next step; the longest took 4 s of a full-size build for TensorRT for RTX.
+    library's next step, which may be seconds away.
 
     Args:
         proto: a graph with one dynamic dimension, the batch, the first of each input.

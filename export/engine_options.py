@@ -29,7 +29,7 @@ class EngineOptions:
             has but "7.5", which has no float32 products: it is a plan of its own, see
             `half_products`.
         version_compatible: also for later versions of the library. Costs speed, and the lean
-            runtime in the plan, some 40 MB, which its runtime must be told to trust.
+            runtime in the plan, which its runtime must be told to trust.
             `tensorrt` only.
         hardware_compatibility: "none"; "same-capability", other GPUs of the capability built on;
             "ampere+", all from 8.0, with 48 KiB of shared memory at most and fewer fusions.

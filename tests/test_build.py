@@ -257,6 +257,23 @@ class Clock:
         return types.SimpleNamespace(run=run)
 
 
+def stand_in_builder(
+    planned: Callable[..., Engine], plain_fails: bool = False
+) -> Callable[..., Any]:
+    """A builder whose engines have one plugin layer, or none where the plugin is off."""
+
+    def stand_in(
+        proto: onnx.ModelProto, backend: str, out: Path, options: EngineOptions, progress: Any
+    ) -> Any:
+        if options.plugin == "off" and plain_fails:
+            raise UserError("it does not build")
+        out.write_bytes(options.plugin.encode())
+        layers = 0 if options.plugin == "off" else 1
+        return replace(planned("tensorrt").plan, plugin_layers=layers)  # type: ignore[type-var]
+
+    return stand_in
+
+
 @pytest.mark.parametrize(
     ("plugin", "plain", "kept"),
     [
@@ -282,13 +299,6 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
     kept_time = types.SimpleNamespace(perf_counter=lambda: clock.now, time=time.time)
     monkeypatch.setattr(build, "time", kept_time)
 
-    def fake_build(
-        proto: onnx.ModelProto, backend: str, out: Path, options: EngineOptions, progress: Any
-    ) -> Any:
-        out.write_bytes(options.plugin.encode())
-        layers = 0 if options.plugin == "off" else 1
-        return replace(planned("tensorrt").plan, plugin_layers=layers)  # type: ignore[type-var]
-
     def fake_proof(bundle: Path, manifest: Any, engine: Engine, *_: Any) -> Engine:
         passed, _seconds = plugin if engine.plan and engine.plan.plugin_layers else plain
         assert proof.parity is not None
@@ -299,7 +309,7 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
         seconds = (plugin if engine.plan and engine.plan.plugin_layers else plain)[1]
         return contextlib.nullcontext(types.SimpleNamespace(session=clock.session(seconds)))
 
-    monkeypatch.setattr(build, "engine_from_onnx", fake_build)
+    monkeypatch.setattr(build, "engine_from_onnx", stand_in_builder(planned))
     monkeypatch.setattr(build, "prove_engine", fake_proof)
     monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
     monkeypatch.setattr(build.runtime, "open_engine", fake_open)
@@ -321,21 +331,14 @@ def test_the_engine_with_the_plugin_stays_when_the_other_fails(
     (proof,) = read_manifest(bundle).engines
     notes: list[str] = []
 
-    def fake_build(
-        proto: onnx.ModelProto, backend: str, out: Path, options: EngineOptions, progress: Any
-    ) -> Any:
-        out.write_bytes(options.plugin.encode())
-        if options.plugin == "off" and fault == "build":
-            raise UserError("it does not build")
-        layers = 0 if options.plugin == "off" else 1
-        return replace(planned("tensorrt").plan, plugin_layers=layers)  # type: ignore[type-var]
-
     def fake_proof(bundle: Path, manifest: Any, engine: Engine, *_: Any) -> Engine:
         if engine.plan and not engine.plan.plugin_layers:
             raise UserError("it gives no numbers")
         return replace(engine, parity=proof.parity, invariance=proof.invariance)
 
-    monkeypatch.setattr(build, "engine_from_onnx", fake_build)
+    monkeypatch.setattr(
+        build, "engine_from_onnx", stand_in_builder(planned, plain_fails=fault == "build")
+    )
     monkeypatch.setattr(build, "prove_engine", fake_proof)
     monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
     screen = SCREEN._replace(note=notes.append)
