@@ -25,7 +25,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def normalised(pixels: Tensor) -> Tensor:
     """uint8 RGB [B, 3, H, W] to float32 with ImageNet's statistics: what the model takes."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    device = pixels.device
+    mean, std = (
+        torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (pixels.float() / 255 - mean) / std
 
 
@@ -89,6 +92,10 @@ class Prior(NamedTuple):
     embedding: Tensor  # [B, 1, 512] of the image, or [B, 1 + grid^2, 512] of each token; unit rows
     hidden: Tensor | None  # [B, grid^2, width], the last control signal, where the keys need it
 
+    def to(self, like: Tensor) -> "Prior":
+        """The same in the dtype of `like`."""
+        return Prior(self.embedding.to(like), None if self.hidden is None else self.hidden.to(like))
+
 
 class Controller(nn.Module):
     """DA-CLIP's image controller: a CLIP image tower and the last of its zero-linears.
@@ -112,7 +119,17 @@ class Controller(nn.Module):
         self.tokens = tokens
 
     def forward(self, images: Tensor) -> Prior:
-        """Images [B, 3, size, size], normalised as CLIP expects them."""
+        """Images [B, 3, size, size], normalised as CLIP expects them.
+
+        On a CPU always in the type of its weights: autocast would cast all of them in each call,
+        for few tokens, which takes longer than it saves.
+        """
+        if images.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self._prior(images)
+        return self._prior(images)
+
+    def _prior(self, images: Tensor) -> Prior:
         out = self.visual.forward_intermediates(
             images,
             indices=1,

@@ -27,16 +27,22 @@ def baseline_model(config: DRExpertsConfig, checkpoint: Path | None) -> DRExpert
     return new_model(config) if checkpoint is None else load_checkpoint(checkpoint).model
 
 
-def eager_dense(model: DRExperts, threads: int | None) -> Contender:
-    """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call.
+def released(model: DRExperts) -> DRExperts:
+    """The model with prompts that are encoded on each call, as released; weights are shared.
 
     A controller that is not DA-CLIP's has no text tower beside it, so its prompts stay constant.
     """
-    dense = copy.copy(model)
-    dense._modules = dict(model._modules)
+    encoding = copy.copy(model)
+    encoding._modules = dict(model._modules)
     if model.config.controller == ControllerConfig():
-        dense.prompts = PromptEncoder(TextTransformer()).eval()
-    return _eager(dense.forward_dense)
+        encoding.prompts = PromptEncoder(TextTransformer()).eval()
+        encoding.freeze_prior()
+    return encoding
+
+
+def eager_dense(model: DRExperts, threads: int | None) -> Contender:
+    """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call."""
+    return _eager(released(model).forward_dense)
 
 
 def eager_reduced(model: DRExperts, threads: int | None) -> Contender:

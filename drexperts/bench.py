@@ -1,20 +1,16 @@
 """Latency of a bundle's engine, alone or alternately with baselines in one run."""
 
-import io
 import json
-import platform
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +19,17 @@ from drexperts import runtime
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.preprocess import crops_from_image, decode
 from drexperts.runtime.scorer import Scorer
+from drexperts.timing import (
+    SETTLE,
+    Progress,
+    machine_card,
+    photograph,
+    ratio,
+    ratio_text,
+    seconds,
+    statistics,
+)
 
-Progress = Callable[[str], None]
 Contender = Callable[[NDArray[np.uint8]], object]
 
 ENGINE = "engine"
@@ -32,10 +37,6 @@ NAMES = ("eager-dense", "eager-reduced", "backbones")
 WARM_UP = 2  # calls of each contender before any is timed
 ROUNDS = 15
 BATCHES = (1, 4)
-# Worker threads of PyTorch and ONNX Runtime spin for a while after a call, at the cost of whoever
-# runs next on the same cores.
-SETTLE = 0.1  # seconds between two calls
-PHOTO = (1024, 768)
 
 # Run in a process of its own, where nothing but the runtime is resident.
 _COLD_START = """
@@ -119,55 +120,12 @@ def cold_start(bundle: Path, threads: int | None) -> dict[str, float]:
 
 def image_times(scorer: Scorer, repeats: int) -> dict[str, Any]:
     """A 1024x768 JPEG: decoding and cropping on one core, and bytes to Score."""
-    content = _photo()
+    content = photograph()
     spec = scorer.manifest.preprocessing
-    prepare = [_seconds(lambda: crops_from_image(decode(content), spec)) for _ in range(repeats)]
-    whole = [_seconds(lambda: scorer.score(content)) for _ in range(repeats)]
+    prepare = [seconds(lambda: crops_from_image(decode(content), spec)) for _ in range(repeats)]
+    whole = [seconds(lambda: scorer.score(content)) for _ in range(repeats)]
     crops = len(crops_from_image(decode(content), spec).pixels)
     return {"crops": crops, "preprocess": statistics(prepare), "image_e2e": statistics(whole)}
-
-
-def statistics(samples: Sequence[float]) -> dict[str, Any]:
-    """Percentiles, mean and coefficient of variation of times, with the samples."""
-    values = np.asarray(samples)
-    quantiles = {f"p{q}": float(np.percentile(values, q)) for q in (20, 50, 80, 90, 99)}
-    mean = float(values.mean())
-    return quantiles | {"mean": mean, "cv": float(values.std() / mean), "samples": values.tolist()}
-
-
-def machine_card(threads: int | None) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    names = ("drexperts", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "timm")
-    return {
-        "cpu": _cpu_name(),
-        "cores": _cores(),
-        "threads": threads,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: found for name in names if (found := _version(name))},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _baselines(
@@ -209,45 +167,14 @@ def _batch_times(
         shuffle(turns)
         for name in turns:
             time.sleep(SETTLE)
-            seconds = _seconds(lambda run=contenders[name]: run(pixels))  # type: ignore[misc]
+            taken = seconds(lambda run=contenders[name]: run(pixels))  # type: ignore[misc]
             if i >= 0:
-                times[name].append(seconds)
+                times[name].append(taken)
     return {
         "batch": batch,
         "latency": {name: statistics(taken) for name, taken in times.items()},
-        "ratio": {name: _ratio(times[name], times[ENGINE]) for name in names[1:]},
+        "ratio": {name: ratio(times[name], times[ENGINE]) for name in names[1:]},
     }
-
-
-def _ratio(baseline: list[float], engine: list[float]) -> dict[str, float]:
-    """Baseline over engine, round by round: the median and the middle 60 %."""
-    ratios = np.divide(baseline, engine)
-    return {f"p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _photo() -> bytes:
-    """A JPEG with a photograph's mix of smooth and fine detail; made here, so nothing is needed."""
-    width, height = PHOTO
-    rng = np.random.default_rng(0)
-    layers = [
-        np.asarray(
-            Image.fromarray(
-                rng.integers(0, 256, (height // s, width // s, 3), dtype=np.uint8)
-            ).resize(PHOTO, Image.Resampling.BICUBIC),
-            float,
-        )
-        for s in (96, 24, 6, 2)
-    ]
-    mixed = sum(w * layer for w, layer in zip((0.5, 0.3, 0.15, 0.05), layers, strict=True))
-    stream = io.BytesIO()
-    Image.fromarray(np.asarray(mixed).round().astype(np.uint8)).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -260,8 +187,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         for name, times in entry["latency"].items():
             milliseconds = [f"{1e3 * times[q]:.1f}" for q in ("p50", "p90", "p99")]
             rate = f"{entry['batch'] / times['p50']:.1f}"
-            ratio = _ratio_text(entry["ratio"].get(name))
-            row = [str(entry["batch"]), name, *milliseconds, f"{times['cv']:.0%}", rate, ratio]
+            shown = ratio_text(entry["ratio"].get(name))
+            row = [str(entry["batch"]), name, *milliseconds, f"{times['cv']:.0%}", rate, shown]
             table.add_row(*row)
     console.print(table)
     console.print(
@@ -274,7 +201,3 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{1e3 * image['preprocess']['p50']:.1f} ms, bytes to Score "
         f"{1e3 * image['image_e2e']['p50']:.0f} ms"
     )
-
-
-def _ratio_text(ratio: dict[str, float] | None) -> str:
-    return "" if ratio is None else f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})"

@@ -5,7 +5,6 @@ import argparse
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -13,41 +12,42 @@ import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from drexperts import __version__
+from drexperts.training_verbs import add_training_verbs
+from drexperts.verbs import (
+    DONE,
+    GATE_FAILED,
+    INTERRUPTED,
+    OUR_BUG,
+    USER_MISTAKE,
+    Outcome,
+    add_scale,
+    add_verb,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from drexperts.report import Screen
     from drexperts.runtime import Manifest, Score, Scorer
-    from drexperts.runtime.manifest import ScoreScale
     from drexperts.runtime.results import ResultFile
-
-    _Parser = argparse.ArgumentParser
-    _Verbs = argparse._SubParsersAction[_Parser]
-    _Run = Callable[[argparse.Namespace, Screen], "Outcome"]
+    from drexperts.verbs import Parser, Verbs
 
 DEFAULT_PROFILE = "1:8:64"
-DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 # Libraries that only some verbs need; a verb's `extra` brings those it needs.
 _OPTIONAL = {"torch", "torchvision", "timm", "open_clip", "safetensors"}
-_OPTIONAL |= {"onnx", "onnxscript", "skimage"}
-
-
-class Outcome(NamedTuple):
-    """How a verb ended: the exit status, and the document that `--json` prints."""
-
-    status: int
-    document: dict[str, Any]
+_OPTIONAL |= {"onnx", "onnxscript", "skimage", "pandas", "scipy", "openpyxl", "pyarrow"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status.
 
-    0 done, 1 done and a gate failed, 2 the user's mistake, 70 our bug, 130 interrupted.
+    0 done, 1 done and a gate failed, 2 the user's mistake, 70 our bug, 130 interrupted, 143
+    terminated.
     """
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -70,11 +70,13 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     from drexperts.report import Screen
-    from drexperts.runtime.errors import UserError
+    from drexperts.runtime.errors import StoppedError, UserError
 
     try:
         outcome: Outcome = arguments.run(arguments, Screen(json_last=arguments.json))
         return outcome
+    except StoppedError as error:
+        return _failed(error.status, str(error))
     except UserError as error:
         return _failed(USER_MISTAKE, str(error))
     except OSError as error:
@@ -246,7 +248,7 @@ def _export(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             arguments.checkpoint,
             arguments.out,
             images=arguments.images,
-            scale=None if arguments.scale is None else _scale(arguments.scale),
+            scale=None if arguments.scale is None else scale_of(arguments.scale),
             precision=arguments.precision,
             maps=not arguments.no_maps,
             max_batch=arguments.max_batch,
@@ -270,7 +272,7 @@ def _build(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         timing_cache=arguments.timing_cache,
         plugin=arguments.plugin,
     )
-    with screen.building() as shown:
+    with screen.phases() as shown:
         manifest = build_engine(
             arguments.bundle,
             arguments.backend,
@@ -387,21 +389,6 @@ def _convert_prior(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(DONE, {"target": str(arguments.target)})
 
 
-def _scale(text: str) -> "ScoreScale":
-    from drexperts.runtime.errors import UserError
-    from drexperts.runtime.manifest import ScoreScale
-
-    low, _, rest = text.partition(":")
-    high, _, direction = rest.partition(":")
-    try:
-        ends = float(low), float(high)
-    except ValueError:
-        ends = math.nan, math.nan
-    if direction not in ("", "lower-is-better") or not all(map(math.isfinite, ends)):
-        raise UserError(f"--scale takes LOW:HIGH or LOW:HIGH:lower-is-better, not {text!r}")
-    return ScoreScale(*ends, higher_is_better=not direction)
-
-
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+)([KMGT]?)", text)
     if match is None:
@@ -423,6 +410,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"drx {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_demo(verbs)
+    add_training_verbs(verbs)
     _add_export(verbs)
     _add_build(verbs)
     _add_verify(verbs)
@@ -434,35 +422,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs: "_Verbs", name: str, run: "_Run", summary: str, extra: str = "cpu") -> "_Parser":
-    """One verb. extra: the pip extra that brings the libraries it needs."""
-    parser = verbs.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--json", action="store_true", help="one JSON document as the last line")
-    parser.set_defaults(run=run, extra=extra)
-    return parser
-
-
-def _add_demo(verbs: "_Verbs") -> None:
-    verb = _verb(verbs, "demo", _demo, "every stage on a small model, on this machine", "export")
+def _add_demo(verbs: "Verbs") -> None:
+    verb = add_verb(verbs, "demo", _demo, "every stage on a small model, on this machine", "export")
     verb.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
 
 
-def _add_export(verbs: "_Verbs") -> None:
-    verb = _verb(verbs, "export", _export, "a checkpoint to a verified bundle", "export")
+def _add_export(verbs: "Verbs") -> None:
+    verb = add_verb(verbs, "export", _export, "a checkpoint to a verified bundle", "export")
     verb.add_argument("checkpoint", type=Path)
     verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
     verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
-    verb.add_argument(
-        "--scale", metavar="LOW:HIGH[:lower-is-better]", help="of the scores; --scale=-1:1"
-    )
+    add_scale(verb)
     verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     verb.add_argument("--no-maps", action="store_true", help="leave the distortion maps out")
     verb.add_argument("--max-batch", type=int, default=8, metavar="N")
 
 
-def _add_verify(verbs: "_Verbs") -> None:
+def _add_verify(verbs: "Verbs") -> None:
     summary = "measure parity and batch invariance again, rewrite the proof"
-    verb = _verb(verbs, "verify", _verify, summary, "export")
+    verb = add_verb(verbs, "verify", _verify, summary, "export")
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--checkpoint", type=Path, help="the weights to hold it against")
     verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
@@ -472,14 +450,14 @@ def _add_verify(verbs: "_Verbs") -> None:
     _add_trust(verb)
 
 
-def _add_trust(verb: "_Parser") -> None:
+def _add_trust(verb: "Parser") -> None:
     verb.add_argument(
         "--trust", action="store_true", help="also TensorRT engines that were not built here"
     )
 
 
-def _add_build(verbs: "_Verbs") -> None:
-    verb = _verb(verbs, "build", _build, "an engine for GPUs into a bundle", "export")
+def _add_build(verbs: "Verbs") -> None:
+    verb = add_verb(verbs, "build", _build, "an engine for GPUs into a bundle", "export")
     verb.add_argument("bundle", type=Path)
     backends = ("tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt")
     verb.add_argument("--backend", choices=backends, required=True)
@@ -523,8 +501,8 @@ def _add_build(verbs: "_Verbs") -> None:
     verb.add_argument("--strip", action="store_true", help="leave the weights out")
 
 
-def _add_score(verbs: "_Verbs") -> None:
-    verb = _verb(verbs, "score", _score, "scores of images, and what they come from")
+def _add_score(verbs: "Verbs") -> None:
+    verb = add_verb(verbs, "score", _score, "scores of images, and what they come from")
     verb.add_argument("bundle", type=Path)
     verb.add_argument("paths", nargs="+", metavar="path", help="a file, a folder or a pattern")
     verb.add_argument(
@@ -541,8 +519,8 @@ def _add_score(verbs: "_Verbs") -> None:
     verb.add_argument("--retry-errors", action="store_true", help="score failed images again")
 
 
-def _add_bench(verbs: "_Verbs") -> None:
-    verb = _verb(
+def _add_bench(verbs: "Verbs") -> None:
+    verb = add_verb(
         verbs, "bench", _bench, "latency of the engine, alone or against baselines", "export"
     )
     verb.add_argument("bundle", type=Path)
@@ -554,14 +532,14 @@ def _add_bench(verbs: "_Verbs") -> None:
     verb.add_argument("--out", type=Path, metavar="FILE.json", help="the report, too")
 
 
-def _add_info(verbs: "_Verbs") -> None:
-    verb = _verb(verbs, "info", _info, "what a bundle is, and what it was proven on")
+def _add_info(verbs: "Verbs") -> None:
+    verb = add_verb(verbs, "info", _info, "what a bundle is, and what it was proven on")
     verb.add_argument("bundle", type=Path)
 
 
-def _add_triton_repo(verbs: "_Verbs") -> None:
+def _add_triton_repo(verbs: "Verbs") -> None:
     summary = "a bundle as a model repository of Triton Inference Server"
-    verb = _verb(verbs, "triton-repo", _triton_repo, summary)
+    verb = add_verb(verbs, "triton-repo", _triton_repo, summary)
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
     verb.add_argument("--name", default="drexperts", help="what the models' names begin with")
@@ -578,9 +556,9 @@ def _add_triton_repo(verbs: "_Verbs") -> None:
     )
 
 
-def _add_convert_prior(verbs: "_Verbs") -> None:
+def _add_convert_prior(verbs: "Verbs") -> None:
     summary = "the published DA-CLIP to a slim file, once"
-    verb = _verb(verbs, "convert-prior", _convert_prior, summary, "train")
+    verb = add_verb(verbs, "convert-prior", _convert_prior, summary, "train")
     verb.add_argument("source", type=Path, metavar="SOURCE.pt")
     verb.add_argument("target", type=Path, metavar="TARGET.safetensors")
 

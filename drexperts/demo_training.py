@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
@@ -24,8 +23,16 @@ from drexperts.export.photographs import photograph
 from drexperts.model import DRExperts, new_model
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.synth import (
+    LUMA,
+    image_from_tensor,
+    reduced,
+    similarity,
+    tensor_from_image,
+    to_uint8,
+)
 from drexperts.synthetic import distort
-from drexperts.train import Step, TrainConfig, fit, scale_scores, train
+from drexperts.train import CosineSchedule, Loss, Step, TrainConfig, Trainer, start_at
 
 TRAIN = {
     "astronaut": "astronaut.png",
@@ -68,9 +75,10 @@ PREPROCESSING = Preprocessing(
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 
 EPOCHS, PRIOR_EPOCHS = 12, 3
+# Where Smooth L1 turns from square to absolute, for labels scaled to 0..1.
+_BEND = 0.1
 CROPS = 12  # training images of each photograph, distortion and level
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
 
 Opinions = dict[tuple[str, int], float]
 
@@ -117,14 +125,16 @@ def train_demo(
     labels = opinions([photos[name] for name in TRAIN])
     known = training_set([photos[name] for name in TRAIN], labels, crops, seed)
     model = untrained_model(known, seed)
-    prior = TrainConfig(min(epochs, PRIOR_EPOCHS), 32, 2e-3, 0.05, warmup_steps=50, seed=seed)
+    prior = _config(min(epochs, PRIOR_EPOCHS), CosineSchedule(2e-3, warmup_steps=50), seed)
     prior_losses = teach_prior(model, known, prior, partial(progress, "prior"))
-    config = TrainConfig(epochs, 32, 3e-3, 0.05, warmup_steps=60, seed=seed)
-    targets = known.labels / SCALE.high
-    losses = train(model, known.pixels, targets, config, partial(progress, "model"))
-    scale_scores(model, SCALE.high)
+    config = _config(epochs, CosineSchedule(3e-3, warmup_steps=60), seed)
+    losses = teach_model(model, known, config, partial(progress, "model"))
     unseen = held_out({name: photos[name] for name in HELD_OUT}, labels, seed)
     return TrainedDemo(model, SCALE, PREPROCESSING, unseen, losses, prior_losses)
+
+
+def _config(epochs: int, schedule: CosineSchedule, seed: int) -> TrainConfig:
+    return TrainConfig(batch=32, epochs=epochs, schedule=schedule, clip_norm=1.0, seed=seed)
 
 
 def photographs() -> dict[str, Image.Image]:
@@ -147,30 +157,6 @@ def opinions(photos: list[Image.Image]) -> Opinions:
             values = [similarity(x, distort(x, name, level, generator)) for x in images]
             labels[name, level] = SCALE.high * sum(values) / len(values)
     return labels
-
-
-def similarity(first: Tensor, second: Tensor) -> float:
-    """Mean SSIM of two images [3, H, W] in [0, 1] over 7x7 windows of luma, at two scales.
-
-    The formula is that of Wang et al. (2004), with uniform windows; the second scale is half the
-    first.
-    """
-    luma = torch.tensor(_LUMA)
-    x, y = (torch.einsum("c,chw->hw", luma, image)[None, None] for image in (first, second))
-    half = [F.avg_pool2d(image, 2) for image in (x, y)]
-    return (_ssim(x, y) + _ssim(*half)) / 2
-
-
-def _ssim(x: Tensor, y: Tensor) -> float:
-    def mean(image: Tensor) -> Tensor:
-        return F.avg_pool2d(image, 7, 1)
-
-    x_mean, y_mean = mean(x), mean(y)
-    variances = mean(x * x) - x_mean**2 + mean(y * y) - y_mean**2
-    covariance = mean(x * y) - x_mean * y_mean
-    light = (2 * x_mean * y_mean + 1e-4) / (x_mean**2 + y_mean**2 + 1e-4)
-    structure = (2 * covariance + 9e-4) / (variances + 9e-4)
-    return float((light * structure).mean())
 
 
 def training_set(photos: list[Image.Image], labels: Opinions, crops: int, seed: int) -> TrainingSet:
@@ -200,28 +186,8 @@ def held_out(photos: dict[str, Image.Image], labels: Opinions, seed: int) -> lis
             for level in LEVELS:
                 image = distort(tensor_from_image(small), name, level, generator)
                 label = labels[name, level]
-                images.append(HeldOut(_image_from_tensor(image), label, content, name, level))
+                images.append(HeldOut(image_from_tensor(image), label, content, name, level))
     return images
-
-
-def reduced(image: Image.Image, short_side: int) -> Image.Image:
-    """The image with its shorter side at this many pixels."""
-    factor = short_side / min(image.size)
-    size = (round(image.width * factor), round(image.height * factor))
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
-def tensor_from_image(image: Image.Image) -> Tensor:
-    """RGB to float32 [3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().contiguous() / 255
-
-
-def _image_from_tensor(image: Tensor) -> Image.Image:
-    return Image.fromarray(_to_uint8(image).permute(1, 2, 0).contiguous().numpy())
-
-
-def _to_uint8(image: Tensor) -> Tensor:
-    return (image * 255).round().to(torch.uint8)
 
 
 def _varied(photo: Image.Image, generator: Generator) -> Tensor:
@@ -239,7 +205,7 @@ def _cut(image: Tensor, generator: Generator) -> Tensor:
     height, width = image.shape[1:]
     y, x, turn = torch.rand(3, generator=generator).tolist()
     top, left = int(y * (height - _CUT + 1)), int(x * (width - _CUT + 1))
-    square = _to_uint8(image[:, top : top + _CUT, left : left + _CUT])
+    square = to_uint8(image[:, top : top + _CUT, left : left + _CUT])
     return square.mT if turn < 0.5 else square
 
 
@@ -265,7 +231,7 @@ def untrained_model(known: TrainingSet, seed: int) -> DRExperts:
         _open_layers(model.encoder.vit)
         _see_frequencies(model.encoder.vit.get_submodule("patch_embed.proj"), images)
         _see_frequencies(model.controller.visual.conv1, model.controller_input(images))
-        _start_at(model, float(known.labels.mean()) / SCALE.high)
+    start_at(model, float(known.labels.mean()) / SCALE.high)
     return model
 
 
@@ -300,19 +266,9 @@ def frequency_filters(side: int, count: int) -> Tensor:
     lines = torch.cos(math.pi * (places + 0.5) * places[:, None] / side)  # [frequency, place]
     waves = torch.einsum("uy,vx->uvyx", lines, lines).flatten(0, 1)
     order = (places[:, None] ** 2 + places**2).flatten().argsort(stable=True)
-    luma = torch.tensor(_LUMA)[:, None, None] * waves[order, None]
+    luma = torch.tensor(LUMA)[:, None, None] * waves[order, None]
     chroma = torch.tensor(_CHROMA)[:, :, None, None] * waves[order, None, None]
     return torch.cat((luma, chroma.flatten(0, 1)))[:count]
-
-
-def _start_at(model: DRExperts, score: float) -> None:
-    """Weights that add up to about one, and about this score for every image."""
-    last = model.weighting.generator[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.constant_(last.bias, 1 / len(DISTORTIONS))
-    last.weight.mul_(0.1)
-    nn.init.constant_(model.score.bias, score)
-    model.score.weight.mul_(0.1)
 
 
 def teach_prior(
@@ -335,6 +291,59 @@ def teach_prior(
     named = known.prompts >= 0
     model.controller.requires_grad_(True)
     pixels, targets = known.pixels[named], known.prompts[named]
-    losses = fit(model.controller, loss, pixels, targets, SIDE, config, progress)
+    losses = _fit(model.controller, loss, pixels, targets, config, progress)
     model.freeze_prior()
     return losses
+
+
+def teach_model(
+    model: DRExperts, known: TrainingSet, config: TrainConfig, progress: Callable[[Step], None]
+) -> list[float]:
+    """Teach the model the labels, scaled to 0..1; ends in evaluation mode, with scores in 0..100.
+
+    Returns the losses. The prior stays as it is.
+    """
+
+    def loss(images: Tensor, targets: Tensor) -> Tensor:
+        return F.smooth_l1_loss(model(images).score, targets, beta=_BEND)
+
+    model.train()
+    losses = _fit(model, loss, known.pixels, known.labels / SCALE.high, config, progress)
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.score.parameters():
+            parameter.mul_(SCALE.high)
+    return losses
+
+
+def _fit(
+    module: nn.Module,
+    loss: Loss,
+    pixels: Tensor,
+    targets: Tensor,
+    config: TrainConfig,
+    progress: Callable[[Step], None],
+) -> list[float]:
+    """Train a module on random crops of images in memory; the loss of each step."""
+    generator = Generator().manual_seed(config.seed)
+    trainer = Trainer(module, loss, config, len(pixels) // config.batch)
+    losses = []
+    for _ in range(config.epochs):
+        order = torch.randperm(len(pixels), generator=generator)
+        for batch in order[: trainer.epoch_steps * config.batch].view(-1, config.batch):
+            images = normalised(random_crops(pixels[batch], SIDE, generator))
+            step = trainer.step([(images, targets[batch])])
+            losses.append(step.loss)
+            progress(step)
+    return losses
+
+
+def random_crops(pixels: Tensor, size: int, generator: Generator) -> Tensor:
+    """A square from a random place of each image [B, 3, H, W], every second one mirrored."""
+    count, _, height, width = pixels.shape
+    rows = torch.randint(height - size + 1, (count,), generator=generator)
+    columns = torch.randint(width - size + 1, (count,), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    places = zip(pixels, rows.tolist(), columns.tolist(), strict=True)
+    crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in places])
+    return torch.where(mirrored[:, None, None, None], crops.flip(-1), crops)

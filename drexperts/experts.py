@@ -192,11 +192,16 @@ class SemanticPooling(nn.Module):
         self.iterated = config.semantic_norm == "iterated"
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """Normalised rows [B, d] as each expert sees them: [B, E, d], or [B, 1, d] if all agree."""
+        """Normalised rows [B, ..., d] as each expert sees them: [B, E, ..., d], 1 if all agree."""
         rows = [self.norm(tokens)]
         for _ in range(EXPERTS - 1 if self.iterated else 0):
             rows.append(self.norm(rows[-1]))
         return torch.stack(rows, dim=1)
+
+    def attention(self, tokens: Tensor, query: Tensor) -> Tensor:
+        """The semantic attention alone, [B, E, N], or [B, 1, N] if all agree; rows sum to 1."""
+        keys = self.rows(tokens)  # [B, E or 1, N, d]
+        return torch.softmax((keys @ query[..., None])[..., 0], dim=-1)
 
     def forward(
         self, tokens: Tensor, query: Tensor, logits: Tensor, alpha: Tensor
@@ -252,16 +257,37 @@ class DistortionSaliency(nn.Module):
         Returns:
             F_distortion at the CLS row [B, E, d] and the maps [B, E, N].
         """
-        spread = self.spread.to(prompts)
         products = self.features.products(prior.embedding, prompts)
-        feature = self.features.linear(products[:, :, 0])  # F_D at the CLS row, [B, E, d]
-        logits = self.keys.logits(self.distortion(feature), prior, feature, spread)
-        query = self.semantic(self.pooling.rows(tokens[:, 0].to(prompts)))
+        logits, query = self._cls_row(tokens, prior, prompts, products)
         semantic, maps = self.pooling(tokens, query, logits, self.alpha)
         total = (1 - self.alpha)[:, None]  # the sum of each row of the maps
-        coarse = total.expand(EXPERTS, 1)[None] if self.features.pooled else maps @ spread
+        pooled = self.features.pooled
+        coarse = total.expand(EXPERTS, 1)[None] if pooled else maps @ self.spread.to(prompts)
         distortion = self.features.pool(products, coarse, total)
         return self._value(semantic, distortion) + total * self.value.bias, maps
+
+    def attentions(self, tokens: Tensor, prior: Prior, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """The two attentions of the CLS row, to be looked at: the maps are p1 - alpha p2.
+
+        Takes what `forward` takes.
+
+        Returns:
+            p1 of the distortion branch and p2 of the semantic one, each [B, E, N]; rows sum to 1.
+        """
+        products = self.features.products(prior.embedding, prompts)
+        logits, query = self._cls_row(tokens, prior, prompts, products)
+        semantic = self.pooling.attention(tokens.to(query), query)
+        return torch.softmax(logits, dim=-1), semantic.expand_as(logits)
+
+    def _cls_row(
+        self, tokens: Tensor, prior: Prior, prompts: Tensor, products: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The distortion branch's logits [B, E, N] and the semantic query [B, E or 1, d]."""
+        feature = self.features.linear(products[:, :, 0])  # F_D at the CLS row, [B, E, d]
+        spread = self.spread.to(prompts)
+        logits = self.keys.logits(self.distortion(feature), prior, feature, spread)
+        query = self.semantic(self.pooling.rows(tokens[:, 0].to(prompts)))
+        return logits, query
 
     def forward_dense(
         self, tokens: Tensor, prior: Prior, prompts: Tensor, whole_maps: bool = False

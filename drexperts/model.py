@@ -10,6 +10,7 @@ from drexperts.backbone import (
     Controller,
     ControllerInput,
     ImageEncoder,
+    Prior,
     PromptEncoder,
 )
 from drexperts.config import DRExpertsConfig
@@ -53,10 +54,17 @@ class DRExperts(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """ImageNet-normalised RGB images [B, 3, H, W] of the encoder's size.
 
-        Computes the CLS row only, exactly; see `DistortionSaliency`.
+        Computes the CLS row only, exactly; see `DistortionSaliency`. Autocast is for the encoders:
+        what follows them costs little and is a difference of two softmaxes, so it keeps its type.
         """
         tokens = self.encoder(images)
         prior = self.controller(self.controller_input(images))
+        if not torch.is_autocast_enabled(images.device.type):
+            return self._predict(tokens, prior)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._predict(tokens.to(images), prior.to(images))
+
+    def _predict(self, tokens: Tensor, prior: Prior) -> Prediction:
         features, maps = self.saliency(tokens, prior, self.prompts(prior.embedding))
         cls = tokens[:, 0].to(features)
         weights = self.weighting(features, cls[:, None])

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -43,15 +45,22 @@ _DISTANCES = {
     "weights_max": "weights, largest difference",
     "maps_max": "maps, largest difference",
 }
+_METRICS = {
+    "srcc": "SRCC",
+    "plcc": "PLCC, raw",
+    "plcc_fitted": "PLCC, after the logistic fit",
+    "krcc": "KRCC",
+    "rmse": "RMSE, after the fit",
+}
 _CORRELATIONS = {"srcc": "rank correlation (SRCC)", "plcc": "linear correlation (PLCC)"}
 
 
-class BuildScreen(NamedTuple):
-    """What a build calls: with what it is at, with how far a phase of the builder is (phase, done,
-    of how many), and with what stays to be read."""
+class PhaseScreen(NamedTuple):
+    """What long work calls: with what it is at, with how far a phase of it is (phase, done, of how
+    many), and with what stays to be read."""
 
     tell: Callable[[str], None]
-    build: Callable[[str, int, int], None]
+    phase: Callable[[str, int, int], None]
     note: Callable[[str], None]
 
 
@@ -59,12 +68,13 @@ class Screen:
     """Where a verb prints: tables on stdout, notes and progress on stderr.
 
     json_last: tables go to stderr too; the last line of stdout is for a document
+    quiet: nothing is printed; of several processes, one speaks
     """
 
-    def __init__(self, json_last: bool = False) -> None:
+    def __init__(self, json_last: bool = False, quiet: bool = False) -> None:
         self.tables, self.notes = (
             # File names are no markup: `[a]` and `:smile:` stay as they are.
-            Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+            Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
             for stderr in (json_last, True)
         )
 
@@ -81,11 +91,11 @@ class Screen:
             yield status.update
 
     @contextmanager
-    def building(self) -> Iterator["BuildScreen"]:
-        """Like `working`, with a bar of how far a builder is."""
+    def phases(self) -> Iterator["PhaseScreen"]:
+        """Like `working`, with a bar of how far a phase of the work is."""
         if not self.notes.is_terminal:
             tell = self._note_now_and_then()
-            yield BuildScreen(
+            yield PhaseScreen(
                 tell, lambda phase, done, total: tell(f"{phase}, {done} of {total}"), self.note
             )
             return
@@ -95,10 +105,11 @@ class Screen:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.notes, transient=True) as progress:
             task = progress.add_task("", total=None)
-            yield BuildScreen(
+            yield PhaseScreen(
                 lambda text: progress.update(task, description=text, completed=0, total=None),
                 lambda phase, done, total: progress.update(
                     task, description=phase, completed=done, total=total
@@ -276,6 +287,20 @@ def _plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "attention", "fused where it can be" if plan.fused_attention else "kept from fusing"
     yield "other versions", "newer ones, too" if plan.version_compatible else "no"
     yield "weights", "left out, to be refitted" if plan.stripped else "inside"
+
+
+def metrics_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """What a training came to: each metric with its interval, or its median over several splits."""
+    table = Table("", "median" if len(results) > 1 else "", "", box=SIMPLE_HEAD, pad_edge=False)
+    for name, heading in _METRICS.items():
+        values = [math.nan if (v := result[name]) is None else v for result in results]
+        if len(results) == 1:
+            low, high = results[0]["intervals"][name].values()
+            spread = "" if low is None else f"95 %: {low:.3f} to {high:.3f}"
+        else:
+            spread = f"{min(values):.3f} to {max(values):.3f} over {len(results)} splits"
+        table.add_row(heading, f"{statistics.median(values):.4f}", spread)
+    return table
 
 
 def proof_table(engine: Engine) -> Table:

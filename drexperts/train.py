@@ -1,162 +1,258 @@
-"""Training: pixels and labels in, a trained model out."""
+"""One step of training: precision, accumulation, clipping, the optimiser, an average of weights."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from drexperts.backbone import normalised
+from drexperts.config import DISTORTIONS
 from drexperts.model import DRExperts
 from drexperts.runtime.errors import ConfigError, UserError
 
-# Where Smooth L1 turns from square to absolute, for labels of about 0..1.
-BEND = 0.1
+Amp = Literal["fp32", "fp16", "bf16"]
+# A loss from crops [B, 3, size, size], as the loss wants them, and their targets [B, ...].
+Loss = Callable[[Tensor, Tensor], Tensor]
+MicroBatch = tuple[Tensor, Tensor]
 
-_CLIP_NORM = 1.0
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# What AdamW keeps of each parameter.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainingError(UserError):
     """Training that cannot go on. The message says what to change."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss that is infinite or no number; nothing was changed by its batch."""
+
+
 class Step(NamedTuple):
-    """What the progress callback is told after each step."""
+    """What is told of each step."""
 
     number: int  # from 1
     steps: int
     loss: float
+    rate: float
 
 
-Progress = Callable[[Step], None]
-# A loss from ImageNet-normalised crops [B, 3, size, size] and their targets [B, ...].
-Loss = Callable[[Tensor, Tensor], Tensor]
+@dataclass(frozen=True)
+class StepSchedule:
+    """The paper's schedule: a tenth of the rate after every third epoch.
+
+    With `warmup_epochs` the rate first rises linearly, step by step, from a thousandth. The count
+    of epochs runs on meanwhile: the released code, with three, reaches the full rate only at the
+    end of the third epoch, and has a tenth of it in the next.
+    """
+
+    rate: float = 2e-4
+    warmup_epochs: int = 0
+    every: int = 3
+    factor: float = 0.1
+
+    def __call__(self, step: int, epoch_steps: int, steps: int) -> float:
+        """The learning rate of step 0 <= `step` < `steps`."""
+        rising = self.warmup_epochs * epoch_steps
+        if step < rising:
+            low = self.rate / 1000
+            return low + (self.rate - low) * step / rising
+        return self.rate * self.factor ** (step // (self.every * epoch_steps))
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """A linear rise, then half a cosine down to zero."""
+
+    rate: float
+    warmup_steps: int
+
+    def __call__(self, step: int, epoch_steps: int, steps: int) -> float:
+        """The learning rate of step 0 <= `step` < `steps`."""
+        if step < self.warmup_steps:
+            return self.rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)
+        return self.rate * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast. The rate rises linearly, then falls along a cosine to zero.
+    """How long and how fast. The defaults are the paper's, and the released code's where it is
+    silent.
 
-    Weight decay acts on matrices only. `seed` decides batches, crops and mirrorings.
+    batch: crops in one step, over all processes
+    accumulate: parts in which a process computes its share of a batch, one after the other
+    amp: the type in which products are computed; weights stay float32
+    ema: decay of a running average of the weights, which is then what is validated and kept
+    seed: decides batches, crops and mirrorings
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup_steps: int
-    seed: int
+    batch: int
+    epochs: int = 9
+    schedule: StepSchedule | CosineSchedule = field(default_factory=StepSchedule)
+    weight_decay: float = 0.05
+    clip_norm: float = 5.0
+    amp: Amp = "fp32"
+    accumulate: int = 1
+    ema: float | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size) < 1 or self.warmup_steps < 0:
-            raise ConfigError(f"training needs an epoch and a batch of at least one: {self}")
+        if min(self.epochs, self.batch, self.accumulate) < 1:
+            raise ConfigError(f"epochs, batch and accumulate must be at least one: {self}")
+        if not (0 < self.schedule.rate < math.inf and self.clip_norm > 0):
+            raise ConfigError(f"the learning rate and the clipping norm must be above zero: {self}")
+        if self.weight_decay < 0 or self.seed < 0:
+            raise ConfigError(f"weight decay and seed cannot be negative: {self}")
+        if self.amp not in ("fp32", *DTYPES):
+            raise ConfigError(f"amp={self.amp!r}: choose fp32, fp16 or bf16")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema={self.ema}: a decay is between 0 and 1, such as 0.999")
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step 0 <= `step` < `steps`."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)
-        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
-
-def train(
-    model: DRExperts, pixels: Tensor, labels: Tensor, config: TrainConfig, progress: Progress
-) -> list[float]:
-    """Teach the model the labels with Smooth L1; the prior stays frozen. Ends in evaluation mode.
+class Trainer:
+    """A module, its loss, and all that changes while it is trained.
 
     Args:
-        pixels: uint8 [N, 3, H, W], RGB, at least as large as the model's images.
-        labels: float32 [N], of about 0..1; see `scale_scores` for any other range.
-
-    Returns:
-        The loss of each step.
+        module: what is trained: its parameters that require a gradient.
+        loss: of a micro-batch, averaged over it. It may go through more than the module.
+        epoch_steps: steps of an epoch.
+        last_part: entered for each micro-batch with whether it is the last of its step; where
+            several processes train, it keeps gradients from being exchanged before that.
+        average: of a number over all processes.
     """
 
-    def loss(images: Tensor, targets: Tensor) -> Tensor:
-        return F.smooth_l1_loss(model(images).score, targets, beta=BEND)
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        config: TrainConfig,
+        epoch_steps: int,
+        *,
+        last_part: Callable[[bool], AbstractContextManager[Any]] = lambda _: nullcontext(),
+        average: Callable[[float], float] = lambda value: value,
+    ) -> None:
+        self.config = config
+        self.epoch_steps, self.steps = epoch_steps, epoch_steps * config.epochs
+        self.done = 0
+        self._loss, self._last_part, self._average = loss, last_part, average
+        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._device = next(iter(self._parameters.values())).device
+        self._optimizer = _optimizer(self._parameters, config)
+        scaling = config.amp == "fp16"
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaling)
+        self._averages = [p.detach().clone() for p in self._parameters.values() if config.ema]
 
-    model.train()
-    losses = fit(model, loss, pixels, labels, model.config.encoder.image_size, config, progress)
-    model.eval()
-    return losses
+    def step(self, micro_batches: Sequence[MicroBatch]) -> Step:
+        """One update from micro-batches of equal size.
+
+        Raises NotFiniteError, before anything is changed, where the loss is not finite.
+        """
+        rate = self.config.schedule(self.done, self.epoch_steps, self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        loss = self._average(self._backward(micro_batches))
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                f"the loss became {loss} in step {self.done + 1}: lower the learning rate, and "
+                "check images and labels"
+            )
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self.config.ema is not None:
+            current = [p.detach() for p in self._parameters.values()]
+            torch._foreach_lerp_(self._averages, current, 1 - self.config.ema)
+        self.done += 1
+        return Step(self.done, self.steps, loss, rate)
+
+    def _backward(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Gradients of the mean loss, and the loss."""
+        count, total = len(micro_batches), torch.zeros((), device=self._device)
+        for number, (images, targets) in enumerate(micro_batches, 1):
+            with self._last_part(number == count):
+                with autocast(self._device, self.config.amp):
+                    loss = self._loss(images, targets) / count
+                self._scaler.scale(loss).backward()
+            total += loss.detach()
+        return total.item()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The module with its averaged weights for a while, where an average is kept."""
+        current = [p.detach() for p in self._parameters.values()] if self._averages else []
+        kept = [weights.clone() for weights in current]
+        _copy(current, self._averages)
+        try:
+            yield
+        finally:
+            _copy(current, kept)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a killed run needs to go on: tensors by name, and JSON-ready values."""
+        tensors = {f"weights.{name}": p.detach() for name, p in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            for moment, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}.{name}"] = value
+        for name, average in zip(self._parameters, self._averages, strict=False):
+            tensors[f"average.{name}"] = average
+        return tensors, {"done": self.done, "scaler": self._scaler.state_dict()}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """The inverse of `state`. Raises KeyError for another module's."""
+        self.done = values["done"]
+        self._scaler.load_state_dict(values["scaler"])
+        for name, parameter in self._parameters.items():
+            parameter.detach().copy_(tensors[f"weights.{name}"])
+            moments = {m: tensors[key] for m in _MOMENTS if (key := f"{m}.{name}") in tensors}
+            if moments:  # none of a parameter that never had a gradient
+                moved = {m: value.to(self._device) for m, value in moments.items()}
+                self._optimizer.state[parameter] = moved
+        for name, average in zip(self._parameters, self._averages, strict=False):
+            average.copy_(tensors[f"average.{name}"])
 
 
-def scale_scores(model: DRExperts, factor: float) -> None:
-    """Multiply the model's scores by `factor`, inside its last layer."""
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def start_at(model: DRExperts, score: float) -> None:
+    """Weights that add up to about one, and about this score for every image.
+
+    From the usual random start near zero, labels of 0..100 take hundreds of steps to come near.
+    """
+    last = model.weighting.generator[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias, 1 / len(DISTORTIONS))
+    nn.init.constant_(model.score.bias, score)
     with torch.no_grad():
-        for parameter in model.score.parameters():
-            parameter.mul_(factor)
+        last.weight.mul_(0.1)
+        model.score.weight.mul_(0.1)
 
 
-def fit(
-    module: nn.Module,
-    loss: Loss,
-    pixels: Tensor,
-    targets: Tensor,
-    size: int,
-    config: TrainConfig,
-    progress: Progress,
-) -> list[float]:
-    """Minimise a loss over the module's trainable parameters, and say how it went, step by step.
-
-    Raises TrainingError where the loss is no longer finite.
-    """
-    optimizer = _optimizer(module, config)
-    batches = list(_batches(len(pixels), config))
-    generator = Generator().manual_seed(config.seed)
-    losses = []
-    for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(number, len(batches))
-        images = normalised(random_crops(pixels[batch], size, generator))
-        losses.append(_step(optimizer, loss(images, targets[batch])))
-        progress(Step(number + 1, len(batches), losses[-1]))
-    return losses
+def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[Any]:
+    """Products in `amp`, where it is not float32."""
+    return nullcontext() if amp == "fp32" else torch.autocast(device.type, DTYPES[amp])
 
 
-def random_crops(pixels: Tensor, size: int, generator: Generator) -> Tensor:
-    """A square from a random place of each image [B, 3, H, W], every second one mirrored."""
-    count, _, height, width = pixels.shape
-    if min(height, width) < size:
-        raise ConfigError(f"{width}x{height} images are smaller than the model's {size}x{size}")
-    rows = torch.randint(height - size + 1, (count,), generator=generator)
-    columns = torch.randint(width - size + 1, (count,), generator=generator)
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    places = zip(pixels, rows.tolist(), columns.tolist(), strict=True)
-    crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in places])
-    return torch.where(mirrored[:, None, None, None], crops.flip(-1), crops)
-
-
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+def _optimizer(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; as released, biases and the gains of norms and of layers do not decay."""
+    free = {n for n, p in parameters.items() if n.endswith("bias") or _is_gain(n, p)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in parameters.items() if n not in free]},
+        {"params": [p for n, p in parameters.items() if n in free], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(
+        groups, config.schedule.rate, weight_decay=config.weight_decay, fused=True
+    )
 
 
-def _batches(count: int, config: TrainConfig) -> Iterator[Tensor]:
-    """Indices of each batch; every epoch is a new order, whose incomplete end is left out."""
-    generator = Generator().manual_seed(config.seed)
-    size = min(config.batch_size, count)
-    for _ in range(config.epochs):
-        order = torch.randperm(count, generator=generator)
-        yield from order[: count - count % size].view(-1, size)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the loss became {value}: lower the learning rate, and check images and labels"
-        )
-    optimizer.zero_grad()
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
-    optimizer.step()
-    return value
+def _is_gain(name: str, parameter: nn.Parameter) -> bool:
+    """Vectors, but for the two that the released code decays: they have a dimension more there."""
+    return parameter.ndim <= 1 and name.rpartition(".")[2] not in ("alpha", "lambda_")

@@ -148,12 +148,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> None:
-    """Write tensors and metadata, atomically."""
+    """Write tensors and metadata, whole or not at all: what was at `path` stays until then.
+
+    Raises OSError where it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(aside, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
 

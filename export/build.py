@@ -22,7 +22,7 @@ from drexperts.export.folder import ABANDONED
 from drexperts.export.graphs import engine_graph, source_engine
 from drexperts.export.photographs import verification_images
 from drexperts.export.proof import check_same_weights, images_in, prove_engine
-from drexperts.report import BuildScreen
+from drexperts.report import PhaseScreen
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import (
     PLAN_BACKENDS,
@@ -53,7 +53,7 @@ def build_engine(
     fused_attention: bool,
     checkpoint: Path | None,
     images: Path | None,
-    screen: BuildScreen,
+    screen: PhaseScreen,
 ) -> Manifest:
     """Add an engine to a bundle, in the place of an earlier one of the same name.
 
@@ -110,7 +110,7 @@ class _Work:
     manifest: Manifest
     checkpoint: Checkpoint | None
     images: Sequence[Source] | None
-    screen: BuildScreen
+    screen: PhaseScreen
 
     def built(
         self,
@@ -128,7 +128,7 @@ class _Work:
         self.screen.tell(f"building a {backend} engine in {precision}")
         aside = self.bundle / f".{secrets.token_hex(4)}.engine"
         try:
-            plan = engine_from_onnx(proto, backend, aside, options, self.screen.build)
+            plan = engine_from_onnx(proto, backend, aside, options, self.screen.phase)
             note_built_here(sha := sha256_of(aside))
             path = self.bundle / f"{backend}-{precision}-{sha[:8]}.engine"
             os.replace(aside, path)

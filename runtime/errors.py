@@ -33,6 +33,14 @@ class DeviceError(UserError):
     """The GPU or its driver failed while in use. The message says what can be done."""
 
 
+class StoppedError(DrexpertsError):
+    """A signal asked for the end, and what was done is kept. The message says how to go on."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal  # as a shell has it
+
+
 class InternalError(DrexpertsError):
     """Our bug."""
 

@@ -18,18 +18,18 @@ from drexperts.runtime.scorer import DistortionMaps, Score
 Colour: TypeAlias = tuple[int, int, int]
 Floats: TypeAlias = NDArray[np.float32]
 
-_SHOWN_MAPS = 3
+SHOWN_MAPS = 3
 
 # Pixels of the picture.
-_MARGIN, _GAP = 32, 20
+MARGIN, GAP = 32, 20
 _PANEL = 400  # the longer side of a panel
 _COLUMN = 250  # the least width of a panel's column, for its caption
 _CAPTION = 62  # height
 _BAR_ROW = 30  # height
 _CHART = 10 * _BAR_ROW + 44  # least height of the lower half
-_LEGEND = 14  # height of the colour strip
+LEGEND = 14  # height of the colour strip
 
-_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 30, 34), (112, 116, 124), (214, 216, 220)
+PAPER, INK, FAINT, _RULE = (255, 255, 255), (28, 30, 34), (112, 116, 124), (214, 216, 220)
 
 # From "looks away" over nothing to "looks here". Blue against orange, which every common colour
 # blindness tells apart, of nearly equal lightness at equal distance from zero (CIE L* 47, 67, 82,
@@ -52,16 +52,16 @@ def explanation(image: Image.Image, score: Score) -> Image.Image:
     """
     if score.maps is None:
         raise UserError("there are no maps to explain this score by: score it with maps=True")
-    photo = _panel_photo(image, score.maps.size)
+    photo = panel_photo(image, score.maps.size, _PANEL)
     column = max(photo.width, _COLUMN)
-    width = 2 * _MARGIN + 4 * column + 3 * _GAP
-    top = _MARGIN + photo.height + _CAPTION + _GAP
-    picture = Image.new("RGB", (width, top + _CHART + _MARGIN), _PAPER)
-    pen = _Pen(ImageDraw.Draw(picture))
-    half = 2 * column + _GAP
+    width = 2 * MARGIN + 4 * column + 3 * GAP
+    top = MARGIN + photo.height + _CAPTION + GAP
+    picture = Image.new("RGB", (width, top + _CHART + MARGIN), PAPER)
+    pen = Pen(ImageDraw.Draw(picture))
+    half = 2 * column + GAP
     _paint_panels(picture, pen, photo, score, column)
-    _draw_bars(pen, score.distortions, (_MARGIN, top, _MARGIN + half - 2 * _GAP))
-    right = (_MARGIN + half + _GAP, top, width - _MARGIN)
+    _draw_bars(pen, score.distortions, (MARGIN, top, MARGIN + half - 2 * GAP))
+    right = (MARGIN + half + GAP, top, width - MARGIN)
     _draw_value(pen, score, right)
     _draw_legend(picture, pen, score.maps, right)
     return picture
@@ -112,19 +112,19 @@ def _enlarged(values: Floats, size: tuple[int, int]) -> Floats:
     return np.asarray(resized, np.float32)
 
 
-def _panel_photo(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The part of the photograph that was resized to `size`, as large as a panel."""
+def panel_photo(image: Image.Image, size: tuple[int, int], side: int) -> Image.Image:
+    """The part of the photograph that was resized to `size`, its longer side at `side` pixels."""
     # A very long image is cut, centred, before it is resized: the maps know that part only.
     scale = min(image.width / size[0], image.height / size[1])
     width, height = round(size[0] * scale), round(size[1] * scale)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     seen = image.crop((left, top, left + width, top + height))
-    fit = _PANEL / max(seen.size)
+    fit = side / max(seen.size)
     panel = (max(1, round(seen.width * fit)), max(1, round(seen.height * fit)))
     return seen.resize(panel, Image.Resampling.LANCZOS)
 
 
-def _panel_map(stitched: Floats, size: tuple[int, int]) -> Floats:
+def panel_map(stitched: Floats, size: tuple[int, int]) -> Floats:
     """A stitched map at a panel's size (width, height); NaN stays NaN."""
     seen = ~np.isnan(stitched)
     total = _enlarged(np.where(seen, stitched, np.float32(0)), size)
@@ -132,7 +132,7 @@ def _panel_map(stitched: Floats, size: tuple[int, int]) -> Floats:
     return np.divide(total, share, out=np.full_like(total, np.nan), where=share > 0.5)
 
 
-def _colour_range(values: Floats) -> float:
+def colour_range(values: Floats) -> float:
     """The |value| at the ends of the colours."""
     seen = np.abs(values[~np.isnan(values)])
     return float(np.percentile(seen, _PERCENTILE)) if seen.size else 0.0
@@ -144,7 +144,7 @@ def _colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.stack([np.interp(values, stops, channel) for channel in _ANCHORS.T], axis=-1)
 
 
-def _overlay(photo: Image.Image, values: Floats, limit: float) -> Image.Image:
+def overlay(photo: Image.Image, values: Floats, limit: float) -> Image.Image:
     """The photograph in grey under the map's colours; paler still where no crop looked."""
     grey = np.asarray(photo.convert("L"), np.float32)[..., None]
     relative = np.clip(values / (limit or 1.0), -1, 1)
@@ -155,7 +155,7 @@ def _overlay(photo: Image.Image, values: Floats, limit: float) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class _Pen:
+class Pen:
     """Text and shapes in this picture's manner."""
 
     draw: ImageDraw.ImageDraw
@@ -165,7 +165,7 @@ class _Pen:
         at: tuple[float, float],
         text: str,
         size: int = 16,
-        colour: Colour = _INK,
+        colour: Colour = INK,
         anchor: str = "la",
         width: float | None = None,
     ) -> None:
@@ -186,28 +186,28 @@ class _Pen:
 
 
 def _paint_panels(
-    picture: Image.Image, pen: _Pen, photo: Image.Image, score: Score, column: int
+    picture: Image.Image, pen: Pen, photo: Image.Image, score: Score, column: int
 ) -> None:
     assert score.maps is not None
-    top = _MARGIN + photo.height + 10
-    for place, name in enumerate(["", *strongest(score.distortions, _SHOWN_MAPS)]):
-        left = _MARGIN + place * (column + _GAP)
+    top = MARGIN + photo.height + 10
+    for place, name in enumerate(["", *strongest(score.distortions, SHOWN_MAPS)]):
+        left = MARGIN + place * (column + GAP)
         if place == 0:
             panel = photo
             title, note = Path(score.source).name, "photograph"
         else:
             index = list(score.distortions).index(name)
-            values = _panel_map(stitched_map(score.maps, index), photo.size)
-            limit = _colour_range(values)
-            panel = _overlay(photo, values, limit)
+            values = panel_map(stitched_map(score.maps, index), photo.size)
+            limit = colour_range(values)
+            panel = overlay(photo, values, limit)
             title = f"{name}  {score.distortions[name]:+.3g}"
             note = f"colours end at ±{limit:.2g}"
-        picture.paste(panel, (left, _MARGIN))
+        picture.paste(panel, (left, MARGIN))
         pen.text((left, top), title, 20, width=column)
-        pen.text((left, top + 27), note, 14, _FAINT, width=column)
+        pen.text((left, top + 27), note, 14, FAINT, width=column)
 
 
-def _draw_bars(pen: _Pen, weights: Mapping[str, float], place: tuple[int, int, int]) -> None:
+def _draw_bars(pen: Pen, weights: Mapping[str, float], place: tuple[int, int, int]) -> None:
     """The weights as bars from a zero line; the strongest in colour. place: left, top, right."""
     left, top, right = place
     pen.text((left, top), "Expert weights", 20)
@@ -217,16 +217,16 @@ def _draw_bars(pen: _Pen, weights: Mapping[str, float], place: tuple[int, int, i
     def x(weight: float) -> float:
         return start + (weight - low) / ((high - low) or 1.0) * (end - start)
 
-    shown = strongest(weights, _SHOWN_MAPS)
+    shown = strongest(weights, SHOWN_MAPS)
     first = top + 40
     for row, (name, weight) in enumerate(weights.items()):
         y = first + row * _BAR_ROW
         strong, signed = name in shown, _POSITIVE if weight >= 0 else _NEGATIVE
-        pen.text((left, y + 10), name, 16, _INK if strong else _FAINT, "lm", width=165)
+        pen.text((left, y + 10), name, 16, INK if strong else FAINT, "lm", width=165)
         pen.bar(x(0), x(weight), y + 2, 17, signed if strong else _pale(signed))
-        pen.text((right, y + 10), f"{weight:+.3g}", 16, _INK if strong else _FAINT, "rm")
+        pen.text((right, y + 10), f"{weight:+.3g}", 16, INK if strong else FAINT, "rm")
     bottom = first + len(weights) * _BAR_ROW - 6
-    pen.draw.line((x(0), first - 4, x(0), bottom), _FAINT, 1)
+    pen.draw.line((x(0), first - 4, x(0), bottom), FAINT, 1)
 
 
 def _pale(colour: Colour) -> Colour:
@@ -234,7 +234,7 @@ def _pale(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _draw_value(pen: _Pen, score: Score, place: tuple[int, int, int]) -> None:
+def _draw_value(pen: Pen, score: Score, place: tuple[int, int, int]) -> None:
     """Value ± std, and where that is on the scale. place: left, top, right."""
     left, top, right = place
     scale = score.scale
@@ -242,7 +242,7 @@ def _draw_value(pen: _Pen, score: Score, place: tuple[int, int, int]) -> None:
     crops = f"mean ± std of {len(score.raw)} crop{'s' * (len(score.raw) != 1)}"
     pen.text((left, top), "Quality", 20)
     pen.text((left, top + 32), f"{score.value:.4g} ± {score.std:.2g}", 44)
-    pen.text((left, top + 86), f"{crops} · {better}", 16, _FAINT)
+    pen.text((left, top + 86), f"{crops} · {better}", 16, FAINT)
 
     def x(value: float) -> float:  # a score beyond the scale stands at its end
         share = (value - scale.low) / scale.span
@@ -250,36 +250,42 @@ def _draw_value(pen: _Pen, score: Score, place: tuple[int, int, int]) -> None:
 
     track = top + 126
     pen.bar(left, right, track, 8, _RULE)
-    pen.bar(x(score.value - score.std), x(score.value + score.std), track, 8, _pale(_INK))
+    pen.bar(x(score.value - score.std), x(score.value + score.std), track, 8, _pale(INK))
     marker = x(score.value)
-    pen.draw.ellipse((marker - 9, track - 5, marker + 9, track + 13), _INK, _PAPER, 2)
+    pen.draw.ellipse((marker - 9, track - 5, marker + 9, track + 13), INK, PAPER, 2)
     ends = [f"{scale.low:g}", f"{scale.high:g}"]
     named = zip(ends, ("worst", "best")[:: 1 if scale.higher_is_better else -1], strict=True)
     low, high = (f"{end} {name}" for end, name in named)
-    pen.text((left, track + 20), low, 14, _FAINT)
-    pen.text((right, track + 20), high, 14, _FAINT, "ra")
+    pen.text((left, track + 20), low, 14, FAINT)
+    pen.text((right, track + 20), high, 14, FAINT, "ra")
+
+
+def paint_ramp(picture: Image.Image, place: tuple[int, int, int], low: float) -> None:
+    """The colours from `low` to 1, LEGEND pixels high. place: left, top, right."""
+    left, top, right = place
+    ramp = np.linspace(low, 1, right - left, dtype=np.float32)
+    strip = np.broadcast_to(ramp, (LEGEND, right - left))
+    middle_grey = Image.new("RGB", (right - left, LEGEND), (128, 128, 128))
+    picture.paste(overlay(middle_grey, strip, 1.0), (left, top))
 
 
 def _draw_legend(
-    picture: Image.Image, pen: _Pen, maps: DistortionMaps, place: tuple[int, int, int]
+    picture: Image.Image, pen: Pen, maps: DistortionMaps, place: tuple[int, int, int]
 ) -> None:
     """What the maps' colours mean. place: left, top, right."""
     left, top, right = place
     top += 210
     pen.text((left, top), "Maps", 20)
-    ramp = np.linspace(-1, 1, right - left, dtype=np.float32)
-    strip = np.broadcast_to(ramp, (_LEGEND, right - left))
-    middle_grey = Image.new("RGB", (right - left, _LEGEND), (128, 128, 128))
-    picture.paste(_overlay(middle_grey, strip, 1.0), (left, top + 36))
-    below = top + 36 + _LEGEND + 6
+    paint_ramp(picture, (left, top + 36, right), -1.0)
+    below = top + 36 + LEGEND + 6
     notes: Sequence[tuple[float, str, str]] = (
         (left, "looks away", "la"),
         ((left + right) / 2, "0", "ma"),
         (right, "looks here", "ra"),
     )
     for at, note, anchor in notes:
-        pen.text((at, below), note, 14, _FAINT, anchor)
+        pen.text((at, below), note, 14, FAINT, anchor)
     meaning = "the expert's attention above or below what the image draws itself"
-    pen.text((left, below + 26), meaning, 14, _FAINT, width=right - left)
+    pen.text((left, below + 26), meaning, 14, FAINT, width=right - left)
     if np.isnan(stitched_map(maps, 0)).any():
-        pen.text((left, below + 46), "pale: in no crop, so never seen", 14, _FAINT)
+        pen.text((left, below + 46), "pale: in no crop, so never seen", 14, FAINT)

@@ -135,15 +135,29 @@ def decode(source: Source) -> Image.Image:
 
 def crops_from_image(image: Image.Image, spec: Preprocessing) -> Crops:
     """The crop grid of an RGB image: rows x columns of crops, row by row."""
-    resized = _resized(image, spec)
-    rows = crop_positions(resized.height, spec.crop, spec.crops_per_side)
-    columns = crop_positions(resized.width, spec.crop, spec.crops_per_side)
+    image = resized(image, spec)
+    rows = crop_positions(image.height, spec.crop, spec.crops_per_side)
+    columns = crop_positions(image.width, spec.crop, spec.crops_per_side)
     boxes = [(x, y, x + spec.crop, y + spec.crop) for y in rows for x in columns]
-    planes = np.asarray(resized).transpose(2, 0, 1)  # (3, height, width)
+    planes = np.asarray(image).transpose(2, 0, 1)  # (3, height, width)
     pixels = np.empty((len(boxes), 3, spec.crop, spec.crop), np.uint8)
     for crop, (left, top, right, bottom) in zip(pixels, boxes, strict=True):
         crop[:] = planes[:, top:bottom, left:right]
-    return Crops(pixels, np.array(boxes, np.int64), resized.size)
+    return Crops(pixels, np.array(boxes, np.int64), image.size)
+
+
+def resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """The image with its shorter side clamped, its longer side cut to LONGEST_RATIO (centred).
+
+    Bicubic, antialiased when reducing; an image that needs neither comes back as it is.
+    """
+    short = min(image.size)
+    target = min(max(short, spec.short_side_min), spec.short_side_max)
+    image = _shortened(image, LONGEST_RATIO * spec.short_side_max * short // target)
+    if target == short:
+        return image
+    size = (_scaled(image.width, target, short), _scaled(image.height, target, short))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def crop_positions(side: int, crop: int, most: int) -> list[int]:
@@ -265,20 +279,6 @@ def _over_white(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
-    """The image with its shorter side clamped, its longer side cut to LONGEST_RATIO (centred).
-
-    Bicubic, antialiased when reducing; an image that needs neither comes back as it is.
-    """
-    short = min(image.size)
-    target = min(max(short, spec.short_side_min), spec.short_side_max)
-    image = _shortened(image, LONGEST_RATIO * spec.short_side_max * short // target)
-    if target == short:
-        return image
-    size = (_scaled(image.width, target, short), _scaled(image.height, target, short))
-    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _shortened(image: Image.Image, longest: int) -> Image.Image:

@@ -24,7 +24,7 @@ from drexperts.export.build import build_engine
 from drexperts.export.bundle import export_bundle
 from drexperts.export.engine_options import EngineOptions
 from drexperts.export.photographs import verification_images
-from drexperts.report import BuildScreen
+from drexperts.report import PhaseScreen
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import (
@@ -40,7 +40,7 @@ from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.trust import built_here
 
 OPTIONS = EngineOptions(profiles=(Profile(1, 2, 4),), capabilities=("8.9",))
-SCREEN = BuildScreen(lambda text: None, lambda phase, done, total: None, lambda text: None)
+SCREEN = PhaseScreen(lambda text: None, lambda phase, done, total: None, lambda text: None)
 
 
 @pytest.fixture(autouse=True)

@@ -1,143 +1,224 @@
-"""The trainer: it learns, repeats itself, leaves the prior alone, and stops at NaN."""
+"""A step of training: schedules, accumulation, averages, a state that goes on to the bit."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD, normalised
-from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+from drexperts.backbone import normalised
 from drexperts.model import DRExperts, new_model
 from drexperts.runtime.errors import ConfigError
 from drexperts.train import (
-    Step,
+    CosineSchedule,
+    NotFiniteError,
+    StepSchedule,
     TrainConfig,
-    TrainingError,
-    random_crops,
-    scale_scores,
-    train,
+    Trainer,
+    start_at,
 )
 
-SIDE = 16
-CONFIG = TrainConfig(
-    epochs=12, batch_size=16, learning_rate=3e-3, weight_decay=0.01, warmup_steps=4, seed=0
-)
+SIDE = 64
+EPOCH_STEPS = 4
 
 
-def tiny_model() -> DRExperts:
-    torch.manual_seed(0)
-    encoder = EncoderConfig(image_size=SIDE, patch_size=8, width=32, depth=1, heads=2)
-    controller = ControllerConfig(SIDE, patch_size=8, width=16, depth=1, heads=2, embedding=16)
-    return new_model(DRExpertsConfig.paper().with_sizes(encoder, controller))
+@pytest.fixture
+def model(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> DRExperts:
+    return random_model(tiny()).train()
 
 
-def brightness_problem() -> tuple[Tensor, Tensor]:
-    """Flat noisy images larger than the model's, labelled with their brightness."""
+def batches(count: int, size: int = 4) -> list[tuple[Tensor, Tensor]]:
+    """Flat noisy images labelled with their brightness."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.rand(64, generator=generator)
-    noise = torch.randn(64, 3, SIDE + 4, SIDE + 6, generator=generator)
-    pixels = (255 * labels[:, None, None, None] + 8 * noise).clamp(0, 255).to(torch.uint8)
-    return pixels, labels
+    labels = torch.rand(count, size, generator=generator)
+    noise = torch.randn(count, size, 3, SIDE, SIDE, generator=generator)
+    pixels = (255 * labels[..., None, None, None] + 8 * noise).clamp(0, 255).to(torch.uint8)
+    return [(normalised(images), targets) for images, targets in zip(pixels, labels, strict=True)]
 
 
-def ignore(_: Step) -> None:
-    pass
+def trainer_of(model: DRExperts, **changes: Any) -> Trainer:
+    def loss(images: Tensor, targets: Tensor) -> Tensor:
+        return F.smooth_l1_loss(model(images).score.float(), targets)
+
+    defaults: dict[str, Any] = {"batch": 4, "epochs": 3, "schedule": StepSchedule(1e-3)}
+    return Trainer(model, loss, TrainConfig(**(defaults | changes)), EPOCH_STEPS)
 
 
-def test_the_loss_falls_and_every_step_is_told() -> None:
-    model, told = tiny_model(), list[Step]()
-    losses = train(model, *brightness_problem(), CONFIG, told.append)
-    assert losses == [step.loss for step in told]
-    assert [step.number for step in told] == list(range(1, 12 * 4 + 1))
-    assert {step.steps for step in told} == {len(losses)}
-    assert sum(losses[-4:]) < 0.2 * sum(losses[:4])
-    assert not model.training
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_the_prior_stays_bit_for_bit_and_the_rest_moves() -> None:
-    model = tiny_model()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    train(model, *brightness_problem(), replace(CONFIG, epochs=2), ignore)
+def assert_same(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name, value in model.state_dict().items():
-        frozen = name.startswith(("controller.", "prompts."))
-        if frozen:
+        assert torch.equal(value, state[name]), name
+
+
+def test_the_papers_rate_falls_to_a_tenth_after_every_third_epoch() -> None:
+    rates = [StepSchedule()(step, 10, 90) for step in range(90)]
+    assert rates == pytest.approx([2e-4] * 30 + [2e-5] * 30 + [2e-6] * 30)
+
+
+def test_the_released_warm_up_reaches_the_rate_at_the_end_of_the_third_epoch() -> None:
+    rates = [StepSchedule(warmup_epochs=3)(step, 10, 90) for step in range(90)]
+    assert rates[0] == pytest.approx(2e-7)
+    assert rates[:30] == sorted(rates[:30])
+    assert rates[29] == pytest.approx(2e-4 - (2e-4 - 2e-7) / 30)
+    assert rates[30:] == pytest.approx([2e-5] * 30 + [2e-6] * 30)
+
+
+def test_the_cosine_rises_then_falls_to_zero() -> None:
+    schedule = CosineSchedule(3e-3, warmup_steps=4)
+    rates = [schedule(step, 10, 40) for step in range(41)]
+    assert rates[:4] == pytest.approx([3e-3 * k / 4 for k in (1, 2, 3, 4)])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[40] == pytest.approx(0)
+
+
+def test_a_warm_up_longer_than_the_training_only_rises() -> None:
+    schedule = CosineSchedule(3e-3, warmup_steps=10)
+    rates = [schedule(step, 5, 5) for step in range(5)]
+    assert rates == pytest.approx([3e-4, 6e-4, 9e-4, 12e-4, 15e-4])
+
+
+def test_the_loss_falls_and_every_step_is_told(model: DRExperts) -> None:
+    start_at(model, 0.5)
+    trainer = trainer_of(model, epochs=15)
+    steps = [trainer.step([batch]) for batch in 15 * batches(EPOCH_STEPS)]
+    assert [step.number for step in steps] == list(range(1, 61))
+    assert {step.steps for step in steps} == {60}
+    assert sum(step.loss for step in steps[-4:]) < 0.3 * sum(step.loss for step in steps[:4])
+
+
+def test_the_prior_stays_bit_for_bit_and_the_rest_moves(model: DRExperts) -> None:
+    before = copied(model)
+    trainer = trainer_of(model)
+    for batch in batches(4):
+        trainer.step([batch])
+    for name, value in model.state_dict().items():
+        if name.startswith(("controller.", "prompts.")):
             assert torch.equal(value, before[name]), name
     for name in ("score.weight", "saliency.value.weight", "encoder.vit.patch_embed.proj.weight"):
         assert not torch.equal(model.state_dict()[name], before[name]), name
 
 
-def test_a_seed_repeats_a_training_whatever_the_global_generator() -> None:
-    states: list[Tensor] = []
-    for seed in (0, 0, 1):
-        model = tiny_model()
-        torch.manual_seed(len(states))
-        config = replace(CONFIG, epochs=2, seed=seed)
-        train(model, *brightness_problem(), config, ignore)
-        states.append(torch.cat([p.flatten() for p in model.parameters()]))
-    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
-    assert not torch.equal(states[0], states[2])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(
+    tiny: Callable[..., Any], random_model: Callable[..., Any]
+) -> None:
+    losses = []
+    for parts in (1, 2, 4):
+        model = random_model(tiny()).double().train()
+        trainer = trainer_of(model, accumulate=parts)
+        found = []
+        for images, targets in batches(6):
+            chunks = zip(images.double().chunk(parts), targets.double().chunk(parts), strict=True)
+            found.append(trainer.step(list(chunks)).loss)
+        losses.append(found)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_nan_stops_with_what_to_do() -> None:
-    pixels, labels = brightness_problem()
-    labels[:] = float("nan")
-    with pytest.raises(TrainingError, match="lower the learning rate"):
-        train(tiny_model(), pixels, labels, CONFIG, ignore)
+def test_what_decays_is_what_the_released_code_decays(model: DRExperts) -> None:
+    trainer = trainer_of(model)
+    decaying, free = trainer._optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decays = {names[id(parameter)] for parameter in decaying["params"]}
+    assert {"encoder.vit.cls_token", "encoder.vit.pos_embed", "score.weight"} <= decays
+    assert {"saliency.alpha", "weighting.lambda_", "saliency.features.linear.weight"} <= decays
+    assert (decaying["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    for name in ("saliency.features.linear.bias", "weighting.norm.weight", "score.bias"):
+        assert name not in decays
+    assert not any("prelu" in name or name.endswith((".bias", "gamma")) for name in decays)
 
 
-def test_the_rate_rises_then_falls_to_zero() -> None:
-    rates = [CONFIG.rate(step, 40) for step in range(41)]
-    assert rates[:4] == pytest.approx([3e-3 * k / 4 for k in (1, 2, 3, 4)])
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert rates[4] == pytest.approx(3e-3)
-    assert rates[40] == pytest.approx(0)
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_state_goes_on_to_the_bit(
+    ema: float | None, tiny: Callable[..., Any], random_model: Callable[..., Any]
+) -> None:
+    models = [random_model(tiny()).train() for _ in range(2)]
+    whole, first = (trainer_of(model, ema=ema) for model in models)
+    for batch in batches(6):
+        whole.step([batch])
+    for batch in batches(6)[:3]:
+        first.step([batch])
+    tensors, values = first.state()
+    resumed = random_model(tiny(), seed=1).train()
+    second = trainer_of(resumed, ema=ema)
+    resumed.controller.load_state_dict(models[0].controller.state_dict())
+    resumed.prompts.load_state_dict(models[0].prompts.state_dict())
+    second.load_state({name: value.clone() for name, value in tensors.items()}, values)
+    for batch in batches(6)[3:]:
+        second.step([batch])
+    assert_same(resumed, models[0].state_dict())
+    with second.averaged(), whole.averaged():
+        assert_same(resumed, models[0].state_dict())
 
 
-def test_a_warmup_longer_than_the_training_only_rises() -> None:
-    config = replace(CONFIG, warmup_steps=10)
-    assert [config.rate(step, 5) for step in range(5)] == pytest.approx(
-        [3e-4, 6e-4, 9e-4, 12e-4, 15e-4]
-    )
+def test_an_average_lags_behind_and_is_taken_back(model: DRExperts) -> None:
+    trainer = trainer_of(model, ema=0.5)
+    expected = model.score.weight.detach().clone()
+    for batch in batches(3):
+        trainer.step([batch])
+        expected = (expected + model.score.weight.detach()) / 2
+    now = copied(model)
+    with trainer.averaged():
+        torch.testing.assert_close(model.score.weight.detach(), expected)
+        assert not torch.equal(model.score.weight, now["score.weight"])
+    assert_same(model, now)
 
 
-def test_scaling_multiplies_the_scores() -> None:
-    model = tiny_model()
-    images = normalised(brightness_problem()[0][:4, :, :SIDE, :SIDE])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_changes_nothing(value: float, model: DRExperts) -> None:
+    trainer = trainer_of(model, ema=0.9)
+    (images, targets), good = batches(2)
+    trainer.step([good])
+    before, done = copied(model), trainer.done
+    with pytest.raises(NotFiniteError, match="step 2: lower the learning rate"):
+        trainer.step([(images, torch.full_like(targets, value))])
+    assert_same(model, before)
+    assert trainer.done == done
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_reduced_precision_follows_float32(amp: str, tiny: Callable[..., Any]) -> None:
+    losses = []
+    for precision in ("fp32", amp):
+        torch.manual_seed(0)
+        model = new_model(tiny()).train()
+        start_at(model, 0.0)
+        trainer = trainer_of(model, amp=precision)
+        losses.append([trainer.step([batch]).loss for batch in 2 * batches(EPOCH_STEPS)])
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_a_start_is_near_the_asked_score(preset: str, tiny: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model = new_model(tiny(preset))
+    start_at(model, 60.0)
     with torch.no_grad():
-        before = model(images)
-        scale_scores(model, 100)
-        after = model(images)
-    torch.testing.assert_close(after.score, 100 * before.score)
-    torch.testing.assert_close(after.weights, before.weights, rtol=0, atol=0)
+        scores = torch.cat([model(images).score for images, _ in batches(3)])
+    assert (scores - 60).abs().max() < 15
 
 
-def test_normalised_undoes_to_pixels() -> None:
-    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    expected = [
-        (v - m) / s for v, m, s in zip((0, 0.2, 1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
-    ]
-    torch.testing.assert_close(normalised(pixels).flatten(), torch.tensor(expected))
-
-
-def test_crops_are_pieces_of_their_own_image_some_mirrored() -> None:
-    rows, columns = torch.arange(6)[:, None], torch.arange(7)
-    image = (10 * rows + columns).to(torch.uint8).expand(40, 3, 6, 7)
-    crops = random_crops(image, 4, torch.Generator().manual_seed(0)).int()
-    steps = crops.diff(dim=-1)
-    mirrored = steps[:, 0, 0, 0] == -1
-    assert 0 < mirrored.sum() < 40
-    assert torch.equal(steps.abs(), torch.ones_like(steps))
-    assert torch.equal(crops.diff(dim=-2), torch.full((40, 3, 3, 4), 10, dtype=torch.int32))
-    corners = torch.where(mirrored, crops[:, 0, 0, -1], crops[:, 0, 0, 0])
-    assert set(corners.tolist()) == {10 * y + x for y in range(3) for x in range(4)}
-
-
-def test_images_smaller_than_the_model_are_refused() -> None:
-    with pytest.raises(ConfigError, match="7x6 images are smaller"):
-        random_crops(torch.zeros(1, 3, 6, 7, dtype=torch.uint8), 8, torch.Generator())
-
-
-def test_an_empty_training_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one"):
-        replace(CONFIG, epochs=0)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"accumulate": 0},
+        {"schedule": StepSchedule(0.0)},
+        {"schedule": StepSchedule(float("nan"))},
+        {"clip_norm": 0.0},
+        {"weight_decay": -1.0},
+        {"ema": 1.0},
+        {"amp": "int8"},
+        {"seed": -1},
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        TrainConfig(**({"batch": 4} | changes))

@@ -1,0 +1,116 @@
+"""The processes of one training: those that `torchrun` started, or this one alone."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from drexperts.runtime.errors import DeviceError
+
+T = TypeVar("T")
+
+# Others wait while one process reads every image once, which takes longer than a step.
+_PATIENCE = timedelta(hours=6)
+
+
+class Processes:
+    """A group of processes, each with a device, that run the same program.
+
+    rank, world: this process's number, and how many there are
+    first: whether it is the one that writes files and speaks
+
+    `torchrun` says which process is which in the environment. Enter it to start and to leave the
+    group: NCCL between GPUs, gloo between CPUs.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.first = self.rank == 0
+        self.device = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=_PATIENCE)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.world > 1:
+            distributed.destroy_process_group()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, with its gradients averaged over the processes."""
+        if self.world == 1:
+            return module
+        ids = [self.device] if self.device.type == "cuda" else None
+        # Biases of keys cancel in a softmax, so that some parameters have no gradient.
+        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+
+    def last_part(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Where a step has several parts, gradients are exchanged after the last one only."""
+        if last or not isinstance(module, DistributedDataParallel):
+            return nullcontext()
+        return module.no_sync()
+
+    def average(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return total.item() / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.average(float(flag)) > 0
+
+    def gather(self, part: list[T]) -> list[T]:
+        """The parts of all processes, one after the other."""
+        if self.world == 1:
+            return part
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, part)
+        return [item for gathered in parts for item in gathered]
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What the first process finds, in all of them. An error there is an error everywhere."""
+        if self.world == 1:
+            return work()
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = work()
+            except Exception as error:  # raised below, after the others know
+                found[1] = error
+        distributed.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {name} is none: choose cpu, cuda or such as cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("PyTorch finds no CUDA device here: --device cpu, or check the driver")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank)
+    return device

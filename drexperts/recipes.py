@@ -1,0 +1,62 @@
+"""How each data set is trained on and tested: crops, batches, sizes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from drexperts.runtime.preprocess import Preprocessing
+
+# `grid`: the runtime's crops, the same each time; what a bundle will see.
+# `released`: the authors' random crops and their stretched sizes, repeatable by seed.
+Protocol = Literal["grid", "released"]
+
+_RELEASED_CROP = 384  # the crop the released sizes are for
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One data set's settings, as the released configurations have them.
+
+    batch: crops in one step of the optimiser, over all GPUs
+    train_crops: random crops of an image in an epoch
+    test_crops: random crops whose scores are averaged, in the protocol `released`
+    stretched: (height, width) every image is brought to in the protocol `released`, whatever its
+        shape: torchvision's order, so that a landscape becomes a portrait; None leaves it alone
+    short_side: in the protocol `grid`, the most an image's shorter side keeps, in crops
+    test_flips: whether test crops are mirrored at random, in the protocol `released`
+    size: of the encoder
+    """
+
+    batch: int
+    train_crops: int
+    test_crops: int
+    stretched: tuple[int, int] | None
+    short_side: float
+    test_flips: bool
+    size: Literal["small", "base"] = "small"
+
+
+RECIPES = {
+    "livec": Recipe(64, 10, 20, None, 2.0, False),
+    "koniq10k": Recipe(156, 3, 15, (512, 384), 1.0, True),
+    "spaq": Recipe(96, 2, 15, (512, 384), 1.0, True),
+    "livefb": Recipe(192, 2, 5, (512, 384), 1.0, False),
+    "bid": Recipe(32, 10, 15, (512, 512), 4 / 3, True),
+    "live": Recipe(32, 8, 15, None, 2.0, True),
+    "csiq": Recipe(16, 4, 15, None, 2.0, True),
+    "tid2013": Recipe(16, 1, 10, None, 2.0, True, "base"),
+    "kadid10k": Recipe(80, 2, 15, None, 2.0, True, "base"),
+    "folder": Recipe(64, 4, 15, None, 2.0, False),
+}
+
+
+def preprocessing(recipe: Recipe, crop: int) -> Preprocessing:
+    """The crop grid of a data set's images, which its model then keeps in production."""
+    return Preprocessing(crop, crop, round(recipe.short_side * crop), crops_per_side=3)
+
+
+def stretched(recipe: Recipe, crop: int) -> tuple[int, int] | None:
+    """(height, width) of the protocol `released` for crops of this size."""
+    if recipe.stretched is None:
+        return None
+    height, width = (round(side * crop / _RELEASED_CROP) for side in recipe.stretched)
+    return height, width

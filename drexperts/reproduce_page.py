@@ -1,0 +1,99 @@
+"""A reproduced table as Markdown: what was measured here under what is reported."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from drexperts.reported import IMAGES, SOURCE, TABLES, Correlations
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page of a report of `drexperts.reproduce`."""
+    table = TABLES[report["table"]]
+    number = report["table"].removeprefix("table")
+    names = {cell["training"]["dataset"] for cell in report["cells"]}
+    sizes = ", ".join(f"{name} {count}" for name, count in IMAGES.items() if name in names)
+    lines = [
+        f"# Table {number}: {table.title}",
+        "",
+        "SRCC/PLCC. **Only the rows that say `here` were measured here**: medians over the splits "
+        f"that are done, their number behind them. All other rows are as reported in {SOURCE}.",
+        "",
+        f"Trained from {report['start']}; tested by the protocol `{report['protocol']}`; epochs "
+        f"chosen by the {report['selected_on']} images. The splits are in `splits/`.",
+        "",
+        *_grid(("", *table.columns), _rows(report)),
+        "",
+        "## Measured here",
+        "",
+        f"Images of the whole data sets: {sizes}. What was trained on other numbers of "
+        "images, or from other weights, is no reproduction of its table.",
+        "",
+        *(_runs_lines(report) or ["Nothing."]),
+    ]
+    if report["failures"]:
+        lines += ["", "## Failed", ""]
+        lines += _failure_lines(report["failures"])
+    return "\n".join(lines) + "\n"
+
+
+def _rows(report: dict[str, Any]) -> Iterator[list[str]]:
+    """The paper's rows, and under each that we have measured or can, ours."""
+    table = TABLES[report["table"]]
+    for row, cells in table.rows.items():
+        yield [row, *(_text(cell) for cell in cells)]
+        ours = {cell["column"]: cell for cell in report["cells"] if cell["row"] == row}
+        tests = dict.fromkeys(test for cell in ours.values() for test in cell["medians"])
+        for test in tests:
+            medians = [ours[column]["medians"][test] for column in table.columns]
+            yield [f"{row}, here, {test}", *(_ours(one, report["splits"]) for one in medians)]
+
+
+def _ours(found: dict[str, Any], splits: int) -> str:
+    if not found["splits"]:
+        return "missing"
+    pair = _text(Correlations(found["srcc"], found["plcc"]))
+    return f"{pair} ({found['splits']} of {splits})"
+
+
+def _text(cell: Correlations | None) -> str:
+    """Such as 0.941/0.954; table 2 has no PLCC, and some cells nothing."""
+    return "-" if cell is None else "/".join(map(_number, cell))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _runs_lines(report: dict[str, Any]) -> list[str]:
+    """Every run behind the medians."""
+    headings = ("trained", "tested on", "split", "digest", "images", "epoch", "SRCC", "PLCC")
+    rows = [
+        [
+            cell["name"],
+            test if cell["target"] is None else f"{cell['target']}, {test}",
+            str(run["split"]),
+            run["split_digest"],
+            " + ".join(map(str, run["images"])),
+            str(run["best_epoch"]),
+            *(_number(metrics[name]) for name in ("srcc", "plcc")),
+        ]
+        for cell in report["cells"]
+        for run in cell["runs"]
+        for test, metrics in run["tests"].items()
+    ]
+    return list(_grid(headings, rows)) if rows else []
+
+
+def _failure_lines(failures: Sequence[dict[str, str]]) -> Iterator[str]:
+    """A line an error: the same one mostly has many jobs."""
+    jobs: dict[str, list[str]] = {}
+    for failure in failures:
+        jobs.setdefault(failure["error"], []).append(failure["job"])
+    for error, failed in jobs.items():
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        yield f"- {failed[0]}{more}: {error}"
+
+
+def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for row in (headings, ["---"] * len(headings), *rows):
+        yield f"| {' | '.join(row)} |"

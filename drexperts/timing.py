@@ -1,0 +1,98 @@
+"""Times and their statistics, and what they were taken on."""
+
+import io
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Progress = Callable[[str], None]
+
+# Worker threads of PyTorch and ONNX Runtime spin for a while after a call, at the cost of whoever
+# runs next on the same cores.
+SETTLE = 0.1  # seconds between two calls
+PHOTO = (1024, 768)
+
+
+def statistics(samples: Sequence[float]) -> dict[str, Any]:
+    """Percentiles, mean and coefficient of variation of times, with the samples."""
+    values = np.asarray(samples)
+    quantiles = {f"p{q}": float(np.percentile(values, q)) for q in (20, 50, 80, 90, 99)}
+    mean = float(values.mean())
+    return quantiles | {"mean": mean, "cv": float(values.std() / mean), "samples": values.tolist()}
+
+
+def ratio(baseline: list[float], engine: list[float]) -> dict[str, float]:
+    """Baseline over engine, round by round: the median and the middle 60 %."""
+    ratios = np.divide(baseline, engine)
+    return {f"p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)}
+
+
+def ratio_text(ratio: dict[str, float] | None) -> str:
+    """Such as "2.50 (2.41-2.62)"; nothing for no ratio."""
+    return "" if ratio is None else f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})"
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def photograph() -> bytes:
+    """A JPEG with a photograph's mix of smooth and fine detail; made here, so nothing is needed."""
+    width, height = PHOTO
+    rng = np.random.default_rng(0)
+    layers = [
+        np.asarray(
+            Image.fromarray(
+                rng.integers(0, 256, (height // s, width // s, 3), dtype=np.uint8)
+            ).resize(PHOTO, Image.Resampling.BICUBIC),
+            float,
+        )
+        for s in (96, 24, 6, 2)
+    ]
+    mixed = sum(w * layer for w, layer in zip((0.5, 0.3, 0.15, 0.05), layers, strict=True))
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(mixed).round().astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def machine_card(threads: int | None) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    names = ("drexperts", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "timm")
+    return {
+        "cpu": _cpu_name(),
+        "cores": _cores(),
+        "threads": threads,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in names if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,416 @@
+"""The verbs that train and judge: train, eval, reproduce, synth, explain."""
+
+import argparse
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drexperts.verbs import DONE, GATE_FAILED, Outcome, add_scale, add_verb, scale_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from drexperts.config import DRExpertsConfig
+    from drexperts.data import Dataset
+    from drexperts.model import DRExperts
+    from drexperts.recipes import Recipe
+    from drexperts.report import Screen
+    from drexperts.splits import Splits
+    from drexperts.train import TrainConfig
+    from drexperts.training_run import Resources
+    from drexperts.verbs import Parser, Verbs
+
+_NAMES = "koniq10k livec spaq livefb bid live csiq tid2013 kadid10k folder"
+
+
+def add_training_verbs(verbs: "Verbs") -> None:
+    """Their parsers."""
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_reproduce(verbs)
+    _add_synth(verbs)
+    _add_explain(verbs)
+
+
+def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.splits import write_splits
+    from drexperts.training_run import Run, train_run
+
+    screen = _of_the_first(arguments, screen)
+    dataset = _dataset(arguments)
+    screen.note(f"{len(dataset.samples)} images of {dataset.name}, data {dataset.digest}")
+    recipe = _recipe(arguments)
+    splits = _splits(arguments, dataset)
+    chosen = range(len(splits.splits)) if arguments.split is None else [arguments.split]
+    config, new_model = _model(arguments, recipe.size)
+    results = []
+    for number in chosen:
+        split = _numbered(splits, number)
+        run = Run(
+            dataset,
+            split,
+            split.digest,
+            recipe,
+            _train_config(arguments, recipe, config),
+            arguments.protocol,
+            arguments.select_on_test,
+            fresh=arguments.init is None,
+        )
+        out = arguments.out if len(chosen) == 1 else arguments.out / f"split-{number}"
+        with screen.phases() as shown:
+            results.append(train_run(run, new_model, out, _resources(arguments), shown))
+        # Of this split only: on the test part of another, this model would know the images.
+        write_splits(replace(splits, splits=(split,)), out / "splits.json")
+    return _trained(arguments.out, results, screen)
+
+
+def _dataset(arguments: argparse.Namespace) -> "Dataset":
+    from drexperts.data import higher_is_better
+    from drexperts.layouts import open_dataset
+
+    name, root = arguments.data
+    scale = None if arguments.scale is None else scale_of(arguments.scale)
+    dataset = open_dataset(name, Path(root), scale=scale, skip_bad=arguments.skip_bad)
+    return higher_is_better(dataset) if arguments.higher_is_better else dataset
+
+
+def _recipe(arguments: argparse.Namespace) -> "Recipe":
+    from drexperts.recipes import RECIPES
+
+    asked = {"batch": arguments.batch, "train_crops": arguments.crops}
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    return replace(RECIPES[arguments.data[0]], **changes)
+
+
+def _splits(arguments: argparse.Namespace, dataset: "Dataset") -> "Splits":
+    from drexperts.splits import check_splits, make_splits, read_splits
+
+    if arguments.splits is None:
+        validation = 0.0 if arguments.select_on_test else 0.1
+        return make_splits(dataset, seed=arguments.seed, validation=validation)
+    splits = read_splits(arguments.splits)
+    check_splits(splits, dataset)
+    return splits
+
+
+def _numbered(splits: "Splits", number: int) -> Any:
+    from drexperts.runtime.errors import UserError
+
+    if not 0 <= number < len(splits.splits):
+        raise UserError(f"--split {number}: there are splits 0 to {len(splits.splits) - 1}")
+    return splits.splits[number]
+
+
+def _model(
+    arguments: argparse.Namespace, size: str
+) -> "tuple[DRExpertsConfig, Callable[[], DRExperts]]":
+    """The configuration, and what makes a model of it with published or with given weights."""
+    from drexperts.checkpoint import load_checkpoint, load_encoder
+    from drexperts.config import DRExpertsConfig
+    from drexperts.daclip import load_prior
+    from drexperts.model import new_model
+
+    if arguments.init is not None:
+        trained = load_checkpoint(arguments.init).model
+        return trained.config, lambda: copy.deepcopy(trained)
+    preset = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
+    config = preset[arguments.preset](arguments.size or size, arguments.image_size)
+
+    def make() -> "DRExperts":
+        model = new_model(config)
+        load_encoder(model, arguments.encoder)
+        load_prior(model, arguments.prior)
+        return model
+
+    return config, make
+
+
+def _train_config(
+    arguments: argparse.Namespace, recipe: "Recipe", config: "DRExpertsConfig"
+) -> "TrainConfig":
+    """The paper's three thirds of the epochs, each with a tenth of the rate of the one before."""
+    from drexperts.train import StepSchedule, TrainConfig
+
+    third = max(1, -(-arguments.epochs // 3))
+    return TrainConfig(
+        recipe.batch,
+        arguments.epochs,
+        StepSchedule(arguments.rate, config.warmup_epochs, third),
+        amp=arguments.amp,
+        accumulate=arguments.accumulate,
+        ema=arguments.ema,
+        seed=arguments.seed,
+    )
+
+
+def _resources(arguments: argparse.Namespace) -> "Resources":
+    from drexperts.training_run import Resources
+
+    return Resources(
+        arguments.device,
+        arguments.workers,
+        arguments.cache,
+        arguments.save_minutes,
+        arguments.skip_bad,
+        arguments.tensorboard,
+    )
+
+
+def _trained(out: Path, results: list[dict[str, Any]], screen: "Screen") -> Outcome:
+    from drexperts.report import metrics_table
+
+    screen.tables.print(metrics_table([result["test"] for result in results]))
+    first = results[0]
+    screen.tables.print(
+        f"tested on {first['test']['images']} images, split {first['split_digest']}; the epoch was "
+        f"chosen on: {first['selected_on']}. `drx export` takes {out}/best.safetensors"
+    )
+    return Outcome(DONE, {"out": str(out), "results": results})
+
+
+def _eval(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.recipes import RECIPES
+    from drexperts.side_by_side import evaluate_models, print_evaluation, write_predictions
+    from drexperts.splits import read_splits
+
+    dataset = _dataset(arguments)
+    splits = None if arguments.splits is None else read_splits(arguments.splits)
+    with screen.phases() as shown:
+        evaluation = evaluate_models(
+            arguments.models,
+            dataset,
+            splits=splits,
+            part=arguments.part or ("all" if splits is None else "test"),
+            protocol=arguments.protocol,
+            recipe=RECIPES[arguments.data[0]],
+            seed=arguments.seed,
+            device=arguments.device,
+            threads=arguments.threads,
+            skip_bad=arguments.skip_bad,
+            progress=shown.phase,
+        )
+    print_evaluation(evaluation.report, screen.tables)
+    if arguments.out is not None:
+        write_predictions(evaluation, dataset, arguments.out)
+    return Outcome(DONE, evaluation.report)
+
+
+def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.reproduce import Plan, reproduce
+
+    screen = _of_the_first(arguments, screen)
+    config, new_model = _model(arguments, "small")
+    plan = Plan(
+        arguments.data_root,
+        arguments.out,
+        new_model,
+        "published weights" if arguments.init is None else f"the checkpoint {arguments.init}",
+        lambda recipe: _train_config(arguments, recipe, config),
+        arguments.splits,
+        arguments.protocol,
+        arguments.select_on_test,
+        fresh=arguments.init is None,
+    )
+    resources = _resources(arguments)
+    with screen.phases() as shown:
+        report = reproduce(arguments.table, plan, resources, shown, arguments.only)
+    page = arguments.out / f"{arguments.table}.md"
+    if page.exists():
+        screen.tables.print(page.read_text(encoding="utf-8"))
+    return Outcome(GATE_FAILED if report["failures"] else DONE, report)
+
+
+def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.predict import open_model
+    from drexperts.runtime.explain import explanation
+    from drexperts.runtime.preprocess import decode
+
+    photo = decode(arguments.photo)
+    if arguments.compare:
+        picture = _comparison(arguments, photo)
+    else:
+        scale = None if arguments.scale is None else scale_of(arguments.scale)
+        with open_model(arguments.model, "cpu", scale=scale) as scorer:
+            picture = explanation(photo, scorer.score(arguments.photo, maps=True))
+    picture.save(arguments.out)
+    screen.tables.print(f"wrote {arguments.out}")
+    return Outcome(DONE, {"out": str(arguments.out)})
+
+
+def _comparison(arguments: argparse.Namespace, photo: "Image") -> "Image":
+    from drexperts.attention_maps import comparison
+    from drexperts.checkpoint import load_checkpoint
+    from drexperts.runtime.errors import UserError
+
+    if arguments.model.is_dir():
+        raise UserError(
+            "--compare takes a checkpoint: a bundle has the difference of the two attentions only"
+        )
+    return comparison(load_checkpoint(arguments.model), photo, arguments.photo.name)
+
+
+def _of_the_first(arguments: argparse.Namespace, screen: "Screen") -> "Screen":
+    """Of the processes of `torchrun`, the first one speaks."""
+    from drexperts.report import Screen
+
+    if os.environ.get("RANK", "0") == "0":
+        return screen
+    arguments.json = False
+    return Screen(quiet=True)
+
+
+def _synth(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.synth import SCORE, SynthConfig, parse_levels, write_synthetic_set
+
+    given = {"levels": parse_levels(arguments.levels), "blocks": arguments.blocks}
+    given |= {"seed": arguments.seed, "side": arguments.side}
+    if arguments.types is not None:
+        given["types"] = tuple(arguments.types.split(","))
+    with screen.working() as progress:
+        report = write_synthetic_set(
+            arguments.clean,
+            arguments.out,
+            SynthConfig(**given),
+            workers=arguments.workers,
+            progress=progress,
+        )
+    for reason in report["skipped"]:
+        screen.note(f"left out: {reason}")
+    screen.tables.print(f"{arguments.out}: {report['images']} images; a score is {SCORE}")
+    return Outcome(DONE, report)
+
+
+def _add_train(verbs: "Verbs") -> None:
+    summary = "fine-tune on rated images; killed or stopped, the same command goes on"
+    verb = add_verb(verbs, "train", _train, summary, "train")
+    _add_data(verb)
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument(
+        "--splits", type=Path, metavar="FILE", help="of an earlier run; by default 80/20, ten times"
+    )
+    chosen = verb.add_mutually_exclusive_group()
+    chosen.add_argument("--split", type=int, default=0, metavar="N", help="which; 0")
+    chosen.add_argument(
+        "--all-splits", dest="split", action="store_const", const=None, help="one after the other"
+    )
+    _add_selection(verb)
+    _add_model(verb)
+    _add_optimisation(verb)
+    verb.add_argument("--batch", type=int, metavar="N", help="crops a step; the data set's")
+    verb.add_argument("--crops", type=int, metavar="N", help="of an image and epoch; the set's")
+    _add_resources(verb)
+
+
+def _add_eval(verbs: "Verbs") -> None:
+    summary = "SRCC, PLCC, KRCC, RMSE of checkpoints and bundles, side by side"
+    verb = add_verb(verbs, "eval", _eval, summary, "train")
+    verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="CKPT or BUNDLE")
+    _add_data(verb)
+    verb.add_argument("--splits", type=Path, metavar="FILE", help="of a training; else all images")
+    verb.add_argument("--part", choices=("test", "validation", "train", "all"))
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1")
+    verb.add_argument("--threads", type=int, metavar="N")
+    verb.add_argument("--out", type=Path, metavar="FILE.csv", help="label and scores of each image")
+
+
+def _add_reproduce(verbs: "Verbs") -> None:
+    summary = "one of the paper's comparisons: ours beside the reported numbers"
+    verb = add_verb(verbs, "reproduce", _reproduce, summary, "train")
+    verb.add_argument("table", choices=[f"table{number}" for number in range(1, 6)])
+    verb.add_argument(
+        "--data-root", type=Path, required=True, metavar="DIR", help="a folder a data set: koniq10k"
+    )
+    verb.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    verb.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="data set, variant or share"
+    )
+    verb.add_argument("--splits", type=int, default=10, metavar="N", help="how many; 10")
+    _add_protocol(verb)
+    _add_selection(verb)
+    _add_model(verb)
+    _add_optimisation(verb)
+    _add_resources(verb)
+
+
+def _add_explain(verbs: "Verbs") -> None:
+    summary = "a picture of where the experts look in a photograph"
+    verb = add_verb(verbs, "explain", _explain, summary, "train")
+    verb.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint or a bundle")
+    verb.add_argument("photo", type=Path)
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    verb.add_argument(
+        "--compare", action="store_true", help="DA-CLIP's, the encoder's and refined attention"
+    )
+    add_scale(verb)
+
+
+def _add_data(verb: "Parser") -> None:
+    verb.add_argument(
+        "--data",
+        nargs=2,
+        required=True,
+        metavar=("NAME", "ROOT"),
+        help=f"one of {_NAMES}; of a folder, the .csv or .parquet with path, score[, group]",
+    )
+    add_scale(verb)
+    verb.add_argument("--higher-is-better", action="store_true", help="mirror DMOS in its range")
+    _add_protocol(verb)
+
+
+def _add_protocol(verb: "Parser") -> None:
+    verb.add_argument(
+        "--protocol",
+        choices=("grid", "released"),
+        default="grid",
+        help="the runtime's crops, or the authors' random ones by seed",
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--skip-bad", action="store_true", help="leave bad rows and images out")
+
+
+def _add_selection(verb: "Parser") -> None:
+    verb.add_argument(
+        "--select-on-test", action="store_true", help="as the released code; the result says so"
+    )
+
+
+def _add_model(verb: "Parser") -> None:
+    verb.add_argument("--preset", choices=("paper", "official"), default="paper")
+    verb.add_argument("--size", choices=("small", "base"), help="by default the data set's")
+    verb.add_argument("--image-size", type=int, choices=(224, 384), default=384)
+    verb.add_argument("--encoder", type=Path, metavar="FILE", help="DeiT-III; else from the hub")
+    verb.add_argument("--prior", type=Path, metavar="FILE", help="DA-CLIP; else from the hub")
+    verb.add_argument("--init", type=Path, metavar="CKPT", help="start from a checkpoint instead")
+
+
+def _add_optimisation(verb: "Parser") -> None:
+    verb.add_argument("--epochs", type=int, default=9, metavar="N")
+    verb.add_argument("--rate", type=float, default=2e-4, help="learning rate")
+    verb.add_argument("--accumulate", type=int, default=1, metavar="N", help="parts of a step")
+    verb.add_argument("--amp", choices=("fp32", "fp16", "bf16"), default="fp32")
+    verb.add_argument("--ema", type=float, metavar="0.999", help="average the weights")
+
+
+def _add_resources(verb: "Parser") -> None:
+    """Where and how fast."""
+    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes that decode")
+    verb.add_argument("--cache", type=Path, metavar="DIR", help="keep decoded images there")
+    verb.add_argument("--save-minutes", type=float, default=10.0, metavar="N")
+    verb.add_argument("--tensorboard", action="store_true", help="events in OUT/events")
+
+
+def _add_synth(verbs: "Verbs") -> None:
+    summary = "a labelled set from a folder of clean pictures: distortions at five levels"
+    verb = add_verb(verbs, "synth", _synth, summary, "train")
+    verb.add_argument("clean", type=Path, metavar="CLEAN_DIR")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--types", metavar="A,B", help="of the distortions; all 25")
+    verb.add_argument("--levels", default="1-5", metavar="1-5")
+    verb.add_argument("--blocks", type=int, default=0, metavar="N", help="mixed images a picture")
+    verb.add_argument("--side", type=int, default=512, metavar="N", help="most of a shorter side")
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes")

@@ -1,0 +1,47 @@
+"""A small training in a process of its own, to be killed: FOLDER_OF_DATA OUT [KEY=VALUE ...]."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+from drexperts.layouts import open_dataset
+from drexperts.model import DRExperts, new_model
+from drexperts.recipes import RECIPES
+from drexperts.report import PhaseScreen
+from drexperts.splits import make_splits
+from drexperts.train import TrainConfig
+from drexperts.training_run import Resources, Run, train_run
+
+
+def tiny_model(preset: str = "paper") -> DRExperts:
+    encoder = EncoderConfig(image_size=64, patch_size=16, width=32, depth=2, heads=2)
+    controller = ControllerConfig(48, 16, width=48, depth=2, heads=3, embedding=24)
+    return new_model(getattr(DRExpertsConfig, preset)().with_sizes(encoder, controller))
+
+
+def run_of(root: Path, **changes: Any) -> Run:
+    """Three epochs of three steps, on the first split of a miniature LIVE-C."""
+    dataset = open_dataset("livec", root)
+    split = make_splits(dataset).splits[0]
+    recipe = replace(RECIPES["livec"], train_crops=2, test_crops=2)
+    config = TrainConfig(**({"batch": 8, "epochs": 3} | changes))
+    return Run(dataset, split, split.digest, recipe, config)
+
+
+def train(run: Run, out: Path, make: Callable[[], DRExperts] = tiny_model) -> dict[str, Any]:
+    screen = PhaseScreen(lambda text: None, lambda phase, done, total: None, print)
+    resources = Resources("cpu", workers=0, save_minutes=0.0)
+    return train_run(run, make, out, resources, screen)
+
+
+if __name__ == "__main__":
+    from drexperts.runtime.errors import StoppedError
+
+    try:
+        train(run_of(Path(sys.argv[1]), batch=int(sys.argv[3])), Path(sys.argv[2]))
+    except StoppedError as error:
+        print(error)
+        sys.exit(error.status)

@@ -1,0 +1,236 @@
+"""The tables: what they need, and small models trained for them on miniature data sets."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import miniature
+import pytest
+import torch
+
+from drexperts.ablation import VARIANTS
+from drexperts.config import DRExpertsConfig
+from drexperts.evaluate import judge
+from drexperts.layouts import open_dataset
+from drexperts.model import new_model
+from drexperts.predict import open_model, predict
+from drexperts.recipes import RECIPES
+from drexperts.report import PhaseScreen
+from drexperts.reported import TABLES
+from drexperts.reproduce import Plan, Training, cells_of, choose, reproduce
+from drexperts.reproduce_page import page
+from drexperts.runtime.errors import ConfigError, StoppedError, UserError
+from drexperts.train import TrainConfig
+from drexperts.training_run import Resources
+
+IMAGES = 16
+RESOURCES = Resources(device="cpu", workers=0)
+QUIET = PhaseScreen(lambda text: None, lambda text, done, total: None, lambda text: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., DRExpertsConfig]) -> Plan:
+    """Three of the five data sets, and the shortest of trainings. Its runs add up."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("koniq10k", "livec", "bid"):
+        miniature.write(name, root / name, contents=IMAGES // 4, side=(80, 72))
+    return Plan(
+        root,
+        tmp_path_factory.mktemp("out"),
+        lambda: new_model(tiny()),
+        "random weights",
+        lambda recipe: TrainConfig(batch=16, epochs=1),
+        splits=1,
+    )
+
+
+def results(plan: Plan) -> dict[str, int]:
+    """Every finished training, and when it was finished."""
+    paths = (plan.out / "runs").glob("*/*/result.json")
+    return {str(p.parent.relative_to(plan.out / "runs")): p.stat().st_mtime_ns for p in paths}
+
+
+def cell(report: dict[str, Any], row: str, column: str) -> dict[str, Any]:
+    return next(c for c in report["cells"] if (c["row"], c["column"]) == (row, column))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_cell_stands_beside_a_reported_one(table: str) -> None:
+    cells = cells_of(table)
+    assert len({(cell.row, cell.column) for cell in cells}) == len(cells)
+    assert {cell.column for cell in cells} == set(TABLES[table].columns)
+    assert all(TABLES[table].cell(cell.row, cell.column) for cell in cells)
+
+
+def test_the_trainings_are_those_of_the_paper_and_shared() -> None:
+    needed = {table: {cell.training for cell in cells_of(table)} for table in TABLES}
+    assert {table: len(trainings) for table, trainings in needed.items()} == {
+        "table1": 5,
+        "table2": 3,
+        "table3": 6,
+        "table4": 8,
+        "table5": 14,
+    }
+    full = Training("koniq10k")
+    assert [table for table in TABLES if full in needed[table]] == [
+        "table1",
+        "table2",
+        "table4",
+        "table5",
+    ]
+    together = set().union(*needed.values())
+    assert len(together) == len({training.name for training in together}) == 5 + 6 + 6 + 12
+    assert {training.variant for training in together} == set(VARIANTS)
+
+
+def test_only_narrows_by_data_set_variant_and_share() -> None:
+    cells = cells_of("table5")
+    assert choose(cells, []) == list(cells)
+    assert {c.training.dataset for c in choose(cells, ["livec"])} == {"livec"}
+    two = choose(cells, ["no_dis", "full", "livec"])
+    assert [c.training.variant for c in two] == ["no_dis", "full"]
+    assert len(choose(cells_of("table3"), ["20", "40", "koniq10k"])) == 2
+    with pytest.raises(UserError, match="--only spaq is not in this table: all, full, koniq10k"):
+        choose(cells, ["livec", "spaq"])
+
+
+def test_modules_are_trained_tested_and_shown_beside_the_reported(plan: Plan) -> None:
+    report = reproduce("table4", plan, RESOURCES, QUIET)
+    assert report["failures"] == []
+    assert len(results(plan)) == 8
+    for one in report["cells"]:
+        (run,) = one["runs"]
+        assert one["medians"]["test part"]["splits"] == 1
+        assert one["medians"]["test part"]["plcc"] == run["tests"]["test part"]["plcc"]
+        assert sum(run["images"]) == IMAGES
+        assert len(run["split_digest"]) == 12
+    assert json.loads((plan.out / "table4.json").read_text()) == report
+    text = (plan.out / "table4.md").read_text()
+    assert "| DSDM | 0.930/0.941 | 0.885/0.904 |" in text
+    assert text.count("(1 of 1)") == 8
+    assert "missing" not in text
+    assert "Trained from random weights; tested by the protocol `grid`" in text
+
+
+def test_a_training_serves_every_table_and_is_made_once(plan: Plan) -> None:
+    reproduce("table4", plan, RESOURCES, QUIET, ["full"])
+    before = results(plan)
+    report = reproduce("table1", plan, RESOURCES, QUIET, ["koniq10k", "bid"])
+    after = results(plan)
+    assert after.keys() - before.keys() == {"bid-full/split-0"}
+    assert {name: after[name] for name in before} == before
+    measured = [c["column"] for c in report["cells"] if c["runs"]]
+    assert measured == ["koniq10k", "livec", "bid"]  # also what was not asked for, as it is there
+    row = next(line for line in page(report).splitlines() if "DR.Experts, here" in line)
+    assert row.count("missing") == 2
+
+
+def test_a_transfer_is_tested_on_all_of_its_target_and_on_a_part(plan: Plan) -> None:
+    report = reproduce("table2", plan, RESOURCES, QUIET, ["koniq10k"])
+    found = cell(report, "DR.Experts", "koniq10k to livec")["runs"][0]["tests"]
+    target = open_dataset("livec", plan.root / "livec")
+    test = json.loads((plan.out / "splits" / "livec.json").read_text())["splits"][0]["test"]
+    assert 1 < len(test) < IMAGES
+    best = plan.folder(Training("koniq10k"), 0) / "best.safetensors"
+    for name, names in (
+        ("whole target set", target.by_name),
+        ("20 % of the target set", test),
+    ):
+        rows = predict(
+            open_model(best),
+            target,
+            target.select(names),
+            protocol="grid",
+            recipe=RECIPES["livec"],
+        ).rows
+        expected = judge([row.label for row in rows], [row.score for row in rows])
+        assert found[name]["images"] == len(names)
+        assert found[name]["plcc"] == pytest.approx(expected.plcc, abs=1e-6)
+    text = (plan.out / "table2.md").read_text()
+    assert "| DR.Experts, here, whole target set |" in text
+    assert "| DR.Experts, here, 20 % of the target set |" in text
+
+
+def test_a_share_learns_from_less_and_is_tested_on_the_same(plan: Plan) -> None:
+    reproduce("table1", plan, RESOURCES, QUIET, ["livec"])
+    report = reproduce("table3", plan, RESOURCES, QUIET, ["livec", "20"])
+    (run,) = cell(report, "DR.Experts", "livec 20 %")["runs"]
+    folders = [plan.folder(Training("livec", share), 0) for share in ("20", "all")]
+    few, many = ((f / "predictions.csv").read_text().splitlines() for f in folders)
+    assert sum(run["images"][:2]) == round(0.2 * IMAGES)
+    assert [line.split(",")[0] for line in few] == [line.split(",")[0] for line in many]
+
+
+def test_what_cannot_be_trained_is_told_and_the_others_go_on(plan: Plan) -> None:
+    report = reproduce("table2", plan, RESOURCES, QUIET, ["livefb", "livec"])
+    assert [failure["job"] for failure in report["failures"]] == [
+        "livefb-full, split 0, on koniq10k",
+        "livefb-full, split 0, on livec",
+    ]
+    assert "there is no folder" in report["failures"][0]["error"]
+    assert cell(report, "DR.Experts", "livec to koniq10k")["runs"]
+    failed = page(report).partition("## Failed\n\n")[2]
+    assert failed.startswith("- livefb-full, split 0, on koniq10k and 1 more: there is no folder")
+    assert failed.count("\n") == 1
+
+
+def test_the_authors_practice_is_followed_on_request_and_said(plan: Plan, tmp_path: Path) -> None:
+    theirs = replace(plan, out=tmp_path, protocol="released", select_on_test=True)
+    report = reproduce("table1", theirs, RESOURCES, QUIET, ["bid"])
+    (run,) = cell(report, "DR.Experts", "bid")["runs"]
+    assert run["images"] == [13, 0, 3]  # nothing is held back for a validation
+    assert run["selected_on"] == "test"
+    text = (tmp_path / "table1.md").read_text()
+    assert "tested by the protocol `released`; epochs chosen by the test images" in text
+
+
+def test_runs_of_another_plan_are_neither_shown_nor_replaced(plan: Plan) -> None:
+    reproduce("table1", plan, RESOURCES, QUIET, ["livec"])
+    before = results(plan)
+    other = replace(plan, config=lambda recipe: TrainConfig(batch=16, epochs=2))
+    report = reproduce("table1", other, RESOURCES, QUIET, ["livec"])
+    assert "holds another run" in report["failures"][0]["error"]
+    assert not [c for c in report["cells"] if c["runs"]]
+    assert results(plan) == before
+
+
+def test_medians_are_over_the_splits_that_are_done(plan: Plan) -> None:
+    reproduce("table1", plan, RESOURCES, QUIET, ["bid"])
+    four = replace(plan, splits=4)
+    done = json.loads((four.folder(Training("bid"), 0) / "result.json").read_text())
+    first = done["test"]["srcc"]
+    for split, srcc in ((2, first + 0.1), (3, first + 0.3)):
+        folder = four.folder(Training("bid"), split)
+        folder.mkdir(parents=True)
+        done["test"] |= {"srcc": srcc, "plcc": None}
+        (folder / "result.json").write_text(json.dumps(done))
+    report = reproduce("table1", four, RESOURCES, QUIET, ["spaq"])  # which is not there
+    median = cell(report, "DR.Experts", "bid")["medians"]["test part"]
+    assert median == {"splits": 3, "srcc": first + 0.1, "plcc": None}
+    row = next(line for line in page(report).splitlines() if "DR.Experts, here" in line)
+    assert f"| {first + 0.1:.3f}/- (3 of 4) |" in row
+
+
+def test_no_splits_are_refused(plan: Plan) -> None:
+    with pytest.raises(ConfigError, match="at least, not 0"):
+        replace(plan, splits=0)
+
+
+def test_a_stop_is_passed_on(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise StoppedError("stopped", 15)
+
+    monkeypatch.setattr("drexperts.reproduce.train_run", stopped)
+    with pytest.raises(StoppedError):
+        reproduce("table1", plan, RESOURCES, QUIET, ["livec"])

@@ -1,0 +1,222 @@
+"""Runs that are killed, stopped, shared between processes, and fed what is bad."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import miniature
+import pytest
+import torch
+from run_training import run_of, tiny_model, train
+
+from drexperts.data import DataError
+from drexperts.model import DRExperts
+from drexperts.predict import open_model
+from drexperts.report import PhaseScreen
+from drexperts.run_folder import RunFolder
+from drexperts.runtime.errors import UserError
+from drexperts.train import NotFiniteError, TrainingError
+from drexperts.training_run import Resources, Run, train_run
+
+SCRIPT = Path(__file__).with_name("run_training.py")
+QUIET = PhaseScreen(lambda text: None, lambda phase, done, total: None, lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write("livec", tmp_path_factory.mktemp("data") / "livec", contents=4)
+
+
+@pytest.fixture(scope="module")
+def done(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(run_of(root), out)
+    return out
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    path = out / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in lines(out) if "loss" in line]
+
+
+def result(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return content
+
+
+def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None:
+    assert {p.name for p in done.iterdir()} == {
+        *("best.safetensors", "log.jsonl", "predictions.csv", "result.json", "run.json")
+    }
+    steps = [line["step"] for line in lines(done) if "loss" in line]
+    assert steps == list(range(1, 10))
+    assert [line["epoch"] for line in lines(done) if "epoch" in line] == [1, 2, 3]
+    run, found = run_of(root), result(done)
+    assert found["test"]["images"] == len(run.split.test)
+    assert (found["selected_on"], found["split_digest"]) == ("validation", run.split.digest)
+    scorer = open_model(done / "best.safetensors", "cpu")
+    assert scorer.manifest.scale == run.dataset.scale
+    rows = (done / "predictions.csv").read_text().splitlines()[1:]
+    for row in rows:
+        name, _, score, _ = row.split(",")
+        again = scorer.score(root / name).value
+        assert float(score) == pytest.approx(again, abs=1e-4)
+
+
+def test_a_run_that_is_done_is_not_run_again(done: Path, root: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
+    assert train(run_of(root), done) == result(done)
+    assert before == {path: path.stat().st_mtime_ns for path in done.iterdir()}
+
+
+def started(root: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(root), str(out), "8"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def when_there_are(count: int, out: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while len(losses(out)) < count:
+        assert process.poll() is None, "it ended before it was to be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_and_stopped_it_goes_on_to_the_same_bits(
+    done: Path, root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "disturbed"
+    process = started(root, out)
+    when_there_are(2, out, process)
+    process.kill()
+    process.communicate()
+    process = started(root, out)
+    when_there_are(5, out, process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on" in printed
+    assert not (out / "result.json").exists()
+    train(run_of(root), out)
+    assert losses(out) == losses(done)
+    for name in ("best.safetensors", "predictions.csv", "result.json"):
+        assert (out / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_two_processes_have_the_losses_of_one(done: Path, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    # A port of the system's choice: other tests may be running.
+    command = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, str(SCRIPT), str(root), str(out), "8"], check=True, env=environment, timeout=600
+    )
+    assert losses(out) == pytest.approx(losses(done), rel=1e-4)
+    one, two = (result(folder)["test"] for folder in (done, out))
+    assert two["plcc"] == pytest.approx(one["plcc"], abs=1e-3)
+    assert lines(out)[-1]["epoch"] == 3
+
+
+def test_a_batch_that_processes_cannot_divide_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="--batch a multiple of 3"):
+        train(run_of(root, accumulate=3), tmp_path / "run")
+
+
+def test_another_setting_or_model_is_another_run(done: Path, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds another run \(config.seed: 0, asked 1.*--out"):
+        train(run_of(root, seed=1), done)
+    with pytest.raises(UserError, match=r"holds another run \(.*model"):
+        train(run_of(root), done, lambda: tiny_model("official"))
+
+
+def test_the_epoch_can_be_chosen_as_the_released_code_does(root: Path, tmp_path: Path) -> None:
+    run = replace(run_of(root, epochs=2), select_on_test=True)
+    found = train(run, tmp_path / "run")
+    assert found["selected_on"] == "test"
+    best = max(epoch["plcc"] for epoch in found["epochs"])
+    assert found["test"]["plcc"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_released_protocol_and_an_ablation(root: Path, tmp_path: Path) -> None:
+    run = replace(run_of(root, epochs=1), protocol="released", variant="encoder")
+    found = train(run, tmp_path / "run")
+    assert (found["protocol"], found["variant"]) == ("released", "encoder")
+    with pytest.raises(UserError, match="no drexperts checkpoint"):
+        open_model(tmp_path / "run" / "best.safetensors", "cpu")
+
+
+def test_a_loss_that_is_no_number_keeps_its_batch(root: Path, tmp_path: Path) -> None:
+    def broken() -> DRExperts:
+        model = tiny_model()
+        torch.nn.init.constant_(model.score.bias, float("nan"))
+        return model
+
+    with pytest.raises(NotFiniteError, match="its batch is in") as error:
+        train(run_of(root), tmp_path / "run", broken)
+    folder = tmp_path / "run" / "not-finite-1-0"
+    assert str(folder) in str(error.value)
+    assert len(list(folder.glob("*.png"))) == 8
+    assert len((folder / "batch.csv").read_text().splitlines()) == 9
+
+
+def test_out_of_memory_names_what_to_change(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DRExperts, "forward", full)
+    with pytest.raises(TrainingError, match="8 crops at once: --accumulate 2"):
+        train(run_of(root), tmp_path / "run")
+
+
+@pytest.fixture
+def damaged(root: Path, tmp_path: Path) -> tuple[Path, str]:
+    """The data with one image cut short, and its name."""
+    copied = tmp_path / "damaged"
+    shutil.copytree(root, copied)
+    name = run_of(copied).split.train[0]
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(content[: len(content) // 2])
+    return copied, name
+
+
+def test_an_unreadable_image_stops_the_run_at_its_start(
+    damaged: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, name = damaged
+    with pytest.raises(DataError, match=name):
+        train(run_of(folder), tmp_path / "run")
+    assert not lines(tmp_path / "run")
+
+
+def test_or_is_left_out_and_counted(damaged: tuple[Path, str], tmp_path: Path) -> None:
+    folder, name = damaged
+    resources = Resources("cpu", workers=0, skip_bad=True)
+    found = train_run(run_of(folder, epochs=1), tiny_model, tmp_path / "run", resources, QUIET)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(settings["skipped"]) == 1
+    assert name in settings["skipped"][0]
+    assert found["skipped"] == settings["skipped"]
+
+
+def test_a_state_of_another_model_is_refused_by_its_settings(root: Path, tmp_path: Path) -> None:
+    run: Run = run_of(root)
+    RunFolder(tmp_path / "run", run.settings() | {"model": "0" * 16, "skipped": []})
+    with pytest.raises(UserError, match="model"):
+        train(run, tmp_path / "run")
