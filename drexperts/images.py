@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drexperts.data import DataError, Dataset, Sample
+from drexperts.files import written_whole
 from drexperts.recipes import Protocol, Recipe, preprocessing, stretched
 from drexperts.runtime.errors import ImageError, InternalError, UserError
 from drexperts.runtime.places import cache_folder
@@ -240,7 +240,8 @@ class _Note:
             document = {"made_by": self._made_by, "images": self.known | self._new}
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                _replace(self._path, json.dumps(document).encode())
+                with written_whole(self._path) as aside:
+                    aside.write_text(json.dumps(document), encoding="utf-8")
 
     def _read(self) -> dict[str, Stamp]:
         try:
@@ -282,21 +283,11 @@ def _write(entry: Path, pixels: Pixels) -> None:
     facts = np.lib.format.header_data_from_array_1_0(pixels)
     np.lib.format.write_array_header_1_0(header, facts)
     try:
-        _replace(entry, header.getvalue(), pixels.data)
+        with written_whole(entry) as aside, open(aside, "wb") as stream:
+            stream.write(header.getvalue())
+            stream.write(pixels.data)
     except OSError as cause:
         raise _cannot_cache(entry.parent, cause) from cause
-
-
-def _replace(path: Path, *content: bytes | memoryview) -> None:
-    """Write a file, whole or not at all, while others may be reading or writing it."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(aside, "xb") as stream:
-            for part in content:
-                stream.write(part)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _cannot_cache(cache: Path, cause: OSError) -> UserError:

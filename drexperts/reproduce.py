@@ -5,7 +5,6 @@ again, and what was killed goes on.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any
 
 from drexperts.data import Dataset
 from drexperts.evaluate import json_ready, judge
+from drexperts.files import written_whole
 from drexperts.layouts import open_dataset
 from drexperts.model import DRExperts
 from drexperts.predict import open_model, predict
@@ -353,6 +353,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")

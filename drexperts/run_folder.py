@@ -1,13 +1,13 @@
 """What a training run keeps on disk, so that it can be killed at any moment and go on."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from drexperts.files import written_whole
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.weights import read_safetensors, write_safetensors
 
@@ -39,7 +39,7 @@ class RunFolder:
         self.path = path
         self.best = path / BEST
         path.mkdir(parents=True, exist_ok=True)
-        for left in path.glob(".*.*.[0-9]*"):  # of a process that was killed while writing
+        for left in path.glob(".*.part-*"):  # of a process that was killed while writing
             left.unlink()
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         there = _read_json(path / _SETTINGS)
@@ -88,15 +88,9 @@ class RunFolder:
         (self.path / _STATE).unlink(missing_ok=True)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        aside = self.path / f".{name}.{os.getpid()}"
-        try:
-            with open(aside, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(aside, self.path / name)
-        finally:
-            aside.unlink(missing_ok=True)
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        with written_whole(self.path / name) as aside:
+            aside.write_text(text, encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

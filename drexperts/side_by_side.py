@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.table import Table
 
 from drexperts.data import DataError, Dataset
 from drexperts.evaluate import NAMES, json_ready, judge, median_metrics, plcc, srcc
+from drexperts.files import written_whole
 from drexperts.predict import Predictions, open_model, predict
 from drexperts.recipes import Protocol, Recipe
 from drexperts.report import scale_text
@@ -106,19 +105,14 @@ def write_predictions(evaluation: Evaluation, dataset: Dataset, path: Path) -> N
     """
     models = [entry["model"] for entry in evaluation.report["models"]]
     columns = [f"{kind} {model}" for model in models for kind in ("score", "std")]
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(aside, "x", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["image", "label", *columns])
-            # All models were given the same images, of which all left out the same.
-            for rows in zip(*(said.rows for said in evaluation.predictions), strict=True):
-                name = rows[0].name
-                numbers = [number for row in rows for number in (row.score, row.std)]
-                writer.writerow([name, dataset.by_name[name].label, *numbers])
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(path) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "label", *columns])
+        # All models were given the same images, of which all left out the same.
+        for rows in zip(*(said.rows for said in evaluation.predictions), strict=True):
+            name = rows[0].name
+            numbers = [number for row in rows for number in (row.score, row.std)]
+            writer.writerow([name, dataset.by_name[name].label, *numbers])
 
 
 def _parts(dataset: Dataset, splits: Splits | None, part: Part) -> list[tuple[str, ...]]:

@@ -3,8 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.data import DataError, Dataset
+from drexperts.files import written_whole
 
 SCHEMA = 1
 
@@ -121,15 +120,8 @@ def whole(dataset: Dataset) -> Split:
 def write_splits(splits: Splits, path: Path) -> None:
     """Write a split file, whole or not at all. Raises OSError."""
     text = json.dumps({"schema": SCHEMA} | asdict(splits), indent=1)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(aside, "x", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_splits(path: Path) -> Splits:

@@ -5,7 +5,6 @@ unpickler and a short list of inert extras.
 """
 
 import _codecs
-import os
 import re
 import zipfile
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from drexperts.files import written_whole
 from drexperts.runtime.errors import WeightsError
 
 State = Mapping[str, Tensor]
@@ -153,16 +153,11 @@ def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> Non
     Raises OSError where it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with written_whole(path) as aside:
+            save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def fetch(repository: str, filename: str) -> Path:
