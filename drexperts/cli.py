@@ -356,7 +356,12 @@ def _document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
 
 def _bench(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench import bench_bundle, print_report
+    from drexperts.runtime.errors import UserError
 
+    if arguments.train:
+        return _bench_training(arguments, screen)
+    if arguments.bundle is None:
+        raise UserError("name a bundle to measure, or --train for a step of training")
     with screen.working() as progress:
         report = bench_bundle(
             arguments.bundle,
@@ -368,8 +373,31 @@ def _bench(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             progress=progress,
         )
     print_report(report, screen.tables)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return _reported(report, arguments.out)
+
+
+def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.bench_training import ROUNDS, bench_training, print_training_report
+    from drexperts.config import DRExpertsConfig
+
+    presets = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
+    with screen.working() as progress:
+        report = bench_training(
+            presets[arguments.preset](),
+            batch=(arguments.batch or (4,))[0],
+            rounds=arguments.repeats or ROUNDS,
+            amp=arguments.amp,
+            threads=arguments.threads,
+            checkpoint=arguments.checkpoint,
+            progress=progress,
+        )
+    print_training_report(report, screen.tables)
+    return _reported(report, arguments.out)
+
+
+def _reported(report: dict[str, Any], out: Path | None) -> Outcome:
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return Outcome(DONE, report)
 
 
@@ -520,10 +548,16 @@ def _add_score(verbs: "Verbs") -> None:
 
 
 def _add_bench(verbs: "Verbs") -> None:
-    verb = add_verb(
-        verbs, "bench", _bench, "latency of the engine, alone or against baselines", "export"
+    summary = "latency of an engine, or cost of a training step, against baselines"
+    verb = add_verb(verbs, "bench", _bench, summary, "export")
+    verb.add_argument("bundle", type=Path, nargs="?")
+    verb.add_argument(
+        "--train", action="store_true", help="a step, against the dense form and the released one"
     )
-    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--preset", choices=("paper", "official"), default="paper", help="of --train")
+    verb.add_argument(
+        "--amp", choices=("fp32", "fp16", "bf16"), default="fp32", help="of our step in --train"
+    )
     verb.add_argument("--baseline", action="append", default=[], metavar="NAME", help="repeatable")
     verb.add_argument("--batch", type=_sizes, metavar="1,4", help="batch sizes")
     verb.add_argument("--repeats", type=int, metavar="N")

@@ -58,7 +58,9 @@ class Processes:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
         # Biases of keys cancel in a softmax, so that some parameters have no gradient.
-        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+        return DistributedDataParallel(
+            module, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False
+        )
 
     def last_part(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Where a step has several parts, gradients are exchanged after the last one only."""
@@ -77,6 +79,10 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
         return self.average(float(flag)) > 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.average(0.0)
 
     def gather(self, part: list[T]) -> list[T]:
         """The parts of all processes, one after the other."""

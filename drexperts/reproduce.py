@@ -33,11 +33,12 @@ from drexperts.reported import (
 )
 from drexperts.reproduce_page import page
 from drexperts.run_folder import BEST
+from drexperts.run_settings import Resources, Run
 from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.runtime.manifest import sha256_of
 from drexperts.splits import Splits, make_splits, reduced, whole, write_splits
 from drexperts.train import TrainConfig
-from drexperts.training_run import Resources, Run, train_run
+from drexperts.training_run import train_run
 
 SPLITS = 10
 

@@ -56,7 +56,10 @@ class RunFolder:
         path = self.path / _STATE
         if not path.exists():
             return None
-        tensors, metadata = read_safetensors(path)
+        try:
+            tensors, metadata = read_safetensors(path)
+        except WeightsError as error:
+            raise WeightsError(f"{error}: remove it to start over") from error
         if metadata.get("format") != FORMAT:
             raise WeightsError(f"{path} is no state of a training: remove it to start over")
         return State(tensors, json.loads(metadata["values"]))

@@ -1,121 +1,26 @@
 """A training from its data to its result, in a folder, that can be stopped and killed."""
 
-import csv
-import math
-import os
-import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from drexperts.ablation import Variant, ablated
-from drexperts.backbone import normalised
-from drexperts.checkpoint import Checkpoint, save_checkpoint
-from drexperts.data import Dataset
-from drexperts.evaluate import Metrics, json_ready, judge
+from drexperts.data import DataError
 from drexperts.images import ImageStore, check_images, sizing
-from drexperts.loading import TrainingBatches
 from drexperts.model import DRExperts
-from drexperts.predict import Prediction, predict, scorer_of, weights_digest
+from drexperts.predict import weights_digest
 from drexperts.processes import Processes
-from drexperts.recipes import Protocol, Recipe, preprocessing
 from drexperts.report import PhaseScreen
-from drexperts.run_folder import RunFolder, State
-from drexperts.runtime.errors import MissingDependencyError, StoppedError
+from drexperts.run_folder import RunFolder
+from drexperts.run_settings import Resources, Run
 from drexperts.splits import Split
-from drexperts.stopping import StopRequest, stop_requests
-from drexperts.train import (
-    DTYPES,
-    NotFiniteError,
-    Step,
-    TrainConfig,
-    Trainer,
-    TrainingError,
-    start_at,
-)
-from drexperts.weights import load_strictly, read_safetensors, write_safetensors
-
-ABLATION_FORMAT = "drexperts-ablation-1"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that decides a result.
-
-    split_digest: of the split, or of the file it is from
-    protocol: how images are brought to size, and validated and tested
-    select_on_test: choose the epoch by the test images, as the released code does; the result
-        says so. Otherwise by the validation images, or without such the last epoch.
-    variant: "full", or an ablation of `drexperts.ablation`
-    fresh: the head is untrained; its scores start at the mean of the training labels
-    """
-
-    dataset: Dataset
-    split: Split
-    split_digest: str
-    recipe: Recipe
-    config: TrainConfig
-    protocol: Protocol = "grid"
-    select_on_test: bool = False
-    variant: str = "full"
-    fresh: bool = False
-
-    @property
-    def selected_on(self) -> str:
-        """What chose the epoch, in words for the result."""
-        if self.select_on_test:
-            return "test"
-        return "validation" if self.split.validation else "last epoch"
-
-    def settings(self) -> dict[str, Any]:
-        """JSON-ready; two runs of equal settings and equal weights have equal results."""
-        names = ("recipe", "config")
-        return {name: asdict(getattr(self, name)) for name in names} | {
-            "dataset": self.dataset.name,
-            "data_digest": self.dataset.digest,
-            "scale": asdict(self.dataset.scale),
-            "split_digest": self.split_digest,
-            "images": [len(part) for part in asdict(self.split).values()],
-            "protocol": self.protocol,
-            "selected_on": self.selected_on,
-            "variant": self.variant,
-            "fresh": self.fresh,
-        }
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What decides how fast a run is, and nothing else.
-
-    device: "auto", "cpu", "cuda" or such as "cuda:1"
-    workers: processes that decode beside this one; None is one a core, at most 8
-    cache: a folder for decoded images
-    save_minutes: between two states, of which each epoch's end has one besides
-    skip_bad: leave unreadable images out; the result then says which
-    tensorboard: also write events for TensorBoard
-    """
-
-    device: str = "auto"
-    workers: int | None = None
-    cache: Path | None = None
-    save_minutes: float = 10.0
-    skip_bad: bool = False
-    tensorboard: bool = False
-
-    def processes(self) -> int:
-        """Decoding processes."""
-        return min(os.cpu_count() or 1, 8) if self.workers is None else self.workers
+from drexperts.stopping import stop_requests
+from drexperts.train import start_at
+from drexperts.training_loop import TrainingLoop
 
 
 def train_run(
@@ -145,202 +50,10 @@ def train_run(
         if (result := processes.from_first(folder.result)) is not None:
             return result
         with stop_requests() as request:
-            loop = _Loop(run, parts, store, model, folder, processes, resources, screen, request)
-            return loop.run()
-
-
-class _Loop:
-    """The steps and epochs of one run, and what is saved between them."""
-
-    def __init__(
-        self,
-        run: Run,
-        parts: Split,
-        store: ImageStore,
-        model: Variant,
-        folder: RunFolder,
-        processes: Processes,
-        resources: Resources,
-        screen: PhaseScreen,
-        request: StopRequest,
-    ) -> None:
-        self.run_, self.parts, self.folder = run, parts, folder
-        self.processes, self.resources, self.screen = processes, resources, screen
-        self.request = request
-        self.model = model.to(processes.device)
-        self.crop: int = model.config.encoder.image_size
-        self.batches = _batches(run, parts, store, self.crop, processes, resources)
-        self.trainer = _trainer(run, self.model, self.batches.steps, processes)
-        self.epochs: list[dict[str, Any]] = []  # what was found after each
-        self.best = math.nan
-        self.events: Any = None
-        self.saved_at = time.monotonic()
-
-    def run(self) -> dict[str, Any]:
-        self._resume()
-        while True:
-            epoch, first_step = divmod(self.trainer.done, self.batches.steps)
-            if first_step == 0 and len(self.epochs) < epoch:
-                self._judge_epoch(epoch)
-            if self.trainer.done == self.trainer.steps:
-                return self._finish()
-            self._train_epoch(epoch, first_step)
-            self._save()
-
-    def _resume(self) -> None:
-        state = self.folder.load_state()
-        done = 0 if state is None else state.values["done"]
-        if self.processes.first:
-            self.folder.cut_log(state)
-            self.events = _events(self.folder.path, done) if self.resources.tensorboard else None
-        if state is None:
-            return
-        self.trainer.load_state(*state)
-        self.epochs, self.best = state.values["epochs"], state.values["best"]
-        self.best = math.nan if self.best is None else self.best
-        self.screen.note(f"going on after step {self.trainer.done} of {self.trainer.steps}")
-
-    def _train_epoch(self, epoch: int, first_step: int) -> None:
-        self.model.train()
-        started, crops = time.monotonic(), 0
-        with closing(self.batches.epoch(epoch, first_step)) as micro_batches:
-            for part in _parts(micro_batches, self.run_.config.accumulate):
-                step = self._step(part)
-                crops += self.batches.batch
-                self._tell(epoch, step, crops / (time.monotonic() - started))
-                if self.processes.any(self.request.signal is not None):
-                    self._stop()
-                if self.processes.any(self._is_save_due()):
-                    self._save()
-
-    def _step(self, part: Sequence[tuple[Tensor, Tensor, list[str]]]) -> Step:
-        device = self.processes.device
-        try:
-            return self.trainer.step(
-                [
-                    (normalised(pixels.to(device, non_blocking=True)), labels.to(device))
-                    for pixels, labels, _ in part
-                ]
+            loop = TrainingLoop(
+                run, parts, store, model, folder, processes, resources, screen, request
             )
-        except NotFiniteError as error:
-            place = self.folder.path / f"not-finite-{self.trainer.done + 1}-{self.processes.rank}"
-            _keep_batch(part, place)
-            raise NotFiniteError(f"{error}; its batch is in {place}") from None
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"out of memory with {len(part[0][0])} crops at once: "
-                f"--accumulate {2 * len(part)} takes half as many and has the same result, "
-                "--amp bf16 takes half the memory for most of what is kept"
-            ) from error
-
-    def _tell(self, epoch: int, step: Step, rate: float) -> None:
-        if not self.processes.first:
-            return
-        self._log(step.number, loss=step.loss, rate=step.rate, images_per_second=rate)
-        text = (
-            f"epoch {epoch + 1} of {self.run_.config.epochs}, loss {step.loss:.4g}, "
-            f"rate {step.rate:.1e}, {rate:.1f} images/s"
-        )
-        self.screen.phase(text, step.number, step.steps)
-
-    def _is_save_due(self) -> bool:
-        minutes = (time.monotonic() - self.saved_at) / 60
-        return self.processes.first and minutes >= self.resources.save_minutes
-
-    def _save(self) -> None:
-        """Only the first process writes; the others wait, lest they run into its absence."""
-        if self.processes.first:
-            tensors, values = self.trainer.state()
-            best = None if math.isnan(self.best) else self.best
-            self.folder.save_state(State(tensors, values | {"epochs": self.epochs, "best": best}))
-        self.saved_at = time.monotonic()
-
-    def _stop(self) -> None:
-        self._save()
-        number = self.request.signal or 0
-        raise StoppedError(
-            f"stopped after step {self.trainer.done} of {self.trainer.steps}, which is saved: "
-            "the same command goes on",
-            number,
-        )
-
-    def _judge_epoch(self, epoch: int) -> None:
-        """Validate what the epoch came to, and keep it if it is the best so far."""
-        names = self.parts.test if self.run_.select_on_test else self.parts.validation
-        with self.trainer.averaged():
-            found = None if not names else self._judge(names, f"validating epoch {epoch}")[0]
-            value = math.nan if found is None else found.plcc
-            if math.isnan(self.best) or value > self.best:
-                self.best = value
-                self._keep()
-        record = {"epoch": epoch, "plcc": value, "srcc": math.nan if found is None else found.srcc}
-        self.epochs.append({name: None if x != x else x for name, x in record.items()})
-        if self.processes.first:
-            self._log(self.trainer.done, **self.epochs[-1])
-        self._save()
-
-    def _log(self, step: int, **values: Any) -> None:
-        self.folder.log(step=step, **values)
-        for name, value in values.items():
-            if self.events is not None and value is not None:
-                self.events.add_scalar(name, value, step)
-
-    def _judge(
-        self, names: Sequence[str], text: str, resamples: int = 0
-    ) -> tuple[Metrics, list[Prediction]]:
-        """Each process predicts its share of the images; all of them have all predictions."""
-        run, processes = self.run_, self.processes
-        samples = run.dataset.select(names)[processes.rank :: processes.world]
-        scorer = scorer_of(self._checkpoint(), DTYPES.get(run.config.amp))
-        found = predict(
-            scorer,
-            run.dataset,
-            samples,
-            protocol=run.protocol,
-            recipe=run.recipe,
-            seed=run.config.seed,
-            progress=lambda done, total: self.screen.phase(text, done, total),
-        ).rows
-        predictions = sorted(processes.gather(list(found)), key=lambda one: one.name)
-        labels, scores = ([getattr(p, f) for p in predictions] for f in ("label", "score"))
-        return judge(labels, scores, resamples=resamples), predictions
-
-    def _checkpoint(self) -> Checkpoint:
-        spec = preprocessing(self.run_.recipe, self.crop)
-        # An ablation has all that scoring asks of a model.
-        return Checkpoint(cast(DRExperts, self.model), self.run_.dataset.scale, spec)
-
-    def _keep(self) -> None:
-        """The best model so far, ready for `drx export`; of an ablation, its weights only."""
-        if not self.processes.first:
-            return
-        if self.run_.variant == "full":
-            save_checkpoint(self._checkpoint(), self.folder.best)
-        else:
-            metadata = {"format": ABLATION_FORMAT, "variant": self.run_.variant}
-            write_safetensors(self.model.state_dict(), metadata, self.folder.best)
-
-    def _finish(self) -> dict[str, Any]:
-        """Test the best model and write the result."""
-        best, _ = self.processes.from_first(lambda: read_safetensors(self.folder.best))
-        load_strictly(self.model, best, str(self.folder.best))
-        metrics, predictions = self._judge(self.parts.test, "testing", resamples=1000)
-        chosen = [record["plcc"] for record in self.epochs]
-        known = [value for value in chosen if value is not None]
-        result = {
-            **self.folder.settings,
-            "test": json_ready(metrics),
-            "epochs": self.epochs,
-            "best_epoch": chosen.index(max(known)) + 1 if known else len(chosen),
-            "versions": {name: version(name) for name in ("drexperts", "torch", "timm")}
-            | {"python": platform.python_version()},
-        }
-        if self.processes.first:
-            _write_predictions(predictions, self.folder.path / "predictions.csv")
-            self.folder.finish(result)
-        return result
+            return loop.run()
 
 
 def _model(run: Run, new_model: Callable[[], DRExperts]) -> Variant:
@@ -366,102 +79,7 @@ def _readable(
     for reason in reasons:
         screen.note(f"left out: {reason}")
     kept = {sample.name for sample in good}
-    return Split(
-        **{part: tuple(n for n in having if n in kept) for part, having in parts.items()}
-    ), reasons
-
-
-def _batches(
-    run: Run,
-    parts: Split,
-    store: ImageStore,
-    crop: int,
-    processes: Processes,
-    resources: Resources,
-) -> TrainingBatches:
-    return TrainingBatches(
-        store,
-        run.dataset.select(parts.train),
-        crops=run.recipe.train_crops,
-        size=crop,
-        batch=run.config.batch,
-        seed=run.config.seed,
-        rank=processes.rank,
-        world=processes.world,
-        accumulate=run.config.accumulate,
-        workers=resources.processes(),
-        pin=processes.device.type == "cuda",
-    )
-
-
-def _trainer(run: Run, model: nn.Module, epoch_steps: int, processes: Processes) -> Trainer:
-    scores = processes.wrap(_Scores(model))
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        return F.smooth_l1_loss(scores(images).float(), labels)
-
-    return Trainer(
-        model,
-        loss,
-        run.config,
-        epoch_steps,
-        last_part=lambda last: processes.last_part(scores, last),
-        average=processes.average,
-    )
-
-
-class _Scores(nn.Module):
-    """A model's scores alone: what the loss reads, and so what gradients are exchanged for."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.model(images).score
-        return scores
-
-
-def _events(folder: Path, done: int) -> Any:
-    """TensorBoard's writer, without what an earlier process wrote after step `done`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            '--tensorboard needs it: pip install "drexperts[tensorboard]"'
-        ) from error
-    return SummaryWriter(str(folder / "events"), purge_step=done + 1)
-
-
-def _parts(micro_batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
-    """What a step is made from: `count` micro-batches."""
-    while part := list(islice(micro_batches, count)):
-        yield part
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
-def _keep_batch(part: Sequence[tuple[Tensor, Tensor, list[str]]], folder: Path) -> None:
-    """The crops as pictures and their labels and names as a table, to look at."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        (name, label, crop)
-        for pixels, labels, names in part
-        for name, label, crop in zip(names, labels.tolist(), pixels, strict=True)
-    ]
-    with open(folder / "batch.csv", "w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("crop", "image", "label"))
-        for number, (name, label, crop) in enumerate(rows):
-            table.writerow((f"{number:03}.png", name, label))
-            Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"{number:03}.png")
-
-
-def _write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("path", "label", "score", "std"))
-        table.writerows((p.name, p.label, p.score, p.std) for p in predictions)
+    readable = {part: tuple(n for n in having if n in kept) for part, having in parts.items()}
+    if not (readable["train"] and readable["test"]):
+        raise DataError("the split has no images to train on, or none to test: choose another")
+    return Split(**readable), reasons

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from drexperts.model import DRExperts
     from drexperts.recipes import Recipe
     from drexperts.report import Screen
+    from drexperts.run_settings import Resources
     from drexperts.splits import Splits
     from drexperts.train import TrainConfig
-    from drexperts.training_run import Resources
     from drexperts.verbs import Parser, Verbs
 
 _NAMES = "koniq10k livec spaq livefb bid live csiq tid2013 kadid10k folder"
@@ -36,8 +36,9 @@ def add_training_verbs(verbs: "Verbs") -> None:
 
 
 def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.run_settings import Run
     from drexperts.splits import write_splits
-    from drexperts.training_run import Run, train_run
+    from drexperts.training_run import train_run
 
     screen = _of_the_first(arguments, screen)
     dataset = _dataset(arguments)
@@ -147,7 +148,7 @@ def _train_config(
 
 
 def _resources(arguments: argparse.Namespace) -> "Resources":
-    from drexperts.training_run import Resources
+    from drexperts.run_settings import Resources
 
     return Resources(
         arguments.device,

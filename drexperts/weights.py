@@ -5,6 +5,7 @@ unpickler and a short list of inert extras.
 """
 
 import _codecs
+import json
 import re
 import zipfile
 from collections import OrderedDict
@@ -156,8 +157,25 @@ def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> Non
     try:
         with written_whole(path) as aside:
             save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
+            _sort_header(aside)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _sort_header(path: Path) -> None:
+    """The same file for the same content: the library writes metadata in an order of chance.
+
+    A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON
+    and ends in any number of spaces.
+    """
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def fetch(repository: str, filename: str) -> Path:

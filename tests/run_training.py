@@ -11,9 +11,10 @@ from drexperts.layouts import open_dataset
 from drexperts.model import DRExperts, new_model
 from drexperts.recipes import RECIPES
 from drexperts.report import PhaseScreen
+from drexperts.run_settings import Resources, Run
 from drexperts.splits import make_splits
 from drexperts.train import TrainConfig
-from drexperts.training_run import Resources, Run, train_run
+from drexperts.training_run import train_run
 
 
 def tiny_model(preset: str = "paper") -> DRExperts:

@@ -23,7 +23,7 @@ from drexperts.reproduce import Plan, Training, cells_of, choose, reproduce
 from drexperts.reproduce_page import page
 from drexperts.runtime.errors import ConfigError, StoppedError, UserError
 from drexperts.train import TrainConfig
-from drexperts.training_run import Resources
+from drexperts.run_settings import Resources
 
 IMAGES = 16
 RESOURCES = Resources(device="cpu", workers=0)

@@ -21,9 +21,10 @@ from drexperts.model import DRExperts
 from drexperts.predict import open_model
 from drexperts.report import PhaseScreen
 from drexperts.run_folder import RunFolder
+from drexperts.run_settings import Resources, Run
 from drexperts.runtime.errors import UserError
 from drexperts.train import NotFiniteError, TrainingError
-from drexperts.training_run import Resources, Run, train_run
+from drexperts.training_run import train_run
 
 SCRIPT = Path(__file__).with_name("run_training.py")
 QUIET = PhaseScreen(lambda text: None, lambda phase, done, total: None, lambda text: None)
