@@ -17,6 +17,9 @@ HEAD_SECTION = re.compile(r"(?<=<!-- head -->\n).*(?=<!-- end of head -->)", re.
 ENGINES_RECEIPT = RECEIPT.with_name("engines-rtx.json")
 ENGINES_SECTION = re.compile(r"(?<=<!-- engines -->\n).*(?=<!-- end of engines -->)", re.DOTALL)
 
+TRAINING_RECEIPT = RECEIPT.with_name("training-official.json")
+TRAINING_SECTION = re.compile(r"(?<=<!-- training -->\n).*(?=<!-- end of training -->)", re.DOTALL)
+
 
 def measured(report: dict[str, Any]) -> str:
     """The tables for a report of `drx bench`, as Markdown."""
@@ -84,6 +87,30 @@ def engines(report: dict[str, Any]) -> str:
     return "\n".join(["", *lines, "", ""])
 
 
+def training(report: dict[str, Any]) -> str:
+    """A training step and what it consists of, for a receipt of `drx bench --train`."""
+    machine, batch = report["machine"], report["batch"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores; PyTorch {machine['versions']['torch']}, "
+        f"preset `{report['preset']}`, {batch} crops.",
+        "",
+        "| | type | p50 s | p90 s | times ours | peak MB | times ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, times in report["step"].items():
+        ratio, peak = report["ratio"].get(name), report["peak_bytes"][name] / 1e6
+        shown = f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})" if ratio else ""
+        more = f"{report['peak_ratio'][name]:.2f}" if ratio else ""
+        kind, p50, p90 = report["amp"][name], times["p50"], times["p90"]
+        lines.append(f"| {name} | {kind} | {p50:.2f} | {p90:.2f} | {shown} | {peak:.0f} | {more} |")
+    parts = {name: times["p50"] for name, times in report["parts"].items()}
+    whole = sum(parts.values())
+    split = ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items())
+    data = report["data"]["p50"] / report["step"]["ours"]["p50"]
+    lines += ["", f"Of our step: {split}. Making a batch of JPEGs takes one core {data:.0%} of it."]
+    return "\n".join(["", *lines, "", ""])
+
+
 def figures(report: dict[str, Any]) -> dict[str, str]:
     """What is measured once: start, memory, an image from its bytes."""
     cold, image = report["cold_start"], report["image"]
@@ -115,6 +142,7 @@ def main() -> None:
         (SECTION, RECEIPT, measured),
         (HEAD_SECTION, HEAD_RECEIPT, head),
         (ENGINES_SECTION, ENGINES_RECEIPT, engines),
+        (TRAINING_SECTION, TRAINING_RECEIPT, training),
     ):
         made = table(json.loads(receipt.read_text()))
         text = section.sub(lambda _, made=made: made, text)

@@ -1,6 +1,7 @@
 """The processes of one training: those that `torchrun` started, or this one alone."""
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -109,14 +110,15 @@ class Processes:
 
 
 def _device(name: str, local_rank: int) -> torch.device:
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"--device {name} is none: choose cpu, cuda or such as cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("PyTorch finds no CUDA device here: --device cpu, or check the driver")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", local_rank)
+        name = "cuda" if there else "cpu"
+    if not re.fullmatch("cpu|cuda(:[1-9]?[0-9])?", name):
+        raise DeviceError(f"--device {name} is none: choose cpu, cuda or such as cuda:1")
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    if device.type == "cuda" and device.index >= there:
+        raise DeviceError(
+            f"PyTorch finds {there} CUDA devices here, and {device} was asked for: "
+            "--device cpu, or check the driver"
+        )
     return device

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from drexperts.report import Screen
     from drexperts.run_settings import Resources
     from drexperts.splits import Splits
-    from drexperts.train import TrainConfig
+    from drexperts.train import Amp, TrainConfig
     from drexperts.verbs import Parser, Verbs
 
 _NAMES = "koniq10k livec spaq livefb bid live csiq tid2013 kadid10k folder"
@@ -116,9 +116,11 @@ def _model(
 
     if arguments.init is not None:
         trained = load_checkpoint(arguments.init).model
+        _check_init(arguments, trained.config)
         return trained.config, lambda: copy.deepcopy(trained)
     preset = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
-    config = preset[arguments.preset](arguments.size or size, arguments.image_size)
+    make_config = preset[arguments.preset or "paper"]
+    config = make_config(arguments.size or size, arguments.image_size or 384)
 
     def make() -> "DRExperts":
         model = new_model(config)
@@ -127,6 +129,33 @@ def _model(
         return model
 
     return config, make
+
+
+def _check_init(arguments: argparse.Namespace, config: "DRExpertsConfig") -> None:
+    """A checkpoint decides what the model is, and has all its weights."""
+    from drexperts.runtime.errors import UserError
+
+    if arguments.preset not in (None, config.preset):
+        raise UserError(
+            f"{arguments.init} is of the preset {config.preset}, and --preset {arguments.preset} "
+            "was asked for: leave one of the two out"
+        )
+    for name in ("size", "image_size", "encoder", "prior"):
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                f"--init brings the whole model: leave --{name.replace('_', '-')} out, or --init"
+            )
+
+
+def _amp(arguments: argparse.Namespace) -> "Amp":
+    """On a GPU what the released code trains in, unless another is asked for."""
+    import torch
+
+    cuda = arguments.device.startswith("cuda") or (
+        arguments.device == "auto" and torch.cuda.is_available()
+    )
+    amp: Amp = arguments.amp or ("fp16" if cuda else "fp32")
+    return amp
 
 
 def _train_config(
@@ -140,7 +169,7 @@ def _train_config(
         recipe.batch,
         arguments.epochs,
         StepSchedule(arguments.rate, config.warmup_epochs, third),
-        amp=arguments.amp,
+        amp=_amp(arguments),
         accumulate=arguments.accumulate,
         ema=arguments.ema,
         seed=arguments.seed,
@@ -226,9 +255,12 @@ def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
 def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.predict import open_model
+    from drexperts.runtime.errors import UserError
     from drexperts.runtime.explain import explanation
     from drexperts.runtime.preprocess import decode
 
+    if arguments.out.suffix.lower() != ".png":
+        raise UserError(f"{arguments.out}: the picture is a PNG, so let its name end in .png")
     photo = decode(arguments.photo)
     if arguments.compare:
         picture = _comparison(arguments, photo)
@@ -361,6 +393,12 @@ def _add_data(verb: "Parser") -> None:
     _add_protocol(verb)
 
 
+def _whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
 def _add_protocol(verb: "Parser") -> None:
     verb.add_argument(
         "--protocol",
@@ -368,7 +406,7 @@ def _add_protocol(verb: "Parser") -> None:
         default="grid",
         help="the runtime's crops, or the authors' random ones by seed",
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.add_argument("--seed", type=_whole_number, default=0, metavar="N")
     verb.add_argument("--skip-bad", action="store_true", help="leave bad rows and images out")
 
 
@@ -379,9 +417,9 @@ def _add_selection(verb: "Parser") -> None:
 
 
 def _add_model(verb: "Parser") -> None:
-    verb.add_argument("--preset", choices=("paper", "official"), default="paper")
+    verb.add_argument("--preset", choices=("paper", "official"), help="paper")
     verb.add_argument("--size", choices=("small", "base"), help="by default the data set's")
-    verb.add_argument("--image-size", type=int, choices=(224, 384), default=384)
+    verb.add_argument("--image-size", type=int, choices=(224, 384), help="384")
     verb.add_argument("--encoder", type=Path, metavar="FILE", help="DeiT-III; else from the hub")
     verb.add_argument("--prior", type=Path, metavar="FILE", help="DA-CLIP; else from the hub")
     verb.add_argument("--init", type=Path, metavar="CKPT", help="start from a checkpoint instead")
@@ -391,14 +429,16 @@ def _add_optimisation(verb: "Parser") -> None:
     verb.add_argument("--epochs", type=int, default=9, metavar="N")
     verb.add_argument("--rate", type=float, default=2e-4, help="learning rate")
     verb.add_argument("--accumulate", type=int, default=1, metavar="N", help="parts of a step")
-    verb.add_argument("--amp", choices=("fp32", "fp16", "bf16"), default="fp32")
+    verb.add_argument(
+        "--amp", choices=("fp32", "fp16", "bf16"), help="of products; fp16 on a GPU, else fp32"
+    )
     verb.add_argument("--ema", type=float, metavar="0.999", help="average the weights")
 
 
 def _add_resources(verb: "Parser") -> None:
     """Where and how fast."""
     verb.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1")
-    verb.add_argument("--workers", type=int, metavar="N", help="processes that decode")
+    verb.add_argument("--workers", type=_whole_number, metavar="N", help="processes that decode")
     verb.add_argument("--cache", type=Path, metavar="DIR", help="keep decoded images there")
     verb.add_argument("--save-minutes", type=float, default=10.0, metavar="N")
     verb.add_argument("--tensorboard", action="store_true", help="events in OUT/events")

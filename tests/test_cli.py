@@ -13,7 +13,7 @@ import pytest
 from drexperts import __version__
 from drexperts.cli import main
 from drexperts.runtime.compatibility import gpus
-from drexperts.runtime.errors import InternalError, UserError
+from drexperts.runtime.errors import InternalError, StoppedError, UserError
 from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
 from drexperts.runtime.scorer import Scorer
 
@@ -125,7 +125,8 @@ def test_help_is_fast():
     command = [sys.executable, "-P", "-c", code]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[-1] == "[]"
-    for verb in ("demo", "export", "verify", "score", "bench", "info", "convert-prior"):
+    trained = ("train", "eval", "reproduce", "synth", "explain", "convert-prior")
+    for verb in ("demo", "export", "build", "verify", "score", "bench", "info", *trained):
         assert any(line.split()[:1] == [verb] for line in lines)
 
 
@@ -145,6 +146,11 @@ def test_no_torch_for_scoring_and_info(toy_bundle, photos, tmp_path):
         (["export", "c.safetensors", "--out", "b"], "export"),
         (["verify", "b"], "export"),
         (["convert-prior", "a.pt", "b.safetensors"], "train"),
+        (["train", "--data", "livec", "d", "--out", "r"], "train"),
+        (["eval", "c.safetensors", "--data", "livec", "d"], "train"),
+        (["reproduce", "table1", "--data-root", "d"], "train"),
+        (["synth", "d", "--out", "s"], "train"),
+        (["explain", "c.safetensors", "a.png", "--out", "e.png"], "train"),
     ],
 )
 def test_a_missing_library_names_its_extra(arguments, extra):
@@ -166,6 +172,7 @@ def test_a_missing_engine_library(toy_bundle, photos, call, monkeypatch):
     ("error", "status", "said"),
     [
         (UserError("try this"), 2, "drx: try this\n"),
+        (StoppedError("stopped", signal.SIGTERM), 143, "drx: stopped\n"),
         (PermissionError(13, "Permission denied", "x"), 2, "check the path"),
         (KeyboardInterrupt(), 130, "drx: interrupted\n"),
         (InternalError("odd"), 70, "odd. This is a bug in drexperts: please report it"),

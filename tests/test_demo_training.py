@@ -95,6 +95,19 @@ def test_a_new_model_starts_at_the_mean_label(
     assert (scores - known.labels.mean() / 100).abs().max() < 0.5
 
 
+def test_crops_are_pieces_of_their_own_image_some_mirrored() -> None:
+    rows, columns = torch.arange(6)[:, None], torch.arange(7)
+    image = (10 * rows + columns).to(torch.uint8).expand(40, 3, 6, 7)
+    crops = demo.random_crops(image, 4, torch.Generator().manual_seed(0)).int()
+    steps = crops.diff(dim=-1)
+    mirrored = steps[:, 0, 0, 0] == -1
+    assert 0 < mirrored.sum() < 40
+    assert torch.equal(steps.abs(), torch.ones_like(steps))
+    assert torch.equal(crops.diff(dim=-2), torch.full((40, 3, 3, 4), 10, dtype=torch.int32))
+    corners = torch.where(mirrored, crops[:, 0, 0, -1], crops[:, 0, 0, 0])
+    assert set(corners.tolist()) == {10 * y + x for y in range(3) for x in range(4)}
+
+
 def test_a_shortened_training_runs() -> None:
     told: list[tuple[str, Step]] = []
     trained = demo.train_demo(lambda *step: told.append(step), epochs=1, crops=2)

@@ -7,6 +7,11 @@ import pytest
 from drexperts.files import written_whole
 
 
+def fail_after_half(path: Path) -> None:
+    path.write_text("half")
+    raise ZeroDivisionError
+
+
 def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
@@ -23,8 +28,7 @@ def test_after_an_error_what_was_there_is_there_still(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), written_whole(path) as aside:
-        aside.write_text("half")
-        raise ZeroDivisionError
+        fail_after_half(aside)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

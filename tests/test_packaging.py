@@ -77,6 +77,8 @@ def test_the_readmes_numbers_are_the_receipts(monkeypatch: pytest.MonkeyPatch) -
     assert readme_table.head(report) in (ROOT / "README.md").read_text()
     report = json.loads(readme_table.ENGINES_RECEIPT.read_text())
     assert readme_table.engines(report) in (ROOT / "README.md").read_text()
+    report = json.loads(readme_table.TRAINING_RECEIPT.read_text())
+    assert readme_table.training(report) in (ROOT / "README.md").read_text()
 
 
 def test_the_lock_file_is_not_tracked() -> None:

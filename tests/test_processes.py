@@ -142,13 +142,20 @@ def test_devices_that_are_none(name: str) -> None:
         Processes(name)
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Processes("auto").device == torch.device("cpu")
-    with pytest.raises(DeviceError, match="--device cpu, or check the driver"):
-        Processes("cuda:1")
+    with pytest.raises(DeviceError, match=r"0 CUDA devices.*--device cpu, or check the driver"):
+        Processes("cuda")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert Processes("auto").device == torch.device("cuda", 3)
-    assert Processes("cuda").device == torch.device("cuda", 3)
-    assert Processes("cuda:1").device == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Processes("auto").device == torch.device("cuda", 1)
+    assert Processes("cuda").device == torch.device("cuda", 1)
+    assert Processes("cuda:0").device == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match="2 CUDA devices here, and cuda:2 was asked for"):
+        Processes("cuda")

@@ -21,9 +21,9 @@ from drexperts.report import PhaseScreen
 from drexperts.reported import TABLES
 from drexperts.reproduce import Plan, Training, cells_of, choose, reproduce
 from drexperts.reproduce_page import page
+from drexperts.run_settings import Resources
 from drexperts.runtime.errors import ConfigError, StoppedError, UserError
 from drexperts.train import TrainConfig
-from drexperts.run_settings import Resources
 
 IMAGES = 16
 RESOURCES = Resources(device="cpu", workers=0)

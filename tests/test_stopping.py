@@ -26,9 +26,11 @@ def test_the_handlers_are_as_before_also_after_an_error() -> None:
 
     before = [signal.signal(number, own) for number in SIGNALS]
     try:
-        with pytest.raises(ZeroDivisionError), stop_requests():
+        with stop_requests():
             assert own not in [signal.getsignal(number) for number in SIGNALS]
-            raise ZeroDivisionError
+        assert [signal.getsignal(number) for number in SIGNALS] == [own, own]
+        with pytest.raises(ZeroDivisionError), stop_requests():
+            _ = 1 // 0
         assert [signal.getsignal(number) for number in SIGNALS] == [own, own]
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
