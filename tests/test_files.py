@@ -24,6 +24,15 @@ def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_reads_has_one_file_or_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with open(path) as reader:
+        with written_whole(path) as aside:
+            aside.write_text("new")
+        assert reader.read() == "old"
+
+
 def test_after_an_error_what_was_there_is_there_still(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")

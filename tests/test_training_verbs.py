@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from run_training import tiny_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drexperts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from drexperts.cli import main
@@ -144,6 +145,10 @@ def test_training_leaves_what_eval_and_export_take(
     (result,) = ended.document["results"]
     assert result == json.loads((out / "result.json").read_text())
     assert (result["protocol"], result["selected_on"]) == ("grid", "validation")
+    assert not result["fresh"]  # the checkpoint's head goes on from what it learnt
+    config = result["config"]
+    assert (config["epochs"], config["batch"], config["amp"]) == (2, 8, "fp32")
+    assert (config["schedule"]["rate"], config["schedule"]["every"]) == (2e-4, 1)
     assert result["test"]["images"] == 4
     assert result["images"] == [14, 2, 4]
     assert "the epoch was chosen on: validation" in ended.error
@@ -169,10 +174,7 @@ def test_the_split_of_a_training_is_kept_and_is_its_own_alone(
     refused(ended, "--split 1: there are splits 0 to 0")
 
 
-def test_events_for_tensorboard(done: tuple[Path, list[str]]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    out, _ = done
+def events_are_those_of_the_log(out: Path) -> None:
     events = EventAccumulator(str(out / "events"))
     events.Reload()
     lines = [line for line in log(out) if "loss" in line]
@@ -180,6 +182,10 @@ def test_events_for_tensorboard(done: tuple[Path, list[str]]) -> None:
     assert [event.step for event in found] == [line["step"] for line in lines]
     assert [event.value for event in found] == pytest.approx([line["loss"] for line in lines])
     assert {"rate", "plcc", "srcc"} <= set(events.Tags()["scalars"])
+
+
+def test_events_for_tensorboard(done: tuple[Path, list[str]]) -> None:
+    events_are_those_of_the_log(done[0])
 
 
 def test_tensorboard_is_asked_for(
@@ -226,6 +232,7 @@ def test_a_stopped_training_goes_on_without_a_step_twice(
     assert steps == list(range(1, len(steps) + 1))
     assert [line.get("loss") for line in log(out)] == [line.get("loss") for line in log(whole)]
     assert (out / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    events_are_those_of_the_log(out)
 
 
 def test_all_splits_of_a_folder_chosen_on_the_test(
@@ -433,6 +440,14 @@ def test_without_a_network_the_message_names_what_to_download(
     ended = call("train", "--data", "livec", data["livec"], "--out", tmp_path / "run")
     refused(ended, "deit3_small_patch16_384", "https://huggingface.co/", "model.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_brings_the_whole_model(data: dict[str, Path], train: Call) -> None:
+    asked = ("--preset", "official")
+    refused(train("livec", data["livec"], *asked), "is of the preset paper, and --preset official")
+    for option, value in (("size", "base"), ("image-size", "224"), ("encoder", "a.pth")):
+        refused(train("livec", data["livec"], f"--{option}", value), f"leave --{option} out")
+    assert train("livec", data["livec"], "--preset", "paper").status == 0
 
 
 def test_a_start_that_is_no_checkpoint(data: dict[str, Path], tmp_path: Path, train: Call) -> None:
