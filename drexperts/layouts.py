@@ -182,7 +182,7 @@ def _repeats(ratings: list[_Rated]) -> list[str]:
 
 def _refuse(name: str, root: Path, faults: list[str], missing: list[str], good: int) -> None:
     """Raise DataError if anything is wrong, or nothing is left."""
-    remedy = "or leave them out with --skip-bad" if good else "or check --data-root"
+    remedy = "or leave them out with --skip-bad" if good else "or check the folder"
     if faults:
         more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise DataError(
@@ -195,7 +195,7 @@ def _refuse(name: str, root: Path, faults: list[str], missing: list[str], good: 
             f"{root / missing[0]}: restore them, {remedy}"
         )
     if not good:
-        raise DataError(f"{name} at {root} rates no image: check --data-root")
+        raise DataError(f"{name} at {root} rates no image: check the folder")
 
 
 def _label(row: _Row, limits: tuple[float, float]) -> float | str:

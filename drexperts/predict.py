@@ -102,7 +102,7 @@ def open_model(
         path: a bundle's folder, a checkpoint of ours, or one of the authors' code.
         device: "auto", "cpu", "cuda", or such as "cuda:1".
         threads: of the CPU; for a checkpoint, those of all that PyTorch does.
-        scale: of a checkpoint's scores, in the place of the file's.
+        scale: of a checkpoint's scores, where its file does not say.
 
     Raises:
         ConfigError: a checkpoint does not say what scale its scores are on.
@@ -115,10 +115,12 @@ def open_model(
         raise UserError(f"there is no {path}: name a checkpoint, or a bundle's folder")
     place = _torch_device(device)
     if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"--threads {threads}: give one at least")
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
     checkpoint.model.to(place)
-    return scorer_of(checkpoint._replace(scale=scale or checkpoint.scale))
+    return scorer_of(checkpoint._replace(scale=checkpoint.scale or scale))
 
 
 def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Scorer:

@@ -99,11 +99,13 @@ class RunFolder:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: remove its folder, or choose another --out") from error
-    return content
+    except ValueError:
+        pass
+    raise UserError(f"{path} is damaged: remove its folder, or choose another --out")
 
 
 def _difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

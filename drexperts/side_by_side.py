@@ -49,7 +49,6 @@ def evaluate_models(
     protocol: Protocol,
     recipe: Recipe,
     seed: int = 0,
-    scale: ScoreScale | None = None,
     device: str = "auto",
     threads: int | None = None,
     skip_bad: bool = False,
@@ -61,7 +60,6 @@ def evaluate_models(
         models: checkpoints and bundles.
         splits: None for the whole data set, with `part` "all".
         seed: of the crops in the protocol `released`, and of the intervals.
-        scale: of a checkpoint's scores, see `open_model`.
 
     Raises:
         DataError: splits of other data, a part without images, or an unusable image without
@@ -72,7 +70,8 @@ def evaluate_models(
     samples = dataset.select(sorted(set().union(*parts)))
     entries, predictions = [], []
     for model in models:
-        with open_model(model, device, threads=threads, scale=scale) as scorer:
+        # A checkpoint that does not say its scale is taken to be on the labels'.
+        with open_model(model, device, threads=threads, scale=dataset.scale) as scorer:
             said = predict(
                 scorer,
                 dataset,

@@ -102,11 +102,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.accumulate) < 1:
-            raise ConfigError(f"epochs, batch and accumulate must be at least one: {self}")
-        if not (0 < self.schedule.rate < math.inf and self.clip_norm > 0):
-            raise ConfigError(f"the learning rate and the clipping norm must be above zero: {self}")
+            raise ConfigError(
+                f"epochs, batch and accumulate must be at least one, not "
+                f"{self.epochs}, {self.batch} and {self.accumulate}"
+            )
+        if not 0 < self.schedule.rate < math.inf:
+            raise ConfigError(f"the learning rate must be above zero, not {self.schedule.rate}")
         if self.weight_decay < 0 or self.seed < 0:
-            raise ConfigError(f"weight decay and seed cannot be negative: {self}")
+            raise ConfigError(
+                f"weight decay and seed cannot be negative: {self.weight_decay}, {self.seed}"
+            )
         if self.amp not in ("fp32", *DTYPES):
             raise ConfigError(f"amp={self.amp!r}: choose fp32, fp16 or bf16")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -203,9 +203,12 @@ def _trained(out: Path, results: list[dict[str, Any]], screen: "Screen") -> Outc
 
 def _eval(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.recipes import RECIPES
+    from drexperts.runtime.errors import UserError
     from drexperts.side_by_side import evaluate_models, print_evaluation, write_predictions
     from drexperts.splits import read_splits
 
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        raise UserError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
     dataset = _dataset(arguments)
     splits = None if arguments.splits is None else read_splits(arguments.splits)
     with screen.phases() as shown:

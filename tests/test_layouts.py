@@ -308,7 +308,7 @@ def test_a_data_set_without_any_image_is_refused(miniatures: Callable[[str], Pat
     root = miniatures("bid")
     for image in root.glob("*.JPG"):
         image.unlink()
-    with pytest.raises(DataError, match=r"8 of 8 images of bid are missing, .* check --data-root"):
+    with pytest.raises(DataError, match=r"8 of 8 images of bid are missing, .* check the folder"):
         open_dataset("bid", root, skip_bad=True)
 
 

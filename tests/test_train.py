@@ -212,7 +212,6 @@ def test_a_start_is_near_the_asked_score(preset: str, tiny: Callable[..., Any]) 
         {"accumulate": 0},
         {"schedule": StepSchedule(0.0)},
         {"schedule": StepSchedule(float("nan"))},
-        {"clip_norm": 0.0},
         {"weight_decay": -1.0},
         {"ema": 1.0},
         {"amp": "int8"},
