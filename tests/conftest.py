@@ -33,6 +33,9 @@ TESTS = Path(__file__).parent
 
 # Before anything imports Triton: its kernels are interpreted, on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before anything imports torch: tests that run side by side (`pytest -n`) have a core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SIDE = 32
 DISTORTIONS = tuple(f"distortion {i}" for i in range(10))
