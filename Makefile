@@ -12,7 +12,7 @@ static:
 	uv run lint-imports
 
 test:
-	uv run pytest
+	uv run pytest -n auto --dist loadfile
 
 format:
 	uv run ruff format .

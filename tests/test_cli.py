@@ -284,7 +284,8 @@ def test_explaining_without_maps(bundle, photos, tmp_path, call):
     assert "no maps" in document["error"]
 
 
-def test_names_that_no_encoding_can_print(toy_bundle, photos):
+def test_names_that_no_encoding_can_print(toy_bundle, photos, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # or a table breaks the names
     source = photos / "a.png"
     for name in (b"\xff[red].png", b":smile: [bold].png", "照 片.png".encode()):
         shutil.copy(source, os.fsencode(photos) + b"/" + name)

@@ -60,7 +60,8 @@ def test_score_in_float32(seed: int, spread: float) -> None:
     expected = small_score(state, images)
     with torch.inference_mode():
         score = model_from_upstream(state)(images).score
-    assert ((score - expected) / expected).abs().max() <= 1e-5
+    # Of the scores' size: one of them may be small by cancellation, and its rounding is not.
+    assert (score - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_full_size_in_float32() -> None:
