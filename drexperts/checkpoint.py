@@ -50,6 +50,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         model = model_from_upstream(read_torch_file(path))
         return Checkpoint(model, None, default_preprocessing(model.config))
     state, metadata = read_safetensors(path)
+    if "variant" in metadata:
+        raise WeightsError(
+            f"{path} is the ablation {metadata['variant']}: `drx reproduce` trains and tests it"
+        )
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is no drexperts checkpoint; `drx demo` shows how one is made")
     try:

@@ -293,12 +293,15 @@ def metrics_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """What a training came to: each metric with its interval, or its median over several splits."""
     table = Table("", "median" if len(results) > 1 else "", "", box=SIMPLE_HEAD, pad_edge=False)
     for name, heading in _METRICS.items():
-        values = [math.nan if (v := result[name]) is None else v for result in results]
+        values = [result[name] for result in results]
+        if None in values:  # of too few images, or of scores that are all the same
+            table.add_row(heading, "-", "")
+            continue
+        low, high = min(values), max(values)
+        spread = f"{low:.3f} to {high:.3f} over {len(results)} splits"
         if len(results) == 1:
             low, high = results[0]["intervals"][name].values()
-            spread = "" if low is None else f"95 %: {low:.3f} to {high:.3f}"
-        else:
-            spread = f"{min(values):.3f} to {max(values):.3f} over {len(results)} splits"
+            spread = "" if low is None else f"95 % over images: {low:.3f} to {high:.3f}"
         table.add_row(heading, f"{statistics.median(values):.4f}", spread)
     return table
 

@@ -48,6 +48,7 @@ class Run:
             "data_digest": self.dataset.digest,
             "scale": asdict(self.dataset.scale),
             "split_digest": self.split_digest,
+            "ratings_skipped": list(self.dataset.skipped),
             "images": [len(part) for part in asdict(self.split).values()],
             "protocol": self.protocol,
             "selected_on": self.selected_on,

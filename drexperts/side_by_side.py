@@ -174,6 +174,7 @@ def _data_entry(dataset: Dataset, splits: Splits | None, part: Part) -> dict[str
         "part": part,
         "splits": 1 if splits is None else len(splits.splits),
         "split_digest": whole(dataset).digest if splits is None else splits.digest,
+        "split_digests": [s.digest for s in (splits.splits if splits else (whole(dataset),))],
     }
 
 
@@ -216,7 +217,7 @@ def print_evaluation(report: dict[str, Any], console: Console) -> None:
 
 def _metrics_table(report: dict[str, Any]) -> Table:
     models = report["models"]
-    table = Table("split", "metric", title="scores against labels, 95 % intervals")
+    table = Table("split", "metric", title="scores against labels, 95 % intervals over images")
     for model in models:
         table.add_column(model["model"], overflow="fold", justify="right")
     count = report["data"]["splits"]
@@ -253,9 +254,11 @@ def _circumstances(report: dict[str, Any]) -> list[str]:
     details = [f"{name} {value}" for name, value in protocol.items() if name != "name"]
     lines = [
         f"data {data['name']} {data['digest']}, labels {scale_text(ScoreScale(**data['scale']))}",
-        f"splits {data['split_digest']}, part {data['part']}",
+        f"split {', '.join(data['split_digests'])}, part {data['part']}",
         f"protocol {protocol['name']}, {', '.join(details)}",
     ]
+    if left := data["labels_skipped"]:
+        lines.append(f"{len(left)} ratings left out, first {left[0]}")
     for model in report["models"]:
         text = f"{model['model']}: {model['session']}, {model['fingerprint']}, "
         text += f"{model['crops']} crops of {model['images']} images"
@@ -275,4 +278,4 @@ def _with_spread(spread: dict[str, float | None]) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "none" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"

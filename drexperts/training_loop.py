@@ -63,7 +63,10 @@ class TrainingLoop:
         self.batches = _batches(run, parts, store, self.crop, processes, resources)
         self.trainer = _trainer(run, self.model, self.batches.steps, processes)
         if self.batches.batch < run.config.batch:
-            screen.note(f"an epoch has too few crops: {self.batches.batch} in a step")
+            screen.note(
+                f"an epoch has fewer crops than --batch {run.config.batch}: "
+                f"a step takes {self.batches.batch}"
+            )
         self.epochs: list[dict[str, Any]] = []  # what was found after each
         self.best = math.nan
         self.events: Any = None

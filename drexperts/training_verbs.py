@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from drexperts.recipes import Recipe
     from drexperts.report import Screen
     from drexperts.run_settings import Resources
+    from drexperts.runtime.manifest import ScoreScale
     from drexperts.splits import Splits
     from drexperts.train import Amp, TrainConfig
     from drexperts.verbs import Parser, Verbs
@@ -43,11 +44,13 @@ def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     screen = _of_the_first(arguments, screen)
     dataset = _dataset(arguments)
     screen.note(f"{len(dataset.samples)} images of {dataset.name}, data {dataset.digest}")
+    for reason in dataset.skipped:
+        screen.note(f"left out: {reason}")
     recipe = _recipe(arguments)
     splits = _splits(arguments, dataset)
     chosen = range(len(splits.splits)) if arguments.split is None else [arguments.split]
     config, new_model = _model(arguments, recipe.size)
-    results = []
+    results, folders = [], []
     for number in chosen:
         split = _numbered(splits, number)
         run = Run(
@@ -60,12 +63,13 @@ def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             arguments.select_on_test,
             fresh=arguments.init is None,
         )
-        out = arguments.out if len(chosen) == 1 else arguments.out / f"split-{number}"
+        out = arguments.out if arguments.split is not None else arguments.out / f"split-{number}"
+        folders.append(out)
         with screen.phases() as shown:
             results.append(train_run(run, new_model, out, _resources(arguments), shown))
         # Of this split only: on the test part of another, this model would know the images.
         write_splits(replace(splits, splits=(split,)), out / "splits.json")
-    return _trained(arguments.out, results, screen)
+    return _trained(folders, results, screen)
 
 
 def _dataset(arguments: argparse.Namespace) -> "Dataset":
@@ -189,26 +193,27 @@ def _resources(arguments: argparse.Namespace) -> "Resources":
     )
 
 
-def _trained(out: Path, results: list[dict[str, Any]], screen: "Screen") -> Outcome:
+def _trained(folders: list[Path], results: list[dict[str, Any]], screen: "Screen") -> Outcome:
     from drexperts.report import metrics_table
+    from drexperts.run_folder import BEST
 
     screen.tables.print(metrics_table([result["test"] for result in results]))
-    first = results[0]
-    screen.tables.print(
-        f"tested on {first['test']['images']} images, split {first['split_digest']}; the epoch was "
-        f"chosen on: {first['selected_on']}. `drx export` takes {out}/best.safetensors"
-    )
-    return Outcome(DONE, {"out": str(out), "results": results})
+    for folder, result in zip(folders, results, strict=True):
+        screen.tables.print(
+            f"split {result['split_digest']}: tested on {result['test']['images']} images, epoch "
+            f"{result['best_epoch']}, chosen on: {result['selected_on']}; {folder / BEST}"
+        )
+    document = {"out": [str(folder) for folder in folders], "results": results}
+    return Outcome(DONE, document)
 
 
 def _eval(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.recipes import RECIPES
-    from drexperts.runtime.errors import UserError
     from drexperts.side_by_side import evaluate_models, print_evaluation, write_predictions
     from drexperts.splits import read_splits
 
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise UserError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
+    if arguments.out is not None:
+        _check_out(arguments.out)
     dataset = _dataset(arguments)
     splits = None if arguments.splits is None else read_splits(arguments.splits)
     with screen.phases() as shown:
@@ -231,6 +236,16 @@ def _eval(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(DONE, evaluation.report)
 
 
+def _check_out(path: Path) -> None:
+    """Before the work whose result is to be there."""
+    from drexperts.runtime.errors import UserError
+
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+
+
 def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.reproduce import Plan, reproduce
 
@@ -240,7 +255,7 @@ def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         arguments.data_root,
         arguments.out,
         new_model,
-        "published weights" if arguments.init is None else f"the checkpoint {arguments.init}",
+        _start(arguments, config),
         lambda recipe: _train_config(arguments, recipe, config),
         arguments.splits,
         arguments.protocol,
@@ -256,6 +271,16 @@ def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(GATE_FAILED if report["failures"] else DONE, report)
 
 
+def _start(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:
+    """In words, what the models of a table start from."""
+    if arguments.init is not None:
+        return f"the checkpoint {arguments.init}"
+    parts = ((name, getattr(arguments, name)) for name in ("encoder", "prior"))
+    given = [f"{name} {path}" for name, path in parts if path is not None]
+    weights = "published weights" + "".join(f", {text}" for text in given)
+    return f"{weights}; preset {config.preset}, {config.encoder.image_size} px"
+
+
 def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.predict import open_model
     from drexperts.runtime.errors import UserError
@@ -264,11 +289,12 @@ def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
     if arguments.out.suffix.lower() != ".png":
         raise UserError(f"{arguments.out}: the picture is a PNG, so let its name end in .png")
+    _check_out(arguments.out)
+    scale = None if arguments.scale is None else scale_of(arguments.scale)
     photo = decode(arguments.photo)
     if arguments.compare:
-        picture = _comparison(arguments, photo)
+        picture = _comparison(arguments, photo, scale)
     else:
-        scale = None if arguments.scale is None else scale_of(arguments.scale)
         with open_model(arguments.model, "cpu", scale=scale) as scorer:
             picture = explanation(photo, scorer.score(arguments.photo, maps=True))
     picture.save(arguments.out)
@@ -276,7 +302,9 @@ def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(DONE, {"out": str(arguments.out)})
 
 
-def _comparison(arguments: argparse.Namespace, photo: "Image") -> "Image":
+def _comparison(
+    arguments: argparse.Namespace, photo: "Image", scale: "ScoreScale | None"
+) -> "Image":
     from drexperts.attention_maps import comparison
     from drexperts.checkpoint import load_checkpoint
     from drexperts.runtime.errors import UserError
@@ -285,7 +313,9 @@ def _comparison(arguments: argparse.Namespace, photo: "Image") -> "Image":
         raise UserError(
             "--compare takes a checkpoint: a bundle has the difference of the two attentions only"
         )
-    return comparison(load_checkpoint(arguments.model), photo, arguments.photo.name)
+    checkpoint = load_checkpoint(arguments.model)
+    checkpoint = checkpoint._replace(scale=checkpoint.scale or scale)
+    return comparison(checkpoint, photo, arguments.photo.name)
 
 
 def _of_the_first(arguments: argparse.Namespace, screen: "Screen") -> "Screen":

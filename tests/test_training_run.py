@@ -157,7 +157,7 @@ def test_the_released_protocol_and_an_ablation(root: Path, tmp_path: Path) -> No
     run = replace(run_of(root, epochs=1), protocol="released", variant="encoder")
     found = train(run, tmp_path / "run")
     assert (found["protocol"], found["variant"]) == ("released", "encoder")
-    with pytest.raises(UserError, match="no drexperts checkpoint"):
+    with pytest.raises(UserError, match="is the ablation encoder"):
         open_model(tmp_path / "run" / "best.safetensors", "cpu")
 
 
