@@ -21,7 +21,8 @@ class Sample:
 
     name: its path below the data set's folder, with forward slashes; unique in the set
     label: its mean opinion, on the data set's scale
-    group: images that no split may part: the reference image's name where there is one, else `name`
+    group: images that no split may part: the reference image's name where there is one, without
+        regard to case and to white space around it, else `name`
     """
 
     name: str
@@ -36,6 +37,7 @@ class Dataset:
     name: "koniq10k" and so on, or "folder"
     scale: the range and the direction of the labels
     skipped: what was left out on request, and why, one line each
+    published: the digest before the labels were mirrored, None if they were not
     """
 
     name: str
@@ -43,6 +45,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     scale: ScoreScale
     skipped: tuple[str, ...] = ()
+    published: str | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Sample]:
@@ -54,6 +57,11 @@ class Dataset:
         """16 hex digits of names, labels and groups: equal for the same ratings, wherever kept."""
         rows = [(sample.name, sample.label, sample.group) for sample in self.samples]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @property
+    def published_digest(self) -> str:
+        """That of the labels as published: splits are the same for mirrored ones."""
+        return self.digest if self.published is None else self.published
 
     def path(self, sample: Sample) -> Path:
         """Where an image is."""
@@ -79,4 +87,5 @@ def higher_is_better(dataset: Dataset) -> Dataset:
     samples = tuple(
         replace(sample, label=scale.low + scale.high - sample.label) for sample in dataset.samples
     )
-    return replace(dataset, samples=samples, scale=replace(scale, higher_is_better=True))
+    turned = replace(scale, higher_is_better=True)
+    return replace(dataset, samples=samples, scale=turned, published=dataset.digest)

@@ -93,6 +93,8 @@ class ImageStore:
     cache: a folder to keep them in, which may be shared by processes and by data sets; None
         decodes an image each time it is asked for.
 
+    stamps: of the files that were checked, by their samples' names
+
     Once `check` has seen an image, a change of its file is an error: a run that went on with other
     pixels could not be repeated. Raises UserError if the cache cannot be made.
     """
@@ -101,12 +103,17 @@ class ImageStore:
         self.dataset = dataset
         self._bring = bring
         self._cache = cache
-        self._stamps: dict[str, Stamp] = {}
+        self.stamps: dict[str, Stamp] = {}
         if cache is not None:
             try:
                 cache.mkdir(parents=True, exist_ok=True)
             except OSError as cause:
                 raise _cannot_cache(cache, cause) from cause
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of which files were checked, their sizes and times of change."""
+        return hashlib.sha256(repr(sorted(self.stamps.items())).encode()).hexdigest()[:16]
 
     def pixels(self, sample: Sample) -> Pixels:
         """The whole image, uint8 [H, W, 3], RGB, read-only.
@@ -138,7 +145,7 @@ class ImageStore:
         Raises what `pixels` raises.
         """
         stamp = _stamp(self.dataset.path(sample))
-        self._stamps[sample.name] = stamp
+        self.stamps[sample.name] = stamp
         if self._cache is not None or stamp != known:
             self._picture(sample)
         return stamp
@@ -146,7 +153,7 @@ class ImageStore:
     def _picture(self, sample: Sample) -> Image.Image | Pixels:
         path = self.dataset.path(sample)
         stamp = _stamp(path)
-        if self._stamps.get(sample.name, stamp) != stamp:
+        if self.stamps.get(sample.name, stamp) != stamp:
             raise DataError(f"{path} was changed while it was in use")
         if self._cache is None:
             return self._decoded(path)

@@ -21,13 +21,13 @@ Reference images are not read: a missing folder of them is no error.
 """
 
 import codecs
+import csv
 import io
 import math
 import os
 import re
 import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -35,13 +35,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
-from pandas.errors import ParserWarning
 from scipy.io import loadmat
 
 from drexperts.data import DataError, Dataset, Sample
 from drexperts.runtime.manifest import ScoreScale
 
-_LIVE_FOLDERS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")  # in the order of its labels
+# LIVE's images, in the order of its labels.
+_LIVE_COUNTS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
 _LIVEC_PRACTICE = 7  # the first entries are pictures on which the observers were trained
 _NAMED = 5  # faults in a message; the others are counted
 
@@ -52,12 +52,14 @@ class _Row(NamedTuple):
     where: the file, and the line, row or entry in it
     name: the image's path below the data set's folder, "" if the file names none
     group: of the sample; None if the image stands for itself
+    fault: what is wrong with the rating as a whole, "" for nothing
     """
 
     where: str
     name: str
     label: Any
     group: str | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,10 @@ def _open_table(table: Path, scale: ScoreScale | None, skip_bad: bool) -> Datase
 def _range(samples: tuple[Sample, ...]) -> ScoreScale:
     labels = [sample.label for sample in samples]
     if min(labels) == max(labels):
-        raise DataError(f"every score is {labels[0]:g}: nothing can be learned from equal scores")
+        raise DataError(
+            f"every score is {labels[0]:g}, which does not show the scale: give it with "
+            "--scale LOW:HIGH"
+        )
     return ScoreScale(min(labels), max(labels), higher_is_better=True)
 
 
@@ -148,9 +153,9 @@ def _samples(
         if isinstance(label, str):
             faults.append(f"{row.where}: {label}")
         elif (found := images.find(row.name)) is None:
-            missing.append(row.name)
+            missing.append(row.name.strip())
         else:
-            group = found if row.group is None else row.group
+            group = found if row.group is None else _folded(row.group.strip())
             rated.setdefault(found, []).append(_Rated(row.where, Sample(found, label, group)))
     samples = []
     for _, ratings in sorted(rated.items()):
@@ -201,6 +206,8 @@ def _refuse(name: str, root: Path, faults: list[str], missing: list[str], good: 
 def _label(row: _Row, limits: tuple[float, float]) -> float | str:
     """The label, or why the rating cannot be used."""
     low, high = limits
+    if row.fault:
+        return row.fault
     if not row.name:
         return "no image is named"
     if not _is_plain(row.name):
@@ -220,11 +227,11 @@ def _label(row: _Row, limits: tuple[float, float]) -> float | str:
 def _is_plain(name: str) -> bool:
     """Whether a path stays below its folder, and is written in one way only."""
     foreign = PureWindowsPath(name).drive or "\\" in name or "\0" in name
-    return not foreign and not {"", ".", ".."} & set(name.split("/"))
+    return not foreign and not {"", ".", ".."} & {part.strip() for part in name.split("/")}
 
 
 def _number(cell: Any) -> float | None:
-    if isinstance(cell, bool):
+    if isinstance(cell, bool) or "_" in str(cell):  # Python takes 1_5 for 15
         return None
     try:
         return float(cell)
@@ -246,7 +253,14 @@ class _Images:
         self._folders: dict[str, dict[str, str]] = {}
 
     def find(self, name: str) -> str | None:
-        """The path as it is on the disk, where case and the form of accents may differ."""
+        """The path as it is on the disk.
+
+        Case, the form of accents and white space around names may differ there.
+        """
+        bare = "/".join(part.strip() for part in name.split("/"))
+        return self._find(name) or self._find(bare)
+
+    def _find(self, name: str) -> str | None:
         folder, slash, leaf = name.rpartition("/")
         if folder not in self._folders:
             leaves = sorted(_listed(self._root / folder), reverse=True)
@@ -300,50 +314,92 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path.name} line {number}", line.strip()
 
 
-def _csv(path: Path) -> pandas.DataFrame:
-    # As text, for a file may be called NA; with blank lines, which count as rows; and without an
-    # index, which pandas otherwise makes of the first column if all rows end in a comma.
-    with warnings.catch_warnings(category=ParserWarning, action="ignore"):
-        return pandas.read_csv(
-            io.StringIO(_decoded(path)),
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            index_col=False,
-        )
+class _Table(NamedTuple):
+    """A table: its names of columns, and each other row that is not empty with its number.
+
+    Rows are counted from the top of the file; those of a .parquet, without one of names, from 1.
+    """
+
+    names: list[str]
+    rows: list[tuple[int, Sequence[Any]]]
 
 
-def _xlsx(path: Path) -> pandas.DataFrame:
-    return pandas.read_excel(path, dtype=object, keep_default_na=False, engine="openpyxl")
+def _csv(path: Path) -> list[list[str]]:
+    """Rows of text, without the empty cells at their ends."""
+    # Without `strict`, a quotation mark that is never closed swallows the rest of the file.
+    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    rows = list(reader)
+    for row in rows:
+        while row and not _text(row[-1]):
+            row.pop()
+    return rows
 
 
-def _table(path: Path) -> pandas.DataFrame:
-    """A table, indexed by the row of the file, in which a header is row 1."""
-    parsers: dict[str, Callable[[Path], pandas.DataFrame]]
-    parsers = {".csv": _csv, ".xlsx": _xlsx, ".parquet": pandas.read_parquet}
-    table = _parsed(path, parsers[path.suffix.lower()])
-    first = 1 if path.suffix.lower() == ".parquet" else 2
-    table.index = range(first, first + len(table))
-    table.columns = [str(column).strip() for column in table.columns]
-    return table
+def _xlsx(path: Path) -> list[Sequence[Any]]:
+    # Without a header, for pandas gives the second of two equal names another.
+    sheet = pandas.read_excel(
+        path, header=None, dtype=object, keep_default_na=False, engine="openpyxl"
+    )
+    return list(sheet.itertuples(index=False, name=None))
 
 
-def _cells(
-    path: Path, table: pandas.DataFrame, *columns: str
-) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Where each row is, and its cells in these columns; empty rows are left out."""
-    names = list(table.columns)
-    for column in columns:
-        if names.count(column) != 1:
-            raise DataError(
-                f"{path} needs one column {column!r} and has {', '.join(names)}: name the columns "
-                "in its first row, and separate them by commas if it is a .csv"
+def _parquet(path: Path) -> list[Sequence[Any]]:
+    frame = pandas.read_parquet(path)
+    cells = frame.astype(object).where(frame.notna(), None)
+    return [list(frame.columns), *cells.itertuples(index=False, name=None)]
+
+
+def _table(path: Path) -> _Table:
+    kind = path.suffix.lower()
+    parsers: dict[str, Callable[[Path], Any]]
+    parsers = {".csv": _csv, ".xlsx": _xlsx, ".parquet": _parquet}
+    rows = _parsed(path, parsers[kind])
+    numbered = enumerate(rows, 0 if kind == ".parquet" else 1)
+    filled = [(number, row) for number, row in numbered if any(map(_text, row))]
+    if not filled:
+        raise DataError(f"{path} is empty: write it again")
+    return _Table([_text(name).strip() for name in filled[0][1]], filled[1:])
+
+
+def _rated(
+    path: Path, table: _Table, folder: str, image: str, label: str, group: str | None = None
+) -> Iterator[_Row]:
+    """The ratings in these columns; rows that are empty in all of them are left out.
+
+    folder: where the images are, ending in a slash, "" for the data set's own
+    """
+    columns = [image, label, *([] if group is None else [group])]
+    places = [_place(path, table.names, column) for column in columns]
+    for number, row in table.rows:
+        cells = [row[place] if place < len(row) else None for place in places]
+        if any(map(_text, cells)):
+            yield _Row(
+                f"{path.name} row {number}",
+                _below(folder, cells[0]),
+                cells[1],
+                None if group is None else _text(cells[2]),
+                _surplus(table.names, row),
             )
-    wanted = table[list(columns)]
-    wanted = wanted.astype(object).where(wanted.notna(), None)
-    for number, *cells in wanted.itertuples(name=None):
-        if any(_text(cell) for cell in cells):
-            yield f"{path.name} row {number}", tuple(cells)
+
+
+def _place(path: Path, names: list[str], column: str) -> int:
+    if names.count(column) != 1:
+        commas = ", and separate them by commas" if path.suffix.lower() == ".csv" else ""
+        raise DataError(
+            f"{path} needs one column {column!r} and has {', '.join(names)}: correct the names of "
+            f"its columns{commas}"
+        )
+    return names.index(column)
+
+
+def _surplus(names: list[str], row: Sequence[Any]) -> str:
+    """What to say of a row that has more cells than there are columns."""
+    if len(row) <= len(names):
+        return ""
+    return (
+        f"{len(row)} cells for {len(names)} columns, where a decimal comma must be a point, and a "
+        "name with a comma stand in quotation marks"
+    )
 
 
 def _matlab(path: Path, variable: str) -> list[Any]:
@@ -362,7 +418,8 @@ def _check_lengths(lengths: dict[str, int]) -> None:
 
 
 def _below(folder: str, leaf: Any) -> str:
-    return f"{folder}/{leaf}" if _text(leaf) else ""
+    name = _text(leaf).removeprefix("./")
+    return f"{folder}{name}" if name else ""
 
 
 # The layouts. Each function yields the ratings in the order of the label file.
@@ -370,8 +427,7 @@ def _below(folder: str, leaf: Any) -> str:
 
 def _koniq10k(root: Path) -> Iterator[_Row]:
     path = root / "koniq10k_scores_and_distributions.csv"
-    for where, (image, label) in _cells(path, _table(path), "image_name", "MOS_zscore"):
-        yield _Row(where, _below("1024x768", image), label)
+    return _rated(path, _table(path), "1024x768/", "image_name", "MOS_zscore")
 
 
 def _livec(root: Path) -> Iterator[_Row]:
@@ -380,35 +436,41 @@ def _livec(root: Path) -> Iterator[_Row]:
     _check_lengths({"AllImages_release": len(images), "AllMOS_release": len(labels)})
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         if i >= _LIVEC_PRACTICE:
-            yield _Row(f"AllMOS_release.mat entry {i + 1}", _below("Images", image), label)
+            yield _Row(f"AllMOS_release.mat entry {i + 1}", _below("Images/", image), label)
 
 
 def _spaq(root: Path) -> Iterator[_Row]:
     path = root / "Annotations" / "MOS and Image attribute scores.xlsx"
-    for where, (image, label) in _cells(path, _table(path), "Image name", "MOS"):
-        yield _Row(where, _below("TestImage", image), label)
+    return _rated(path, _table(path), "TestImage/", "Image name", "MOS")
 
 
 def _livefb(root: Path) -> Iterator[_Row]:
     path = root / "labels_image.csv"
-    for where, (image, label) in _cells(path, _table(path), "name", "mos"):
-        yield _Row(where, _below("database", image), label)
+    return _rated(path, _table(path), "database/", "name", "mos")
 
 
 def _bid(root: Path) -> Iterator[_Row]:
-    path = root / "DatabaseGrades.xlsx"
-    columns = ("Image Number", "Average Subjective Grade")
-    for where, (cell, label) in _cells(path, _table(path), *columns):
-        number = _number(cell)
-        whole = number is not None and number.is_integer()
-        yield _Row(where, f"DatabaseImage{int(number or 0):04d}.JPG" if whole else "", label)
+    path, known = root / "DatabaseGrades.xlsx", ["Image Number", "Average Subjective Grade"]
+    table = _table(path)
+    if not set(known) <= set(table.names):
+        # The released code goes by place alone.
+        table = _Table([*known, *table.names[2:]], table.rows)
+    for row in _rated(path, table, "", *known):
+        number = _number(row.name)
+        if number is not None and number.is_integer():
+            yield row._replace(name=f"DatabaseImage{int(number):04d}.JPG")
+        else:
+            fault = f"{row.name!r} is not the number of an image" if row.name else ""
+            yield row._replace(fault=fault)
 
 
 def _live(root: Path) -> Iterator[_Row]:
     labels = _matlab(root / "dmos_realigned.mat", "dmos_new")
     originals = _matlab(root / "dmos_realigned.mat", "orgs")
     references = _matlab(root / "refnames_all.mat", "refnames_all")
-    counts = {folder: _highest(root / folder) for folder in _LIVE_FOLDERS}
+    counts = _LIVE_COUNTS
+    if len(labels) != sum(counts.values()):
+        counts = {folder: _highest(root / folder) for folder in counts}
     images = f"images in {', '.join(f'{folder} {n}' for folder, n in counts.items())}, together"
     lengths = {"dmos_new": len(labels), "orgs": len(originals), "refnames_all": len(references)}
     _check_lengths(lengths | {images: sum(counts.values())})
@@ -440,21 +502,18 @@ def _tid2013(root: Path) -> Iterator[_Row]:
     for where, line in _lines(root / "mos_with_names.txt"):
         label, *leaf = line.split(maxsplit=1)
         name = "".join(leaf)
-        yield _Row(where, _below("distorted_images", name), label, f"I{name[1:3]}.BMP")
+        yield _Row(where, _below("distorted_images/", name), label, f"I{name[1:3]}.BMP")
 
 
 def _kadid10k(root: Path) -> Iterator[_Row]:
     path = root / "dmos.csv"
-    for where, cells in _cells(path, _table(path), "dist_img", "ref_img", "dmos"):
-        image, reference, label = cells
-        yield _Row(where, _below("images", image), label, _text(reference))
+    return _rated(path, _table(path), "images/", "dist_img", "dmos", "ref_img")
 
 
 def _folder(path: Path) -> Iterator[_Row]:
     table = _table(path)
-    columns = ["path", "score", *(["group"] if "group" in table.columns else [])]
-    for where, (image, label, *group) in _cells(path, table, *columns):
-        yield _Row(where, _text(image), label, _text(group[0]) if group else None)
+    group = "group" if "group" in table.names else None
+    return _rated(path, table, "", "path", "score", group)
 
 
 _PERCENT = ScoreScale(0.0, 100.0, higher_is_better=True)
@@ -491,7 +550,7 @@ _LAYOUTS = {
         (
             "dmos_realigned.mat",
             "refnames_all.mat",
-            *(f"{folder}/" for folder in _LIVE_FOLDERS),
+            *(f"{folder}/" for folder in _LIVE_COUNTS),
         ),
         "<folder>/img1.bmp and so on",
         ScoreScale(0.0, 100.0, higher_is_better=False),

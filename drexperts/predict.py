@@ -23,7 +23,7 @@ from drexperts.config import DISTORTIONS
 from drexperts.data import Dataset, Sample
 from drexperts.images import ImageStore, Tell, check_images, sizing
 from drexperts.recipes import Protocol, Recipe
-from drexperts.runtime.errors import ConfigError, DeviceError, InternalError, UserError
+from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
 from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.scorer import Score, Scorer
@@ -236,7 +236,7 @@ def predict(
 
     Raises:
         DataError: there are unusable images and not `skip_bad`, or no others.
-        InternalError: the engine gave no number.
+        WeightsError: the model gives no numbers.
     """
     store = ImageStore(dataset, sizing(protocol, recipe, scorer.manifest.preprocessing.crop))
     good, skipped = check_images(
@@ -294,7 +294,10 @@ def _on_random_crops(
 def _check_scored(sample: Sample, rows: Sequence[Score]) -> None:
     for row in rows:
         if row.error is not None:
-            raise InternalError(f"{sample.name} is an image, and has no score: {row.error}")
+            raise WeightsError(
+                f"the model gives no number for {sample.name}: its weights are damaged, or have "
+                "diverged, for which a lower learning rate helps"
+            )
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

@@ -1,23 +1,30 @@
 """The processes of one training: those that `torchrun` started, or this one alone."""
 
-import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed import DistError
 from torch.nn.parallel import DistributedDataParallel
 
-from drexperts.runtime.errors import DeviceError
+from drexperts.runtime.errors import DeviceError, UserError
+from drexperts.torchrun import place
 
 T = TypeVar("T")
 
 # Others wait while one process reads every image once, which takes longer than a step.
 _PATIENCE = timedelta(hours=6)
+# How gloo and NCCL, and what is between them and Python, say that another process is gone.
+_LOST = re.compile("gloo|NCCL|ProcessGroup|TCPStore|(closed|reset) by peer|Broken pipe")
+
+
+class LostProcessError(UserError):
+    """Another process of the group ended, or cannot be reached."""
 
 
 class Processes:
@@ -27,21 +34,22 @@ class Processes:
     first: whether it is the one that writes files and speaks
 
     `torchrun` says which process is which in the environment. Enter it to start and to leave the
-    group: NCCL between GPUs, gloo between CPUs.
+    group: NCCL between GPUs, gloo between CPUs. Whatever is exchanged raises LostProcessError once
+    another process has ended.
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world, local_rank = place()
         self.first = self.rank == 0
-        self.device = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        self.device = _device(device, local_rank)
 
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            distributed.init_process_group(backend, timeout=_PATIENCE)
+            with self.together():
+                distributed.init_process_group(backend, timeout=_PATIENCE)
         return self
 
     def __exit__(
@@ -53,15 +61,33 @@ class Processes:
         if self.world > 1:
             distributed.destroy_process_group()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Where gradients or anything else are exchanged: LostProcessError for the backend's own.
+
+        Other errors stay what they are.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not (isinstance(error, DistError) or _LOST.search(str(error))):
+                raise
+            cause = " ".join(str(error).split())
+            raise LostProcessError(
+                f"another process of this training ended; see its message (here: {cause:.300})"
+            ) from error
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, with its gradients averaged over the processes."""
         if self.world == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
         # Biases of keys cancel in a softmax, so that some parameters have no gradient.
-        return DistributedDataParallel(
-            module, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False
-        )
+        with self.together():
+            wrapped = DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+        # Buffers are constants. An attribute, as the argument's name depends on torch's version.
+        wrapped.broadcast_buffers = False
+        return wrapped
 
     def last_part(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Where a step has several parts, gradients are exchanged after the last one only."""
@@ -74,8 +100,9 @@ class Processes:
         if self.world == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return total.item() / self.world
+        with self.together():
+            distributed.all_reduce(total)
+            return total.item() / self.world
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
@@ -90,7 +117,8 @@ class Processes:
         if self.world == 1:
             return part
         parts: list[Any] = [None] * self.world
-        distributed.all_gather_object(parts, part)
+        with self.together():
+            distributed.all_gather_object(parts, part)
         return [item for gathered in parts for item in gathered]
 
     def from_first(self, work: Callable[[], T]) -> T:
@@ -103,7 +131,8 @@ class Processes:
                 found[0] = work()
             except Exception as error:  # raised below, after the others know
                 found[1] = error
-        distributed.broadcast_object_list(found)
+        with self.together():
+            distributed.broadcast_object_list(found)
         if found[1] is not None:
             raise found[1]
         return found[0]

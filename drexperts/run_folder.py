@@ -1,9 +1,13 @@
 """What a training run keeps on disk, so that it can be killed at any moment and go on."""
 
+import errno
 import json
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -11,10 +15,18 @@ from drexperts.files import written_whole
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.weights import read_safetensors, write_safetensors
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "drexperts-training-1"
 
 _SETTINGS, _STATE, _LOG, _RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
 BEST = "best.safetensors"
+_LOCK = ".lock"
+
+_VALUES = {"done", "scaler", "epochs", "best", "log_bytes"}
 
 
 class State(NamedTuple):
@@ -28,28 +40,62 @@ class RunFolder:
     """`run.json`, the settings; `state.safetensors`, from which it goes on; `best.safetensors`, the
     model; `log.jsonl`, a line a step and an epoch; `result.json`, once it is done.
 
-    Every file but the log is written aside and renamed, so that a kill leaves the one before.
+    Every file but the log is written aside and renamed, so that a kill leaves the one before. No
+    other process can have the folder until `close`, the end of a `with` or of this process. A
+    pickled copy does not hold it, and is for reading.
 
     Args:
-        settings: all that decides the result, JSON-ready. Raises UserError where the folder holds
-            a run of other ones.
+        settings: all that decides the result, JSON-ready.
+
+    Raises UserError where another process has the folder, where it holds a run of other settings
+    that has come to something, and where it is a file.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.best = path / BEST
-        path.mkdir(parents=True, exist_ok=True)
-        for left in path.glob(".*.part-*"):  # of a process that was killed while writing
-            left.unlink()
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        there = _read_json(path / _SETTINGS)
+        self._unlock: weakref.finalize[[int], RunFolder] | None
+        self._unlock = weakref.finalize(self, os.close, _locked(path))
+        try:
+            self._settle()
+        except BaseException:
+            self.close()
+            raise
+        for left in path.glob(".*.part-*"):  # of a process that was killed while writing
+            if left.is_file() and not left.is_symlink():
+                left.unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        """Write the settings, or compare them where they have come to something."""
+        kept = any((self.path / name).exists() for name in (_STATE, BEST, _RESULT))
+        there = _read_json(self.path / _SETTINGS) if kept else None
         if there is None:
             self._write_json(_SETTINGS, self.settings)
         elif there != self.settings:
             raise UserError(
-                f"{path} holds another run ({_difference(there, self.settings)}): choose another "
-                "folder with --out, or remove this one"
+                f"{self.path} holds another run ({_difference(there, self.settings)}): choose "
+                "another folder with --out, or remove this one"
             )
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._unlock is not None:
+            self._unlock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_unlock": None}
 
     def load_state(self) -> State | None:
         """What was saved last; None at the start."""
@@ -60,9 +106,10 @@ class RunFolder:
             tensors, metadata = read_safetensors(path)
         except WeightsError as error:
             raise WeightsError(f"{error}: remove it to start over") from error
-        if metadata.get("format") != FORMAT:
+        values = json.loads(metadata.get("values", "{}"))
+        if metadata.get("format") != FORMAT or not values.keys() >= _VALUES:
             raise WeightsError(f"{path} is no state of a training: remove it to start over")
-        return State(tensors, json.loads(metadata["values"]))
+        return State(tensors, values)
 
     def cut_log(self, state: State | None) -> None:
         """Without the lines of steps after this state, which will be made again."""
@@ -82,8 +129,11 @@ class RunFolder:
             stream.write(json.dumps(record) + "\n")
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a run that is done."""
-        return _read_json(self.path / _RESULT)
+        """The result of a run that is done, and which no state has to outlive."""
+        result = _read_json(self.path / _RESULT)
+        if result is not None:  # a kill in `finish` leaves the state
+            (self.path / _STATE).unlink(missing_ok=True)
+        return result
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result; the state is not needed any more."""
@@ -94,6 +144,30 @@ class RunFolder:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         with written_whole(self.path / name) as aside:
             aside.write_text(text, encoding="utf-8")
+
+
+def _locked(path: Path) -> int:
+    """A file that keeps other processes out of a folder, which is made, for as long as it is open.
+
+    The lock is the process's own: workers that it forked, which may live a little longer than a
+    killed process, do not hold it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path} is a file, or below one: choose a folder with --out") from error
+    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(lock)
+            raise UserError(
+                f"another process is training in {path}: wait for its end, or choose another --out"
+            ) from error
+        # Some network file systems have no locks.
+    return lock
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -7,13 +7,14 @@ from typing import Any
 
 from drexperts.data import Dataset
 from drexperts.recipes import Protocol, Recipe
+from drexperts.runtime.errors import ConfigError
 from drexperts.splits import Split
 from drexperts.train import TrainConfig
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides a result.
+    """Everything that decides a result, but for the rounding of sums over several processes.
 
     split_digest: of the split, or of the file it is from
     protocol: how images are brought to size, and validated and tested
@@ -41,7 +42,7 @@ class Run:
         return "validation" if self.split.validation else "last epoch"
 
     def settings(self) -> dict[str, Any]:
-        """JSON-ready; two runs of equal settings and equal weights have equal results."""
+        """JSON-ready; what two runs that are to have equal results must agree in."""
         names = ("recipe", "config")
         return {name: asdict(getattr(self, name)) for name in names} | {
             "dataset": self.dataset.name,
@@ -75,6 +76,10 @@ class Resources:
     save_minutes: float = 10.0
     skip_bad: bool = False
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.save_minutes >= 0:
+            raise ConfigError(f"--save-minutes {self.save_minutes}: give 0 or more")
 
     def processes(self) -> int:
         """Decoding processes."""

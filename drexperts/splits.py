@@ -15,6 +15,7 @@ from drexperts.files import written_whole
 SCHEMA = 1
 
 _AGAIN = "make the splits again"
+_BY_HAND = "was changed by hand: its digest is of other content"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Split:
 class Splits:
     """What a split file holds.
 
-    dataset, data_digest: what it was made for, see `Dataset.digest`
+    dataset, data_digest: what it was made for, see `Dataset.published_digest`
     seed: of the order of the groups
     """
 
@@ -68,13 +69,14 @@ def make_splits(
         validation: share of those that are validated on, at least one group; 0 for none.
 
     Raises:
-        DataError: there are too few groups, or shares that cannot be.
+        DataError: there are too few groups, or shares or a seed that cannot be.
     """
     if not (0 < train < 1 and 0 <= validation < 1 and count >= 1):
         raise DataError(
             f"{count} splits with {train:g} for training, {validation:g} of it for validation, "
             "cannot be: shares are between 0 and 1, and there is at least one split"
         )
+    _check_seed(seed)
     groups = {sample.group for sample in dataset.samples}
     counts = _counts(len(groups), train, validation)
     if counts is None:
@@ -86,15 +88,18 @@ def make_splits(
         )
     orders = (_ordered(groups, f"{seed}:{i}") for i in range(count))
     splits = tuple(_cut(dataset, order, *counts) for order in orders)
-    return Splits(dataset.name, dataset.digest, seed, splits)
+    return Splits(dataset.name, dataset.published_digest, seed, splits)
 
 
 def reduced(split: Split, dataset: Dataset, share: float) -> Split:
     """The protocol of data efficiency: less to train on, the same test.
 
     Training and validation together keep round(share * groups) groups, in their proportion; a
-    smaller share is a part of a larger one. `share` is of the whole data set's groups. The paper
-    does not say which whole its 20, 40 and 60 % are of: the data set or its training part.
+    smaller share is a part of a larger one.
+
+    `share` is of the whole data set's groups. The paper can be read either way: in one place it
+    cuts the training part to 60, 40 and 20 % of the size it had, in another the training part has
+    20, 40 and 60 % of the images. The second is what is done here, with all images as the whole.
 
     Raises DataError where that is more than there is, or leaves a part empty.
     """
@@ -119,7 +124,9 @@ def whole(dataset: Dataset) -> Split:
 
 def write_splits(splits: Splits, path: Path) -> None:
     """Write a split file, whole or not at all. Raises OSError."""
-    text = json.dumps({"schema": SCHEMA} | asdict(splits), indent=1)
+    parts = [{"digest": split.digest} | asdict(split) for split in splits.splits]
+    content = asdict(splits) | {"splits": parts}
+    text = json.dumps({"schema": SCHEMA, "digest": splits.digest} | content, indent=1)
     with written_whole(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
@@ -133,20 +140,39 @@ def read_splits(path: Path) -> Splits:
 
 
 def check_splits(splits: Splits, dataset: Dataset) -> None:
-    """Raises DataError, saying what differs, for splits of other data or that part a group."""
+    """Refuse splits that are not of these data.
+
+    Raises DataError, saying what differs: the splits are of other data, leave out images, part a
+    group, or have nothing to test on. Labels may be mirrored or as published.
+    """
     where = f"{dataset.name} at {dataset.root}"
     if splits.dataset != dataset.name:
         raise DataError(f"the splits are of {splits.dataset}, not of {dataset.name}: {_AGAIN}")
-    if splits.data_digest != dataset.digest:
+    if splits.data_digest != dataset.published_digest:
         raise DataError(f"the splits are not of {where}: {_difference(splits, dataset)}; {_AGAIN}")
+    _check_seed(splits.seed)
     for number, split in enumerate(splits.splits):
-        parts = [_groups_of(names, dataset) for names in asdict(split).values()]
-        for first, second in itertools.combinations(parts, 2):
-            if both := sorted(first & second):
-                raise DataError(
-                    f"split {number} has images of {both[0]!r} in two parts, and of {len(both)} "
-                    f"groups in all: {_AGAIN}"
-                )
+        _check_parts(f"split {number}", split, dataset)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise DataError(f"{seed} is no seed of splits: choose one of 0 or more")
+
+
+def _check_parts(which: str, split: Split, dataset: Dataset) -> None:
+    if not split.test:
+        raise DataError(f"{which} has no image to test on: {_AGAIN}")
+    names = asdict(split).values()
+    parts = [_groups_of(part, dataset) for part in names]
+    for first, second in itertools.combinations(parts, 2):
+        if both := sorted(first & second):
+            raise DataError(
+                f"{which} has images of {both[0]!r} in two parts, and of {len(both)} groups in "
+                f"all: {_AGAIN}"
+            )
+    if lost := sorted(dataset.by_name.keys() - {name for part in names for name in part}):
+        raise DataError(f"{which} lacks {len(lost)} images, first {lost[0]}: {_AGAIN}")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -180,7 +206,7 @@ def _groups_of(names: Iterable[str], dataset: Dataset) -> set[str]:
 
 
 def _from_document(document: object) -> Splits:
-    entries = _entries(document, "it", {"schema", *(f.name for f in fields(Splits))})
+    entries = _entries(document, "it", {"schema", "digest", *(f.name for f in fields(Splits))})
     if type(entries["seed"]) is not int or not isinstance(entries["splits"], list):
         raise DataError("its seed must be a whole number, and its splits a list")
     if not isinstance(entries["dataset"], str) or not isinstance(entries["data_digest"], str):
@@ -188,7 +214,10 @@ def _from_document(document: object) -> Splits:
     splits = tuple(_split(entry, f"split {i}") for i, entry in enumerate(entries["splits"]))
     if not splits:
         raise DataError("it has no split")
-    return Splits(entries["dataset"], entries["data_digest"], entries["seed"], splits)
+    made = Splits(entries["dataset"], entries["data_digest"], entries["seed"], splits)
+    if entries["digest"] != made.digest:
+        raise DataError(f"it {_BY_HAND}")
+    return made
 
 
 def _entries(document: object, where: str, wanted: set[str]) -> dict[str, Any]:
@@ -204,7 +233,8 @@ def _entries(document: object, where: str, wanted: set[str]) -> dict[str, Any]:
 
 
 def _split(document: object, where: str) -> Split:
-    entries = _entries(document, where, {f.name for f in fields(Split)})
+    entries = _entries(document, where, {"digest", *(f.name for f in fields(Split))})
+    digest = entries.pop("digest")
     for part, names in entries.items():
         plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if not plain or names != sorted(set(names)):
@@ -213,6 +243,8 @@ def _split(document: object, where: str) -> Split:
     everything = [*split.train, *split.validation, *split.test]
     if len(set(everything)) < len(everything):
         raise DataError(f"{where} has an image in two parts")
+    if digest != split.digest:
+        raise DataError(f"{where} {_BY_HAND}")
     return split
 
 

@@ -2,29 +2,36 @@
 
 import signal as signals
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# Of one Ctrl-C a process of `torchrun` hears twice: from the terminal and from the agent.
+_ECHO_SECONDS = 2.0
 
 
 class StopRequest:
     """Whether the process was asked to stop, and by which signal."""
 
     signal: int | None = None
+    at: float = 0.0  # time.monotonic()
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Take SIGTERM and the first Ctrl-C as requests; a second Ctrl-C interrupts at once.
+    """Take SIGTERM and the first Ctrl-C as requests; a Ctrl-C two seconds later interrupts at once.
 
     Only the main thread can; in another the signals do what they did before.
     """
     request = StopRequest()
 
     def take(number: int, frame: FrameType | None) -> None:
-        if number == signals.SIGINT and request.signal is not None:
+        now = time.monotonic()
+        if request.signal is None:
+            request.signal, request.at = number, now
+        elif number == signals.SIGINT and now - request.at >= _ECHO_SECONDS:
             raise KeyboardInterrupt
-        request.signal = number
 
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -19,6 +19,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 MicroBatch = tuple[Tensor, Tensor]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Steps in a row without a finite gradient in fp16; the scale of the loss is halved after each.
+_OVERFLOWS = 20
 # What AdamW keeps of each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -42,25 +44,23 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """The paper's schedule: a tenth of the rate after every third epoch.
+    """The paper's schedule: each third of the steps has a tenth of the rate of the one before.
 
-    With `warmup_epochs` the rate first rises linearly, step by step, from a thousandth. The count
-    of epochs runs on meanwhile: the released code, with three, reaches the full rate only at the
-    end of the third epoch, and has a tenth of it in the next.
+    With `warmup_epochs` the rate first rises linearly, step by step, from a thousandth. The thirds
+    are counted from the beginning all the same: the released code, with three of nine, reaches the
+    full rate only at the end of the third epoch, and has a tenth of it in the next.
     """
 
     rate: float = 2e-4
-    warmup_epochs: int = 0
-    every: int = 3
-    factor: float = 0.1
+    warmup_epochs: float = 0.0
 
     def __call__(self, step: int, epoch_steps: int, steps: int) -> float:
         """The learning rate of step 0 <= `step` < `steps`."""
-        rising = self.warmup_epochs * epoch_steps
+        rising = round(self.warmup_epochs * epoch_steps)
         if step < rising:
             low = self.rate / 1000
             return low + (self.rate - low) * step / rising
-        return self.rate * self.factor ** (step // (self.every * epoch_steps))
+        return self.rate * 0.1 ** (3 * step // steps)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class TrainConfig:
     batch: crops in one step, over all processes
     accumulate: parts in which a process computes its share of a batch, one after the other
     amp: the type in which products are computed; weights stay float32
-    ema: decay of a running average of the weights, which is then what is validated and kept
+    ema: decay of a running average of the weights, which is then what is validated and kept; at
+        step n at most (1 + n) / (10 + n), lest a short training keeps the weights of its start
     seed: decides batches, crops and mirrorings
     """
 
@@ -149,12 +150,14 @@ class Trainer:
         self._optimizer = _optimizer(self._parameters, config)
         scaling = config.amp == "fp16"
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaling)
+        self._overflows = 0  # steps in a row whose gradients left float16
         self._averages = [p.detach().clone() for p in self._parameters.values() if config.ema]
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> Step:
         """One update from micro-batches of equal size.
 
-        Raises NotFiniteError, before anything is changed, where the loss is not finite.
+        Raises NotFiniteError, before anything is changed, where the loss or a gradient is not
+        finite. In fp16 gradients may be, now and then: such a step changes no weight.
         """
         rate = self.config.schedule(self.done, self.epoch_steps, self.steps)
         for group in self._optimizer.param_groups:
@@ -167,14 +170,26 @@ class Trainer:
                 "check images and labels"
             )
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip_norm)
+        self._check_gradients(norm.item())
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self.config.ema is not None:
-            current = [p.detach() for p in self._parameters.values()]
-            torch._foreach_lerp_(self._averages, current, 1 - self.config.ema)
+            decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
+            for average, parameter in zip(self._averages, self._parameters.values(), strict=True):
+                average.lerp_(parameter.detach(), 1 - decay)
         self.done += 1
         return Step(self.done, self.steps, loss, rate)
+
+    def _check_gradients(self, norm: float) -> None:
+        finite = math.isfinite(norm)
+        self._overflows = 0 if finite else self._overflows + 1
+        if finite or (self._scaler.is_enabled() and self._overflows <= _OVERFLOWS):
+            return
+        raise NotFiniteError(
+            f"gradients of step {self.done + 1} are no numbers though its loss is one: lower the "
+            "learning rate" + ", or take --amp bf16" * self._scaler.is_enabled()
+        )
 
     def _backward(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Gradients of the mean loss, and the loss."""

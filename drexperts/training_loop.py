@@ -6,7 +6,8 @@ import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -21,7 +22,9 @@ from torch.nn import functional as F
 from drexperts.ablation import Variant
 from drexperts.backbone import normalised
 from drexperts.checkpoint import Checkpoint, save_checkpoint
+from drexperts.data import DataError
 from drexperts.evaluate import Metrics, json_ready, judge
+from drexperts.files import written_whole
 from drexperts.images import ImageStore
 from drexperts.loading import TrainingBatches
 from drexperts.model import DRExperts
@@ -31,7 +34,7 @@ from drexperts.recipes import preprocessing
 from drexperts.report import PhaseScreen
 from drexperts.run_folder import RunFolder, State
 from drexperts.run_settings import Resources, Run
-from drexperts.runtime.errors import MissingDependencyError, StoppedError
+from drexperts.runtime.errors import MissingDependencyError, StoppedError, UserError
 from drexperts.splits import Split
 from drexperts.stopping import StopRequest
 from drexperts.train import DTYPES, NotFiniteError, Step, Trainer, TrainingError
@@ -47,6 +50,7 @@ class TrainingLoop:
         self,
         run: Run,
         parts: Split,
+        skipped: Sequence[str],
         store: ImageStore,
         model: Variant,
         folder: RunFolder,
@@ -55,9 +59,10 @@ class TrainingLoop:
         screen: PhaseScreen,
         request: StopRequest,
     ) -> None:
-        self.run_, self.parts, self.folder = run, parts, folder
+        self.plan, self.parts, self.folder = run, parts, folder
         self.processes, self.resources, self.screen = processes, resources, screen
         self.request = request
+        self.images, self.skipped = store.digest, list(skipped)
         self.model = model.to(processes.device)
         self.crop: int = model.config.encoder.image_size
         self.batches = _batches(run, parts, store, self.crop, processes, resources)
@@ -87,11 +92,21 @@ class TrainingLoop:
     def _resume(self) -> None:
         state = self.folder.load_state()
         done = 0 if state is None else state.values["done"]
+        if len(set(self.processes.gather([done]))) > 1:
+            raise UserError(
+                f"the processes do not find the same state in {self.folder.path}: it must be on a "
+                "disk that all of them see, by a path that is the same for all"
+            )
         if self.processes.first:
             self.folder.cut_log(state)
             self.events = _events(self.folder.path, done) if self.resources.tensorboard else None
         if state is None:
             return
+        if state.values["images"] != self.images:
+            raise DataError(
+                "images were changed, or copied without their times, since the run began: restore "
+                f"them, or remove {self.folder.path} to start over"
+            )
         self.trainer.load_state(*state)
         self.epochs, self.best = state.values["epochs"], state.values["best"]
         self.best = math.nan if self.best is None else self.best
@@ -101,15 +116,16 @@ class TrainingLoop:
         self.model.train()
         started, crops = time.monotonic(), 0
         with closing(self.batches.epoch(epoch, first_step)) as micro_batches:
-            for part in _parts(micro_batches, self.run_.config.accumulate):
-                step = self._step(part)
+            for part in _parts(micro_batches, self.plan.config.accumulate):
+                with self.processes.together():
+                    step = self._step(part)
                 crops += self.batches.batch
                 self._tell(epoch, step, crops / (time.monotonic() - started))
-                if self.processes.any(self.request.signal is not None):
+                stopping = self._is_asked_to_stop()
+                if stopping or self.processes.any(self._is_save_due()):
                     self._save()
+                if stopping:
                     self._stop()
-                if self.processes.any(self._is_save_due()):
-                    self._save()
 
     def _step(self, part: Sequence[tuple[Tensor, Tensor, list[str]]]) -> Step:
         device = self.processes.device
@@ -127,18 +143,14 @@ class TrainingLoop:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            raise TrainingError(
-                f"out of memory with {len(part[0][0])} crops at once: "
-                f"--accumulate {2 * len(part)} takes half as many and has the same result, "
-                "--amp bf16 takes half the memory for most of what is kept"
-            ) from error
+            raise TrainingError(_memory_advice(len(part[0][0]), len(part))) from error
 
     def _tell(self, epoch: int, step: Step, rate: float) -> None:
         if not self.processes.first:
             return
         self._log(step.number, loss=step.loss, rate=step.rate, images_per_second=rate)
         text = (
-            f"epoch {epoch + 1} of {self.run_.config.epochs}, loss {step.loss:.4g}, "
+            f"epoch {epoch + 1} of {self.plan.config.epochs}, loss {step.loss:.4g}, "
             f"rate {step.rate:.1e}, {rate:.1f} images/s"
         )
         self.screen.phase(text, step.number, step.steps)
@@ -148,15 +160,19 @@ class TrainingLoop:
         return self.processes.first and minutes >= self.resources.save_minutes
 
     def _save(self) -> None:
-        """Only the first process writes; the others wait, lest they run into its absence."""
-        if self.processes.first:
-            tensors, values = self.trainer.state()
-            best = None if math.isnan(self.best) else self.best
-            self.folder.save_state(State(tensors, values | {"epochs": self.epochs, "best": best}))
-        self.processes.wait()
+        """The first process writes, the others wait, and have its error if there is one."""
+        tensors, values = self.trainer.state()
+        best = None if math.isnan(self.best) else self.best
+        values |= {"epochs": self.epochs, "best": best, "images": self.images}
+        self.processes.from_first(lambda: self.folder.save_state(State(tensors, values)))
         self.saved_at = time.monotonic()
 
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any process is: all of them find the same."""
+        return self.processes.any(self.request.signal is not None)
+
     def _stop(self) -> NoReturn:
+        """Only where the state on disk is that of now."""
         raise StoppedError(
             f"stopped after step {self.trainer.done} of {self.trainer.steps}, which is saved: "
             "the same command goes on",
@@ -165,13 +181,13 @@ class TrainingLoop:
 
     def _judge_epoch(self, epoch: int) -> None:
         """Validate what the epoch came to, and keep it if it is the best so far."""
-        names = self.parts.test if self.run_.select_on_test else self.parts.validation
+        names = self.parts.test if self.plan.select_on_test else self.parts.validation
         with self.trainer.averaged():
             found = None if not names else self._judge(names, f"validating epoch {epoch}")[0]
             value = math.nan if found is None else found.plcc
             if math.isnan(self.best) or value > self.best:
                 self.best = value
-                self._keep()
+                self.processes.from_first(self._keep)
         record = {"epoch": epoch, "plcc": value, "srcc": math.nan if found is None else found.srcc}
         self.epochs.append({name: None if x != x else x for name, x in record.items()})
         if self.processes.first:
@@ -188,40 +204,42 @@ class TrainingLoop:
         self, names: Sequence[str], text: str, resamples: int = 0
     ) -> tuple[Metrics, list[Prediction]]:
         """Each process predicts its share of the images; all of them have all predictions."""
-        run, processes = self.run_, self.processes
+        run, processes = self.plan, self.processes
         samples = run.dataset.select(names)[processes.rank :: processes.world]
         scorer = scorer_of(self._checkpoint(), DTYPES.get(run.config.amp))
-        found = predict(
-            scorer,
-            run.dataset,
-            samples,
-            protocol=run.protocol,
-            recipe=run.recipe,
-            seed=run.config.seed,
-            progress=partial(self._tell_judging, text),
-        ).rows
-        predictions = sorted(processes.gather(list(found)), key=lambda one: one.name)
+        found: list[Prediction] = []
+        with suppress(StoppedError):
+            found += predict(
+                scorer,
+                run.dataset,
+                samples,
+                protocol=run.protocol,
+                recipe=run.recipe,
+                seed=run.config.seed,
+                progress=partial(self._tell_judging, text),
+            ).rows
+        if self._is_asked_to_stop():  # now that each has done or left its part
+            self._stop()
+        predictions = sorted(processes.gather(found), key=lambda one: one.name)
         labels, scores = ([getattr(p, f) for p in predictions] for f in ("label", "score"))
         return judge(labels, scores, resamples=resamples), predictions
 
     def _tell_judging(self, text: str, done: int, total: int) -> None:
         self.screen.phase(text, done, total)
-        if self.request.signal is not None:  # an epoch is saved before it is judged
-            self._stop()
+        if self.request.signal is not None:
+            raise StoppedError("while it was judged", self.request.signal)
 
     def _checkpoint(self) -> Checkpoint:
-        spec = preprocessing(self.run_.recipe, self.crop)
+        spec = preprocessing(self.plan.recipe, self.crop)
         # An ablation has all that scoring asks of a model.
-        return Checkpoint(cast(DRExperts, self.model), self.run_.dataset.scale, spec)
+        return Checkpoint(cast(DRExperts, self.model), self.plan.dataset.scale, spec)
 
     def _keep(self) -> None:
         """The best model so far, ready for `drx export`; of an ablation, its weights only."""
-        if not self.processes.first:
-            return
-        if self.run_.variant == "full":
+        if self.plan.variant == "full":
             save_checkpoint(self._checkpoint(), self.folder.best)
         else:
-            metadata = {"format": ABLATION_FORMAT, "variant": self.run_.variant}
+            metadata = {"format": ABLATION_FORMAT, "variant": self.plan.variant}
             write_safetensors(self.model.state_dict(), metadata, self.folder.best)
 
     def _finish(self) -> dict[str, Any]:
@@ -233,6 +251,10 @@ class TrainingLoop:
         known = [value for value in chosen if value is not None]
         result = {
             **self.folder.settings,
+            "images": [len(part) for part in asdict(self.parts).values()],
+            "selected_on": self.plan.selected_on if known else "last epoch",
+            "processes": self.processes.world,
+            "skipped": self.skipped,
             "test": json_ready(metrics),
             "epochs": self.epochs,
             "best_epoch": chosen.index(max(known)) + 1 if known else len(chosen),
@@ -242,6 +264,8 @@ class TrainingLoop:
         if self.processes.first:
             _write_predictions(predictions, self.folder.path / "predictions.csv")
             self.folder.finish(result)
+        if self._is_asked_to_stop():  # of several trainings, the next is not begun
+            self._stop()
         return result
 
 
@@ -318,6 +342,18 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
+def _memory_advice(crops: int, parts: int) -> str:
+    """What to change where a step of `parts` micro-batches of `crops` did not fit."""
+    begun = f"out of memory with {crops} crops at once: "
+    if crops == 1:
+        return begun + "take --amp bf16, --size small or --image-size 224"
+    more = next(count for count in range(2, crops + 1) if crops % count == 0)
+    return begun + (
+        f"--accumulate {parts * more} computes the same batch in smaller parts, --amp bf16 in half "
+        "the memory. Either is another run: choose another --out, or remove this one"
+    )
+
+
 def _keep_batch(part: Sequence[tuple[Tensor, Tensor, list[str]]], folder: Path) -> None:
     """The crops as pictures and their labels and names as a table, to look at."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -335,7 +371,7 @@ def _keep_batch(part: Sequence[tuple[Tensor, Tensor, list[str]]], folder: Path) 
 
 
 def _write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    with written_whole(path) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("path", "label", "score", "std"))
         table.writerows((p.name, p.label, p.score, p.std) for p in predictions)

@@ -10,15 +10,17 @@ import torch
 
 from drexperts.ablation import Variant, ablated
 from drexperts.data import DataError
-from drexperts.images import ImageStore, check_images, sizing
+from drexperts.images import ImageStore, Stamp, check_images, sizing
+from drexperts.loading import divisible_batch
 from drexperts.model import DRExperts
 from drexperts.predict import weights_digest
 from drexperts.processes import Processes
 from drexperts.report import PhaseScreen
 from drexperts.run_folder import RunFolder
 from drexperts.run_settings import Resources, Run
+from drexperts.runtime.errors import StoppedError, WeightsError
 from drexperts.splits import Split
-from drexperts.stopping import stop_requests
+from drexperts.stopping import StopRequest, stop_requests
 from drexperts.train import start_at
 from drexperts.training_loop import TrainingLoop
 
@@ -43,30 +45,44 @@ def train_run(
             torch.manual_seed(run.config.seed)
             model = _model(run, new_model)
         crop = model.config.encoder.image_size
+        crops = len(run.split.train) * run.recipe.train_crops
+        divisible_batch(crops, run.config.batch, processes.world, run.config.accumulate)
         store = ImageStore(run.dataset, sizing(run.protocol, run.recipe, crop), resources.cache)
-        parts, reasons = processes.from_first(lambda: _readable(run, store, resources, screen))
-        settings = run.settings() | {"model": weights_digest(model)[:16], "skipped": list(reasons)}
-        folder = processes.from_first(lambda: RunFolder(out, settings))
-        if (result := processes.from_first(folder.result)) is not None:
-            return result
-        with stop_requests() as request:
-            loop = TrainingLoop(
-                run, parts, store, model, folder, processes, resources, screen, request
+        settings = run.settings() | {"model": weights_digest(model)[:16]}
+        with (
+            processes.from_first(lambda: RunFolder(out, settings)) as folder,
+            stop_requests() as request,
+        ):
+            if (result := processes.from_first(folder.result)) is not None:
+                return result
+            parts, reasons, store.stamps = processes.from_first(
+                lambda: _readable(run, store, resources, screen, request)
             )
-            return loop.run()
+            return TrainingLoop(
+                run, parts, reasons, store, model, folder, processes, resources, screen, request
+            ).run()
 
 
 def _model(run: Run, new_model: Callable[[], DRExperts]) -> Variant:
     model = new_model()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise WeightsError("the model to start from has weights that are no numbers: take another")
     if run.fresh:
         start_at(model, fmean(sample.label for sample in run.dataset.select(run.split.train)))
     return ablated(model, run.variant)
 
 
 def _readable(
-    run: Run, store: ImageStore, resources: Resources, screen: PhaseScreen
-) -> tuple[Split, tuple[str, ...]]:
-    """The split without the images that cannot be read, where those may be left out, and why."""
+    run: Run, store: ImageStore, resources: Resources, screen: PhaseScreen, request: StopRequest
+) -> tuple[Split, tuple[str, ...], dict[str, Stamp]]:
+    """The split without the images that cannot be read, where those may be left out, and why; and
+    what tells the others' files from changed ones."""
+
+    def tell(done: int, total: int) -> None:
+        screen.phase("reading every image once", done, total)
+        if request.signal is not None:
+            raise StoppedError(f"stopped after reading {done} of {total} images", request.signal)
+
     parts = asdict(run.split)
     names = sorted(name for part in parts.values() for name in part)
     good, reasons = check_images(
@@ -74,7 +90,7 @@ def _readable(
         run.dataset.select(names),
         skip_bad=resources.skip_bad,
         workers=resources.processes(),
-        tell=lambda done, total: screen.phase("reading every image once", done, total),
+        tell=tell,
     )
     for reason in reasons:
         screen.note(f"left out: {reason}")
@@ -82,4 +98,4 @@ def _readable(
     readable = {part: tuple(n for n in having if n in kept) for part, having in parts.items()}
     if not (readable["train"] and readable["test"]):
         raise DataError("the split has no images to train on, or none to test: choose another")
-    return Split(**readable), reasons
+    return Split(**readable), reasons, store.stamps

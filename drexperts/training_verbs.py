@@ -2,12 +2,12 @@
 
 import argparse
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drexperts.torchrun import speaks
 from drexperts.verbs import DONE, GATE_FAILED, Outcome, add_scale, add_verb, scale_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def add_training_verbs(verbs: "Verbs") -> None:
 
 def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.run_settings import Run
-    from drexperts.splits import write_splits
     from drexperts.training_run import train_run
 
     screen = _of_the_first(arguments, screen)
@@ -68,8 +67,17 @@ def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         with screen.phases() as shown:
             results.append(train_run(run, new_model, out, _resources(arguments), shown))
         # Of this split only: on the test part of another, this model would know the images.
-        write_splits(replace(splits, splits=(split,)), out / "splits.json")
+        if speaks():
+            _write_split(replace(splits, splits=(split,)), out / "splits.json", arguments.splits)
     return _trained(folders, results, screen)
+
+
+def _write_split(splits: "Splits", path: Path, given: Path | None) -> None:
+    """Unless it is the file that the split is from, which may hold others."""
+    from drexperts.splits import write_splits
+
+    if given is None or not (path.exists() and path.samefile(given)):
+        write_splits(splits, path)
 
 
 def _dataset(arguments: argparse.Namespace) -> "Dataset":
@@ -165,14 +173,15 @@ def _amp(arguments: argparse.Namespace) -> "Amp":
 def _train_config(
     arguments: argparse.Namespace, recipe: "Recipe", config: "DRExpertsConfig"
 ) -> "TrainConfig":
-    """The paper's three thirds of the epochs, each with a tenth of the rate of the one before."""
+    """What was asked for, and the paper's schedule."""
     from drexperts.train import StepSchedule, TrainConfig
 
-    third = max(1, -(-arguments.epochs // 3))
+    # Of the preset's warm-up, which is for nine epochs, the same share.
+    warmup = config.warmup_epochs * arguments.epochs / 9
     return TrainConfig(
         recipe.batch,
         arguments.epochs,
-        StepSchedule(arguments.rate, config.warmup_epochs, third),
+        StepSchedule(arguments.rate, warmup),
         amp=_amp(arguments),
         accumulate=arguments.accumulate,
         ema=arguments.ema,
@@ -322,7 +331,7 @@ def _of_the_first(arguments: argparse.Namespace, screen: "Screen") -> "Screen":
     """Of the processes of `torchrun`, the first one speaks."""
     from drexperts.report import Screen
 
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         return screen
     arguments.json = False
     return Screen(quiet=True)

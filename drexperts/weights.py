@@ -11,6 +11,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,10 @@ def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_whole(path) as aside:
+            aside.touch()
+            mode = aside.stat().st_mode  # which save_file would make 0600
             save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
+            aside.chmod(S_IMODE(mode))
             _sort_header(aside)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error

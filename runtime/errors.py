@@ -37,12 +37,15 @@ class StoppedError(DrexpertsError):
     """A signal asked for the end, and what was done is kept. The message says how to go on."""
 
     def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal)  # all that makes it again from a pickle
         self.status = 128 + signal  # as a shell has it
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class InternalError(DrexpertsError):
     """Our bug."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"{message}. This is a bug in drexperts: please report it")
+    def __str__(self) -> str:
+        return f"{super().__str__()}. This is a bug in drexperts: please report it"

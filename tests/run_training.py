@@ -24,7 +24,7 @@ def tiny_model(preset: str = "paper") -> DRExperts:
 
 
 def run_of(root: Path, **changes: Any) -> Run:
-    """Three epochs of three steps, on the first split of a miniature LIVE-C."""
+    """Three epochs of a few steps, on the first split of a miniature LIVE-C."""
     dataset = open_dataset("livec", root)
     split = make_splits(dataset).splits[0]
     recipe = replace(RECIPES["livec"], train_crops=2, test_crops=2)

@@ -28,6 +28,12 @@ def test_what_is_the_right_way_up_stays_so() -> None:
     assert higher_is_better(turned) is turned
 
 
+def test_mirrored_labels_keep_the_digest_of_those_published() -> None:
+    turned = higher_is_better(DMOS)
+    assert turned.digest != DMOS.digest
+    assert turned.published_digest == DMOS.published_digest == DMOS.digest
+
+
 def test_the_digest_is_of_the_ratings_alone() -> None:
     assert replace(DMOS, root=Path("elsewhere"), skipped=("one",)).digest == DMOS.digest
     first, second = DMOS.samples

@@ -9,6 +9,8 @@ import miniature
 import numpy as np
 import openpyxl
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
@@ -109,7 +111,7 @@ def test_the_published_label_is_kept(miniatures: Callable[[str], Path]) -> None:
     root = miniatures("kadid10k")
     line = (root / "dmos.csv").read_text().splitlines()[1].split(",")
     sample = open_dataset("kadid10k", root).by_name[f"images/{line[0]}"]
-    assert (sample.label, sample.group) == (float(line[2]), line[1])
+    assert (sample.label, sample.group) == (float(line[2]), line[1].lower())
 
 
 def test_cases_of_names_may_differ(miniatures: Callable[[str], Path]) -> None:
@@ -117,7 +119,25 @@ def test_cases_of_names_may_differ(miniatures: Callable[[str], Path]) -> None:
     assert {"distorted_images/I01_01_1.BMP", "distorted_images/i02_01_1.bmp"} <= set(
         dataset.by_name
     )
-    assert {sample.group for sample in dataset.samples} == {"I01.BMP", "I02.BMP"}
+    assert {sample.group for sample in dataset.samples} == {"i01.bmp", "i02.bmp"}
+
+
+def test_a_group_is_one_whatever_its_case_and_white_space(
+    miniatures: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = miniatures("kadid10k")
+    before = {sample.group for sample in open_dataset("kadid10k", root).samples}
+    for other in ("i01.PNG", "I01.png ", " I01.png"):
+        _damaged_text(root, LABELS["kadid10k"], ",I01.png,", f",{other},")
+    assert {sample.group for sample in open_dataset("kadid10k", root).samples} == before
+    root = miniatures("csiq")
+    before = {sample.group for sample in open_dataset("csiq", root).samples}
+    image = root / "dst_imgs" / "scene0.AWGN.1.png"
+    image.rename(image.with_name("SCENE0.AWGN.1.PNG"))
+    _damaged_text(root, LABELS["csiq"], image.name, "SCENE0.AWGN.1.PNG")
+    assert {sample.group for sample in open_dataset("csiq", root).samples} == before
+    path = table(tmp_path, "path,score,group\na.png,1, r1 \nb.png,2,R1\n")
+    assert {sample.group for sample in open_dataset("folder", path).samples} == {"r1"}
 
 
 def test_an_exact_name_comes_before_one_of_another_case(tmp_path: Path) -> None:
@@ -168,6 +188,62 @@ def test_live_may_leave_its_nominal_scale(miniatures: Callable[[str], Path]) -> 
     assert (dataset.scale.low, dataset.scale.high) == (0, 100)
 
 
+def test_live_may_lack_the_last_image_of_a_folder(tmp_path: Path) -> None:
+    """Of as many labels as were published, each belongs to an image as published."""
+    counts = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
+    for folder, count in counts.items():
+        (tmp_path / folder).mkdir()
+        for i in range(1, count + 1):
+            (tmp_path / folder / f"img{i}.bmp").touch()
+    labels = np.arange(982.0)[None] / 10
+    rated = {"dmos_new": labels, "orgs": np.zeros((1, 982))}
+    savemat(tmp_path / "dmos_realigned.mat", rated)
+    savemat(tmp_path / "refnames_all.mat", {"refnames_all": ["a.bmp", "house.bmp"] * 491})
+    before = open_dataset("live", tmp_path)
+    assert before.by_name["gblur/img1.bmp"].label == labels[0, 227 + 233 + 174]
+    assert {sample.group for sample in before.samples} == {"a.bmp", "house.bmp"}
+    (tmp_path / "wn" / "img174.bmp").unlink()
+    with pytest.raises(DataError, match=r"1 of 982 images of live are missing, .*wn/img174.bmp"):
+        open_dataset("live", tmp_path)
+    after = open_dataset("live", tmp_path, skip_bad=True)
+    assert after.samples == tuple(s for s in before.samples if s.name != "wn/img174.bmp")
+    assert after.skipped == ("wn/img174.bmp is missing",)
+
+
+def test_names_may_be_padded_with_blanks(miniatures: Callable[[str], Path]) -> None:
+    """MATLAB's matrices of characters are."""
+    root = miniatures("livec")
+    before = open_dataset("livec", root)
+    path = root / "Data" / "AllImages_release.mat"
+    names = [str(name[0]) for name in loadmat(path)["AllImages_release"][:, 0]]
+    savemat(path, {"AllImages_release": names})
+    assert loadmat(path)["AllImages_release"][-2].endswith(" ")
+    assert open_dataset("livec", root).samples == before.samples
+
+
+@pytest.mark.parametrize("columns", [("Image", "Grade"), (1, None)])
+def test_bid_is_read_by_place_where_its_columns_have_other_names(
+    columns: tuple[object, object], miniatures: Callable[[str], Path]
+) -> None:
+    root = miniatures("bid")
+    before = open_dataset("bid", root)
+    for place, name in enumerate(columns, 1):
+        _damaged_workbook(root, LABELS["bid"], 1, name, place)
+    assert open_dataset("bid", root).samples == before.samples
+
+
+def test_a_row_of_bid_without_an_image_shows_what_it_has(
+    miniatures: Callable[[str], Path],
+) -> None:
+    root = miniatures("bid")
+    before = open_dataset("bid", root)
+    for place, cell in enumerate(("Mean", 2.5), 1):
+        _damaged_workbook(root, LABELS["bid"], 11, cell, place)
+    with pytest.raises(DataError, match="row 11: 'Mean' is not the number of an image"):
+        open_dataset("bid", root)
+    assert open_dataset("bid", root, skip_bad=True).samples == before.samples
+
+
 # A folder's own table.
 
 
@@ -193,6 +269,8 @@ TABLES = {
     "plain": 'path,score,group\nä b.png,1,x\n"c,d.png",2,y\n',
     "Windows": 'path,score,group\r\nä b.png,1,x\r\n"c,d.png",2,y\r\n\r\n',
     "more columns, blank lines": 'score,eye, path ,group\n1,,ä b.png,x\n\n2,z,"c,d.png",y\n\n\n',
+    "blank lines before": '\n , \npath,score,group\nä b.png,1,x\n"c,d.png",2,y\n',
+    "a comma at the end of all": 'path,score,group,\nä b.png,1,x,\n"c,d.png",2,y, ,\n',
     "a comma at the end of rows": 'path,score,group\nä b.png,1,x,\n"c,d.png",2,y,\n',
 }
 
@@ -228,6 +306,20 @@ def test_a_file_may_be_called_na(tmp_path: Path) -> None:
     assert ratings(open_dataset("folder", path)) == {"sub/NA": 1, "sub/null": 2}
 
 
+def test_names_are_first_taken_as_they_stand_and_then_without_white_space(tmp_path: Path) -> None:
+    text = "path,score\na.png ,1\nb.png ,2\n sub/ c.png,3\n"
+    path = table(tmp_path, text, ("a.png", "b.png", "sub/c.png"))
+    (tmp_path / "a.png").rename(tmp_path / "a.png ")
+    assert ratings(open_dataset("folder", path)) == {"a.png ": 1, "b.png": 2, "sub/c.png": 3}
+    shutil.copy(tmp_path / "a.png ", tmp_path / "a.png")
+    assert set(ratings(open_dataset("folder", path))) == {"a.png ", "b.png", "sub/c.png"}
+
+
+def test_a_path_may_begin_with_its_folder(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,score\n./a.png,1\n./sub/b.png,2\n", ("a.png", "sub/b.png"))
+    assert ratings(open_dataset("folder", path)) == {"a.png": 1, "sub/b.png": 2}
+
+
 def test_a_parquet_table_reads_like_a_csv(miniatures: Callable[[str], Path]) -> None:
     root = miniatures("folder")
     table = pandas.read_csv(root / "labels.csv")
@@ -244,7 +336,10 @@ def test_a_parquet_table_reads_like_a_csv(miniatures: Callable[[str], Path]) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["../a.png", "/a.png", "./a.png", "sub//a.png", "sub\\a.png", "C:/a.png", "sub/../a.png"],
+    [
+        *("../a.png", " ../a.png", ".. /a.png", "/a.png", " /a.png", ".//a.png", "sub//a.png"),
+        *("sub\\a.png", "C:/a.png", "sub/./a.png", "sub/../a.png"),
+    ],
 )
 def test_a_path_stays_below_its_folder(path: str, tmp_path: Path) -> None:
     labels = table(tmp_path, f"path,score\nb.png,1\n{path},2\n", ("a.png", "b.png", "sub/a.png"))
@@ -343,9 +438,13 @@ def test_only_a_table_is_given_a_scale(miniatures: Callable[[str], Path]) -> Non
         open_dataset("bid", miniatures("bid"), scale=ScoreScale(0, 1, higher_is_better=True))
 
 
-def test_equal_scores_teach_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"every score is 3"):
-        open_dataset("folder", table(tmp_path, "path,score\na.png,3\nb.png,3\n"))
+@pytest.mark.parametrize("rows", ["a.png,3\nb.png,3\n", "a.png,3\n"])
+def test_equal_scores_need_a_scale(rows: str, tmp_path: Path) -> None:
+    path = table(tmp_path, f"path,score\n{rows}")
+    with pytest.raises(DataError, match=r"^every score is 3, .* give it with --scale LOW:HIGH$"):
+        open_dataset("folder", path)
+    scale = ScoreScale(0, 10, higher_is_better=True)
+    assert set(ratings(open_dataset("folder", path, scale=scale)).values()) == {3}
 
 
 # Ratings that cannot be used.
@@ -359,14 +458,17 @@ def test_equal_scores_teach_nothing(tmp_path: Path) -> None:
         ("a.png,nan", "label 'nan', which is not a finite number"),
         ("a.png,-inf", "label '-inf', which is not a finite number"),
         ("a.png,good", "label 'good', which is not a finite number"),
+        ("a.png,1_5", "label '1_5', which is not a finite number"),
+        ("a.png,3,5", "3 cells for 2 columns, where a decimal comma must be a point"),
         (",3", "no image is named"),
         ('"  ",3', "no image is named"),
         ("b.png,1", "b.png is at labels.csv row 2 already"),
-        ("a.png,3,", "a.png is of no group"),
+        ("a.png,3,|group", "a.png is of no group"),
     ],
 )
 def test_a_bad_rating_is_named_and_may_be_skipped(row: str, told: str, tmp_path: Path) -> None:
-    header, group = ("path,score,group", ",g") if row.count(",") == 2 else ("path,score", "")
+    row, grouped, _ = row.partition("|group")
+    header, group = ("path,score,group", ",g") if grouped else ("path,score", "")
     text = f"{header}\nb.png,1{group}\nc.png,2{group}\n{row}\n"
     path = table(tmp_path, text, ("a.png", "b.png", "c.png"))
     with pytest.raises(DataError) as caught:
@@ -412,9 +514,9 @@ def _change(path: Path, variable: str, entries: slice, values: object) -> None:
     savemat(path, content)
 
 
-def _damaged_workbook(root: Path, file: str, row: int, cell: object) -> None:
+def _damaged_workbook(root: Path, file: str, row: int, cell: object, column: int = 2) -> None:
     book = openpyxl.load_workbook(root / file)
-    book.active.cell(row, 2).value = cell
+    book.active.cell(row, column).value = cell
     book.save(root / file)
 
 
@@ -505,6 +607,7 @@ def test_a_corrupt_parquet_table_is_named(tmp_path: Path) -> None:
         ("path;score", "needs one column 'path' and has path;score: "),
         ("path", "needs one column 'score' and has path: "),
         ("path,score,score ", "needs one column 'score' and has path, score, score: "),
+        ("path,score,score", "has path, score, score: correct the names of its columns, and sep"),
     ],
 )
 def test_a_column_that_is_missing_or_double_is_named(
@@ -513,6 +616,40 @@ def test_a_column_that_is_missing_or_double_is_named(
     with pytest.raises(DataError) as caught:
         open_dataset("folder", table(tmp_path, f"{header}\n"))
     assert told in str(caught.value)
+
+
+def test_a_double_column_of_a_published_set_is_refused(
+    miniatures: Callable[[str], Path],
+) -> None:
+    root = miniatures("koniq10k")
+    _damaged_text(root, LABELS["koniq10k"], '"SD"', '"MOS_zscore"')
+    with pytest.raises(DataError, match=r"column 'MOS_zscore' and has .*, MOS_zscore, MOS_zscore"):
+        open_dataset("koniq10k", root)
+    root = miniatures("spaq")
+    _damaged_workbook(root, LABELS["spaq"], 1, "MOS", 3)
+    with pytest.raises(DataError) as caught:
+        open_dataset("spaq", root)
+    assert "needs one column 'MOS' and has Image name, MOS, MOS, Colorfulness" in str(caught.value)
+    assert str(caught.value).endswith("correct the names of its columns")
+
+
+def test_a_double_column_of_a_parquet_table_is_refused(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["a.png"]), pyarrow.array([1.0]), pyarrow.array([2.0])]
+    double = pyarrow.Table.from_arrays(columns, names=["path", "score", "score"])
+    pyarrow.parquet.write_table(double, tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=r"labels.parquet .*score"):
+        open_dataset("folder", tmp_path / "labels.parquet")
+
+
+def test_a_quotation_mark_that_is_not_closed_is_no_name(tmp_path: Path) -> None:
+    path = table(tmp_path, 'path,score\na.png,1\n"b.png,2\nc.png,3\n')
+    with pytest.raises(DataError, match=r"labels.csv cannot be read: unexpected end of data"):
+        open_dataset("folder", path, skip_bad=True)
+
+
+def test_a_table_without_a_row_is_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels.csv is empty"):
+        open_dataset("folder", table(tmp_path, "\n,\n"))
 
 
 def test_a_variable_that_is_missing_is_named(miniatures: Callable[[str], Path]) -> None:

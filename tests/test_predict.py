@@ -28,7 +28,7 @@ from drexperts.predict import (
     weights_digest,
 )
 from drexperts.recipes import RECIPES, Recipe
-from drexperts.runtime.errors import BundleError, ConfigError, DeviceError, InternalError, UserError
+from drexperts.runtime.errors import BundleError, ConfigError, DeviceError, UserError, WeightsError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
 
@@ -245,7 +245,7 @@ def test_scores_that_are_no_numbers_are_not_left_out(
     model = random_model(tiny())
     torch.nn.init.constant_(model.score.bias, math.nan)
     scorer = scorer_of(Checkpoint(model, SCALE, PREPROCESSING))
-    with pytest.raises(InternalError, match="non-finite"):
+    with pytest.raises(WeightsError, match="gives no number for"):
         scored(scorer, dataset, protocol, skip_bad=True)
 
 

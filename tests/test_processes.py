@@ -15,12 +15,15 @@ from drexperts.runtime.errors import DeviceError
 
 # Each process writes what it finds into a file of its own, named after its rank.
 SCRIPT = """
-import json, sys
+import json, os, sys, warnings
 from pathlib import Path
 import torch
 from torch import nn
 from drexperts.data import DataError
-from drexperts.processes import Processes
+from drexperts.processes import LostProcessError, Processes
+from drexperts.runtime.errors import InternalError, StoppedError
+
+warnings.simplefilter("error", FutureWarning)
 
 out = Path(sys.argv[1])
 with Processes("cpu") as group:
@@ -43,6 +46,14 @@ with Processes("cpu") as group:
         group.from_first(fails)
     except DataError as error:
         found["error"] = str(error)
+    found["errors"] = []
+    for sent in (StoppedError("stopped", 15), InternalError("odd")):
+        def stops():
+            raise sent
+        try:
+            group.from_first(stops)
+        except (StoppedError, InternalError) as error:
+            found["errors"].append([str(error), getattr(error, "status", 0)])
     found["goes on"] = group.from_first(lambda: rank)
 
     torch.manual_seed(0)
@@ -56,8 +67,35 @@ with Processes("cpu") as group:
         wrapped(inputs).sum().backward()
     found["gradient"] = inner.weight.grad.tolist()[0]
     (out / f"{rank}.json").write_text(json.dumps(found))
-found = torch.distributed.is_initialized()
-(out / f"left-{rank}").write_text(str(found))
+left = torch.distributed.is_initialized()
+(out / f"left-{rank}").write_text(str(left))
+
+lost = {}
+try:
+    with Processes("cpu") as group:
+        wrapped = group.wrap(nn.Linear(2, 1))
+        loss = wrapped(torch.ones(1, 2)).sum()
+        group.wait()
+        if rank == 1:
+            sys.stdout.flush()
+            os._exit(0)
+        for name, exchange in {
+            "step": lambda: loss.backward(),
+            "average": lambda: group.average(1.0),
+            "gather": lambda: group.gather([1]),
+            "from_first": lambda: group.from_first(lambda: 1),
+            "own": lambda: torch.ones(2) @ torch.ones(3),
+        }.items():
+            try:
+                with group.together():
+                    exchange()
+                lost[name] = "nothing"
+            except Exception as error:
+                lost[name] = f"{type(error).__name__}: {error}"
+        group.wait()
+except LostProcessError as error:
+    lost["left"] = str(error)
+(out / "lost.json").write_text(json.dumps(lost))
 """
 
 
@@ -95,6 +133,10 @@ def test_both_know_the_group_and_one_is_first(found: list[dict[str, object]]) ->
         ("gather uneven", [0]),
         ("from_first", ["of", 0]),
         ("error", "no such label"),
+        (
+            "errors",
+            [["stopped", 143], ["odd. This is a bug in drexperts: please report it", 0]],
+        ),
         ("goes on", 0),
     ],
 )
@@ -116,6 +158,15 @@ def test_the_group_is_left_at_the_end(out: Path) -> None:
     assert [(out / f"left-{rank}").read_text() for rank in range(2)] == ["False", "False"]
 
 
+def test_a_process_that_ended_is_no_bug_of_the_others(out: Path) -> None:
+    lost = json.loads((out / "lost.json").read_text())
+    assert lost.pop("own").startswith("RuntimeError: ")
+    assert "another process of this training ended; see its message" in lost.pop("left")
+    assert lost.keys() == {"step", "average", "gather", "from_first"}
+    for told in lost.values():
+        assert told.startswith("LostProcessError: another process of this training ended")
+
+
 @pytest.fixture
 def alone() -> Iterator[Processes]:
     with Processes("cpu") as group:
@@ -134,6 +185,8 @@ def test_alone_everything_is_its_own(alone: Processes) -> None:
     assert alone.wrap(module) is module
     with pytest.raises(ZeroDivisionError), alone.last_part(module, False):
         alone.from_first(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="gloo"), alone.together():
+        raise RuntimeError("gloo")
 
 
 @pytest.mark.parametrize("name", ["tpu9", "", "cpu:x", "meta", "mps"])
@@ -152,7 +205,9 @@ def test_devices_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    two = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in (two | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
     assert Processes("auto").device == torch.device("cuda", 1)
     assert Processes("cuda").device == torch.device("cuda", 1)
     assert Processes("cuda:0").device == torch.device("cuda", 0)

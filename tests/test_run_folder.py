@@ -1,6 +1,7 @@
 """A run's files: whole or not there, and only for the run that wrote them."""
 
 import json
+import pickle
 import resource
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def opened(path: Path, **changes: Any) -> RunFolder:
 
 
 def state(value: float, size: int = 10) -> State:
-    return State({"weights.a": torch.full((size,), value)}, {"done": int(value)})
+    values = {"done": int(value), "scaler": {}, "epochs": [], "best": None}
+    return State({"weights.a": torch.full((size,), value)}, values)
 
 
 def steps(folder: RunFolder) -> list[int]:
@@ -73,6 +75,7 @@ def test_without_a_state_the_log_begins_again(folder: RunFolder) -> None:
 
 
 def test_other_settings_are_refused_and_named(folder: RunFolder) -> None:
+    folder.save_state(state(1))
     opened(folder.path)  # lists and tuples are the same in JSON
     with pytest.raises(UserError, match=r"config\.seed: 0, asked 1\): choose another.*--out"):
         opened(folder.path, config={"batch": 8, "seed": 1})
@@ -83,6 +86,7 @@ def test_other_settings_are_refused_and_named(folder: RunFolder) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"dataset": ', b"\xff\xfe"])
 @pytest.mark.parametrize("name", ["run.json", "result.json"])
 def test_a_damaged_file_is_named(folder: RunFolder, name: str, content: bytes) -> None:
+    folder.save_state(state(1))
     (folder.path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} is damaged: remove its folder, or choose"):
         opened(folder.path).result()
@@ -100,6 +104,110 @@ def test_a_file_that_is_no_state(folder: RunFolder) -> None:
     write_safetensors({"a": torch.zeros(1)}, {}, folder.path / "state.safetensors")
     with pytest.raises(WeightsError, match="no state of a training: remove it to start over"):
         folder.load_state()
+
+
+@pytest.mark.parametrize("name", ["done", "scaler", "epochs", "best"])
+def test_a_state_that_lacks_a_value(folder: RunFolder, name: str) -> None:
+    tensors, values = state(1)
+    del values[name]
+    folder.save_state(State(tensors, values))
+    with pytest.raises(WeightsError, match="no state of a training: remove it to start over"):
+        folder.load_state()
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "best.safetensors", "result.json"])
+def test_settings_stay_only_where_they_came_to_something(folder: RunFolder, name: str) -> None:
+    folder.log(step=1)
+    opened(folder.path, dataset="csiq")
+    opened(folder.path)
+    (folder.path / name).write_text("{}")
+    with pytest.raises(UserError, match="dataset: livec, asked csiq"):
+        RunFolder(folder.path, SETTINGS | {"dataset": "csiq"})
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_folder(tmp_path: Path, below: str) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match=r"notes.* is a file, or below one: choose a folder"):
+        RunFolder(tmp_path / "notes" / below, SETTINGS)
+
+
+# Takes the lock and, where it is free, holds it until its input ends.
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "w") as lock:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("held")
+    print("free", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(path: Path) -> Iterator[str]:
+    """What another process finds, and for how long it has the folder."""
+    command = [sys.executable, "-I", "-S", "-c", HOLDER, str(path / ".lock")]
+    pipes = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipes, stdout=pipes, stderr=pipes, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        yield process.stdout.readline().strip() or process.stderr.read().strip()
+        process.communicate()
+
+
+def test_one_process_at_a_time(folder: RunFolder) -> None:
+    writing = folder.path / ".state.safetensors.part-0123abcd"
+    writing.touch()
+    folder.close()
+    with another_process(folder.path) as found:
+        assert found == "free"
+        with pytest.raises(UserError) as told:
+            opened(folder.path, dataset="csiq")
+        assert str(told.value) == (
+            f"another process is training in {folder.path}: "
+            "wait for its end, or choose another --out"
+        )
+        assert writing.exists()
+        assert json.loads((folder.path / "run.json").read_text())["dataset"] == "livec"
+    opened(folder.path)
+    assert not writing.exists()
+
+
+def test_it_holds_the_folder_to_its_end(folder: RunFolder) -> None:
+    with folder, another_process(folder.path) as found:
+        assert found == "held"
+    with another_process(folder.path) as found:
+        assert found == "free"
+
+
+def test_a_copy_reads_and_does_not_hold_the_folder(folder: RunFolder) -> None:
+    folder.save_state(state(3))
+    copy = pickle.loads(pickle.dumps(folder))
+    assert saved(copy).values["done"] == 3
+    copy.close()
+    with another_process(folder.path) as found:
+        assert found == "held"
+
+
+def test_refused_settings_do_not_hold_the_folder(folder: RunFolder) -> None:
+    folder.finish({})
+    folder.close()
+    with pytest.raises(UserError, match="holds another run") as kept:
+        RunFolder(folder.path, {})
+    with another_process(folder.path) as found:
+        assert found == "free"
+    del kept
+
+
+def test_a_kill_before_the_state_is_removed(folder: RunFolder) -> None:
+    folder.save_state(state(1))
+    content = (folder.path / "state.safetensors").read_bytes()
+    folder.finish({"srcc": 0.5})
+    (folder.path / "state.safetensors").write_bytes(content)
+    assert folder.result() == {"srcc": 0.5}
+    assert not (folder.path / "state.safetensors").exists()
 
 
 def test_a_result_ends_the_run(folder: RunFolder) -> None:
@@ -152,8 +260,10 @@ def test_what_a_killed_process_left_is_removed(folder: RunFolder) -> None:
     )
     target = folder.path / "best.safetensors"
     subprocess.run([sys.executable, "-P", "-c", code, str(target)], check=False)
-    (left,) = folder.path.glob(".*")
+    (left,) = folder.path.glob(".*.part-*")
     assert left.name.startswith(".best.safetensors.part-")
     (folder.path / ".kept").touch()
+    (folder.path / ".own.part-folder").mkdir()
     opened(folder.path)
-    assert [path.name for path in folder.path.glob(".*")] == [".kept"]
+    names = {path.name for path in folder.path.glob(".*")}
+    assert names == {".kept", ".lock", ".own.part-folder"}

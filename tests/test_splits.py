@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drexperts.data import DataError, Dataset, Sample
+from drexperts.data import DataError, Dataset, Sample, higher_is_better
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.splits import (
     Split,
@@ -95,6 +96,14 @@ def test_shares_that_cannot_be(shares: dict[str, float]) -> None:
         make_splits(rated(10), **shares)
 
 
+def test_a_seed_below_zero() -> None:
+    dataset = rated(9)
+    with pytest.raises(DataError, match="-1 is no seed of splits"):
+        make_splits(dataset, seed=-1)
+    with pytest.raises(DataError, match="-1 is no seed of splits"):
+        check_splits(replace(make_splits(dataset), seed=-1), dataset)
+
+
 def test_reduced_keeps_the_test_and_is_nested() -> None:
     dataset = rated(50)
     split = make_splits(dataset, count=1).splits[0]
@@ -156,8 +165,15 @@ def test_the_digest_is_of_everything() -> None:
 
 
 def _document() -> dict[str, Any]:
-    part = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
-    return {"schema": 1, "dataset": "live", "data_digest": "0", "seed": 0, "splits": [part]}
+    split = Split(("a", "b"), ("c",), ("d",))
+    part = {"digest": split.digest, "train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    ratings = {"dataset": "live", "data_digest": "0", "seed": 0}
+    digest = Splits(**ratings, splits=(split,)).digest
+    return {"schema": 1, "digest": digest} | ratings | {"splits": [part]}
+
+
+def _with_a_split(train: object, test: str) -> dict[str, Any]:
+    return {"splits": [{"digest": "0", "train": train, "validation": [], "test": [test]}]}
 
 
 @pytest.mark.parametrize(
@@ -173,11 +189,11 @@ def _document() -> dict[str, Any]:
         ({"splits": []}, "no split"),
         ({"splits": [[]]}, "split 0 is no JSON object"),
         ({"splits": [{"train": ["a"], "test": ["b"]}]}, "validation"),
-        ({"splits": [{"train": ["a", "a"], "validation": [], "test": ["b"]}]}, "train of split 0"),
-        ({"splits": [{"train": ["b", "a"], "validation": [], "test": ["c"]}]}, "sorted"),
-        ({"splits": [{"train": [1], "validation": [], "test": ["c"]}]}, "sorted list of names"),
-        ({"splits": [{"train": "ab", "validation": [], "test": ["c"]}]}, "sorted list of names"),
-        ({"splits": [{"train": ["a"], "validation": [], "test": ["a"]}]}, "in two parts"),
+        (_with_a_split(["a", "a"], "b"), "train of split 0"),
+        (_with_a_split(["b", "a"], "c"), "sorted"),
+        (_with_a_split([1], "c"), "sorted list of names"),
+        (_with_a_split("ab", "c"), "sorted list of names"),
+        (_with_a_split(["a"], "a"), "in two parts"),
     ],
 )
 def test_files_that_cannot_be_used(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -186,6 +202,23 @@ def test_files_that_cannot_be_used(change: dict[str, Any], reason: str, tmp_path
     assert read_splits(path).splits[0].train == ("a", "b")
     path.write_text(json.dumps(_document() | change))
     with pytest.raises(DataError, match=reason):
+        read_splits(path)
+
+
+def test_files_changed_by_hand(tmp_path: Path) -> None:
+    made = make_splits(rated(9), count=2)
+    path = tmp_path / "splits.json"
+    write_splits(made, path)
+    text = path.read_text()
+    document = json.loads(text)
+    assert document["digest"] == made.digest
+    assert [split["digest"] for split in document["splits"]] == [s.digest for s in made.splits]
+    document["splits"][1]["train"].append("999-0.png")
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"split 1 was changed by hand: .*; make the splits again"):
+        read_splits(path)
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(DataError, match=r"it was changed by hand: .*; make the splits again"):
         read_splits(path)
 
 
@@ -234,3 +267,26 @@ def test_a_parted_group() -> None:
     parted = Splits(made.dataset, made.data_digest, made.seed, (split, moved))
     with pytest.raises(DataError, match=f"split 1 .*content {split.train[0][:3]}.* two parts"):
         check_splits(parted, dataset)
+
+
+def test_parts_that_leave_images_out() -> None:
+    dataset = rated(9)
+    made = make_splits(dataset, count=2)
+    first, second = made.splits
+    for split, reason in [
+        (replace(second, validation=()), "split 1 lacks 3 images, first 0"),
+        (reduced(second, dataset, 0.4), "split 1 lacks 9 images"),
+        (replace(second, test=()), "split 1 has no image to test on"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            check_splits(replace(made, splits=(first, split)), dataset)
+    check_splits(replace(made, splits=(second,)), dataset)
+
+
+def test_mirrored_labels_have_the_same_splits() -> None:
+    worse = ScoreScale(0.0, 100.0, higher_is_better=False)
+    published = replace(rated(9), scale=worse)
+    mirrored = higher_is_better(published)
+    assert make_splits(mirrored) == make_splits(published)
+    check_splits(make_splits(published), mirrored)
+    check_splits(make_splits(mirrored), published)

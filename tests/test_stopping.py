@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
 import pytest
@@ -38,9 +39,17 @@ def test_the_handlers_are_as_before_also_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("first", SIGNALS)
-def test_ctrl_c_after_a_request_interrupts_at_once(first: signal.Signals) -> None:
+def test_ctrl_c_two_seconds_after_a_request_interrupts_at_once(
+    first: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with stop_requests() as request:
         os.kill(os.getpid(), first)
+        now = 101.9
+        os.kill(os.getpid(), signal.SIGINT)  # what torchrun's agent passes on
+        assert request.signal == first
+        now = 102.0
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert request.signal == first

@@ -68,6 +68,13 @@ def test_the_released_warm_up_reaches_the_rate_at_the_end_of_the_third_epoch() -
     assert rates[30:] == pytest.approx([2e-5] * 30 + [2e-6] * 30)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 11])
+def test_every_training_has_its_three_thirds(steps: int) -> None:
+    rates = [StepSchedule()(step, 1, steps) for step in range(steps)]
+    assert rates == pytest.approx([2e-4 * 0.1 ** (3 * step // steps) for step in range(steps)])
+    assert len({f"{rate:.1e}" for rate in rates}) == min(steps, 3)
+
+
 def test_the_cosine_rises_then_falls_to_zero() -> None:
     schedule = CosineSchedule(3e-3, warmup_steps=4)
     rates = [schedule(step, 10, 40) for step in range(41)]
@@ -160,7 +167,8 @@ def test_an_average_lags_behind_and_is_taken_back(model: DRExperts) -> None:
     expected = model.score.weight.detach().clone()
     for batch in batches(3):
         trainer.step([batch])
-        expected = (expected + model.score.weight.detach()) / 2
+        decay = min(0.5, trainer.done / (9 + trainer.done))
+        expected = decay * expected + (1 - decay) * model.score.weight.detach()
     now = copied(model)
     with trainer.averaged():
         torch.testing.assert_close(model.score.weight.detach(), expected)
@@ -178,6 +186,31 @@ def test_a_loss_that_is_no_number_changes_nothing(value: float, model: DRExperts
         trainer.step([(images, torch.full_like(targets, value))])
     assert_same(model, before)
     assert trainer.done == done
+
+
+def exploding(amp: str, model: DRExperts) -> Trainer:
+    """Finite losses with gradients that are none."""
+
+    def loss(images: Tensor, targets: Tensor) -> Tensor:
+        return (model(images).score.float() * 0).sum().abs().sqrt()
+
+    return Trainer(model, loss, TrainConfig(4, amp=amp), 100)  # type: ignore[arg-type]
+
+
+def test_gradients_that_are_no_numbers_change_nothing(model: DRExperts) -> None:
+    before = copied(model)
+    with pytest.raises(NotFiniteError, match="gradients of step 1 are no numbers"):
+        exploding("fp32", model).step([batches(1)[0]])
+    assert_same(model, before)
+
+
+def test_in_fp16_some_steps_may_be_lost_and_not_all(model: DRExperts) -> None:
+    before, trainer = copied(model), exploding("fp16", model)
+    for _ in range(20):
+        trainer.step([batches(1)[0]])
+    with pytest.raises(NotFiniteError, match="--amp bf16"):
+        trainer.step([batches(1)[0]])
+    assert_same(model, before)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

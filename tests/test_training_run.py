@@ -20,10 +20,11 @@ from drexperts.data import DataError
 from drexperts.model import DRExperts
 from drexperts.predict import open_model
 from drexperts.report import PhaseScreen
-from drexperts.run_folder import RunFolder
+from drexperts.run_folder import RunFolder, State
 from drexperts.run_settings import Resources, Run
-from drexperts.runtime.errors import UserError
-from drexperts.train import NotFiniteError, TrainingError
+from drexperts.runtime.errors import StoppedError, UserError, WeightsError
+from drexperts.train import NotFiniteError, StepSchedule, TrainingError
+from drexperts.training_loop import _memory_advice
 from drexperts.training_run import train_run
 
 SCRIPT = Path(__file__).with_name("run_training.py")
@@ -32,7 +33,7 @@ QUIET = PhaseScreen(lambda text: None, lambda phase, done, total: None, lambda t
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write("livec", tmp_path_factory.mktemp("data") / "livec", contents=4)
+    return miniature.write("livec", tmp_path_factory.mktemp("data") / "livec", contents=6)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,10 @@ def result(out: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None:
     assert {p.name for p in done.iterdir()} == {
-        *("best.safetensors", "log.jsonl", "predictions.csv", "result.json", "run.json")
+        *("best.safetensors", "log.jsonl", "predictions.csv", "result.json", "run.json", ".lock")
     }
     steps = [line["step"] for line in lines(done) if "loss" in line]
-    assert steps == list(range(1, 10))
+    assert steps == list(range(1, 13))
     assert [line["epoch"] for line in lines(done) if "epoch" in line] == [1, 2, 3]
     run, found = run_of(root), result(done)
     assert found["test"]["images"] == len(run.split.test)
@@ -116,6 +117,75 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(
         assert (out / name).read_bytes() == (done / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("phase", ["reading", "validating epoch 2", "testing"])
+def test_a_signal_is_heard_whatever_it_is_at(
+    phase: str, done: Path, root: Path, tmp_path: Path
+) -> None:
+    def tell(text: str, number: int, _: int) -> None:
+        if text.startswith(phase) and number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out, screen = tmp_path / "stopped", QUIET._replace(phase=tell)
+    with pytest.raises(StoppedError) as error:
+        train_run(run_of(root), tiny_model, out, Resources("cpu", workers=0), screen)
+    assert error.value.status == 128 + signal.SIGTERM
+    assert not (out / "result.json").exists()
+    train(run_of(root), out)
+    assert losses(out) == losses(done)
+    assert (out / "result.json").read_bytes() == (done / "result.json").read_bytes()
+
+
+def stopped_after_reading(run: Run, out: Path) -> None:
+    """A run that has a state of its first epoch and no more."""
+
+    def tell(text: str, number: int, _: int) -> None:
+        if text.startswith("validating"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        train_run(run, tiny_model, out, Resources("cpu", workers=0), QUIET._replace(phase=tell))
+
+
+def test_images_that_changed_meanwhile_are_noticed(root: Path, tmp_path: Path) -> None:
+    copied, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(root, copied)
+    stopped_after_reading(run_of(copied), out)
+    first, second = (copied / name for name in run_of(copied).split.train[:2])
+    shutil.copyfile(first, second)
+    with pytest.raises(DataError, match="images were changed"):
+        train(run_of(copied), out)
+
+
+def test_what_is_not_chosen_by_validation_does_not_say_so(root: Path, tmp_path: Path) -> None:
+    run = run_of(root, epochs=1)
+    run = replace(run, split=replace(run.split, validation=run.split.validation[:1]))
+    assert train(run, tmp_path / "run")["selected_on"] == "last epoch"
+
+
+@pytest.mark.parametrize(
+    ("crops", "parts", "advice"),
+    [(39, 1, "--accumulate 3 "), (8, 2, "--accumulate 4 "), (1, 4, "--amp bf16, --size small")],
+)
+def test_what_does_not_fit_can_be_divided(crops: int, parts: int, advice: str) -> None:
+    assert advice in _memory_advice(crops, parts)
+
+
+def test_weights_that_are_no_numbers_are_refused_at_once(root: Path, tmp_path: Path) -> None:
+    def broken() -> DRExperts:
+        model = tiny_model()
+        torch.nn.init.constant_(model.score.bias, float("nan"))
+        return model
+
+    with pytest.raises(WeightsError, match="no numbers"):
+        train(run_of(root), tmp_path / "run", broken)
+
+
+def test_a_model_that_diverges_in_an_epochs_last_step_is_told(root: Path, tmp_path: Path) -> None:
+    run = run_of(root, batch=24, schedule=StepSchedule(1e30))
+    with pytest.raises(UserError, match=r"lower (the )?learning rate"):
+        train(run, tmp_path / "run")
+
+
 def test_two_processes_have_the_losses_of_one(done: Path, root: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
@@ -126,8 +196,9 @@ def test_two_processes_have_the_losses_of_one(done: Path, root: Path, tmp_path: 
         [*command, str(SCRIPT), str(root), str(out), "8"], check=True, env=environment, timeout=600
     )
     assert losses(out) == pytest.approx(losses(done), rel=1e-4)
-    one, two = (result(folder)["test"] for folder in (done, out))
-    assert two["plcc"] == pytest.approx(one["plcc"], abs=1e-3)
+    one, two = ([epoch["plcc"] for epoch in result(folder)["epochs"]] for folder in (done, out))
+    assert two == pytest.approx(one, abs=1e-3)
+    assert result(out)["processes"] == 2
     assert lines(out)[-1]["epoch"] == 3
 
 
@@ -164,7 +235,7 @@ def test_the_released_protocol_and_an_ablation(root: Path, tmp_path: Path) -> No
 def test_a_loss_that_is_no_number_keeps_its_batch(root: Path, tmp_path: Path) -> None:
     def broken() -> DRExperts:
         model = tiny_model()
-        torch.nn.init.constant_(model.score.bias, float("nan"))
+        torch.nn.init.constant_(model.score.weight, 3e38)
         return model
 
     with pytest.raises(NotFiniteError, match="its batch is in") as error:
@@ -210,14 +281,16 @@ def test_or_is_left_out_and_counted(damaged: tuple[Path, str], tmp_path: Path) -
     folder, name = damaged
     resources = Resources("cpu", workers=0, skip_bad=True)
     found = train_run(run_of(folder, epochs=1), tiny_model, tmp_path / "run", resources, QUIET)
-    settings = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert len(settings["skipped"]) == 1
-    assert name in settings["skipped"][0]
-    assert found["skipped"] == settings["skipped"]
+    assert len(found["skipped"]) == 1
+    assert name in found["skipped"][0]
+    assert sum(found["images"]) == sum(result(tmp_path / "run")["images"]) == 23
 
 
 def test_a_state_of_another_model_is_refused_by_its_settings(root: Path, tmp_path: Path) -> None:
     run: Run = run_of(root)
-    RunFolder(tmp_path / "run", run.settings() | {"model": "0" * 16, "skipped": []})
+    folder = RunFolder(tmp_path / "run", run.settings() | {"model": "0" * 16})
+    folder.cut_log(None)
+    folder.save_state(State({}, {}))
+    folder.close()
     with pytest.raises(UserError, match="model"):
         train(run, tmp_path / "run")

@@ -148,12 +148,12 @@ def test_training_leaves_what_eval_and_export_take(
     assert not result["fresh"]  # the checkpoint's head goes on from what it learnt
     config = result["config"]
     assert (config["epochs"], config["batch"], config["amp"]) == (2, 8, "fp32")
-    assert (config["schedule"]["rate"], config["schedule"]["every"]) == (2e-4, 1)
+    assert config["schedule"] == {"rate": 2e-4, "warmup_epochs": 0.0}
     assert result["test"]["images"] == 4
     assert result["images"] == [14, 2, 4]
-    assert "the epoch was chosen on: validation" in ended.error
+    assert "chosen on: validation" in ended.error
     assert result["split_digest"] in ended.error
-    assert f"`drx export` takes {out}/best.safetensors" in ended.error
+    assert f"{out}/best.safetensors" in ended.error
     assert (
         load_checkpoint(out / "best.safetensors").scale
         == open_dataset("livec", data["livec"]).scale
@@ -202,7 +202,7 @@ def test_of_several_processes_the_first_speaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, command = done
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("drexperts.training_verbs.speaks", lambda: False)
     assert main([*command, "--out", str(out), "--json"]) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -246,7 +246,7 @@ def test_all_splits_of_a_folder_chosen_on_the_test(
     assert len(results) == 10
     assert {result["selected_on"] for result in results} == {"test"}
     assert {tuple(result["images"]) for result in results} == {(45, 0, 9)}
-    assert "the epoch was chosen on: test" in ended.error
+    assert "chosen on: test" in ended.error
     for number, result in enumerate(results):
         (split,) = read_splits(out / f"split-{number}" / "splits.json").splits
         assert result["split_digest"] == split.digest
@@ -666,7 +666,9 @@ def test_what_cannot_be_explained(
     refused(call("explain", start, tmp_path / "no.jpg", "--out", tmp_path / "a.png"), "no.jpg")
     for name in ("a.jpg", "a.psd", "a"):
         refused(call("explain", start, picture, "--out", tmp_path / name), f"{name}: the picture")
-    refused(call("explain", start, picture, "--out", tmp_path / "no" / "a.png"), "check the path")
+    refused(
+        call("explain", start, picture, "--out", tmp_path / "no" / "a.png"), "there is no folder"
+    )
     unknown = saved(tmp_path / "unknown.safetensors", scale=None)
     out = tmp_path / "a.png"
     refused(call("explain", unknown, picture, "--out", out), "--scale LOW:HIGH")

@@ -1,6 +1,7 @@
 """Published files: read without trusting them, in the exact layouts, and converted."""
 
 import collections
+import os
 import pickle
 import sys
 import types
@@ -23,7 +24,7 @@ from drexperts.model import new_model
 from drexperts.runtime.errors import WeightsError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.weights import read_safetensors, read_torch_file
+from drexperts.weights import read_safetensors, read_torch_file, write_safetensors
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 # A DA-CLIP of reduced width, in its published layout.
@@ -290,3 +291,13 @@ def test_a_torch_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> Non
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="expected a state dict"):
         load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_a_file_has_the_permissions_of_any_other(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_safetensors({"a": torch.zeros(1)}, {"by": "us"}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
