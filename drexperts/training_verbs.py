@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drexperts.torchrun import speaks
 from drexperts.verbs import DONE, GATE_FAILED, Outcome, add_scale, add_verb, scale_of
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ def add_training_verbs(verbs: "Verbs") -> None:
 
 def _train(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.run_settings import Run
+    from drexperts.torchrun import speaks
     from drexperts.training_run import train_run
 
     screen = _of_the_first(arguments, screen)
@@ -330,6 +330,7 @@ def _comparison(
 def _of_the_first(arguments: argparse.Namespace, screen: "Screen") -> "Screen":
     """Of the processes of `torchrun`, the first one speaks."""
     from drexperts.report import Screen
+    from drexperts.torchrun import speaks
 
     if speaks():
         return screen

@@ -202,7 +202,7 @@ def test_of_several_processes_the_first_speaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, command = done
-    monkeypatch.setattr("drexperts.training_verbs.speaks", lambda: False)
+    monkeypatch.setattr("drexperts.torchrun.speaks", lambda: False)
     assert main([*command, "--out", str(out), "--json"]) == 0
     assert capsys.readouterr() == ("", "")
 
