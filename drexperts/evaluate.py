@@ -1,6 +1,7 @@
 """How well scores follow labels: correlations, the logistic fit, and how sure both are."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from drexperts.runtime.errors import InternalError
 Array = NDArray[np.float64]
 
 NAMES = ("srcc", "plcc", "plcc_fitted", "krcc", "rmse")
+# Of several distortions of one picture the scores go together: such intervals are too narrow
+# for what other pictures would give.
+INTERVALS = "95 % intervals by resampling images, not reference contents"
 
 _FIT_NEEDS = 5  # images: four parameters go through any four
 _EVALUATIONS = 400  # of the logistic, from each start
@@ -39,7 +43,7 @@ class Metrics:
     plcc_fitted: Pearson's of labels and scores after the logistic fit. It is never negative: an
         inverted model shows in the others
     rmse: root mean square error after that fit, in units of the labels
-    intervals: of each by its name, 95 %, by resampling the images; the fit stays as it is meanwhile
+    intervals: of each by its name, see `INTERVALS`; the fit stays as it is meanwhile
     """
 
     images: int
@@ -79,7 +83,7 @@ def srcc(first: ArrayLike, second: ArrayLike) -> float:
 
 def plcc(first: ArrayLike, second: ArrayLike) -> float:
     """Pearson's linear correlation. NaN if either is constant."""
-    a, b = (np.asarray(x, float) for x in (first, second))
+    a, b = (_scaled(x)[0] for x in (first, second))
     if min(np.ptp(a), np.ptp(b)) == 0:
         return math.nan
     a, b = a - a.mean(), b - b.mean()
@@ -96,15 +100,18 @@ def krcc(first: ArrayLike, second: ArrayLike) -> float:
 
 def rmse(first: ArrayLike, second: ArrayLike) -> float:
     """Root mean square difference, in the units of both."""
-    return float(np.sqrt(np.mean((np.asarray(first, float) - np.asarray(second, float)) ** 2)))
+    differences, exponent = _scaled(np.asarray(first, float) - np.asarray(second, float))
+    return _in_units(float(np.sqrt(np.mean(differences**2))), exponent)
 
 
 def fitted(labels: ArrayLike, predictions: ArrayLike) -> Array:
     """Scores brought to the labels by the four-parameter logistic, as the VQEG does.
 
-    b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) with the least squares. It starts rising and
-    falling, over the labels' whole range, and as good as straight: what comes out correlates with
-    the labels at least as well as the scores themselves, whichever way those go.
+    b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), the least squares that are reached from several
+    starts: rising and falling, steep and gentle, at the middle and the ends of the scores, and as
+    good as straight. From the last it follows that what comes out correlates with the labels at
+    least as well as the scores themselves, but for rounding, whichever way those go. That no other
+    four parameters are better is likely, and not guaranteed.
 
     Args:
         labels: [n].
@@ -113,19 +120,23 @@ def fitted(labels: ArrayLike, predictions: ArrayLike) -> Array:
     Returns:
         [n], in units of the labels; NaN for fewer than five images, constant labels or scores.
     """
-    y, x = (np.asarray(values, float) for values in (labels, predictions))
+    (y, unit), (x, _) = _scaled(labels), _scaled(predictions)
     if len(x) < _FIT_NEEDS or min(np.ptp(x), np.ptp(y)) == 0:
         return np.full(len(x), math.nan)
     scores, targets = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
     candidates = [_improved(start, scores, targets) for start in _starts(scores, targets)]
     best = min(candidates, key=lambda b: float(np.sum((_logistic(b, scores) - targets) ** 2)))
-    return np.asarray(_logistic(best, scores) * y.std() + y.mean())
+    return np.asarray(np.ldexp(_logistic(best, scores) * y.std() + y.mean(), unit))
 
 
 def judge(
     labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0, resamples: int = 1000
 ) -> Metrics:
     """All metrics of predicted scores [n] against labels [n], with intervals.
+
+    An interval is from resampling the images, not the reference contents: where several images
+    show the same content, as in sets of distorted pictures, it is narrower than one that says how
+    far another choice of contents would have moved the metric.
 
     resamples: of the images, for the intervals; 0 leaves those out
 
@@ -136,13 +147,13 @@ def judge(
         raise InternalError(f"labels {y.shape} and scores {x.shape} were to be judged")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InternalError("labels or scores that are no numbers were to be judged")
+    (y, unit), (x, _) = _scaled(y), _scaled(x)
     fit = fitted(y, x)
-    values = (srcc(y, x), plcc(y, x), plcc(y, fit), krcc(y, x), rmse(y, fit))
-    return Metrics(
-        len(y),
-        **dict(zip(NAMES, values, strict=True)),
-        intervals=_intervals(y, x, fit, seed, resamples) if resamples else {},
-    )
+    values = (srcc(y, x), plcc(y, x), plcc(y, fit), krcc(y, x), _in_units(rmse(y, fit), unit))
+    intervals = _intervals(y, x, fit, seed, resamples) if resamples else {}
+    if resamples:
+        intervals["rmse"] = Interval(*(_in_units(end, unit) for end in intervals["rmse"]))
+    return Metrics(len(y), **dict(zip(NAMES, values, strict=True)), intervals=intervals)
 
 
 def median_metrics(metrics: Sequence[Metrics]) -> Summary:
@@ -169,6 +180,20 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def _scaled(values: ArrayLike) -> tuple[Array, int]:
+    """Values and an exponent e: they times 2^e are those given, and the largest is near one.
+
+    Their squares then neither overflow nor vanish, and a power of two changes no digit.
+    """
+    array = np.asarray(values, float)
+    exponent = int(np.frexp(np.abs(array).max())[1])
+    return np.ldexp(array, -exponent), exponent
+
+
+def _in_units(value: float, exponent: int) -> float:
+    return float(np.ldexp(value, exponent))
+
+
 def _logistic(b: Array, x: Array) -> Array:
     # A width of zero is a step; what overflows on the way there saturates.
     with np.errstate(over="ignore"):
@@ -182,7 +207,9 @@ def _starts(x: Array, y: Array) -> list[Array]:
     # The middle two thirds: an outlier may have the standard deviation to itself.
     spread = float(np.subtract(*np.quantile(x, (5 / 6, 1 / 6)))) / 2
     ends = (y.max(), y.min()), (y.min(), y.max())
-    places = [(0.0, 1.0), (0.0, 0.25)] + [(middle, spread / 2)] * (spread > 0)
+    centres = np.quantile(x, (0.1, 0.5, 0.9)).tolist()
+    places = [*itertools.product(centres, (0.1, 1.0)), (0.0, 0.25)]
+    places += [(middle, spread / 2)] * (spread > 0)
     starts = [np.array([*pair, *place]) for pair in ends for place in places]
     # At its centre the logistic's slope is (b1 - b2) / (4 b4).
     rise = 2 * _ALMOST_A_LINE * float(np.mean(x * y))

@@ -7,13 +7,13 @@ again, and what was killed goes on.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from drexperts.data import Dataset
+from drexperts.data import DataError, Dataset
 from drexperts.evaluate import json_ready, judge
 from drexperts.files import written_whole
 from drexperts.layouts import open_dataset
@@ -38,9 +38,18 @@ from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.runtime.manifest import sha256_of
 from drexperts.splits import Splits, make_splits, reduced, whole, write_splits
 from drexperts.train import TrainConfig
-from drexperts.training_run import train_run
+from drexperts.training_run import start_digest, train_run
 
 SPLITS = 10
+
+_RESULT = "result.json"
+_SHOWN = (
+    "split_digest",
+    "images",
+    "best_epoch",
+    "selected_on",
+    "skipped",
+)  # of a result, on a page
 
 _MODULES = {"Image encoder": "encoder", "DA-CLIP": "daclip", "DSDM": "dsdm", "Full": "full"}
 _GROUPS = {
@@ -97,7 +106,8 @@ class Plan:
     root: one folder a data set, by our names
     out: for runs, splits and pages
     new_model: what every training starts from
-    start: that in words, for the pages
+    start: that in words, for the pages: "Trained from ..."
+    published: whether those are the weights that the authors started from
     config: of a training, from its data set's recipe
     splits: how many of each training
     fresh: the head is untrained, see `Run`
@@ -112,6 +122,7 @@ class Plan:
     protocol: Protocol = "grid"
     select_on_test: bool = False
     fresh: bool = False
+    published: bool = False
 
     def __post_init__(self) -> None:
         if self.splits < 1:
@@ -206,14 +217,17 @@ class _Runs:
     def __init__(self, plan: Plan, resources: Resources, screen: PhaseScreen) -> None:
         self.plan, self.resources, self.screen = plan, resources, screen
         self.first = Processes(resources.device).first
-        self.data = cache(self._data)
+        self.starts = cache(partial(start_digest, plan.new_model))
+        self._opened: dict[str, tuple[Dataset, Splits] | UserError | OSError] = {}
+        self._noted: set[str] = set()
 
     def make(self, cell: Cell, split: int) -> None:
         """Train and test, if that is not done."""
         # Before the training: it is to no avail without its target.
         target = None if cell.target is None else self.data(cell.target)
         run, folder = self.run(cell.training, split), self.plan.folder(cell.training, split)
-        train_run(run, self.plan.new_model, folder, self.resources, self.screen)
+        result = train_run(run, self.plan.new_model, folder, self.resources, self.screen)
+        _check_result(result, folder / _RESULT)
         if target is not None and self.first:
             self._transfer(run, folder, target, split)
 
@@ -237,20 +251,61 @@ class _Runs:
         )
 
     def found(self, cell: Cell, split: int) -> dict[str, Any] | None:
-        """What a training of this plan came to, under `tests` by what it was tested on."""
-        folder = self.plan.folder(cell.training, split)
-        result = _read(folder / "result.json")
-        recipe = RECIPES[cell.training.dataset]
-        asked = (_plain(asdict(self.plan.config(recipe))), self.plan.protocol)
-        if result is None or (result["config"], result["protocol"]) != asked:
+        """What a training of this plan came to, under `tests` by what it was tested on.
+
+        None where there is none, and where its data cannot be read: nothing says then that it is
+        of this plan. What is damaged is noted, once.
+        """
+        try:
+            result = self._result(cell.training, split)
+            return None if result is None else self._shown(cell, split, result)
+        except (UserError, OSError) as error:
+            if str(error) not in self._noted:
+                self.screen.note(str(error))
+            self._noted.add(str(error))
             return None
-        if (result["selected_on"] == "test") != self.plan.select_on_test:
+
+    def _result(self, training: Training, split: int) -> dict[str, Any] | None:
+        """What a training of this plan has written, if it is done."""
+        path = self.plan.folder(training, split) / _RESULT
+        result = _read(path)
+        if result is None:
             return None
-        tests = {_OWN: result["test"]}
+        _check_result(result, path)
+        return result if self._is_of(result, self.run(training, split)) else None
+
+    def _shown(self, cell: Cell, split: int, result: dict[str, Any]) -> dict[str, Any] | None:
+        tests, trained_on = {_OWN: result["test"]}, cell.training.dataset
+        used = {trained_on: len(self.data(trained_on)[0].samples) - len(result["skipped"])}
         if cell.target is not None:
-            tests = (_read(folder / f"on-{cell.target}.json") or {}).get("tests", {})
-        kept = ("split_digest", "images", "best_epoch", "selected_on")
-        return {name: result[name] for name in kept} | {"split": split, "tests": tests}
+            target = self.data(cell.target)
+            transfer = self._transferred(self.plan.folder(cell.training, split), target, split)
+            if transfer is None:
+                return None
+            tests = transfer["tests"]
+            used[cell.target] = len(target[0].samples) - len(transfer["skipped"])
+        kept = {name: result[name] for name in _SHOWN}
+        return kept | {"split": split, "used": used, "tests": tests}
+
+    def _is_of(self, result: dict[str, Any], run: Run) -> bool:
+        """Whether a result is of this run, from these weights."""
+        asked = run.settings() | {"model": self.starts(run.config.seed)}
+        # Where no epoch could be judged the last is taken; of the images, some may be left out.
+        del asked["images"], asked["selected_on"]
+        chosen = result["selected_on"] in (run.selected_on, "last epoch")
+        return chosen and _plain(asked).items() <= result.items()
+
+    def data(self, name: str) -> tuple[Dataset, Splits]:
+        """A data set and its splits, opened once. Raises UserError or OSError, each time."""
+        if name not in self._opened:
+            try:
+                self._opened[name] = self._data(name)
+            except (UserError, OSError) as error:
+                self._opened[name] = error
+        found = self._opened[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _data(self, name: str) -> tuple[Dataset, Splits]:
         dataset = open_dataset(name, self.plan.root / name, skip_bad=self.resources.skip_bad)
@@ -266,34 +321,54 @@ class _Runs:
     def _transfer(self, run: Run, folder: Path, target: tuple[Dataset, Splits], split: int) -> None:
         """Test a model on all of another data set, and on the test part of its split."""
         dataset, splits = target
-        part = splits.splits[split]
-        path, best = folder / f"on-{dataset.name}.json", folder / BEST
-        facts = {
-            "model": sha256_of(best),
-            "data_digest": dataset.digest,
-            "split_digest": part.digest,
-            "protocol": run.protocol,
-        }
-        there = _read(path)
-        if there is not None and there.items() >= facts.items():
+        if self._transferred(folder, target, split) is not None:
             return
-        found = predict(
-            open_model(best, self.resources.device),
-            dataset,
-            dataset.select(whole(dataset).test),
-            protocol=run.protocol,
-            recipe=RECIPES[dataset.name],
-            seed=run.config.seed,
-            skip_bad=self.resources.skip_bad,
-            progress=lambda done, total: self.screen.phase(f"on {dataset.name}", done, total),
-        )
+        with open_model(folder / BEST, self.resources.device) as scorer:
+            found = predict(
+                scorer,
+                dataset,
+                dataset.select(whole(dataset).test),
+                protocol=run.protocol,
+                recipe=RECIPES[dataset.name],
+                seed=run.config.seed,
+                skip_bad=self.resources.skip_bad,
+                progress=lambda done, total: self.screen.phase(f"on {dataset.name}", done, total),
+            )
+        parts = {_WHOLE: whole(dataset), _PART: splits.splits[split]}
         tests = {}
-        for name, names in ((_WHOLE, dataset.by_name.keys()), (_PART, set(part.test))):
-            rows = [row for row in found.rows if row.name in names]
-            metrics = judge([row.label for row in rows], [row.score for row in rows])
-            tests[name] = json_ready(metrics)
-        content = facts | {"skipped": found.skipped, "tests": tests}
-        _write(path, json.dumps(content, indent=2) + "\n")
+        for name, part in parts.items():
+            chosen = set(part.test)
+            rows = [row for row in found.rows if row.name in chosen]
+            if not rows:
+                raise DataError(
+                    f"none of the {len(part.test)} images can be used that are the {name}, "
+                    f"{dataset.name} at {dataset.root}: repair them"
+                )
+            tests[name] = json_ready(judge([r.label for r in rows], [r.score for r in rows]))
+        content = self._transfer_facts(folder, target, split)
+        content |= {"skipped": found.skipped, "tests": tests}
+        _write(_on(folder, dataset), json.dumps(content, indent=2) + "\n")
+
+    def _transferred(
+        self, folder: Path, target: tuple[Dataset, Splits], split: int
+    ) -> dict[str, Any] | None:
+        """What a transfer came to, if it is done with these data."""
+        there = _read(_on(folder, target[0]))
+        facts = self._transfer_facts(folder, target, split)
+        same = there is not None and there.items() >= facts.items() and _is_transfer(there)
+        return there if same else None
+
+    def _transfer_facts(
+        self, folder: Path, target: tuple[Dataset, Splits], split: int
+    ) -> dict[str, Any]:
+        """What decides the numbers of a transfer; the result stands for the model it is of."""
+        dataset, splits = target
+        return {
+            "result": sha256_of(folder / _RESULT),
+            "recipe": _plain(asdict(RECIPES[dataset.name])),
+            "data_digest": dataset.digest,
+            "split_digest": splits.splits[split].digest,
+        }
 
 
 def _report(table: str, runs: _Runs, failures: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -304,6 +379,8 @@ def _report(table: str, runs: _Runs, failures: Sequence[dict[str, str]]) -> dict
         "title": TABLES[table].title,
         "source": SOURCE,
         "start": plan.start,
+        "published": plan.published,
+        "schedules": sorted({_schedule(plan, cell.training) for cell in cells_of(table)}),
         "protocol": plan.protocol,
         "selected_on": "test" if plan.select_on_test else "validation",
         "splits": plan.splits,
@@ -312,28 +389,36 @@ def _report(table: str, runs: _Runs, failures: Sequence[dict[str, str]]) -> dict
     }
 
 
+def _schedule(plan: Plan, training: Training) -> str:
+    config = plan.config(RECIPES[training.dataset])
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    return f"{epochs} at a learning rate of {config.schedule.rate:g}"
+
+
 def _measured(cell: Cell, runs: _Runs) -> dict[str, Any]:
     found = [one for i in range(runs.plan.splits) if (one := runs.found(cell, i)) is not None]
     return asdict(cell) | {
         "name": cell.training.name,
-        "medians": {
-            test: _median([one["tests"].get(test) for one in found]) for test in cell.tests
-        },
+        "medians": {test: _median([one["tests"][test] for one in found]) for test in cell.tests},
         "runs": found,
     }
 
 
-def _median(tests: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+def _median(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of SRCC and PLCC over the splits that are done, and how many those are.
 
     None where one is None: scores that are all the same follow no labels.
     """
-    done = [test for test in tests if test is not None]
-    medians: dict[str, Any] = {"splits": len(done)}
+    medians: dict[str, Any] = {"splits": len(tests)}
     for name in ("srcc", "plcc"):
-        values = [test[name] for test in done]
+        values = [test[name] for test in tests]
         medians[name] = median(values) if values and None not in values else None
     return medians
+
+
+def _on(folder: Path, target: Dataset) -> Path:
+    """Where the tests of a training on another data set are."""
+    return folder / f"on-{target.name}.json"
 
 
 def _plain(content: Any) -> Any:
@@ -342,13 +427,37 @@ def _plain(content: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Raises UserError for what is no JSON object."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: remove its folder") from error
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: remove it, and it is made again")
     return content
+
+
+def _check_result(result: dict[str, Any], path: Path) -> None:
+    """Raises UserError for what no training wrote."""
+    lists = all(isinstance(result.get(name), list) for name in ("images", "skipped"))
+    there = result.keys() >= set(_SHOWN) and lists
+    if not (there and _is_judged(result.get("test"))):
+        raise UserError(f"{path} is no result of a training: remove it, and it is made again")
+
+
+def _is_transfer(content: dict[str, Any]) -> bool:
+    tests = content.get("tests")
+    if not isinstance(tests, dict) or not isinstance(content.get("skipped"), list):
+        return False
+    return tests.keys() == {_WHOLE, _PART} and all(map(_is_judged, tests.values()))
+
+
+def _is_judged(test: Any) -> bool:
+    if not isinstance(test, dict):
+        return False
+    return all(isinstance(test.get(name, ""), float | int | None) for name in ("srcc", "plcc"))
 
 
 def _write(path: Path, text: str) -> None:

@@ -46,6 +46,11 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _FORMAT = "drexperts-synth-1"
 _SCALE = {"low": 0.0, "high": 100.0, "higher_is_better": True}
 _GRIDS = (2, 3, 4)  # blocks along each side of a composition
+_DIFFERENCES = {
+    "format": "in another format",
+    "settings": "with other settings",
+    "software": "with other versions of the software",
+}
 _PART = ".part"  # ends the name of a file that is not whole yet
 
 Blocks = list[list[tuple[str, int]]]
@@ -99,9 +104,10 @@ def write_synthetic_set(
     in `images/`, and `about.json`. A group is a clean picture, so that splits can go by it. With
     compositions also `blocks.json`: the rows of (type, level) of each; their level is left empty.
 
-    What is random depends on the seed, the picture's path below `clean`, the type and the level
-    alone (for a composition: its number, and the types and levels to choose from). Killed at any
-    moment, the same call goes on, and ends with the same bytes.
+    What is random depends on the seed, the picture's path below `clean` and the type alone (for a
+    composition: its number, and the types and levels to choose from), so that a higher level of a
+    type has the random draws of a lower one, only stronger, or more of them. Killed at any moment,
+    the same call goes on, and ends with the same bytes.
 
     Args:
         workers: processes; None takes one a core.
@@ -224,11 +230,9 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
         there = json.loads(path.read_bytes())
     except ValueError as cause:
         raise UserError(f"{path} cannot be read: choose another --out") from cause
-    for part in ("format", "settings", "software"):
+    for part, difference in _DIFFERENCES.items():
         if not isinstance(there, dict) or there.get(part) != about[part]:
-            raise UserError(
-                f"{out} was begun with another {part}, see its {ABOUT}: choose another --out"
-            )
+            raise UserError(f"{out} was begun {difference}, see its {ABOUT}: choose another --out")
 
 
 def _finish(
@@ -314,7 +318,8 @@ def _write_picture(job: _Job) -> _Written:
             score = 100 * similarity(tensor_from_image(clean), tensor_from_image(image))
             path = file.relative_to(job.out).as_posix()
             # An image unlike any photograph can have a similarity below zero.
-            row = _Row(path, f"{max(score, 0):.4f}", job.group, version.distortion, version.level)
+            label = f"{min(max(score, 0), 100):.4f}"
+            row = _Row(path, label, job.group, version.distortion, version.level)
             rows.append(row)
             if version.blocks is not None:
                 blocks[path] = version.blocks
@@ -342,7 +347,8 @@ def _versions(job: _Job) -> Iterator[_Version]:
     yield _Version("clean", "none", 0, lambda image: image)
     for name in job.config.types:
         for level in job.config.levels:
-            generator = _generator(job, name, level)
+            # Of every level the same: see `write_synthetic_set`.
+            generator = _generator(job, name)
             make = partial(distort, name=name, level=level, generator=generator)
             yield _Version(f"{name}-{level}", name, level, make)
     for number in range(1, job.config.blocks + 1):
@@ -352,8 +358,8 @@ def _versions(job: _Job) -> Iterator[_Version]:
         yield _Version(f"blocks-{number}", "blocks", None, make, blocks)
 
 
-def _generator(job: _Job, kind: str, number: int) -> Generator:
-    key = json.dumps([job.config.seed, job.name, kind, number])
+def _generator(job: _Job, *kind: str | int) -> Generator:
+    key = json.dumps([job.config.seed, job.name, *kind])
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True)
     return Generator().manual_seed(seed)
 
@@ -418,8 +424,11 @@ def similarity(first: Tensor, second: Tensor) -> float:
     The formula is that of Wang et al. (2004), with uniform windows; the second scale is half the
     first.
     """
-    luma = torch.tensor(LUMA)
-    x, y = (torch.einsum("c,chw->hw", luma, image)[None, None] for image in (first, second))
+    # In float32 the variances of flat areas come out below zero, and the similarity above one.
+    luma = torch.tensor(LUMA, dtype=torch.float64)
+    x, y = (
+        torch.einsum("c,chw->hw", luma, image.double())[None, None] for image in (first, second)
+    )
     half = [F.avg_pool2d(image, 2) for image in (x, y)]
     return (_ssim(x, y) + _ssim(*half)) / 2
 
@@ -428,11 +437,13 @@ def _ssim(x: Tensor, y: Tensor) -> float:
     def mean(image: Tensor) -> Tensor:
         return F.avg_pool2d(image, 7, 1)
 
+    def variance(image: Tensor) -> Tensor:
+        return (mean(image * image) - mean(image) ** 2).clamp(min=0)
+
     x_mean, y_mean = mean(x), mean(y)
-    variances = mean(x * x) - x_mean**2 + mean(y * y) - y_mean**2
     covariance = mean(x * y) - x_mean * y_mean
     light = (2 * x_mean * y_mean + 1e-4) / (x_mean**2 + y_mean**2 + 1e-4)
-    structure = (2 * covariance + 9e-4) / (variances + 9e-4)
+    structure = (2 * covariance + 9e-4) / (variance(x) + variance(y) + 9e-4)
     return float((light * structure).mean())
 
 

@@ -1,6 +1,7 @@
 """A training from its data to its result, in a folder, that can be stopped and killed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -41,14 +42,15 @@ def train_run(
     Raises StoppedError after SIGTERM or Ctrl-C, TrainingError, DataError.
     """
     with Processes(resources.device) as processes:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.config.seed)
-            model = _model(run, new_model)
+        with _seeded(run.config.seed):
+            base = new_model()
+            digest = _start_digest(base)
+            model = _model(run, base)
         crop = model.config.encoder.image_size
         crops = len(run.split.train) * run.recipe.train_crops
         divisible_batch(crops, run.config.batch, processes.world, run.config.accumulate)
         store = ImageStore(run.dataset, sizing(run.protocol, run.recipe, crop), resources.cache)
-        settings = run.settings() | {"model": weights_digest(model)[:16]}
+        settings = run.settings() | {"model": digest}
         with (
             processes.from_first(lambda: RunFolder(out, settings)) as folder,
             stop_requests() as request,
@@ -63,8 +65,29 @@ def train_run(
             ).run()
 
 
-def _model(run: Run, new_model: Callable[[], DRExperts]) -> Variant:
-    model = new_model()
+def start_digest(new_model: Callable[[], DRExperts], seed: int) -> str:
+    """16 hex digits of the weights that trainings of a seed start from, as their results have them.
+
+    They are taken before the head is set for the labels and parts are left out, so that they are
+    the same for every split and variant, which with them decide the rest.
+    """
+    with _seeded(seed):
+        return _start_digest(new_model())
+
+
+def _start_digest(model: DRExperts) -> str:
+    return weights_digest(model)[:16]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random weights are those of the seed; what is drawn elsewhere stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _model(run: Run, model: DRExperts) -> Variant:
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise WeightsError("the model to start from has weights that are no numbers: take another")
     if run.fresh:

@@ -1,5 +1,6 @@
 """Metrics against SciPy's and closed forms, the logistic fit, intervals, summaries."""
 
+import itertools
 import json
 import math
 import warnings
@@ -10,12 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
 from drexperts.evaluate import (
+    INTERVALS,
     NAMES,
     Metrics,
     _correlations,
+    _logistic,
     _ranks,
     _taus,
     fitted,
@@ -101,6 +105,43 @@ def test_the_fit_stands_an_outlier() -> None:
     scores[0] = 1e4
     assert plcc(labels, scores) < 0.2
     assert plcc(labels[1:], fitted(labels, scores)[1:]) > 0.99
+
+
+@pytest.mark.parametrize("seed", [12, 15, 24, 45])
+def test_the_fit_is_the_best_of_many_starts(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.normal(size=60)
+    scores = labels + rng.normal(size=60) * (3, 1, 0.5)[seed % 3]
+    x, y = ((values - values.mean()) / values.std() for values in (scores, labels))
+    costs = [
+        least_squares(lambda b: _logistic(b, x) - y, [sign * 2, -sign * 2, centre, width]).cost
+        for sign, centre, width in itertools.product(
+            (1, -1), np.quantile(x, (0.1, 0.3, 0.7, 0.9)), (0.05, 0.3, 1)
+        )
+    ]
+    best = labels.std() * math.sqrt(2 * min(costs) / len(labels))
+    assert rmse(labels, fitted(labels, scores)) < 1.001 * best
+
+
+@pytest.mark.parametrize("of_labels", [1.0, 1e-200, 1e-320, 1e160, 1e300])
+@pytest.mark.parametrize("of_scores", [1.0, 1e-200, 1e-320, 1e160, 1e300])
+def test_no_scale_is_too_small_or_too_large(of_labels: float, of_scores: float) -> None:
+    labels, scores = logistic_data(40)
+    expected = judge(labels, scores, resamples=20)
+    # Below 1e-308 a float has few digits left.
+    close = 1e-2 if min(of_labels, of_scores) < 1e-308 else 1e-6
+    found = judge(of_labels * labels, of_scores * scores, resamples=20)
+    assert plcc(of_labels * labels, of_scores * scores) == pytest.approx(expected.plcc, rel=close)
+    for name in NAMES:
+        unit = of_labels if name == "rmse" else 1.0
+        assert getattr(found, name) / unit == pytest.approx(getattr(expected, name), rel=close)
+        ends = [end / unit for end in found.intervals[name]]
+        assert ends == pytest.approx(expected.intervals[name], rel=close)
+
+
+def test_it_is_said_what_is_resampled() -> None:
+    assert "resampling images, not reference contents" in INTERVALS
+    assert "not the reference contents" in " ".join((judge.__doc__ or "").split())
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,6 +1,7 @@
 """The tables: what they need, and small models trained for them on miniature data sets."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,19 @@ from drexperts.ablation import VARIANTS
 from drexperts.config import DRExpertsConfig
 from drexperts.evaluate import judge
 from drexperts.layouts import open_dataset
-from drexperts.model import new_model
-from drexperts.predict import open_model, predict
+from drexperts.model import DRExperts, new_model
+from drexperts.predict import TorchSession, open_model, predict
 from drexperts.recipes import RECIPES
 from drexperts.report import PhaseScreen
+from drexperts.reported import IMAGES as IMAGES_OF
 from drexperts.reported import TABLES
 from drexperts.reproduce import Plan, Training, cells_of, choose, reproduce
 from drexperts.reproduce_page import page
 from drexperts.run_settings import Resources
 from drexperts.runtime.errors import ConfigError, StoppedError, UserError
+from drexperts.splits import make_splits
 from drexperts.train import TrainConfig
+from drexperts.training_run import start_digest
 
 IMAGES = 16
 RESOURCES = Resources(device="cpu", workers=0)
@@ -120,7 +124,17 @@ def test_modules_are_trained_tested_and_shown_beside_the_reported(plan: Plan) ->
     assert "| DSDM | 0.930/0.941 | 0.885/0.904 |" in text
     assert text.count("(1 of 1)") == 8
     assert "missing" not in text
-    assert "Trained from random weights; tested by the protocol `grid`" in text
+    assert (
+        "Trained from random weights, 1 epoch at a learning rate of 0.0002; tested by the "
+        "protocol `grid`" in text
+    )
+    assert (
+        "**This is no reproduction of the paper's numbers**: koniq10k 16 of 10073 images, livec "
+        "16 of 1162 images, not trained from the published weights." in text
+    )
+    documents = (json.loads(path.read_text()) for path in plan.out.glob("runs/*/*/result.json"))
+    # Whatever the variant and the split.
+    assert {one["model"] for one in documents} == {start_digest(plan.new_model, 0)}
 
 
 def test_a_training_serves_every_table_and_is_made_once(plan: Plan) -> None:
@@ -169,6 +183,7 @@ def test_a_share_learns_from_less_and_is_tested_on_the_same(plan: Plan) -> None:
     folders = [plan.folder(Training("livec", share), 0) for share in ("20", "all")]
     few, many = ((f / "predictions.csv").read_text().splitlines() for f in folders)
     assert sum(run["images"][:2]) == round(0.2 * IMAGES)
+    assert "are shares of all images of a data set, not of the training part" in page(report)
     assert [line.split(",")[0] for line in few] == [line.split(",")[0] for line in many]
 
 
@@ -195,6 +210,127 @@ def test_the_authors_practice_is_followed_on_request_and_said(plan: Plan, tmp_pa
     assert "tested by the protocol `released`; epochs chosen by the test images" in text
 
 
+def shown(plan: Plan, table: str = "table1") -> list[str]:
+    """The columns for which a page of this plan has runs, without making one."""
+    # SPAQ and LIVE-FB are not there.
+    report = reproduce(table, plan, RESOURCES, QUIET, ["spaq" if table == "table1" else "livefb"])
+    return [one["column"] for one in report["cells"] if one["runs"]]
+
+
+def test_runs_from_other_weights_are_not_shown(plan: Plan) -> None:
+    reproduce("table1", plan, RESOURCES, QUIET, ["koniq10k"])
+
+    def other() -> DRExperts:
+        model = plan.new_model()
+        with torch.no_grad():
+            model.encoder.vit.cls_token += 1
+        return model
+
+    assert "koniq10k" in shown(plan)
+    assert shown(replace(plan, new_model=other)) == []
+    assert shown(replace(plan, fresh=True)) == []
+
+
+def test_runs_of_other_labels_or_of_none_are_not_shown(plan: Plan, tmp_path: Path) -> None:
+    reproduce("table1", plan, RESOURCES, QUIET, ["koniq10k", "livec"])
+    shutil.copytree(plan.root, tmp_path / "data")
+    labels = tmp_path / "data" / "koniq10k" / "koniq10k_scores_and_distributions.csv"
+    first, row, *others = labels.read_text().splitlines()
+    changed = row.rpartition(",")[0] + ",50.5"
+    labels.write_text("\n".join([first, changed, *others]) + "\n")
+    there = shown(plan)
+    assert {"koniq10k", "livec"} <= set(there)
+    copied = replace(plan, root=tmp_path / "data")
+    assert shown(copied) == [name for name in there if name != "koniq10k"]
+    shutil.rmtree(tmp_path / "data" / "livec")
+    assert "livec" not in shown(copied)
+    assert shown(replace(plan, root=tmp_path / "none")) == []
+
+
+def test_a_result_of_another_split_is_not_shown(plan: Plan, tmp_path: Path) -> None:
+    reproduce("table1", plan, RESOURCES, QUIET, ["livec"])
+    two = replace(plan, splits=2, out=tmp_path)
+    source = plan.folder(Training("livec"), 0) / "result.json"
+    for split in range(2):
+        folder = two.folder(Training("livec"), split)
+        folder.mkdir(parents=True)
+        shutil.copy(source, folder)
+    report = reproduce("table1", two, RESOURCES, QUIET, ["spaq"])
+    assert [run["split"] for run in cell(report, "DR.Experts", "livec")["runs"]] == [0]
+
+
+def test_a_transfer_to_other_labels_is_not_shown(plan: Plan) -> None:
+    reproduce("table2", plan, RESOURCES, QUIET, ["koniq10k"])
+    path = plan.folder(Training("koniq10k"), 0) / "on-livec.json"
+    before = path.read_text()
+    assert "koniq10k to livec" in shown(plan, "table2")
+    for change in ({"data_digest": "0" * 16}, {"result": "0" * 64}, {"tests": {}}):
+        path.write_text(json.dumps(json.loads(before) | change))
+        assert "koniq10k to livec" not in shown(plan, "table2")
+    reproduce("table2", plan, RESOURCES, QUIET, ["koniq10k"])
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"test": 1}'])
+def test_a_result_of_another_shape_costs_only_its_cell(
+    plan: Plan, tmp_path: Path, content: str
+) -> None:
+    here = replace(plan, out=tmp_path)
+    reproduce("table1", plan, RESOURCES, QUIET, ["livec"])
+    shutil.copytree(plan.folder(Training("livec"), 0), here.folder(Training("livec"), 0))
+    bad = here.folder(Training("bid"), 0) / "result.json"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(content)
+    notes: list[str] = []
+    report = reproduce("table1", here, RESOURCES, QUIET._replace(note=notes.append), ["livec"])
+    assert report["failures"] == []
+    assert [one["column"] for one in report["cells"] if one["runs"]] == ["livec"]
+    assert len([note for note in notes if str(bad) in note and "remove" in note]) == 1
+    report = reproduce("table1", here, RESOURCES, QUIET, ["bid", "livec"])
+    (failure,) = report["failures"]
+    assert failure["job"].startswith("bid-full")
+    assert str(bad) in failure["error"]
+    assert "| 0.914/0.926 |" in (tmp_path / "table1.md").read_text()
+
+
+def test_a_part_without_usable_images_costs_only_its_cell(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[TorchSession] = []
+    close = TorchSession.close
+    monkeypatch.setattr(TorchSession, "close", lambda one: (closed.append(one), close(one)))
+    reproduce("table1", plan, RESOURCES, QUIET, ["koniq10k"])
+    here = replace(plan, root=tmp_path / "data", out=tmp_path / "out")
+    shutil.copytree(plan.root, here.root)
+    folder = here.folder(Training("koniq10k"), 0)
+    shutil.copytree(plan.folder(Training("koniq10k"), 0), folder)
+    (folder / "on-livec.json").unlink(missing_ok=True)
+    split = make_splits(open_dataset("livec", here.root / "livec")).splits[0]
+    for name in split.test:
+        (here.root / "livec" / name).write_bytes(b"no picture")
+    lenient = replace(RESOURCES, skip_bad=True)
+    report = reproduce("table2", here, lenient, QUIET, ["koniq10k"])
+    (failure,) = report["failures"]
+    assert "none of the 3 images can be used that are the 20 %" in failure["error"]
+    assert (here.out / "table2.md").exists()
+    assert len(closed) == 1
+
+
+def test_a_page_says_what_is_no_reproduction(plan: Plan) -> None:
+    report = reproduce("table1", plan, RESOURCES, QUIET, ["bid"])
+    full = report | {"published": True, "cells": [dict(one) for one in report["cells"]]}
+    for one in full["cells"]:
+        one["runs"] = [
+            run | {"used": {one["column"]: IMAGES_OF[one["column"]]}} for run in one["runs"]
+        ]
+    assert "no reproduction" not in page(full)
+    assert "**This is no reproduction of the paper's numbers**: not trained from the published" in (
+        page(full | {"published": False})
+    )
+    nothing = full | {"cells": [one | {"runs": []} for one in full["cells"]]}
+    assert "numbers**: nothing was measured here." in page(nothing)
+
+
 def test_runs_of_another_plan_are_neither_shown_nor_replaced(plan: Plan) -> None:
     reproduce("table1", plan, RESOURCES, QUIET, ["livec"])
     before = results(plan)
@@ -210,10 +346,12 @@ def test_medians_are_over_the_splits_that_are_done(plan: Plan) -> None:
     four = replace(plan, splits=4)
     done = json.loads((four.folder(Training("bid"), 0) / "result.json").read_text())
     first = done["test"]["srcc"]
+    made = make_splits(open_dataset("bid", plan.root / "bid")).splits
     for split, srcc in ((2, first + 0.1), (3, first + 0.3)):
         folder = four.folder(Training("bid"), split)
         folder.mkdir(parents=True)
         done["test"] |= {"srcc": srcc, "plcc": None}
+        done["split_digest"] = made[split].digest
         (folder / "result.json").write_text(json.dumps(done))
     report = reproduce("table1", four, RESOURCES, QUIET, ["spaq"])  # which is not there
     median = cell(report, "DR.Experts", "bid")["medians"]["test part"]

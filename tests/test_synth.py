@@ -1,6 +1,7 @@
 """`write_synthetic_set`: what it writes, that it repeats itself, and that it survives a kill."""
 
 import csv
+import itertools
 import json
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from drexperts.data import DataError
+from drexperts.layouts import open_dataset
 from drexperts.runtime.errors import ConfigError, UserError
+from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import decode
 from drexperts.synth import (
     COLUMNS,
@@ -26,6 +29,7 @@ from drexperts.synth import (
 )
 from drexperts.synthetic import DISTORTIONS, distort
 
+UNEVEN = ("colour_block", "non_eccentricity_patch", "colour_quantisation")
 FEW = SynthConfig(types=("jpeg", "white_noise", "lens_blur"), levels=(1, 4), blocks=2)
 
 
@@ -86,12 +90,81 @@ def test_rows_are_what_the_files_are(clean: Path, tmp_path: Path) -> None:
 
 
 def test_the_layout_folder_reads_it(clean: Path, tmp_path: Path) -> None:
-    layouts = pytest.importorskip("drexperts.layouts")
     write_synthetic_set(clean, tmp_path / "out", FEW, workers=1)
-    dataset = layouts.open_dataset("folder", tmp_path / "out" / "labels.csv")
+    dataset = open_dataset("folder", tmp_path / "out" / "labels.csv")
     assert len(dataset.samples) == 27
     assert len({sample.group for sample in dataset.samples}) == 3
     assert all(dataset.path(sample).is_file() for sample in dataset.samples)
+
+
+def test_flat_and_transparent_pictures_have_labels_of_the_scale(tmp_path: Path) -> None:
+    folder = tmp_path / "clean"
+    folder.mkdir()
+    for grey in (1, 128, 254, 255):
+        Image.new("L", (40, 24), grey).save(folder / f"{grey}.png")
+    Image.new("RGBA", (24, 40), (1, 2, 3, 0)).save(folder / "transparent.png")
+    write_synthetic_set(folder, tmp_path / "out", SynthConfig(levels=(1, 5)), workers=1)
+    scale = ScoreScale(0, 100, higher_is_better=True)
+    dataset = open_dataset("folder", tmp_path / "out" / "labels.csv", scale=scale)
+    labels = [sample.label for sample in dataset.samples]
+    assert len(labels) == 5 * (1 + 25 * 2)
+    assert (max(labels), dataset.scale) == (100, scale)
+
+
+@pytest.mark.parametrize("grey", [0, 128, 254, 255])
+def test_no_two_flat_pictures_are_more_than_equal(grey: int) -> None:
+    first, second = (torch.full((3, 40, 40), value / 255) for value in (grey, max(grey - 1, 0)))
+    assert similarity(first, first) == pytest.approx(1, abs=1e-9)
+    assert similarity(first, second) <= 1 + 1e-9
+
+
+def test_scores_fall_with_the_level(tmp_path: Path, photo: Callable[..., Image.Image]) -> None:
+    (tmp_path / "clean").mkdir()
+    for seed in range(3):
+        photo(120, 90, seed=seed).save(tmp_path / "clean" / f"{seed}.png")
+    types = tuple(name for name, kind in DISTORTIONS.items() if kind.monotone)
+    write_synthetic_set(tmp_path / "clean", tmp_path / "out", SynthConfig(types=types), workers=1)
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of(tmp_path / "out"):
+        scores.setdefault((row["group"], row["distortion"]), []).append(float(row["score"]))
+    for (group, name), falling in scores.items():
+        # A square that is pasted over another one can be liker to what both of them hide, and so
+        # can the nearest of fewer colours.
+        allowed = 5.0 if name in UNEVEN else 0.1
+        rises = [after - before for before, after in itertools.pairwise(falling)]
+        assert max(rises, default=0) <= allowed, (group, name, falling)
+        assert name == "none" or falling[-1] < falling[0], (group, name, falling)
+
+
+def test_a_colour_shift_is_one_direction_for_all_levels(
+    tmp_path: Path, photo: Callable[..., Image.Image]
+) -> None:
+    """In a direction along which a picture changes little, a small shift can be the larger one."""
+    (tmp_path / "clean").mkdir()
+    for seed in range(3):
+        stripes = photo(60, 1, seed=seed).resize((60, 48), Image.Resampling.NEAREST)
+        stripes.save(tmp_path / "clean" / f"{seed}.png")
+    write_synthetic_set(
+        tmp_path / "clean", tmp_path / "out", SynthConfig(types=("colour_shift",)), workers=1
+    )
+    scores = [float(r["score"]) for r in rows_of(tmp_path / "out") if r["level"] != "0"]
+    for start in range(0, len(scores), 5):
+        falling = scores[start : start + 5]
+        assert falling == sorted(falling, reverse=True)
+
+
+def test_a_higher_level_has_the_draws_of_a_lower_one(clean: Path, tmp_path: Path) -> None:
+    types = ("colour_block", "impulse_noise")
+    write_synthetic_set(clean, tmp_path / "out", SynthConfig(types=types), workers=1)
+    for folder in (tmp_path / "out" / "images").iterdir():
+        before = tensor_from_image(decode(folder / "clean.png"))
+        for name in types:
+            changed = [
+                (tensor_from_image(decode(folder / f"{name}-{level}.png")) != before).any(0)
+                for level in range(1, 6)
+            ]
+            for fewer, more in itertools.pairwise(changed):
+                assert (fewer & more).sum() >= 0.98 * fewer.sum()
 
 
 def test_compositions_have_the_blocks_they_say(clean: Path, tmp_path: Path) -> None:
@@ -193,7 +266,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(clean: Path, tmp_path: Path) -> 
 def test_other_settings_are_refused(clean: Path, tmp_path: Path, other: SynthConfig) -> None:
     write_synthetic_set(clean, tmp_path / "out", FEW, workers=1)
     before = files_of(tmp_path / "out")
-    with pytest.raises(UserError, match=r"another settings.*choose another --out"):
+    with pytest.raises(UserError, match=r"begun with other settings, see.*choose another --out"):
         write_synthetic_set(clean, tmp_path / "out", other, workers=1)
     assert files_of(tmp_path / "out") == before
 
@@ -214,7 +287,7 @@ def test_a_folder_of_something_else_is_left_alone(clean: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="not empty"):
         write_synthetic_set(clean, out, FEW)
     (out / "about.json").write_text("[]")
-    with pytest.raises(UserError, match="another format"):
+    with pytest.raises(UserError, match="begun in another format"):
         write_synthetic_set(clean, out, FEW)
     (out / "about.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
