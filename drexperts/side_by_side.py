@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from drexperts.data import DataError, Dataset
-from drexperts.evaluate import NAMES, json_ready, judge, median_metrics, plcc, srcc
+from drexperts.evaluate import INTERVALS, NAMES, json_ready, judge, median_metrics, plcc, srcc
 from drexperts.files import written_whole
 from drexperts.predict import Predictions, open_model, predict
 from drexperts.recipes import Protocol, Recipe
@@ -217,7 +217,7 @@ def print_evaluation(report: dict[str, Any], console: Console) -> None:
 
 def _metrics_table(report: dict[str, Any]) -> Table:
     models = report["models"]
-    table = Table("split", "metric", title="scores against labels, 95 % intervals over images")
+    table = Table("split", "metric", title=f"scores against labels; {INTERVALS}")
     for model in models:
         table.add_column(model["model"], overflow="fold", justify="right")
     count = report["data"]["splits"]

@@ -270,6 +270,7 @@ def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         arguments.protocol,
         arguments.select_on_test,
         fresh=arguments.init is None,
+        published=not (arguments.init or arguments.encoder or arguments.prior),
     )
     resources = _resources(arguments)
     with screen.phases() as shown:
