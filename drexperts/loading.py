@@ -7,7 +7,8 @@ the number of workers, nor that of processes, nor a resumed run changes what is 
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,13 +190,18 @@ class _Crops(data.Dataset[Batch | UserError]):
 
 
 def _received(loader: "data.DataLoader[Batch | UserError]") -> Generator[Batch, None, None]:
-    try:
+    with workers_explained():
         for item in loader:
             if isinstance(item, UserError):
-                # A new one: this frame holds `item`, whose traceback would hold this frame, and
-                # workers left to the cycle collector are not told to end.
-                raise type(item)(str(item))
+                raise item
             yield item
+
+
+@contextmanager
+def workers_explained() -> Iterator[None]:
+    """Around all that is done while workers decode: that one died is raised wherever that is."""
+    try:
+        yield
     except RuntimeError as cause:
         if not str(cause).startswith("DataLoader worker"):
             raise

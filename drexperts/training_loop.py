@@ -26,7 +26,7 @@ from drexperts.data import DataError
 from drexperts.evaluate import Metrics, json_ready, judge
 from drexperts.files import written_whole
 from drexperts.images import ImageStore
-from drexperts.loading import TrainingBatches
+from drexperts.loading import TrainingBatches, workers_explained
 from drexperts.model import DRExperts
 from drexperts.predict import Prediction, predict, scorer_of
 from drexperts.processes import Processes
@@ -115,7 +115,10 @@ class TrainingLoop:
     def _train_epoch(self, epoch: int, first_step: int) -> None:
         self.model.train()
         started, crops = time.monotonic(), 0
-        with closing(self.batches.epoch(epoch, first_step)) as micro_batches:
+        with (
+            workers_explained(),
+            closing(self.batches.epoch(epoch, first_step)) as micro_batches,
+        ):
             for part in _parts(micro_batches, self.plan.config.accumulate):
                 with self.processes.together():
                     step = self._step(part)
