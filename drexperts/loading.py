@@ -191,7 +191,9 @@ class _Crops(data.Dataset[Batch | UserError]):
 
 def _received(loader: "data.DataLoader[Batch | UserError]") -> Generator[Batch, None, None]:
     with workers_explained():
-        for item in loader:
+        with _signals_held():  # where none are running yet, this starts the workers
+            items = iter(loader)
+        for item in items:
             if isinstance(item, UserError):
                 raise item
             yield item
@@ -202,13 +204,27 @@ def workers_explained() -> Iterator[None]:
     """Around all that is done while workers decode: that one died is raised wherever that is."""
     try:
         yield
-    except RuntimeError as cause:
-        if not str(cause).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as cause:
+        # The last two come from the pipe of a worker that is only just dying.
+        if isinstance(cause, RuntimeError) and not str(cause).startswith("DataLoader worker"):
             raise
         raise DataError(
             f"a process that decodes images died, often for want of memory: {cause}; "
             "pass fewer --workers, or allow more memory (of a container, also /dev/shm)"
         ) from cause
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come afterwards; a process started within is born deaf to both."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -1,6 +1,7 @@
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from drexperts import loading
 from drexperts.data import DataError, Dataset, Sample
 from drexperts.images import ImageStore, ReleasedSize
 from drexperts.loading import TrainingBatches, divisible_batch, plan_epoch, random_crop
@@ -198,11 +200,17 @@ def test_an_image_lost_on_the_way_is_named(workers, copied):
         list(made.epoch(0))
 
 
-def test_signals_do_not_disturb_the_workers(dataset, capfd):
+def test_signals_do_not_disturb_the_workers(dataset, capfd, monkeypatch):
+    def start_late(worker):
+        time.sleep(worker)
+        prepare(worker)
+
+    prepare = loading._leave_signals_to_the_main_process
+    monkeypatch.setattr(loading, "_leave_signals_to_the_main_process", start_late)
     before = set(multiprocessing.active_children())
     made = batches(dataset, workers=2)
     epoch = made.epoch(0)
-    received = [next(epoch)]
+    received = [next(epoch)]  # from the first worker: the second is only starting
     # From a process that is not theirs, as a scheduler's are.
     for process in set(multiprocessing.active_children()) - before:
         subprocess.run(["kill", "-INT", str(process.pid)], check=True)
@@ -228,6 +236,7 @@ import multiprocessing
 import sys
 from pathlib import Path
 
+from drexperts import loading
 from drexperts.data import DataError, Dataset, Sample
 from drexperts.images import ImageStore, ReleasedSize
 from drexperts.loading import TrainingBatches, workers_explained
