@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from drexperts.bench import machine_card
 from drexperts.export.attention_fusion import without_fused_attention
 from drexperts.export.engine import engine_from_onnx
 from drexperts.export.engine_options import EngineOptions
@@ -29,6 +28,7 @@ from drexperts.export.half_products import half_products
 from drexperts.export.inspection import expectation_from_graph, inspection_from_plan
 from drexperts.export.to_onnx import onnx_from_model
 from drexperts.model import DRExperts
+from drexperts.provenance import machine_card
 
 BACKEND = "tensorrt-rtx"
 # Precision, compute capabilities (all that the library has but Turing's), whether attention may be

@@ -43,7 +43,8 @@ from kernel_gate import judge, refusals
 from kernel_timing import Cpu, Gpu, Mode, Run, measured
 
 from drexperts import kernels
-from drexperts.bench import machine_card, statistics
+from drexperts.provenance import machine_card
+from drexperts.timing import statistics
 
 ROUNDS, QUICK_ROUNDS = 100, 3
 GATE_SHARE = 0.5  # of the time

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from drexperts import runtime
+from drexperts.provenance import machine_card
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.preprocess import crops_from_image, decode
 from drexperts.runtime.scorer import Scorer
 from drexperts.timing import (
     SETTLE,
     Progress,
-    machine_card,
     photograph,
     ratio,
     ratio_text,

@@ -24,13 +24,13 @@ from drexperts.data import Dataset, Sample
 from drexperts.images import GridSize, ImageStore
 from drexperts.loading import TrainingBatches
 from drexperts.model import DRExperts
+from drexperts.provenance import machine_card
 from drexperts.recipes import RECIPES, preprocessing
 from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.timing import (
     SETTLE,
     Progress,
-    machine_card,
     photograph,
     ratio,
     ratio_text,

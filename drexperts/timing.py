@@ -1,12 +1,8 @@
-"""Times and their statistics, and what they were taken on."""
+"""Times and their statistics."""
 
 import io
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +14,14 @@ Progress = Callable[[str], None]
 # runs next on the same cores.
 SETTLE = 0.1  # seconds between two calls
 PHOTO = (1024, 768)
+QUANTILES = (20, 50, 80, 90, 95, 99)
+UNSTABLE = 0.1  # coefficient of variation from which on a mean says little
 
 
 def statistics(samples: Sequence[float]) -> dict[str, Any]:
     """Percentiles, mean and coefficient of variation of times, with the samples."""
     values = np.asarray(samples)
-    quantiles = {f"p{q}": float(np.percentile(values, q)) for q in (20, 50, 80, 90, 99)}
+    quantiles = {f"p{q}": float(np.percentile(values, q)) for q in QUANTILES}
     mean = float(values.mean())
     return quantiles | {"mean": mean, "cv": float(values.std() / mean), "samples": values.tolist()}
 
@@ -63,36 +61,3 @@ def photograph() -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.asarray(mixed).round().astype(np.uint8)).save(stream, "JPEG", quality=90)
     return stream.getvalue()
-
-
-def machine_card(threads: int | None) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    names = ("drexperts", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "torch", "timm")
-    return {
-        "cpu": _cpu_name(),
-        "cores": _cores(),
-        "threads": threads,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: found for name in names if (found := _version(name))},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
