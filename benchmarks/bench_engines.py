@@ -7,6 +7,7 @@ No GPU is needed, and none is used: the engines are built and inspected, not exe
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -16,10 +17,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from bench_full_size import random_checkpoint
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+sys.path.append(str(Path(__file__).parent))
+
+from bench_full_size import random_checkpoint
 
 from drexperts.export.attention_fusion import without_fused_attention
 from drexperts.export.engine import engine_from_onnx
@@ -28,9 +33,16 @@ from drexperts.export.half_products import half_products
 from drexperts.export.inspection import expectation_from_graph, inspection_from_plan
 from drexperts.export.to_onnx import onnx_from_model
 from drexperts.model import DRExperts
-from drexperts.provenance import machine_card
+from drexperts.provenance import head
 
 BACKEND = "tensorrt-rtx"
+# Whose source the numbers speak of.
+MODULES = (
+    "drexperts.export",
+    "drexperts.model",
+    "drexperts.experts",
+    "drexperts.backbone",
+)
 # Precision, compute capabilities (all that the library has but Turing's), whether attention may be
 # fused.
 BUILDS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
@@ -75,6 +87,14 @@ def built(
     }
 
 
+def gates(rows: list[dict[str, Any]]) -> dict[str, bool]:
+    """Whether every plan was read back, and no attention was fused where that was kept off."""
+    return {
+        "inspected": all(row["inspected"] for row in rows),
+        "unfused": not any(row["attention_kernels"] for row in rows if not row["fused_attention"]),
+    }
+
+
 def turing_cost(model: DRExperts) -> dict[str, float]:
     """What Turing's graph costs beside the float16 one: the largest differences of each output.
 
@@ -116,20 +136,22 @@ def main() -> None:
         status.update("what Turing's graph costs")
         cost = turing_cost(model)
     console.print(f"Turing's graph against the float16 one, largest differences: {cost}")
+    command = f"python benchmarks/bench_engines.py --preset {arguments.preset}"
     receipt = {
-        "machine": machine_card(None),
+        **head("engines", command, MODULES, None),
+        "gates": gates(rows),
         "preset": arguments.preset,
         "rows": rows,
         "turing_cost": cost,
     }
     console.print(table(rows))
     if arguments.receipt:
-        arguments.receipt.write_text(json.dumps(receipt, indent=1) + "\n")
+        arguments.receipt.write_text(json.dumps(receipt, indent=1, allow_nan=False) + "\n")
         console.print(f"wrote {arguments.receipt}")
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """What `engines` of readme_table.py writes, for a terminal."""
+    """What `engines` of receipt_tables.py writes, for a terminal."""
     shown = Table("precision", "for", "build s", "MB", "products by type", "attention kernels")
     for row in rows:
         products = ", ".join(f"{n} {kind}" for kind, n in sorted(row["products"].items()))

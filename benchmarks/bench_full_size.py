@@ -1,23 +1,35 @@
 """Measure the full-size model on this machine, with random weights, and write a receipt.
 
-    python benchmarks/bench_full_size.py [--preset official|paper] [--receipt FILE]
+    python benchmarks/bench_full_size.py [--precision int8 --precision fp32] [--receipt FILE]
 
-Random weights cost what trained ones do. The bundle is exported and verified like any other.
+Random weights cost what trained ones do. The bundle is exported and verified like any other, then
+measured beside every baseline that runs here, in every scenario, and by its parts. Of several
+precisions the first is the engine, and the others are timed in the same rounds. With --quick
+everything is done a little, to see whether it runs: its numbers say nothing.
 """
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from drexperts.bench import NAMES, bench_bundle, print_report
+from drexperts.bench import ROUNDS, SCENARIOS, Settings, bench_bundle, print_report
 from drexperts.checkpoint import Checkpoint, default_preprocessing, save_checkpoint
 from drexperts.config import DRExpertsConfig
+from drexperts.entrants import ENGINE, names_of
 from drexperts.export.bundle import export_bundle
+from drexperts.export.photographs import verification_images
+from drexperts.files import written_whole
 from drexperts.model import new_model
-from drexperts.runtime.manifest import ScoreScale
+from drexperts.report import proof_table
+from drexperts.runtime.manifest import ScoreScale, read_manifest
+from drexperts.timing import Progress
+
+QUICK_IMAGES, QUICK_ROUNDS, QUICK_SECONDS = 4, 3, 4.0
 
 
 def random_checkpoint(preset: str) -> Checkpoint:
@@ -31,25 +43,72 @@ def random_checkpoint(preset: str) -> Checkpoint:
     return Checkpoint(model, scale, default_preprocessing(model.config))
 
 
+def exported(
+    checkpoint: Checkpoint, precision: str, folder: Path, *, quick: bool, progress: Progress
+) -> Path:
+    """A bundle of one precision."""
+    bundle = folder / f"full-size-{checkpoint.model.config.preset}-{precision}"
+    images = verification_images()[:QUICK_IMAGES] if quick else None
+    export_bundle(checkpoint, bundle, images, precision, progress=progress)
+    return bundle
+
+
+def proofs(bundles: dict[str, Path]) -> dict[str, Any]:
+    """What was measured of each bundle against the model that it was exported from."""
+    engines = {name: read_manifest(bundle).engines[0] for name, bundle in bundles.items()}
+    return {
+        name: {"parity": asdict(engine.parity), "invariance": asdict(engine.invariance)}
+        for name, engine in engines.items()
+        if engine.parity is not None and engine.invariance is not None
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", choices=("official", "paper"), default="official")
+    parser.add_argument("--preset", choices=("paper", "official"), default="official")
+    parser.add_argument("--precision", choices=("fp32", "int8"), action="append")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--receipt", type=Path)
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    console = Console()
+    console, quick = Console(), arguments.quick
     checkpoint = random_checkpoint(arguments.preset)
-    weights = arguments.runs / f"full-size-{arguments.preset}.safetensors"
-    bundle = arguments.runs / f"full-size-{arguments.preset}"
-    save_checkpoint(checkpoint, weights)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(checkpoint, arguments.runs / f"full-size-{arguments.preset}.safetensors")
     with console.status("") as status:
-        manifest = export_bundle(checkpoint, bundle, progress=status.update)
-        console.print(manifest.engines[0].parity, manifest.engines[0].invariance)
-        report = bench_bundle(bundle, baselines=NAMES, progress=status.update)
+        first, *others = [
+            exported(checkpoint, p, arguments.runs, quick=quick, progress=status.update)
+            for p in arguments.precision or ["fp32"]
+        ]
+        for bundle in (first, *others):
+            console.print(proof_table(read_manifest(bundle).engines[0]))
+        settings = Settings(
+            baselines=("all",),
+            others=names_of(others),
+            repeats=QUICK_ROUNDS if quick else ROUNDS,
+            scenarios=SCENARIOS,
+            seconds=QUICK_SECONDS if quick else None,
+            profile=True,
+        )
+        report = bench_bundle(first, settings, status.update)
+    report["proofs"] = proofs({ENGINE: first, **settings.others})
+    report["gates"] = {
+        f"{proof} of {name}": measured["passed"]
+        for name, proven in report["proofs"].items()
+        for proof, measured in proven.items()
+    }
+    report["command"] = _command(arguments)
     print_report(report, console)
     if arguments.receipt:
-        arguments.receipt.write_text(json.dumps(report, indent=1) + "\n")
+        with written_whole(arguments.receipt) as aside:
+            aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         console.print(f"wrote {arguments.receipt}")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    words = ["python benchmarks/bench_full_size.py", f"--preset {arguments.preset}"]
+    words += [f"--precision {precision}" for precision in arguments.precision or []]
+    return " ".join(words + ["--quick"] * arguments.quick)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ is a red gate, and then there are no times.
 """
 
 import argparse
-import hashlib
 import json
-import subprocess
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +40,8 @@ from kernel_bounds import PEAKS, bound
 from kernel_gate import judge, refusals
 from kernel_timing import Cpu, Gpu, Mode, Run, measured
 
-from drexperts import kernels
-from drexperts.provenance import machine_card
-from drexperts.timing import statistics
+from drexperts.provenance import gpu_cards, head
+from drexperts.timing import ratio, ratio_text, statistics
 
 ROUNDS, QUICK_ROUNDS = 100, 3
 GATE_SHARE = 0.5  # of the time
@@ -82,6 +79,13 @@ class Settings:
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     quick: bool = False
+
+    def command(self, minutes: float) -> str:
+        """What makes the same report again."""
+        words = ["python", "benchmarks/bench_kernels.py", "--minutes", f"{minutes:g}"]
+        words += ["--only", *self.only] if self.only else []
+        words += ["--without", *self.without] if self.without else []
+        return shlex.join(words + ["--quick"] * self.quick)
 
     def plan(self, cuda: bool) -> list[Problem]:
         """The problems, the most telling first."""
@@ -121,14 +125,17 @@ class Bench:
         self.plan = settings.plan(cuda)
         self.rows_left = len(self.plan) * len(self.timer.modes)
         self.left_out = {} if cuda else {p.label: "no CUDA device" for p in problems(cuda=True)}
+        command = settings.command(budget.seconds / 60)
         self.report: Report = {
+            **head("kernels", command, ("drexperts.kernels",), torch.get_num_threads()),
+            "device": torch.cuda.get_device_name() if cuda else None,
+            "cuda": torch.version.cuda,
             "settings": vars(settings) | {"seconds": budget.seconds},
-            "machine": provenance(),
             "peaks": vars(self.peaks) if self.peaks else None,
             "ceilings": vars(ceilings) if ceilings else None,
             "floors": floors(self.timer, self.device),
-            "passed": False,
-            "gate": {},
+            "gates": {"correct": False},
+            "verdicts": {},
             "rows": [],
             "clocks": [],
             "left_out": self.left_out,
@@ -138,10 +145,11 @@ class Bench:
         """A JSON-ready report; times in seconds. Without rows where the gate is red."""
         for problem in self.plan:
             self._check(problem)
-        verdicts = [v for found in self.report["gate"].values() for v in found]
-        self.report["passed"] = bool(verdicts) and not any(v["mistakes"] for v in verdicts)
+        verdicts = [v for found in self.report["verdicts"].values() for v in found]
+        correct = bool(verdicts) and not any(v["mistakes"] for v in verdicts)
+        self.report["gates"]["correct"] = correct
         self.save(self.report)
-        if self.report["passed"]:
+        if correct:
             for problem in self.plan:
                 self._time(problem)
                 self.save(self.report)
@@ -154,22 +162,22 @@ class Bench:
         say(f"checking {problem.label}")
         with refusals(self.left_out, problem.label):
             verdicts = judge(self.settings.task(problem, self.device))
-            self.report["gate"][problem.label] = [verdict.as_dict() for verdict in verdicts]
+            self.report["verdicts"][problem.label] = [verdict.as_dict() for verdict in verdicts]
 
     def _time(self, problem: Problem) -> None:
         """All rows of a problem that was checked, as far as time goes."""
-        checked = problem.label in self.report["gate"]
+        checked = problem.label in self.report["verdicts"]
         if not checked or self.budget.left() <= 0:
             self.rows_left -= len(self.timer.modes)
             self.left_out.setdefault(problem.label, LATE)
             return
         with refusals(self.left_out, problem.label):
             task = self.settings.task(problem, self.device)
-            verdicts = self.report["gate"][problem.label]
+            verdicts = self.report["verdicts"][problem.label]
             reasons = {verdict["contender"]: verdict["refused"] for verdict in verdicts}
             wanted = [c for c in task.contenders if "forward" not in reasons[c.name]]
             calls = {contender.name: contender.build() for contender in wanted}
-            before = clocks()
+            before = gpu_cards()
             for mode in self.timer.modes:
                 refused = {
                     name: why[mode.direction]
@@ -177,7 +185,7 @@ class Bench:
                     if mode.direction in why
                 }
                 self._row(task, calls, mode, refused)
-            self.report["clocks"].append([problem.label, before, clocks()])
+            self.report["clocks"].append([problem.label, before, gpu_cards()])
 
     def _row(self, task: Task, calls: dict[str, Call], mode: Mode, refused: dict[str, str]) -> None:
         label = f"{task.problem.label}, {mode.label}"
@@ -199,7 +207,7 @@ class Bench:
                 "mode": mode.label,
                 "ours": ours,
                 "bound": self._bound(task.problem, mode),
-                "times": {name: statistics(seconds) for name, seconds in taken.items()},
+                "latency": {name: statistics(seconds) for name, seconds in taken.items()},
                 "ratio": ratios(taken, ours),
                 "refused": refused,
             }
@@ -241,64 +249,15 @@ def ratios(taken: dict[str, list[float]], ours: list[str]) -> dict[str, dict[str
     if not ours or ours[0] not in taken:
         return {}
     return {
-        name: {
-            f"p{q}": float(np.percentile(np.divide(seconds, taken[ours[0]]), q))
-            for q in (20, 50, 80)
-        }
-        for name, seconds in taken.items()
-        if name != ours[0]
+        name: ratio(seconds, taken[ours[0]]) for name, seconds in taken.items() if name != ours[0]
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Machine, versions, and which source was measured."""
-    versions = {name: version(name) for name in ("triton",) if _installed(name)}
-    card = machine_card(torch.get_num_threads())
-    return card | {
-        "versions": card["versions"] | versions,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else card["cpu"],
-        "cuda": torch.version.cuda,
-        "source_sha256": source_hash(Path(kernels.__file__).parent),
-        "commit": _output(
-            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
-        ),
-    }
-
-
-def source_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of the Python files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def clocks() -> str | None:
-    """Clocks, temperature and power as nvidia-smi says, read only."""
-    fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,pstate,driver_version"
-    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
 
 
 def table(report: Report) -> Iterator[str]:
     """The report's lines."""
     machine = report["machine"]
-    yield f"{machine['device']}; {machine['versions']}"
-    for problem, verdicts in report["gate"].items():
+    yield f"{report['device'] or machine['cpu']}; {machine['versions']}"
+    for problem, verdicts in report["verdicts"].items():
         for verdict in verdicts:
             if verdict["mistakes"]:
                 yield f"WRONG {problem}, {verdict['contender']}: {verdict['mistakes']}"
@@ -308,8 +267,8 @@ def table(report: Report) -> Iterator[str]:
         f"not run: {label}: {reason[:SHOWN]}" for label, reason in report["left_out"].items()
     )
     yield from (f"slower than {name}: {label}" for label, name in slower(report["rows"]))
-    red = "the gate is RED: no times" if report["gate"] else "nothing was checked: no times"
-    yield "the gate passed" if report["passed"] else red
+    red = "the gate is RED: no times" if report["verdicts"] else "nothing was checked: no times"
+    yield "the gate passed" if report["gates"]["correct"] else red
 
 
 def _row_lines(row: Report, floor: float) -> Iterator[str]:
@@ -317,11 +276,10 @@ def _row_lines(row: Report, floor: float) -> Iterator[str]:
     limits = f"bound {_short(least)}, " if least else ""
     yield f"\n{row['problem']}, {row['mode']} ({limits}timing itself {_short(floor)})"
     yield f"  {'':30}{'p20':>11}{'p50':>11}{'p80':>11}{'p99':>11}{'rounds':>7}  of bound  of ours"
-    for name, times in row["times"].items():
+    for name, times in row["latency"].items():
         quantiles = "".join(f"{_short(times[q]):>11}" for q in ("p20", "p50", "p80", "p99"))
         share = f"{least / times['p50']:.1%}" if least else ""
-        ratio = row["ratio"].get(name)
-        times_ours = f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})" if ratio else ""
+        times_ours = ratio_text(row["ratio"].get(name))
         yield f"  {name:30}{quantiles}{len(times['samples']):>7}  {share:>8}  {times_ours}"
     for name, reason in row["refused"].items():
         yield f"  {name:30} {reason[:SHOWN]}"
@@ -334,19 +292,23 @@ def _short(seconds: float) -> str:
 def slower(rows: list[Report]) -> Iterator[tuple[str, str]]:
     """Where another beats ours in the median of the ratios, and which."""
     for row in rows:
-        for name, ratio in row["ratio"].items():
-            if ratio["p50"] < 1 and name not in row["ours"]:
+        for name, found in row["ratio"].items():
+            if found["p50"] < 1 and name not in row["ours"]:
                 yield f"{row['problem']}, {row['mode']}", name
 
 
 def summary(report: Report) -> str:
     """The report on one line, without the samples."""
     rows = [
-        [row["problem"], row["mode"], {name: times["p50"] for name, times in row["times"].items()}]
+        [
+            row["problem"],
+            row["mode"],
+            {name: found["p50"] for name, found in row["latency"].items()},
+        ]
         for row in report["rows"]
     ]
     machine = report["machine"]
-    return json.dumps({"passed": report["passed"], "machine": machine, "p50": rows})
+    return json.dumps({"gates": report["gates"], "machine": machine, "p50": rows})
 
 
 def say(line: str) -> None:
@@ -378,7 +340,7 @@ def main(given: list[str] | None = None) -> int:
     print("\n".join(table(report)))
     if options.json:
         print(summary(report))
-    return 0 if report["passed"] else 1
+    return 0 if report["gates"]["correct"] else 1
 
 
 if __name__ == "__main__":

@@ -1,160 +1,128 @@
-"""Write the README's measured tables from the committed receipts, so that they cannot drift.
+"""Write the README's measured sections from the committed receipts, so that they cannot drift.
 
-python benchmarks/readme_table.py
+    python benchmarks/readme_table.py [--check]
+
+With --check nothing is written: exit status 1 where the README differs, with what differs.
 """
 
-import json
+import argparse
+import difflib
 import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
-RECEIPT = ROOT / "benchmarks" / "receipts" / "full-size-official.json"
-SECTION = re.compile(r"(?<=<!-- measured -->\n).*(?=<!-- end of measured -->)", re.DOTALL)
-HEAD_RECEIPT = RECEIPT.with_name("kernels-cpu.json")
-HEAD_SECTION = re.compile(r"(?<=<!-- head -->\n).*(?=<!-- end of head -->)", re.DOTALL)
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+sys.path.append(str(Path(__file__).parent))
 
-ENGINES_RECEIPT = RECEIPT.with_name("engines-rtx.json")
-ENGINES_SECTION = re.compile(r"(?<=<!-- engines -->\n).*(?=<!-- end of engines -->)", re.DOTALL)
+import receipt_tables
+from receipt_tables import Part, Report, markdown
+from receipts import FOLDER, Finding, check, fresh
 
-TRAINING_RECEIPT = RECEIPT.with_name("training-official.json")
-TRAINING_SECTION = re.compile(r"(?<=<!-- training -->\n).*(?=<!-- end of training -->)", re.DOTALL)
+from drexperts.runtime.errors import UserError
 
+README = Path(__file__).parent.parent / "README.md"
+PRECISION = """
+What `drx export --precision auto` tries, each held against float32, and what it takes:
+"""
+DRIFT = """
+How far scores move where another library decodes or resizes, against what the runtime itself makes
+of the same files (`python benchmarks/drift.py BUNDLE --weights demo`):
+"""
+GPU = """
+On a GPU, by `bash benchmarks/gpu_suite.sh OUT`:
+"""
+NO_GPU = """
+No measurement on a GPU is committed yet: `bash benchmarks/gpu_suite.sh OUT` makes one.
 
-def measured(report: dict[str, Any]) -> str:
-    """The tables for a report of `drx bench`, as Markdown."""
-    machine = report["machine"]
-    versions = machine["versions"]
-    runtime = versions.get("onnxruntime") or versions["onnxruntime-gpu"]
-    rows = [row for entry in report["batches"] for row in batch_rows(entry)]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores; ONNX Runtime {runtime}, CPU provider; "
-        f"PyTorch {versions['torch']}; preset `{report['bundle']['preset']}`.",
-        "",
-        "| batch | | p50 ms | p90 ms | times the engine |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in figures(report).items()),
-    ]
-    return "\n".join(["", *lines, "", ""])
+"""
 
 
-def head(report: dict[str, Any]) -> str:
-    """The expert head's CLS row against its dense form, for a report of `bench_kernels.py`."""
-    machine = report["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores; PyTorch {machine['versions']['torch']}, "
-        "float32, preset `official`.",
-        "",
-        "| images | | CLS row, p50 ms | all rows, p50 ms | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        images = row["problem"].split("/")[2].removeprefix("B")
-        work = {"forward": "forward", "forward+backward": "training step"}[
-            row["mode"].split(",")[0]
-        ]
-        ours, dense = (1e3 * row["times"][name]["p50"] for name in ("CLS row", "dense eager"))
-        ratio = row["ratio"]["dense eager"]
-        shown = f"{ratio['p50']:.0f} ({ratio['p20']:.0f}-{ratio['p80']:.0f})"
-        lines.append(f"| {images} | {work} | {ours:.1f} | {dense:.0f} | {shown} |")
-    return "\n".join(["", *lines, "", ""])
+class Section(NamedTuple):
+    """What stands between <!-- name --> and <!-- end of name -->.
+
+    receipts: a pattern of their files' names
+    parts: of one receipt
+    intro: before them, where the text around the markers does not say what they are
+    without: what is said where there is no receipt
+    """
+
+    receipts: str
+    parts: Callable[[Report], Iterator[Part]]
+    intro: str = ""
+    without: str = ""
 
 
-def engines(report: dict[str, Any]) -> str:
-    """The engines for TensorRT for RTX, for a receipt of `bench_engines.py`."""
-    machine = report["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, no GPU; TensorRT for RTX "
-        f"{report['rows'][0]['version']}, preset `{report['preset']}`, batch 1:8:64. Built and "
-        "inspected, not executed.",
-        "",
-        "| precision | for capability | build s | MB | products, by type | fused attentions |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row["products"].items()))
-        found = f"{row['found']} of {row['asked']} asked: {kinds}"
-        precision = row["precision"] + ", kept from fusing" * (not row["fused_attention"])
-        size, targets = f"{row['bytes'] / 1e6:.0f}", ", ".join(row["capabilities"])
-        fused = row["attention_kernels"]
-        lines.append(
-            f"| {precision} | {targets} | {row['seconds']:.1f} | {size} | {found} | {fused} |"
-        )
-    return "\n".join(["", *lines, "", ""])
+SECTIONS = {
+    "engines": Section("engines-*.json", receipt_tables.engines),
+    "measured": Section("full-size-*.json", receipt_tables.bench),
+    "head": Section("kernels-cpu.json", receipt_tables.kernels),
+    "training": Section("training-*.json", receipt_tables.training),
+    "precision": Section("precision*.json", receipt_tables.precision, PRECISION),
+    "drift": Section("drift*.json", receipt_tables.drift, DRIFT),
+    "gpu": Section("*-gpu.json", receipt_tables.gpu, GPU, NO_GPU),
+}
 
 
-def training(report: dict[str, Any]) -> str:
-    """A training step and what it consists of, for a receipt of `drx bench --train`."""
-    machine, batch = report["machine"], report["batch"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores; PyTorch {machine['versions']['torch']}, "
-        f"preset `{report['preset']}`, {batch} crops.",
-        "",
-        "| | type | p50 s | p90 s | times ours | peak MB | times ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, times in report["step"].items():
-        ratio, peak = report["ratio"].get(name), report["peak_bytes"][name] / 1e6
-        shown = f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})" if ratio else ""
-        more = f"{report['peak_ratio'][name]:.2f}" if ratio else ""
-        kind, p50, p90 = report["amp"][name], times["p50"], times["p90"]
-        lines.append(f"| {name} | {kind} | {p50:.2f} | {p90:.2f} | {shown} | {peak:.0f} | {more} |")
-    parts = {name: times["p50"] for name, times in report["parts"].items()}
-    whole = sum(parts.values())
-    split = ", ".join(f"{name} {part / whole:.0%}" for name, part in parts.items())
-    data = report["data"]["p50"] / report["step"]["ours"]["p50"]
-    p50 = {name: times["p50"] for name, times in report["step"].items()}
-    faster = {name: f"{p50[name] / p50['ours, fp32']:.2f}" for name in ("released", "dense")}
-    lines += [
-        "",
-        f"Of our step: {split}. Making a batch of JPEGs takes one core {data:.0%} of it. In "
-        f"float32, too, ours is {faster['released']} times as fast as `released` and "
-        f"{faster['dense']} times as `dense`, by their medians.",
-    ]
-    return "\n".join(["", *lines, "", ""])
+def written(readme: str, folder: Path = FOLDER) -> str:
+    """The README with every section as its receipts say.
+
+    Raises:
+        UserError: a section's markers are not in the README, or a receipt cannot be read.
+    """
+    for name in SECTIONS:
+        marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+        content = section(name, folder)
+        readme, found = marked.subn(lambda _, content=content: content, readme)
+        if found != 1:
+            raise UserError(f"the README needs one <!-- {name} --> with its <!-- end of {name} -->")
+    return readme
 
 
-def figures(report: dict[str, Any]) -> dict[str, str]:
-    """What is measured once: start, memory, an image from its bytes."""
-    cold, image = report["cold_start"], report["image"]
-    crops = image["crops"]
-    return {
-        "`runtime.load`": f"{cold['load_s']:.1f} s",
-        "first inference": f"{cold['first_inference_s']:.1f} s",
-        "resident after it": f"{cold['resident_bytes'] / 1e6:.0f} MB",
-        f"a 1024x768 JPEG to {crops} crops": f"{1e3 * image['preprocess']['p50']:.1f} ms",
-        f"and to its Score, {crops} crops": f"{image['image_e2e']['p50']:.2f} s",
-    }
+def section(name: str, folder: Path) -> str:
+    """What its receipts say, all of them."""
+    pattern, parts, intro, without = SECTIONS[name]
+    made = []
+    for path in sorted(folder.glob(pattern)):
+        finding = check(path)
+        if not finding.report:
+            raise UserError(f"{path.name}: {finding.faults[0]}")
+        made.append(markdown([*caveats(finding), *parts(finding.report)]))
+    return "".join([intro, *made, "\n"]) if made else without
 
 
-def batch_rows(entry: dict[str, Any]) -> list[str]:
-    """A row of the table for each contender at one batch size."""
-    rows = []
-    for name, times in entry["latency"].items():
-        ratio = entry["ratio"].get(name)
-        shown = f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})" if ratio else ""
-        p50, p90 = 1e3 * times["p50"], 1e3 * times["p90"]
-        rows.append(f"| {entry['batch']} | {name} | {p50:.0f} | {p90:.0f} | {shown} |")
-    return rows
+def caveats(finding: Finding) -> Iterator[str]:
+    """What a reader must know before the numbers: an older source, gates that failed."""
+    report = finding.report
+    if not fresh(report):
+        yield f"*Measured on an older source: {report['source']['commit'] or 'no commit known'}.*"
+    for name, why in report.get("known_negative", {}).items():
+        yield f"*Known negative result, {name}: {why}*"
+    if finding.faults:
+        failed = [name for name, passed in report["gates"].items() if not passed]
+        gates = f" Failed: {', '.join(failed)}." if failed else ""
+        yield f"**These numbers do not hold: see `python benchmarks/receipts.py`.{gates}**"
 
 
-def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for section, receipt, table in (
-        (SECTION, RECEIPT, measured),
-        (HEAD_SECTION, HEAD_RECEIPT, head),
-        (ENGINES_SECTION, ENGINES_RECEIPT, engines),
-        (TRAINING_SECTION, TRAINING_RECEIPT, training),
-    ):
-        made = table(json.loads(receipt.read_text()))
-        text = section.sub(lambda _, made=made: made, text)
-    readme.write_text(text)
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say what differs")
+    only_check = parser.parse_args(given).check
+    before = README.read_text()
+    try:
+        after = written(before)
+    except UserError as error:
+        sys.exit(str(error))
+    if not only_check:
+        README.write_text(after)
+        return 0
+    here, made = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    sys.stdout.writelines(difflib.unified_diff(here, made, "README.md", "from the receipts"))
+    if before != after:
+        print("the README is not what its receipts say: run python benchmarks/readme_table.py")
+    return int(before != after)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

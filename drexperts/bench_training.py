@@ -1,5 +1,6 @@
 """A step of training against the dense form and the released recipe, each in its own process."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drexperts.backbone import normalised
-from drexperts.baselines import baseline_model, released
 from drexperts.config import DRExpertsConfig
+from drexperts.contenders import baseline_model, released
 from drexperts.data import Dataset, Sample
 from drexperts.images import GridSize, ImageStore
 from drexperts.loading import TrainingBatches
 from drexperts.model import DRExperts
-from drexperts.provenance import machine_card
+from drexperts.provenance import head
 from drexperts.recipes import RECIPES, preprocessing
 from drexperts.runtime.errors import ConfigError, UserError
-from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.manifest import ScoreScale, sha256_of
 from drexperts.timing import (
     SETTLE,
     Progress,
@@ -44,6 +45,17 @@ ROUNDS = 9
 WARM_UP = 2  # steps of each contender before any is timed; the optimiser's state comes in the first
 # What a step consists of; the batch is made beside it, by processes of their own.
 PARTS = ("backbone", "controller", "head", "optimiser")
+ALIKE = 1e-4  # between the first losses of float32 forms of the same weights, relative
+
+# Whose source the numbers speak of.
+MODULES = (
+    "drexperts.bench_training",
+    "drexperts.train",
+    "drexperts.model",
+    "drexperts.experts",
+    "drexperts.backbone",
+    "drexperts.kernels",
+)
 
 
 class Task(NamedTuple):
@@ -108,20 +120,42 @@ def bench_training(
         steps = _rounds(workers, rounds, progress)
     taken = {name: [step["seconds"] for step in found] for name, found in steps.items()}
     peaks = {name: found[-1]["peak_bytes"] for name, found in steps.items()}
-    return {
-        "machine": machine_card(threads),
+    losses = {name: found[0]["loss"] for name, found in steps.items()}
+    command = _command(config, checkpoint, batch, rounds, amp, threads)
+    return head("training", command, MODULES, threads) | {
         "preset": config.preset,
-        "weights": "random" if checkpoint is None else str(checkpoint),
+        "weights": "random" if checkpoint is None else sha256_of(checkpoint),
         "batch": batch,
         "amp": {name: contender.amp for name, contender in entrants.items()},
-        "loss": {name: found[0]["loss"] for name, found in steps.items()},
-        "step": {name: statistics(times) for name, times in taken.items()},
+        "loss": losses,
+        "gates": {"losses": _agree(losses, entrants)},
+        "latency": {name: statistics(times) for name, times in taken.items()},
         "ratio": {name: ratio(taken[name], taken[OURS]) for name in entrants if name != OURS},
         "peak_bytes": peaks,
         "peak_ratio": {name: peaks[name] / peaks[OURS] for name in entrants if name != OURS},
         "parts": {part: statistics([s["parts"][part] for s in steps[OURS]]) for part in PARTS},
         "data": statistics(_data_times(config, batch, rounds)),
     }
+
+
+def _command(
+    config: DRExpertsConfig,
+    checkpoint: Path | None,
+    batch: int,
+    rounds: int,
+    amp: Amp,
+    threads: int | None,
+) -> str:
+    """What measures the same again; paths are left out."""
+    command = f"drx bench --train --preset {config.preset} --batch {batch} --repeats {rounds}"
+    command += f" --amp {amp}" + (f" --threads {threads}" if threads is not None else "")
+    return command + " --checkpoint FILE" * (checkpoint is not None)
+
+
+def _agree(losses: dict[str, float], entrants: dict[str, Contender]) -> bool:
+    """Whether the dense form in float32 has our loss there, of the same weights and crops."""
+    ours = next(name for name, entrant in entrants.items() if entrant.amp == "fp32")
+    return math.isclose(losses[ours], losses["dense"], rel_tol=ALIKE)
 
 
 def _rounds(
@@ -325,7 +359,7 @@ def print_training_report(report: dict[str, Any], console: Console) -> None:
     console.print(f"{machine['cpu']}, {machine['cores']} cores; training, {report['preset']}")
     headings = ("", "type", "p50 s", "p90 s", "cv", "times ours", "peak MB", "times ours")
     table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
-    for name, times in report["step"].items():
+    for name, times in report["latency"].items():
         shown = ratio_text(report["ratio"].get(name))
         peak, peak_ratio = report["peak_bytes"][name], report["peak_ratio"].get(name)
         numbers = [f"{times['p50']:.2f}", f"{times['p90']:.2f}", f"{times['cv']:.0%}", shown]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drexperts import __version__
+from drexperts.bench_verbs import add_bench_verb
 from drexperts.training_verbs import add_training_verbs
 from drexperts.verbs import (
     DONE,
@@ -250,6 +251,7 @@ def _export(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             images=arguments.images,
             scale=None if arguments.scale is None else scale_of(arguments.scale),
             precision=arguments.precision,
+            target=arguments.target,
             maps=not arguments.no_maps,
             max_batch=arguments.max_batch,
             progress=progress,
@@ -354,53 +356,6 @@ def _document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
     return {"bundle": str(bundle), "proven": proven, "manifest": dataclasses.asdict(manifest)}
 
 
-def _bench(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.bench import bench_bundle, print_report
-    from drexperts.runtime.errors import UserError
-
-    if arguments.train:
-        return _bench_training(arguments, screen)
-    if arguments.bundle is None:
-        raise UserError("name a bundle to measure, or --train for a step of training")
-    with screen.working() as progress:
-        report = bench_bundle(
-            arguments.bundle,
-            baselines=tuple(arguments.baseline),
-            batches=arguments.batch,
-            repeats=arguments.repeats,
-            threads=arguments.threads,
-            checkpoint=arguments.checkpoint,
-            progress=progress,
-        )
-    print_report(report, screen.tables)
-    return _reported(report, arguments.out)
-
-
-def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.bench_training import ROUNDS, bench_training, print_training_report
-    from drexperts.config import DRExpertsConfig
-
-    presets = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
-    with screen.working() as progress:
-        report = bench_training(
-            presets[arguments.preset](),
-            batch=(arguments.batch or (4,))[0],
-            rounds=arguments.repeats or ROUNDS,
-            amp=arguments.amp,
-            threads=arguments.threads,
-            checkpoint=arguments.checkpoint,
-            progress=progress,
-        )
-    print_training_report(report, screen.tables)
-    return _reported(report, arguments.out)
-
-
-def _reported(report: dict[str, Any], out: Path | None) -> Outcome:
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return Outcome(DONE, report)
-
-
 def _demo(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.demo import run_demo
 
@@ -424,13 +379,6 @@ def _bytes(text: str) -> int:
     return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    sizes = text.split(",")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(f"give sizes such as 1,4, not {text!r}")
-    return tuple(map(int, sizes))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="drx", description="Blind image-quality assessment with DR.Experts, deployed."
@@ -443,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(verbs)
     _add_verify(verbs)
     _add_score(verbs)
-    _add_bench(verbs)
+    add_bench_verb(verbs)
     _add_info(verbs)
     _add_triton_repo(verbs)
     _add_convert_prior(verbs)
@@ -461,7 +409,15 @@ def _add_export(verbs: "Verbs") -> None:
     verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
     verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
     add_scale(verb)
-    verb.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    verb.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8", "auto"),
+        default="fp32",
+        help="of the transformer blocks; auto takes the lowest that keeps its parity, part by part",
+    )
+    verb.add_argument(
+        "--target", choices=("cpu", "gpu"), default="cpu", help="of auto: int8 or fp16"
+    )
     verb.add_argument("--no-maps", action="store_true", help="leave the distortion maps out")
     verb.add_argument("--max-batch", type=int, default=8, metavar="N")
 
@@ -545,25 +501,6 @@ def _add_score(verbs: "Verbs") -> None:
     verb.add_argument("--batch", type=int, metavar="N", help="most crops at a time")
     verb.add_argument("--overwrite", action="store_true", help="start --out over")
     verb.add_argument("--retry-errors", action="store_true", help="score failed images again")
-
-
-def _add_bench(verbs: "Verbs") -> None:
-    summary = "latency of an engine, or cost of a training step, against baselines"
-    verb = add_verb(verbs, "bench", _bench, summary, "export")
-    verb.add_argument("bundle", type=Path, nargs="?")
-    verb.add_argument(
-        "--train", action="store_true", help="a step, against the dense form and the released one"
-    )
-    verb.add_argument("--preset", choices=("paper", "official"), default="paper", help="of --train")
-    verb.add_argument(
-        "--amp", choices=("fp32", "fp16", "bf16"), default="fp32", help="of our step in --train"
-    )
-    verb.add_argument("--baseline", action="append", default=[], metavar="NAME", help="repeatable")
-    verb.add_argument("--batch", type=_sizes, metavar="1,4", help="batch sizes")
-    verb.add_argument("--repeats", type=int, metavar="N")
-    verb.add_argument("--threads", type=int, metavar="N")
-    verb.add_argument("--checkpoint", type=Path, help="the weights of the baselines")
-    verb.add_argument("--out", type=Path, metavar="FILE.json", help="the report, too")
 
 
 def _add_info(verbs: "Verbs") -> None:

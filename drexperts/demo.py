@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from drexperts import runtime
-from drexperts.bench import bench_bundle, print_report
+from drexperts.bench import Settings, bench_bundle, print_report
 from drexperts.checkpoint import Checkpoint, save_checkpoint
 from drexperts.demo_page import Point, write_page
 from drexperts.demo_training import HeldOut, TrainedDemo, train_demo
@@ -57,7 +57,8 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
         f"{held_out['images']} images of content it has not seen: SRCC {held_out['srcc']:.3f} "
         f"(aim {AIM}), PLCC {held_out['plcc']:.3f}"
     )
-    bench = bench_bundle(bundle, baselines=("eager-dense", "eager-reduced"), progress=progress)
+    settings = Settings(baselines=("eager-dense", "eager-reduced"))
+    bench = bench_bundle(bundle, settings, progress)
     print_report(bench, console)
     drawn = _draw(bundle, trained.held_out, out)
     report = {"bundle": str(bundle), "held_out": held_out, "bench": bench}

@@ -5,23 +5,13 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from drexperts.bench_tables import latency
+from drexperts.charts import colour
+from drexperts.page import STYLE, Table, document, html_table
 from drexperts.runtime.manifest import Engine
 
 _PLOT = 460  # px, with a margin for the axis labels
 _MARGIN = 46
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1f24 }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2.2rem }
-table { border-collapse: collapse }
-td, th { padding: .25rem .8rem; border-bottom: 1px solid #d8dee4; text-align: left;
-       font-variant-numeric: tabular-nums }
-img { max-width: 100%; border: 1px solid #d8dee4; margin: .4rem 0 }
-.note { color: #57606a }
-"""
 
 
 class Point(NamedTuple):
@@ -52,24 +42,19 @@ def write_page(
         f"SRCC <b>{held_out['srcc']:.3f}</b>, PLCC <b>{held_out['plcc']:.3f}</b>.</p>",
         scatter(points),
         "<h2>The engine is the model</h2>",
-        _table(_proof_rows(engine)),
+        html_table(_proof_table(engine)),
         "<h2>Latency</h2>",
-        _table(_latency_rows(report["bench"])),
+        html_table(latency(report["bench"]["batches"])),
         "<h2>What it saw</h2>",
         *(_picture(path.parent, picture) for picture in pictures),
     ]
-    head = f'<meta charset="utf-8"><title>drx demo</title><style>{_STYLE}</style>'
-    body = "\n".join(parts)
-    path.write_text(
-        f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n",
-        encoding="utf-8",
-    )
+    path.write_text(document("drx demo", STYLE, parts), encoding="utf-8")
 
 
 def scatter(points: Sequence[Point]) -> str:
     """Score against label, both 0..100, as SVG; a colour for each group."""
     groups = sorted({point.group for point in points})
-    colours = {group: _COLOURS[i % len(_COLOURS)] for i, group in enumerate(groups)}
+    colours = {group: colour(i) for i, group in enumerate(groups)}
     top = max(100.0, *(point.score for point in points))
     low = min(0.0, *(point.score for point in points))
 
@@ -97,7 +82,7 @@ def scatter(points: Sequence[Point]) -> str:
     ]
     size = f'width="{_PLOT + 190}" height="{_PLOT}" viewBox="0 0 {_PLOT + 190} {_PLOT}"'
     drawn = "".join(lines + dots + key)
-    return f'<svg {size} role="img" aria-label="score against label">{drawn}</svg>'
+    return f'<svg class="chart" {size} role="img" aria-label="score against label">{drawn}</svg>'
 
 
 def _axis_label(value: float, place: float, origin: float) -> str:
@@ -107,37 +92,19 @@ def _axis_label(value: float, place: float, origin: float) -> str:
     return across + up
 
 
-def _proof_rows(engine: Engine) -> list[list[str]]:
-    rows = [["measure", "value", "limit"]]
+def _proof_table(engine: Engine) -> Table:
+    rows = []
     if engine.parity is not None:
+        measured = engine.parity.gated()
         for name, limit in engine.parity.limits.items():
-            value = getattr(engine.parity, name)
-            value = value / engine.parity.pairs if name == "order_flips" else value
+            value = measured.get(name)
             rows.append(
-                [name.replace("_", " "), "" if value is None else f"{value:.3g}", f"{limit:g}"]
+                (name.replace("_", " "), "" if value is None else f"{value:.3g}", f"{limit:g}")
             )
     if engine.invariance is not None:
         drift, limit = engine.invariance.score_max, engine.invariance.tolerance
-        rows.append(["batch invariance", f"{drift:.3g}", f"{limit:g}"])
-    return rows
-
-
-def _latency_rows(bench: dict[str, Any]) -> list[list[str]]:
-    rows = [["batch", "", "p50 ms", "times the engine"]]
-    for entry in bench["batches"]:
-        for name, times in entry["latency"].items():
-            ratio = entry["ratio"].get(name)
-            shown = "" if ratio is None else f"{ratio['p50']:.1f}"
-            rows.append([str(entry["batch"]), name, f"{1e3 * times['p50']:.1f}", shown])
-    return rows
-
-
-def _table(rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+        rows.append(("batch invariance", f"{drift:.3g}", f"{limit:g}"))
+    return Table(("measure", "value", "limit"), rows)
 
 
 def _picture(folder: Path, picture: Path) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -156,6 +156,17 @@ def judge(
     return Metrics(len(y), **dict(zip(NAMES, values, strict=True)), intervals=intervals)
 
 
+def correlation_intervals(
+    first: ArrayLike, second: ArrayLike, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Interval]:
+    """Of "srcc" and "plcc" of two [n], by resampling the n as `judge` does; NaN as there."""
+    a, b = (_scaled(x)[0] for x in (first, second))
+    values = _over_resamples(
+        len(a), lambda drawn: _resampled_correlations(a, b, drawn), seed, resamples
+    )
+    return {name: _interval(row) for name, row in zip(NAMES, values, strict=False)}
+
+
 def median_metrics(metrics: Sequence[Metrics]) -> Summary:
     """Each metric over the splits; there must be one at least."""
     spreads = {}
@@ -228,30 +239,48 @@ def _intervals(
     labels: Array, predictions: Array, fit: Array, seed: int, resamples: int
 ) -> dict[str, Interval]:
     """95 % percentile bootstrap over the images."""
-    generator, count = np.random.default_rng(seed), len(labels)
-    parts = []
-    for done in range(0, resamples, rows := max(1, _AT_ONCE // count)):
-        chosen = generator.integers(0, count, (min(rows, resamples - done), count))
-        parts.append(_resampled(labels, predictions, fit, chosen))
-    values = np.concatenate(parts, axis=1)
+    values = _over_resamples(
+        len(labels), lambda drawn: _resampled(labels, predictions, fit, drawn), seed, resamples
+    )
     return {name: _interval(row) for name, row in zip(NAMES, values, strict=True)}
 
 
-def _resampled(labels: Array, predictions: Array, fit: Array, chosen: NDArray[np.int64]) -> Array:
-    """The metrics [5, r] of r resamples, given as indices of the images [r, n]."""
+def _over_resamples(
+    count: int, measure: Callable[[NDArray[np.int64]], Array], seed: int, resamples: int
+) -> Array:
+    """[k, resamples]: what `measure` makes [k, r] of how often each image was drawn [r, n]."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for done in range(0, resamples, rows := max(1, _AT_ONCE // count)):
+        chosen = generator.integers(0, count, (min(rows, resamples - done), count))
+        parts.append(measure(_drawn(chosen)))
+    return np.concatenate(parts, axis=1)
+
+
+def _drawn(chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each image was drawn [r, n], of resamples that are indices of the images [r, n]."""
     rows, count = chosen.shape
     places = (chosen + count * np.arange(rows)[:, None]).ravel()
-    drawn = np.bincount(places, minlength=rows * count).reshape(rows, count)
-    error = drawn @ (labels - fit) ** 2 / count
+    return np.bincount(places, minlength=rows * count).reshape(rows, count)
+
+
+def _resampled(labels: Array, predictions: Array, fit: Array, drawn: NDArray[np.int64]) -> Array:
+    """The metrics [5, r] of r resamples [r, n]."""
+    error = drawn @ (labels - fit) ** 2 / len(labels)
     return np.stack(
         [
-            _correlations(drawn, _ranks(drawn, labels), _ranks(drawn, predictions)),
-            _correlations(drawn, labels[None], predictions[None]),
+            *_resampled_correlations(labels, predictions, drawn),
             _correlations(drawn, labels[None], fit[None]),
             _taus(drawn, labels, predictions),
             np.sqrt(error),
         ]
     )
+
+
+def _resampled_correlations(first: Array, second: Array, drawn: NDArray[np.int64]) -> Array:
+    """SRCC and PLCC [2, r] of r resamples [r, n]."""
+    ranked = _correlations(drawn, _ranks(drawn, first), _ranks(drawn, second))
+    return np.stack([ranked, _correlations(drawn, first[None], second[None])])
 
 
 def _by_value(drawn: NDArray[np.int64], inverse: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,12 +23,15 @@ from rich.table import Table
 
 from drexperts.runtime.explain import strongest
 from drexperts.runtime.manifest import (
+    ENOUGH_IMAGES,
+    FLOORS,
     BatchInvariance,
     Engine,
     Manifest,
     Parity,
     Plan,
     ScoreScale,
+    SetParity,
     invariance_limits,
 )
 from drexperts.runtime.scorer import Score
@@ -38,12 +41,23 @@ _ENDS = 5  # of more, the worst and the best
 _ERRORS = 10
 _QUIET = 5.0
 
-_DISTANCES = {
+_PARITY = {
     "score_max": "score, largest difference / span",
+    "score_units": "score, largest difference in its units",
     "score_p99": "score, 99th percentile / span",
     "score_mean": "score, mean difference / span",
+    "srcc": "rank correlation (SRCC)",
+    "srcc_low": "SRCC, 95 % over images",
+    "plcc": "linear correlation (PLCC)",
+    "plcc_low": "PLCC, 95 % over images",
+    "order_flips": "order flips, share of {pairs} pairs",
+    "clear_flips": "order flips, share of {clear_pairs} pairs 1 % of the span apart",
     "weights_max": "weights, largest difference",
+    "weights_srcc": "weights, SRCC",
+    "weights_plcc": "weights, PLCC",
+    "leading_flips": "another leading distortion, share of {images} images",
     "maps_max": "maps, largest difference",
+    "maps_plcc": "maps, PLCC",
 }
 _METRICS = {
     "srcc": "SRCC",
@@ -52,7 +66,6 @@ _METRICS = {
     "krcc": "KRCC",
     "rmse": "RMSE, after the fit",
 }
-_CORRELATIONS = {"srcc": "rank correlation (SRCC)", "plcc": "linear correlation (PLCC)"}
 
 
 class PhaseScreen(NamedTuple):
@@ -320,9 +333,7 @@ def proof_table(engine: Engine) -> Table:
     if engine.parity is None:
         table.add_row("parity with the model", "never measured", "", "")
     else:
-        for row in _parity_rows(engine.parity):
-            table.add_row(*row)
-        table.caption = f"{engine.parity.images} images against {engine.parity.reference}"
+        _add_parity(table, engine.parity)
     table.add_section()
     if engine.invariance is None:
         table.add_row("batch invariance", "never measured", "", "")
@@ -332,18 +343,40 @@ def proof_table(engine: Engine) -> Table:
     return table
 
 
-def _parity_rows(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
-    for name, label in _DISTANCES.items():
-        value = getattr(parity, name)
-        if value is not None:
-            yield label, _number(value), *_at_most(value, parity.limits.get(name))
-    for name, label in _CORRELATIONS.items():
-        value, limit = getattr(parity, name), parity.limits.get(name)
-        gate = ("", "") if limit is None else (f"≥ {limit:g}", _verdict(value >= limit))
-        yield label, f"{value:.7f}", *gate
-    flips = parity.order_flips / max(1, parity.pairs)
-    label = f"order flips, share of {parity.pairs} pairs"
-    yield label, f"{flips:.2e}", *_at_most(flips, parity.limits.get("order_flips"))
+def _add_parity(table: Table, parity: Parity) -> None:
+    """What was measured over all images, then over each set of them."""
+    for row in _parity_rows(parity, parity.limits):
+        table.add_row(*row)
+    for name, each in parity.sets.items():
+        table.add_section()
+        limits = parity.limits if each.images >= ENOUGH_IMAGES else {}
+        note = "" if limits else ", too few for a gate of their own"
+        table.add_row(f"{name}: {each.images} images{note}", "", "", "")
+        for row in _parity_rows(each, limits):
+            table.add_row(*row)
+    table.caption = f"{parity.images} images against {parity.reference}"
+
+
+def _parity_rows(
+    measured: SetParity, limits: Mapping[str, float]
+) -> Iterator[tuple[str, str, str, str]]:
+    values = measured.gated() | {"score_units": getattr(measured, "score_units", None)}
+    for name, label in _PARITY.items():
+        value, limit = values.get(name), limits.get(name)
+        if value is None:
+            continue
+        shown, gate = _number(value), _at_most(value, limit)
+        if name in FLOORS:
+            shown, gate = _correlation(measured, name, value), _at_least(value, limit)
+        yield label.format_map(vars(measured)), shown, *gate
+
+
+def _correlation(measured: SetParity, name: str, value: float) -> str:
+    """In place of the low end of an interval, both."""
+    if not name.endswith("_low"):
+        return f"{value:.7f}"
+    interval = getattr(measured, name.replace("_low", "_interval"))
+    return f"{interval.low:.7f} to {interval.high:.7f}"
 
 
 def _invariance_rows(invariance: BatchInvariance) -> Iterator[tuple[str, str, str, str]]:
@@ -367,6 +400,10 @@ def _number(value: float) -> str:
 
 def _at_most(value: float, limit: float | None) -> tuple[str, str]:
     return ("", "") if limit is None else (f"≤ {limit:g}", _verdict(value <= limit))
+
+
+def _at_least(value: float, limit: float | None) -> tuple[str, str]:
+    return ("", "") if limit is None else (f"≥ {limit:g}", _verdict(value >= limit))
 
 
 def _verdict(kept: bool) -> str:

@@ -1,8 +1,9 @@
 """A reproduced table as Markdown: what was measured here under what is reported."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from drexperts.page import Table, markdown_table
 from drexperts.reported import IMAGES, SOURCE, TABLES, Correlations
 
 # The paper can be read either way, see `drexperts.splits.reduced`.
@@ -33,7 +34,7 @@ def page(report: dict[str, Any]) -> str:
         "The splits are in `splits/`.",
         *_SHARES.get(report["table"], ()),
         "",
-        *_grid(("", *table.columns), _rows(report)),
+        *markdown_table(Table(("", *table.columns), list(_rows(report)))),
         "",
         "## Measured here",
         "",
@@ -66,16 +67,16 @@ def _caveat(report: dict[str, Any]) -> str:
     return f"**This is no reproduction of the paper's numbers**: {', '.join(differences)}."
 
 
-def _rows(report: dict[str, Any]) -> Iterator[list[str]]:
+def _rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The paper's rows, and under each that we have measured or can, ours."""
     table = TABLES[report["table"]]
     for row, cells in table.rows.items():
-        yield [row, *(_text(cell) for cell in cells)]
+        yield (row, *(_text(cell) for cell in cells))
         ours = {cell["column"]: cell for cell in report["cells"] if cell["row"] == row}
         tests = dict.fromkeys(test for cell in ours.values() for test in cell["medians"])
         for test in tests:
             medians = [ours[column]["medians"][test] for column in table.columns]
-            yield [f"{row}, here, {test}", *(_ours(one, report["splits"]) for one in medians)]
+            yield (f"{row}, here, {test}", *(_ours(one, report["splits"]) for one in medians))
 
 
 def _ours(found: dict[str, Any], splits: int) -> str:
@@ -98,7 +99,7 @@ def _runs_lines(report: dict[str, Any]) -> list[str]:
     """Every run behind the medians."""
     headings = ("trained", "tested on", "split", "digest", "images", "epoch", "SRCC", "PLCC")
     rows = [
-        [
+        (
             cell["name"],
             test if cell["target"] is None else f"{cell['target']}, {test}",
             str(run["split"]),
@@ -106,12 +107,12 @@ def _runs_lines(report: dict[str, Any]) -> list[str]:
             " + ".join(map(str, run["images"])),
             str(run["best_epoch"]),
             *(_number(metrics[name]) for name in ("srcc", "plcc")),
-        ]
+        )
         for cell in report["cells"]
         for run in cell["runs"]
         for test, metrics in run["tests"].items()
     ]
-    return list(_grid(headings, rows)) if rows else []
+    return list(markdown_table(Table(headings, rows))) if rows else []
 
 
 def _failure_lines(failures: Sequence[dict[str, str]]) -> Iterator[str]:
@@ -122,8 +123,3 @@ def _failure_lines(failures: Sequence[dict[str, str]]) -> Iterator[str]:
     for error, failed in jobs.items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         yield f"- {failed[0]}{more}: {error}"
-
-
-def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for row in (headings, ["---"] * len(headings), *rows):
-        yield f"| {' | '.join(row)} |"

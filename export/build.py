@@ -72,6 +72,11 @@ def build_engine(
     """
     manifest = read_manifest(bundle)
     source = source_engine(bundle, manifest)
+    if source.precision == "int8" and precision is None:
+        raise UserError(
+            "the bundle's graph is in int8, which is for CPUs: name --precision fp16 and the "
+            "checkpoint, or export another bundle for GPUs"
+        )
     loaded = None if checkpoint is None else load_checkpoint(checkpoint)
     if loaded is not None:
         screen.tell("holding the checkpoint against the bundle")

@@ -1,33 +1,28 @@
 """A trained model to a bundle that the runtime accepts, or to one that it refuses and says why."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from drexperts.checkpoint import Checkpoint, load_checkpoint
-from drexperts.config import DISTORTIONS
 from drexperts.export.build import is_leftover
+from drexperts.export.draft import MODEL_FILE, draft
 from drexperts.export.folder import folder_aside
+from drexperts.export.photographs import verification_images
+from drexperts.export.precision import mixture
 from drexperts.export.proof import images_in, prove
-from drexperts.export.to_onnx import onnx_from_model
 from drexperts.export.verify import Progress
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.manifest import (
     FILE_NAME,
-    OUTPUTS,
-    SCHEMA,
-    Engine,
     Manifest,
     ScoreScale,
     read_manifest,
-    sha256_of,
     write_manifest,
 )
 from drexperts.runtime.preprocess import Source
-
-MODEL_FILE = "model.onnx"
 
 
 def export_checkpoint(
@@ -37,6 +32,7 @@ def export_checkpoint(
     images: Path | None,
     scale: ScoreScale | None,
     precision: str,
+    target: str = "cpu",
     maps: bool,
     max_batch: int,
     progress: Progress,
@@ -46,7 +42,7 @@ def export_checkpoint(
     loaded = load_checkpoint(checkpoint)
     chosen = loaded._replace(scale=scale or loaded.scale)
     pictures = None if images is None else images_in(images)
-    return export_bundle(chosen, out, pictures, precision, maps, max_batch, progress)
+    return export_bundle(chosen, out, pictures, precision, maps, max_batch, progress, target)
 
 
 def export_bundle(
@@ -57,6 +53,7 @@ def export_bundle(
     maps: bool = True,
     max_batch: int = 8,
     progress: Progress = lambda _: None,
+    target: str = "cpu",
 ) -> Manifest:
     """Fold, write ONNX, verify, and only then put the bundle at `out`.
 
@@ -65,9 +62,11 @@ def export_bundle(
 
     Args:
         images: to verify on, RGB; None takes `verification_images`.
-        precision: "fp32" or "fp16", of the transformer blocks.
+        precision: of the transformer blocks, "fp32", "fp16" or "int8", or "auto", the lowest that
+            keeps its parity; see `mixture`.
         maps: also an output of distortion maps.
         max_batch: the largest batch, verified and admitted.
+        target: what "auto" is for, "cpu" or "gpu".
 
     Raises:
         ConfigError: the checkpoint does not say what scale its scores are on, or contradicts
@@ -79,38 +78,16 @@ def export_bundle(
     _check_replaceable(out)
     with folder_aside(out) as aside:
         progress("folding and writing ONNX")
-        proto = onnx_from_model(checkpoint.model, maps, precision, max_batch)
-        onnx.save(proto, aside / MODEL_FILE)
-        write_manifest(_unproven(checkpoint, aside, precision, maps, max_batch), aside)
-        return prove(aside, checkpoint, images, progress)
-
-
-def _unproven(
-    checkpoint: Checkpoint, folder: Path, precision: str, maps: bool, max_batch: int
-) -> Manifest:
-    config = checkpoint.model.config
-    assert checkpoint.scale is not None
-    engine = Engine(
-        backend="onnx",
-        file=MODEL_FILE,
-        sha256=sha256_of(folder / MODEL_FILE),
-        precision=precision,
-        max_batch=max_batch,
-        versions={"onnx": version("onnx")},
-        parity=None,
-        invariance=None,
-    )
-    return Manifest(
-        schema=SCHEMA,
-        preset=config.preset,
-        config=config.as_dict(),
-        preprocessing=checkpoint.preprocessing,
-        scale=checkpoint.scale,
-        distortions=DISTORTIONS,
-        outputs=OUTPUTS if maps else OUTPUTS[:2],
-        engines=(engine,),
-        created_with={name: version(name) for name in ("drexperts", "torch", "timm", "onnx")},
-    )
+        pictures = verification_images() if images is None else images
+        made = mixture(
+            checkpoint, precision, target, pictures, maps=maps, max_batch=max_batch, tell=progress
+        )
+        onnx.save(made.graph, aside / MODEL_FILE)
+        manifest = draft(checkpoint, aside / MODEL_FILE, made.precision, maps, max_batch)
+        (engine,) = manifest.engines
+        engine = replace(engine, islands=made.islands, frontier=made.frontier)
+        write_manifest(replace(manifest, engines=(engine,)), aside)
+        return prove(aside, checkpoint, pictures, progress)
 
 
 def _check_exportable(checkpoint: Checkpoint, max_batch: int) -> None:

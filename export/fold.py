@@ -6,6 +6,7 @@ whose parts were replaced, and whose own `forward` runs.
 """
 
 import copy
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from drexperts.experts import AbsorbedQuery, ExpertLinear, HiddenKeys
 from drexperts.model import DRExperts
 
 __all__ = [
+    "encoder_blocks",
     "fold_layer_scale",
     "fold_open_clip_block",
     "fold_patches",
@@ -84,7 +86,7 @@ class FoldedVit(nn.Module):
     """A vision transformer on 0..255 pixels: [B, 3, H, W] to tokens [B, 1 + grid^2, d].
 
     `positions` holds all that is added to a patch (position, convolution bias), `first` the CLS
-    token with its position. The blocks run in their own dtype; convolution and additions do not.
+    token with its position. Each block runs in its own dtype; convolution and additions do not.
     """
 
     first: Tensor
@@ -118,9 +120,9 @@ class FoldedVit(nn.Module):
         first = self.first.expand(pixels.shape[0], -1, -1)
         x = self.norm_in(torch.cat((first, patches), dim=1))
         batch, width = pixels.shape[0], x.shape[-1]
-        rows = x.to(next(self.blocks.parameters()).dtype).reshape(-1, width)
+        rows = x.reshape(-1, width)
         for block in self.blocks:
-            rows = block(rows, batch)
+            rows = block(rows.to(next(block.parameters()).dtype), batch)
         return self.norm_out(rows.view(batch, -1, width))
 
 
@@ -221,12 +223,17 @@ def fold_query(query: AbsorbedQuery) -> ExpertLinear:
     return folded
 
 
-def inference_model(model: DRExperts, precision: str = "fp32") -> DRExperts:
+def inference_model(
+    model: DRExperts, precision: str = "fp32", islands: Collection[str] = ()
+) -> DRExperts:
     """The equal model with every fold applied; it takes pixels 0..255 [B, 3, H, W], float32.
 
     Folded in float64 and rounded once. With "fp16" or "bf16" the transformer blocks are of that
     type, and all around them float32: patch embeddings, resize, unit vectors, both softmaxes of the
     head and their difference, weights and score.
+
+    Args:
+        islands: names of blocks that stay in float32, such as "encoder.blocks.3".
     """
     # Any: its parts are replaced by equal ones of other classes.
     folded: Any = copy.deepcopy(model).double().requires_grad_(False)
@@ -239,10 +246,19 @@ def inference_model(model: DRExperts, precision: str = "fp32") -> DRExperts:
         resize = fold_resize(folded.controller_input, model.config.encoder.image_size)
     folded.encoder, folded.controller, folded.controller_input = encoder, controller, resize
     folded.float()
-    for module in (encoder.blocks, encoder.norm_out, controller.vit.blocks):
-        module.to(BLOCK_TYPES[precision])
+    for name, block in encoder_blocks(folded):
+        if name not in islands:
+            block.to(BLOCK_TYPES[precision])
+    encoder.norm_out.to(next(encoder.blocks[-1].parameters()).dtype)
     result: DRExperts = folded
     return result
+
+
+def encoder_blocks(folded: DRExperts) -> Iterator[tuple[str, EncoderBlock]]:
+    """The transformer blocks of a folded model by name, "encoder.blocks.0" the first."""
+    for name, module in folded.named_modules():
+        if isinstance(module, EncoderBlock):
+            yield name, module
 
 
 def _fold_head(model: Any) -> None:

@@ -12,7 +12,6 @@ from drexperts import runtime
 from drexperts.checkpoint import Checkpoint, load_checkpoint
 from drexperts.export.photographs import verification_images
 from drexperts.export.verify import (
-    CHUNK,
     LIMITS,
     Progress,
     eager_rows,
@@ -184,7 +183,7 @@ def check_same_weights(
     """
     check_same_model(checkpoint, manifest)
     pixels = crops_from_image(decode(verification_images()[0]), manifest.preprocessing).pixels
-    pixels = pixels[: min(CHUNK, engine.max_batch)]
+    pixels = pixels[: engine.max_batch]
     with runtime.open_engine(bundle, manifest, replace(engine, invariance=None)) as scorer:
         got = scorer.session.run(pixels)["score"]
     expected = eager_rows(checkpoint.model, pixels)[0]

@@ -5,6 +5,8 @@ of standard operators: ONNX Runtime and TensorRT-RTX run the body, TensorRT can 
 kernel by its attributes.
 """
 
+import copy
+from collections.abc import Collection
 from typing import Any
 
 import onnx
@@ -64,7 +66,11 @@ class PoolingNode(nn.Module):
 
 
 def onnx_from_model(
-    model: DRExperts, maps: bool = False, precision: str = "fp32", max_batch: int = 64
+    model: DRExperts,
+    maps: bool = False,
+    precision: str = "fp32",
+    max_batch: int = 64,
+    islands: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Fold a model and write it as ONNX.
 
@@ -75,13 +81,21 @@ def onnx_from_model(
             in the graph. ONNX Runtime has no bfloat16 on the CPU: that one is for engines.
         max_batch: the largest batch of the dynamic dimension, which admits two at least; the
             manifest's own limit is what the runtime keeps.
+        islands: blocks that stay in float32; see `inference_model`.
 
     Returns:
         A checked model with input `pixels`, uint8 [batch, 3, H, W].
     """
-    folded: Any = inference_model(model, precision)
+    return onnx_from_folded(inference_model(model, precision, islands), maps, max_batch)
+
+
+def onnx_from_folded(
+    folded_model: DRExperts, maps: bool = False, max_batch: int = 64
+) -> onnx.ModelProto:
+    """`onnx_from_model` of what `inference_model` gave."""
+    folded: Any = copy.deepcopy(folded_model)
     folded.saliency.pooling = PoolingNode(folded.saliency.pooling)
-    size = model.config.encoder.image_size
+    size = folded.config.encoder.image_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     program = torch.onnx.export(
         PixelModel(folded, maps).eval(),
@@ -99,7 +113,7 @@ def onnx_from_model(
     # The exporter's notes hold the paths of the machine that exported.
     ClearMetadataAndDocStringPass()(program.model)
     proto: onnx.ModelProto = program.model_proto
-    add_pooling_function(proto, model.config.semantic_norm == "iterated")
+    add_pooling_function(proto, folded.config.semantic_norm == "iterated")
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

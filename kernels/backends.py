@@ -17,6 +17,8 @@ from torch import Tensor
 from drexperts.runtime.errors import UserError
 
 OLDEST = 80  # compute capability, ten times the major plus the minor number
+# Found once: Dynamo of PyTorch 2.11 does not trace the search.
+TRITON_IS_HERE = importlib.util.find_spec("triton") is not None
 
 
 class ArgumentError(UserError, ValueError):
@@ -59,7 +61,7 @@ def interpreted() -> bool:
 
 
 def _why_not_triton(example: Tensor) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_IS_HERE:
         return "the package triton is not installed (PyTorch brings it on Linux, with CUDA)"
     if example.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"it computes float16, bfloat16 and float32, got {example.dtype}"

@@ -179,12 +179,13 @@ class Stream(_Owned):
 
 
 class Event(_Owned):
-    """A mark in the work of a stream of the current GPU."""
+    """A mark in the work of a stream of the current GPU. timed: it also takes the time."""
 
     _release = "cudaEventDestroy"
 
-    def __init__(self) -> None:
-        self.handle = call("cudaEventCreateWithFlags", bindings().cudaEventDisableTiming)
+    def __init__(self, *, timed: bool = False) -> None:
+        kind = bindings().cudaEventDefault if timed else bindings().cudaEventDisableTiming
+        self.handle = call("cudaEventCreateWithFlags", kind)
 
     def record(self, stream: int) -> None:
         """Set the mark behind what is on the stream, given as its handle."""
@@ -192,6 +193,11 @@ class Event(_Owned):
 
     def synchronize(self) -> None:
         call("cudaEventSynchronize", self.handle)
+
+    def seconds_since(self, earlier: "Event") -> float:
+        """The GPU's time between two marks that are reached, both timed."""
+        milliseconds: float = call("cudaEventElapsedTime", earlier.handle, self.handle)
+        return milliseconds / 1e3
 
     def hold_back(self, stream: int) -> None:
         """Let what is put on `stream` from here on wait for the mark."""

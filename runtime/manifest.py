@@ -8,7 +8,7 @@ import re
 import secrets
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,14 @@ SCHEMA = 1
 FILE_NAME = "manifest.json"
 OUTPUTS = ("score", "weights", "maps")
 PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
+
+# Of fewer a rank correlation says little: one swap of neighbours among n images moves the low end
+# of its interval by about 180/n^3, which is 2e-4 of 100.
+ENOUGH_IMAGES = 100
+CLEARLY = 0.01  # of the span: what people do not tell apart, an opinion's interval being wider
+FLOORS = ("srcc", "srcc_low", "plcc", "plcc_low", "weights_srcc", "weights_plcc", "maps_plcc")
+# Of an engine without maps, of one measured before weights were, of scores that are all alike.
+_MAY_BE_NONE = ("maps_max", "maps_plcc", "weights_max", "clear_flips")
 
 _MAX_BYTES = 4 * 2**20
 _MAX_INT = 2**53  # beyond it JSON readers disagree about the value
@@ -34,12 +42,17 @@ def _require(condition: bool, message: str) -> None:
 
 
 def within(measured: Mapping[str, float | None], limits: Mapping[str, float]) -> bool:
-    """Whether every value keeps its limit; correlations have a floor. NaN keeps none."""
+    """Whether every value keeps its limit; correlations have a floor. NaN keeps none.
+
+    What was not measured keeps no limit either, but for what there may be none of.
+    """
     kept = []
     for name, limit in limits.items():
-        value = measured[name]
-        if value is not None:
-            kept.append(value >= limit if name in ("srcc", "plcc") else value <= limit)
+        value = measured.get(name)
+        if value is None:
+            kept.append(name in _MAY_BE_NONE)
+        else:
+            kept.append(value >= limit if name in FLOORS else value <= limit)
     return all(kept)
 
 
@@ -61,42 +74,119 @@ class ScoreScale:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far an engine is from the reference, measured through the shipping Scorer.
+class Interval:
+    """95 % of what resampled images give."""
 
-    score_*: |difference of scores| as a fraction of the score's span
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _require(self.low <= self.high, f"an interval runs from {self.low} to {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetParity:
+    """How far an engine's scores of some images are from the reference's.
+
+    score_max: the largest |difference of scores|, as a fraction of the score's span
     srcc, plcc: correlation between engine and reference
-    order_flips: how many of `pairs` the engine ranks the other way round
-    weights_max: max |difference| as a fraction of the largest |weight| of the reference
-    maps_max: max |difference|, None for an engine without maps
-    limits: the gate of each measured value, by its name
+    srcc_interval, plcc_interval: by resampling the images; None for fewer than ENOUGH_IMAGES
+    order_flips: how many of `pairs` the engine ranks the other way round; equal ones are no pair
+    clear_flips, clear_pairs: the same of pairs whose reference scores are further apart than
+        CLEARLY of the span
     """
 
     images: int
-    rows: int
-    reference: str
     score_max: float
-    score_mean: float
-    score_p99: float
     srcc: float
     plcc: float
     order_flips: int
     pairs: int
+    srcc_interval: Interval | None = None
+    plcc_interval: Interval | None = None
+    clear_flips: int | None = None
+    clear_pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.images >= 1, "parity was measured on no image")
+        _require(0 <= self.order_flips <= self.pairs, "order_flips must be 0 to pairs")
+        clear = 0 <= (self.clear_flips or 0) <= (self.clear_pairs or 0)
+        _require(clear, "clear_flips must be 0 to clear_pairs")
+        _require(self.score_max >= 0, "a parity distance is negative")
+        _require(max(abs(self.srcc), abs(self.plcc)) <= 1.0001, "a correlation is beyond 1")
+
+    def gated(self) -> dict[str, float | None]:
+        """What limits are set on, by their names: of counts the share, and of an interval the end
+        that is worse."""
+        return {
+            "score_max": self.score_max,
+            "srcc": self.srcc,
+            "srcc_low": None if self.srcc_interval is None else self.srcc_interval.low,
+            "plcc": self.plcc,
+            "plcc_low": None if self.plcc_interval is None else self.plcc_interval.low,
+            "order_flips": self.order_flips / max(self.pairs, 1),
+            "clear_flips": (self.clear_flips or 0) / self.clear_pairs if self.clear_pairs else None,
+        }
+
+    def keeps(self, limits: Mapping[str, float]) -> bool:
+        """Whether every value that this measures keeps its limit."""
+        measured = self.gated()
+        return within(measured, {name: limits[name] for name in limits.keys() & measured.keys()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity(SetParity):
+    """How far an engine is from the reference, measured through the shipping Scorer.
+
+    score_mean, score_p99: of |difference of scores|, as fractions of the score's span
+    score_units: `score_max` in units of the score
+    weights_max: max |difference| as a fraction of the largest |weight| of the reference
+    weights_srcc, weights_plcc: correlation over images and distortions
+    leading_flips: images of which another distortion has the largest |weight|
+    maps_max: max |difference|, None for an engine without maps, as `maps_plcc`
+    maps_plcc: correlation over crops, distortions and places
+    limits: the gate of each value of `gated`, by its name
+    sets: the same of the scores of each part of the images; one of at least ENOUGH_IMAGES has to
+        keep the limits alone, too
+    """
+
+    rows: int
+    reference: str
+    score_mean: float
+    score_p99: float
     weights_max: float
     maps_max: float | None
     limits: dict[str, float]
     passed: bool
+    score_units: float | None = None
+    weights_srcc: float | None = None
+    weights_plcc: float | None = None
+    leading_flips: int | None = None
+    maps_plcc: float | None = None
+    sets: dict[str, SetParity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(min(self.images, self.rows) >= 1, "parity was measured on no image")
-        _require(0 <= self.order_flips <= self.pairs, "order_flips must be 0 to pairs")
-        distances = (self.score_max, self.score_mean, self.score_p99, self.weights_max)
-        _require(min(*distances, self.maps_max or 0.0) >= 0, "a parity distance is negative")
-        _require(max(abs(self.srcc), abs(self.plcc)) <= 1.0001, "a correlation is beyond 1")
-        share = {"order_flips": self.order_flips / max(self.pairs, 1)}
-        measured = {name: getattr(self, name, None) for name in self.limits} | share
-        kept = bool(self.limits) and within(measured, self.limits)
+        super().__post_init__()
+        _require(self.rows >= 1, "parity was measured on no image")
+        distances = (self.score_mean, self.score_p99, self.weights_max, self.maps_max or 0.0)
+        _require(min(distances) >= 0, "a parity distance is negative")
+        _require(0 <= (self.leading_flips or 0) <= self.images, "leading_flips is beyond images")
+        kept = self.within_limits
         _require(kept or not self.passed, "parity is recorded as passed and keeps no limits")
+
+    def gated(self) -> dict[str, float | None]:
+        share = None if self.leading_flips is None else self.leading_flips / self.images
+        names = ("score_mean", "score_p99", "weights_max", "weights_srcc", "weights_plcc")
+        others = {name: getattr(self, name) for name in (*names, "maps_max", "maps_plcc")}
+        return super().gated() | others | {"leading_flips": share}
+
+    @property
+    def within_limits(self) -> bool:
+        """Whether all images, and each set of enough of them, keep limits, which there are."""
+        enough = [each for each in self.sets.values() if each.images >= ENOUGH_IMAGES]
+        return bool(self.limits) and all(
+            [within(self.gated(), self.limits), *(each.keeps(self.limits) for each in enough)]
+        )
 
 
 def invariance_limits(tolerance: float) -> dict[str, float]:
@@ -196,6 +286,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Frontier:
+    """One mixture of precisions that was tried, and what it came to.
+
+    islands: how many parts stayed in float32
+    file_bytes: of its graph
+    score_max, srcc: its parity, see `SetParity`; of the correlation the low end of its interval
+    passed: whether its parity kept all limits
+    """
+
+    islands: int
+    file_bytes: int
+    score_max: float
+    srcc: float
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Engine:
     """One way to compute scores: a file of the bundle, and what runs it.
 
@@ -205,6 +312,8 @@ class Engine:
     plan: of a TensorRT engine, and of no other
     proven_on: the compute capability of the GPU on which its proofs were measured, "8.9"; None for
         an engine of the CPU, and where it is not known
+    islands: the parts that `precision` was too little for, which stayed in float32
+    frontier: what else was tried, where the precision was searched for
     """
 
     backend: str
@@ -217,6 +326,8 @@ class Engine:
     invariance: BatchInvariance | None
     plan: Plan | None = None
     proven_on: str | None = None
+    islands: tuple[str, ...] = ()
+    frontier: tuple[Frontier, ...] = ()
 
     def __post_init__(self) -> None:
         plain = _ENGINE_FILE.fullmatch(self.file) is not None
@@ -389,7 +500,11 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     entries = _checked(dict, value, where)
     hints = get_type_hints(kind)
     # What came later has a default, so that older manifests are read.
-    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    required = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
     missing, unknown = required - entries.keys(), entries.keys() - hints.keys()
     _require(not missing, f"{where} lacks {sorted(missing)}")
     _require(not unknown, f"{where} has unknown fields {sorted(unknown)!s:.200}")

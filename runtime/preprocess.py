@@ -178,7 +178,9 @@ def crop_positions(side: int, crop: int, most: int) -> list[int]:
 def _pillow_decoder() -> str:
     turbo = features.version("libjpeg_turbo")
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-    return f"{resampler_version()}, {jpeg}"
+    # The other lossy formats, which another release may decode to other pixels.
+    others = [f"{name} {features.version(name)}" for name in ("jpg_2000", "webp", "avif")]
+    return ", ".join([resampler_version(), jpeg, *others])
 
 
 def resampler_version() -> str:

@@ -9,8 +9,9 @@ import importlib
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -56,6 +57,7 @@ class TensorrtSession:
     gpu: its index, as CUDA counts
     contexts: how many batches may be on the GPU at once; each has its stream, its buffers and its
         own scratch memory, of the size that its largest batch so far needs
+    path: of the engine
     max_batch: the largest batch of one call of the engine; `run` splits larger ones
     image_size: side of the images it takes
     concurrency: `contexts`; further callers wait
@@ -71,6 +73,7 @@ class TensorrtSession:
     ) -> None:
         if type(contexts) is not int or not 1 <= contexts <= 64:
             raise UserError(f"contexts must be 1 to 64, got {contexts!r}")
+        self.path = os.fspath(path)
         module = _library(engine)
         device = _gpu(engine, gpu, str(module.__version__))
         self._gpu = gpu
@@ -129,6 +132,39 @@ class TensorrtSession:
         handle = _stream_handle(stream)
         with self._worker() as worker:
             return worker.run_on_gpu(self._choice, pixels, handle)
+
+    def observe(
+        self, pixels: NDArray[np.uint8], attach: Callable[[Any], None], calls: int
+    ) -> list[float]:
+        """Run a batch so many times in a context of its own, for a profiler.
+
+        pixels: as for `run`, as many as the engine takes at once
+        attach: is given TensorRT's context before it runs. It runs without a CUDA graph, in which
+            TensorRT tells no profiler of its layers.
+
+        Returns the seconds of each call, copies included. Raises as `run`, and UserError for more
+        images than the engine takes at once.
+        """
+        self._check(pixels)
+        profile, batch = self._choice(len(pixels))
+        if batch < len(pixels):
+            raise UserError(f"this engine takes {batch} images at once, got {len(pixels)}")
+        with self._worker() as worker:
+            return worker.observe(profile, pixels, attach, calls)
+
+    def compute_seconds(self, pixels: NDArray[np.uint8]) -> float:
+        """Run a batch that lies on the GPU and return the GPU's time for it, without the copies.
+
+        As trtexec counts it: events of CUDA around the engine's work, which is put on the stream
+        as it is and not as a graph. Arguments and errors are those of `run`, for one call of the
+        engine: B at most `max_batch`.
+        """
+        self._check(pixels)
+        profile, batch = self._choice(len(pixels))
+        if batch < len(pixels):
+            raise InternalError(f"{len(pixels)} images are more than one call of the engine takes")
+        with self._worker() as worker:
+            return worker.compute_seconds(profile, pixels)
 
     def close(self) -> None:
         """Wait for the calls on their way, then free everything. More calls are refused."""
@@ -290,6 +326,40 @@ class _Worker:
         self._execute(lane, stream, staging)
         stream.synchronize()
         return staging.results(len(pixels))
+
+    def observe(
+        self, profile: int, pixels: NDArray[np.uint8], attach: Callable[[Any], None], calls: int
+    ) -> list[float]:
+        self.close()  # so that the context is new, and nobody gets it afterwards
+        stream = self._ready_stream()
+        staging = self._staging_for(len(pixels))
+        lane = self._lane(profile, len(pixels), stream, staging)
+        staging.fill(pixels)
+        attach(lane.execution.context)
+        seconds = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            self._put_or_name_the_loss(lane, stream, staging)
+            stream.synchronize()
+            seconds.append(time.perf_counter() - start)
+        self.close()
+        return seconds
+
+    def compute_seconds(self, profile: int, pixels: NDArray[np.uint8]) -> float:
+        stream = self._ready_stream()
+        staging = self._staging_for(len(pixels))
+        lane = self._lane(profile, len(pixels), stream, staging)
+        staging.fill(pixels)
+        with Event(timed=True) as begin, Event(timed=True) as end:
+            try:
+                staging.put_pixels(len(pixels), stream)
+                stream.synchronize()
+                begin.record(int(stream))
+                lane.execution.enqueue(int(stream))
+                end.record(int(stream))
+            finally:
+                stream.synchronize()
+            return end.seconds_since(begin)
 
     def run_on_gpu(self, choice: Any, pixels: Any, handle: int | None) -> dict[str, GpuArray]:
         own = self._ready_stream()

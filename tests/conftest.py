@@ -212,17 +212,20 @@ def tiny() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def random_model() -> Callable[..., Any]:
-    """random_model(config, seed=0): every parameter far from its initial value, float32."""
+    """random_model(config, seed=0, spread=0.3): float32, every parameter off its initial value.
+
+    With the default spread scores are in the hundreds and softmaxes sharp; with 0.05, of order one.
+    """
     import torch
 
     from drexperts.model import new_model
 
-    def make(config: Any, seed: int = 0) -> Any:
+    def make(config: Any, seed: int = 0, spread: float = 0.3) -> Any:
         torch.manual_seed(seed)
         model = new_model(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
+                parameter.add_(spread * torch.randn_like(parameter))
         return model
 
     return make

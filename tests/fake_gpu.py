@@ -35,6 +35,7 @@ class Error(enum.IntEnum):
     cudaErrorInsufficientDriver = 35  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidResourceHandle = 400  # noqa: N815
+    cudaErrorNotReady = 600  # noqa: N815
     cudaErrorIllegalAddress = 700  # noqa: N815
     cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
     cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
@@ -74,8 +75,8 @@ class _Stream:
 
 
 class _Event:
-    def __init__(self, device):
-        self.device, self.stream = device, None
+    def __init__(self, device, timed):
+        self.device, self.stream, self.timed = device, None, timed
         self.reached = False
 
 
@@ -117,6 +118,7 @@ class FakeCuda(types.ModuleType):
     """`cuda.bindings.runtime` with one GPU, or as many as `names`."""
 
     cudaStreamNonBlocking = 1  # noqa: N815
+    cudaEventDefault = 0  # noqa: N815
     cudaEventDisableTiming = 2  # noqa: N815
     cudaHostAllocDefault = 0  # noqa: N815
     cudaMemcpyKind = CopyKind  # noqa: N815
@@ -250,7 +252,7 @@ class FakeCuda(types.ModuleType):
     @_api(1)
     def cudaEventCreateWithFlags(self, flags):  # noqa: N802
         self.live["event"] += 1
-        return _Event(self.device)
+        return _Event(self.device, flags == self.cudaEventDefault)
 
     @_api(0)
     def cudaEventRecord(self, event, stream):  # noqa: N802
@@ -262,6 +264,14 @@ class FakeCuda(types.ModuleType):
     @_api(0, unsafe=True)
     def cudaEventSynchronize(self, event):  # noqa: N802
         event.stream.drain(lambda: event.reached)
+
+    @_api(1)
+    def cudaEventElapsedTime(self, start, end):  # noqa: N802
+        if not (start.timed and end.timed):
+            return Error.cudaErrorInvalidResourceHandle
+        if not (start.reached and end.reached):
+            return Error.cudaErrorNotReady
+        return 2.5  # milliseconds
 
     @_api(0)
     def cudaEventDestroy(self, event):  # noqa: N802
@@ -378,6 +388,7 @@ class IExecutionContext:
     def __init__(self, engine):
         self._state = _State(engine)
         self._busy = threading.Lock()
+        self.engine, self.profiler = engine, None
         self._cuda, self._trt = engine._cuda, engine._trt
         self._cuda.live["context"] += 1
         self._trt.contexts_made += 1
@@ -463,6 +474,10 @@ class IExecutionContext:
             trt.say("shapes or addresses are missing")
             return False
         state.warm = True
+        if self.profiler is not None and stream.captured is None:
+            for place, layer in enumerate(trt.layers):
+                name = layer if isinstance(layer, str) else layer["Name"]
+                self.profiler.report_layer_time(name, 0.5 + place)
         stream.invalid = stream.invalid or trt.spoils_capture
         version, captured = state.version, stream.captured is not None
         state.pending[int(handle)] += not captured
@@ -525,6 +540,9 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name, profile_index):
         return [(batch, 3, SIDE, SIDE) for batch in self._plan["profiles"][profile_index]]
 
+    def create_engine_inspector(self):
+        return EngineInspector(self._trt)
+
     def create_execution_context(self, strategy):
         if self._trt.context_failure:
             self._trt.say(self._trt.context_failure)
@@ -546,6 +564,15 @@ class _RtxEngine(ICudaEngine):
         assert runtime_config.cuda_graph_strategy is self._trt.CudaGraphStrategy.DISABLED
         runtime_config._cache.kernels += b" kernel"
         return _RtxExecutionContext(self)
+
+
+class EngineInspector:
+    def __init__(self, trt):
+        self._trt = trt
+
+    def get_engine_information(self, format):
+        assert format is self._trt.LayerInformationFormat.JSON
+        return json.dumps({"Layers": self._trt.layers})
 
 
 class IRuntimeCache:
@@ -585,6 +612,11 @@ class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def log(self, severity, msg):
+        raise NotImplementedError
+
+
+class IProfiler:
+    def report_layer_time(self, layer_name, ms):
         raise NotImplementedError
 
 
@@ -654,7 +686,8 @@ class OnnxParserRefitter:
 class FakeTensorrt(types.ModuleType):
     """`tensorrt`, `tensorrt_rtx` or `tensorrt_lean`."""
 
-    ILogger = ILogger
+    ILogger, IProfiler = ILogger, IProfiler
+    LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
     TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
     DataType = enum.Enum("DataType", "FLOAT HALF UINT8")
     ExecutionContextAllocationStrategy = enum.Enum(
@@ -679,6 +712,7 @@ class FakeTensorrt(types.ModuleType):
         self.is_null_without_cuda = False
         self.contexts_made = self.most_contexts = 0
         self.caches_read = []
+        self.layers = [{"Name": "all of it"}]
         self.refuses_capture = self.spoils_capture = False
         self.capturable = True
         self.enqueue_failure = self.context_failure = None

@@ -15,7 +15,14 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from drexperts.bench_training import OURS, PARTS, bench_training, print_training_report
+from drexperts.bench_training import (
+    OURS,
+    PARTS,
+    _agree,
+    bench_training,
+    contenders,
+    print_training_report,
+)
 from drexperts.model import new_model
 from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.train import Amp, StepSchedule, TrainConfig, Trainer
@@ -30,16 +37,19 @@ def report(tiny: Callable[..., Any]) -> dict[str, Any]:
 
 def test_report_has_every_contender(report: dict[str, Any]) -> None:
     json.dumps(report, allow_nan=False)
-    assert set(report["step"]) == set(report["peak_bytes"]) == NAMES
+    assert set(report["latency"]) == set(report["peak_bytes"]) == NAMES
     assert set(report["ratio"]) == set(report["peak_ratio"]) == NAMES - {OURS}
-    assert all(len(times["samples"]) == 3 for times in report["step"].values())
+    assert all(len(times["samples"]) == 3 for times in report["latency"].values())
     assert report["amp"] == {
         OURS: "bf16",
         "ours, fp32": "fp32",
         "dense": "fp32",
         "released": "fp32",
     }
-    assert report["machine"]["threads"] == 1
+    assert (report["kind"], report["machine"]["threads"]) == ("training", 1)
+    assert report["command"].endswith(
+        "--preset official --batch 2 --repeats 3 --amp bf16 --threads 1"
+    )
 
 
 def test_all_contenders_train_the_same(report: dict[str, Any]) -> None:
@@ -48,12 +58,15 @@ def test_all_contenders_train_the_same(report: dict[str, Any]) -> None:
     assert losses["dense"] == pytest.approx(losses["released"], rel=1e-5)
     assert losses[OURS] == pytest.approx(losses["dense"], rel=0.05)
     assert losses[OURS] != losses["ours, fp32"]
+    assert report["gates"] == {"losses": True}
+    entrants = contenders("bf16")
+    assert not _agree(losses | {"dense": 1.001 * losses["dense"]}, entrants)
 
 
 def test_parts_are_a_whole_step(report: dict[str, Any]) -> None:
     assert set(report["parts"]) == set(PARTS)
     parts = zip(*(report["parts"][name]["samples"] for name in PARTS), strict=True)
-    assert [sum(step) for step in parts] == pytest.approx(report["step"][OURS]["samples"])
+    assert [sum(step) for step in parts] == pytest.approx(report["latency"][OURS]["samples"])
     assert all(min(times["samples"]) > 0 for times in report["parts"].values())
     assert min(report["data"]["samples"]) > 0
 

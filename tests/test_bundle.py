@@ -16,6 +16,7 @@ from PIL import Image
 from drexperts import runtime
 from drexperts.checkpoint import Checkpoint
 from drexperts.export import bundle as bundles
+from drexperts.export import precision as precisions
 from drexperts.export import verify
 from drexperts.export.folder import ABANDONED
 from drexperts.export.photographs import verification_images
@@ -23,7 +24,7 @@ from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
 
-SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
+SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 PREPROCESSING = Preprocessing(crop=64, short_side_min=64, short_side_max=128, crops_per_side=2)
 
 
@@ -35,7 +36,7 @@ def quiet(_: str) -> None:
 def checkpoint(
     request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]
 ) -> Checkpoint:
-    return Checkpoint(random_model(tiny(request.param)), SCALE, PREPROCESSING)
+    return Checkpoint(random_model(tiny(request.param), spread=0.05), SCALE, PREPROCESSING)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,10 @@ def test_bundle_is_proven_and_scores_as_the_model(
     (engine,) = manifest.engines
     assert engine.proven
     assert engine.parity is not None
-    assert engine.parity.images == 6
-    assert engine.parity.rows == sum(len(runtime.load(bundle).score(p).raw) for p in pictures)
+    sets = engine.parity.sets
+    assert sets["photographs"].images == 6
+    rows = sum(len(runtime.load(bundle).score(p).raw) for p in pictures)
+    assert engine.parity.rows == rows + sets["synthetic"].images
     assert engine.parity.score_max < 1e-5
     assert engine.invariance is not None
     assert engine.invariance.batches == (1, 2, 3, 4)
@@ -90,7 +93,7 @@ def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    genuine = bundles.onnx_from_model
+    genuine = precisions.onnx_from_model
 
     def wrong(*args: Any, **kwargs: Any) -> onnx.ModelProto:
         proto = genuine(*args, **kwargs)
@@ -98,7 +101,7 @@ def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
         bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(1.0)).tobytes()
         return proto
 
-    monkeypatch.setattr(bundles, "onnx_from_model", wrong)
+    monkeypatch.setattr(precisions, "onnx_from_model", wrong)
     manifest = bundles.export_bundle(checkpoint, tmp_path / "b", pictures, max_batch=2)
     assert not manifest.engines[0].proven
     with pytest.raises(BundleError, match="drx verify"):
@@ -113,7 +116,7 @@ def test_a_broken_export_leaves_what_was_there(
     def broken(*_: Any, **__: Any) -> onnx.ModelProto:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(bundles, "onnx_from_model", broken)
+    monkeypatch.setattr(precisions, "onnx_from_model", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         bundles.export_bundle(checkpoint, bundle)
     assert sha256_of(bundle / "manifest.json") == before
@@ -190,7 +193,7 @@ def test_crops_must_be_the_models(checkpoint: Checkpoint, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(float("nan"), "no numbers"), (0.0, "all 6 images")]
+    ("value", "message"), [(float("nan"), "no numbers"), (0.0, "all 130 images")]
 )
 def test_a_model_that_says_nothing_is_the_users_matter(
     value: float,

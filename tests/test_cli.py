@@ -519,20 +519,6 @@ def test_score_says_which_engines_it_did_not_take(bundle, call, planned, photos)
     assert call("score", bundle, photos, "--device", "cuda")[0] == 2
 
 
-def test_bench(call, monkeypatch, tmp_path):
-    report = {"latency": [1.0, 2.0]}
-    calls = provide(monkeypatch, "drexperts.bench", bench_bundle=report, print_report=None)
-    out = tmp_path / "report.json"
-    options = ["--baseline", "eager", "--baseline", "compile", "--batch", "1,8", "--out", out]
-    status, document, _ = call("bench", "b", *options)
-    assert (status, document) == (0, report)
-    assert json.loads(out.read_text()) == report
-    args, kwargs = calls["bench_bundle"]
-    assert args == (Path("b"),)
-    assert (kwargs["baselines"], kwargs["batches"]) == (("eager", "compile"), (1, 8))
-    assert calls["print_report"][0][0] is report
-
-
 @pytest.mark.parametrize("passed", [True, False])
 def test_demo(call, monkeypatch, passed):
     calls = provide(monkeypatch, "drexperts.demo", run_demo={"passed": passed})

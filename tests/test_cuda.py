@@ -123,6 +123,18 @@ def test_event_orders_two_streams(fake):
             mark.synchronize()
 
 
+def test_timed_events(fake):
+    with Stream() as stream, Event(timed=True) as begin, Event(timed=True) as end:
+        begin.record(int(stream))
+        end.record(int(stream))
+        with pytest.raises(CudaError, match="cudaErrorNotReady"):
+            end.seconds_since(begin)
+        stream.synchronize()
+        assert end.seconds_since(begin) == 0.0025
+        with Event() as untimed, pytest.raises(CudaError, match="InvalidResourceHandle"):
+            untimed.seconds_since(begin)
+
+
 def test_graph_replays_with_new_contents(fake):
     with Stream() as stream, PinnedBuffer(4) as host, DeviceBuffer(4) as device:
         work = lambda: copy_to_device(device.address, host, 4, stream)  # noqa: E731

@@ -17,6 +17,8 @@ FUNCTIONS = [name for name in NAMES if inspect.isfunction(vars(FakeCuda)[name])]
 CLASSES = {
     "ICudaEngine": (fake_gpu.ICudaEngine, fake_gpu._RtxEngine),
     "IExecutionContext": (fake_gpu.IExecutionContext, fake_gpu._RtxExecutionContext),
+    "EngineInspector": (fake_gpu.EngineInspector,),
+    "IProfiler": (fake_gpu.IProfiler,),
     "IRuntimeConfig": (fake_gpu.IRuntimeConfig,),
     "IRuntimeCache": (fake_gpu.IRuntimeCache,),
     "ILogger": (fake_gpu.ILogger,),
@@ -26,6 +28,7 @@ CLASSES = {
 }
 ATTRIBUTES = {
     "ICudaEngine": ("num_io_tensors", "num_optimization_profiles"),
+    "IExecutionContext": ("engine", "profiler"),
     "Runtime": ("engine_host_code_allowed",),
     "IRuntimeConfig": (
         "dynamic_shapes_kernel_specialization_strategy",

@@ -6,7 +6,22 @@ import json
 import pytest
 
 from drexperts.runtime.errors import BundleError, ConfigError
-from drexperts.runtime.manifest import Manifest, Profile, read_manifest, sha256_of, write_manifest
+from drexperts.runtime.manifest import (
+    Interval,
+    Manifest,
+    Parity,
+    Profile,
+    SetParity,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+
+# The fields of parity that the first manifests had.
+BEFORE = {
+    *("images", "rows", "reference", "score_max", "score_mean", "score_p99", "srcc", "plcc"),
+    *("order_flips", "pairs", "weights_max", "maps_max", "limits", "passed"),
+}
 
 
 @pytest.fixture
@@ -66,6 +81,38 @@ def test_a_plan_goes_round(toy_bundle, planned, tmp_path):
 def test_a_manifest_from_before_plans_is_read(document, tmp_path):
     del document["engines"][0]["plan"]
     assert read(tmp_path, document).engines[0].plan is None
+
+
+def test_a_manifest_from_before_intervals_and_sets_is_read(document, tmp_path):
+    later = {field.name for field in dataclasses.fields(Parity) if field.name not in BEFORE}
+    assert later <= document["engines"][0]["parity"].keys()
+    for name in later:
+        del document["engines"][0]["parity"][name]
+    (engine,) = read(tmp_path, document).engines
+    assert engine.proven
+    assert (engine.parity.srcc_interval, engine.parity.sets) == (None, {})
+
+
+def test_a_set_of_enough_images_fails_a_proof(toy_bundle, tmp_path):
+    parity = read_manifest(toy_bundle).engines[0].parity
+    off = SetParity(images=100, score_max=0.5, srcc=1.0, plcc=1.0, order_flips=0, pairs=4950)
+    few = dataclasses.replace(off, images=99)
+    passed = dataclasses.replace(parity, sets={"synthetic": few})
+    with pytest.raises(ConfigError, match="recorded as passed"):
+        dataclasses.replace(parity, sets={"synthetic": off})
+    manifest = read_manifest(toy_bundle)
+    engines = (dataclasses.replace(manifest.engines[0], parity=passed),)
+    write_manifest(dataclasses.replace(manifest, engines=engines), tmp_path)
+    assert read_manifest(tmp_path).engines == engines
+
+
+def test_limits_are_on_shares_and_on_the_low_end(toy_bundle):
+    parity = read_manifest(toy_bundle).engines[0].parity
+    flips = {"order_flips": 3, "clear_flips": 1, "clear_pairs": 4, "leading_flips": 2}
+    got = dataclasses.replace(parity, **flips, srcc_interval=Interval(0.9, 1.0)).gated()
+    assert (got["order_flips"], got["clear_flips"], got["leading_flips"]) == (0.5, 0.25, 0.5)
+    assert (got["srcc"], got["srcc_low"], got["plcc_low"]) == (1.0, 0.9, None)
+    assert dataclasses.replace(parity, clear_flips=0, clear_pairs=0).gated()["clear_flips"] is None
 
 
 def test_a_plan_belongs_to_tensorrt_alone(toy_bundle, planned):
@@ -210,6 +257,10 @@ BAD_VALUES = [
     ("engines.0.parity.order_flips", 7),
     ("engines.0.parity.passed", "yes"),
     ("engines.0.parity.limits", {"score_max": "x"}),
+    ("engines.0.parity.leading_flips", 5),
+    ("engines.0.parity.clear_flips", 1),
+    ("engines.0.parity.srcc_interval", {"low": 0.9, "high": 0.8}),
+    ("engines.0.parity.sets", {"photographs": {"images": 4}}),
     ("engines.0.invariance.batches", [0]),
     ("engines.0.invariance.batches", []),
     ("engines.0.invariance.tolerance", -1e-6),
@@ -261,6 +312,9 @@ def test_impossible_manifests_cannot_be_made(toy_bundle):
         ("parity", {"score_max": 0.9}),
         ("parity", {"limits": {}}),
         ("parity", {"limits": {"srcc": 0.999}, "srcc": 0.5}),
+        ("parity", {"limits": {"srcc_low": 0.999}, "srcc_interval": Interval(0.99, 1.0)}),
+        ("parity", {"limits": {"srcc_low": 0.999}}),  # never measured
+        ("parity", {"limits": {"beauty": 0.5}}),
         ("invariance", {"score_max": 0.9}),
     ],
 )

@@ -29,6 +29,16 @@ def test_run(session):
     np.testing.assert_allclose(outputs["score"], pixels.mean(axis=(1, 2, 3)), rtol=1e-6)
 
 
+def test_compute_is_timed_where_the_provider_has_it(session, monkeypatch):
+    pixels = np.zeros((4, 3, 32, 32), np.uint8)
+    assert 0 < session.compute_seconds(pixels) < 60
+    with pytest.raises(InternalError, match=r"the session takes uint8"):
+        session.compute_seconds(pixels.astype(np.float32))
+    monkeypatch.setattr(session, "_input", "another name")
+    with pytest.raises(InternalError, match="ONNX Runtime failed"):
+        session.compute_seconds(pixels)
+
+
 def test_description(session):
     assert session.description.startswith("onnxruntime ")
     assert session.description.endswith(" CPUExecutionProvider")

@@ -1,6 +1,5 @@
 """What the repository says of itself is true."""
 
-import json
 import re
 import subprocess
 import tomllib
@@ -65,20 +64,6 @@ def test_the_readme_lists_every_file() -> None:
         if path.name != "__init__.py"
     }
     assert tree_in_the_readme() == wanted
-
-
-def test_the_readmes_numbers_are_the_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import readme_table
-
-    report = json.loads(readme_table.RECEIPT.read_text())
-    assert readme_table.measured(report) in (ROOT / "README.md").read_text()
-    report = json.loads(readme_table.HEAD_RECEIPT.read_text())
-    assert readme_table.head(report) in (ROOT / "README.md").read_text()
-    report = json.loads(readme_table.ENGINES_RECEIPT.read_text())
-    assert readme_table.engines(report) in (ROOT / "README.md").read_text()
-    report = json.loads(readme_table.TRAINING_RECEIPT.read_text())
-    assert readme_table.training(report) in (ROOT / "README.md").read_text()
 
 
 def test_the_lock_file_is_not_tracked() -> None:

@@ -93,6 +93,20 @@ def test_batches(machine, count):
     assert nothing_left(machine)
 
 
+def test_compute_is_timed_by_the_gpu_and_leaves_the_session_as_it_was(machine):
+    with machine.open(((1, 2, 4),)) as session:
+        for count in (1, 4):
+            before = machine.cuda.calls["cudaMemcpyAsync"]
+            assert session.compute_seconds(images(count)) == 0.0025
+            assert machine.cuda.calls["cudaMemcpyAsync"] == before + 1  # the pixels, beforehand
+            check(session.run(images(count)), images(count))
+        with pytest.raises(InternalError, match="more than one call"):
+            session.compute_seconds(images(5))
+        with pytest.raises(InternalError, match="the session takes"):
+            session.compute_seconds(images(2).astype(np.float32))
+    assert nothing_left(machine)
+
+
 def test_what_it_says_of_itself(machine):
     with machine.open(((1, 1, 1), (2, 4, 8)), contexts=3) as session:
         assert session.max_batch == 8
@@ -327,6 +341,7 @@ CHECKED = [
     "cudaEventCreateWithFlags",
     "cudaEventRecord",
     "cudaEventSynchronize",
+    "cudaEventElapsedTime",
 ]
 
 
@@ -340,6 +355,7 @@ def all_ways(session, array):
     for count in (2, 2, 4, 4, 2, 2, 5):
         check(session.run(images(count)), images(count))
         session.run_on_gpu(array)
+        session.compute_seconds(images(min(count, 4)))
 
 
 def error_of(work):
@@ -780,3 +796,42 @@ def test_no_cuda_python(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(MissingDependencyError, match="need cuda-python: pip install"):
         machine.open()
+
+
+# Observed by a profiler.
+
+
+def test_observed_runs_have_a_context_of_their_own_and_no_graph(machine):
+    heard = []
+
+    class Profiler(machine.trt.IProfiler):
+        def report_layer_time(self, layer_name, ms):
+            heard.append(layer_name)
+
+    def attach(context):
+        context.profiler = Profiler()
+
+    with machine.open(contexts=1) as session:
+        for _ in range(3):  # the last as a graph
+            check(session.run(images(2)), images(2))
+        assert heard == []
+        times = session.observe(images(2), attach, 3)
+        assert heard == ["all of it"] * 3
+        assert len(times) == 3
+        assert min(times) > 0
+        for _ in range(3):
+            check(session.run(images(2)), images(2))
+        assert len(heard) == 3  # nobody else's calls are observed
+        with pytest.raises(UserError, match="takes 4 images at once, got 5"):
+            session.observe(images(5), attach, 1)
+    assert nothing_left(machine)
+
+
+def test_observed_runs_that_fail_leave_nothing(machine):
+    with machine.open() as session:
+        machine.trt.enqueue_failure = "no luck"
+        with pytest.raises(DeviceError, match="no luck"):
+            session.observe(images(2), lambda context: None, 1)
+        machine.trt.enqueue_failure = None
+        check(session.run(images(2)), images(2))
+    assert nothing_left(machine)

@@ -1,0 +1,330 @@
+"""How far scores move when another library decodes or resizes: a receipt, and tables of it.
+
+    python benchmarks/drift.py BUNDLE --weights random|demo|trained [--images FOLDER ...]
+        [--receipt FILE]
+
+The same pictures, encoded in several ways, are decoded by every library at hand; and those that the
+bundle's contract resizes are resized in several ways. All are scored, and held against what the
+runtime itself makes of the file. Without --images the pictures come with scikit-image. Exit status
+1 where the runtime's scores are not met again, or its fingerprint does not tell scores apart.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+sys.path.append(str(Path(__file__).parent))
+
+from drift_variants import JPEG, PNG, Decoder, Resize, decoders, resizes, upright
+
+from drexperts import runtime
+from drexperts.export.agreement import score_agreement
+from drexperts.export.photographs import verification_images
+from drexperts.provenance import head
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version, resized
+from drexperts.runtime.results import find_images
+from drexperts.runtime.scorer import Scorer
+from drexperts.timing import Progress
+
+Report = dict[str, Any]
+# From a file's bytes and the runtime's pixels of it to other pixels, upright.
+Variant = Callable[[bytes, Image.Image], Image.Image]
+
+RUNTIME = "the runtime"
+WEIGHTS = {
+    "random": "The weights are random: no score here is a quality.",
+    "demo": "The weights are the demo's: a small model, trained on synthetic distortions alone.",
+    "trained": "",
+}
+STORED = "JPEG as stored"
+CONTROL = "PNG"
+# What Pillow is told: a control without loss, cameras' settings, and the web's.
+ENCODINGS: dict[str, dict[str, Any]] = {
+    CONTROL: {"format": PNG},
+    "JPEG q95 4:4:4": {"format": JPEG, "quality": 95, "subsampling": "4:4:4"},
+    "JPEG q90 4:2:2": {"format": JPEG, "quality": 90, "subsampling": "4:2:2"},
+    "JPEG q75 4:2:0": {"format": JPEG, "quality": 75, "subsampling": "4:2:0"},
+    "JPEG q40 4:2:0": {"format": JPEG, "quality": 40, "subsampling": "4:2:0"},
+}
+TO_RESIZE: dict[str, Any] = {"format": JPEG, "quality": 95, "subsampling": "4:2:0"}
+
+
+class Judge:
+    """Scores pixels with a Scorer, the same ones once."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self._known: dict[bytes, float] = {}
+
+    def __call__(self, image: Image.Image) -> float:
+        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self.scorer.score(image).value
+        return self._known[key]
+
+
+def drift(scorer: Scorer, pictures: dict[str, bytes], progress: Progress) -> Report:
+    """Every set of files through every variant.
+
+    Args:
+        pictures: the bytes of a file by its name.
+
+    Returns:
+        decoders, resizes: versions by name; left_out; pictures: names; sets; fingerprints; gates.
+    """
+    judge = Judge(scorer)
+    readers, no_readers = decoders()
+    others, no_others = resizes()
+    sets = [
+        *_decoded(judge, pictures, readers, progress),
+        *_resized(judge, pictures, others, progress),
+    ]
+    prints = _fingerprints(scorer, next(iter(pictures.values())))
+    return {
+        "decoders": {RUNTIME: decoder_version(b""), **{n: d.version for n, d in readers.items()}},
+        "left_out": no_readers | no_others,
+        "pictures": list(pictures),
+        "sets": sets,
+        "fingerprints": prints,
+        "gates": {
+            "runtime_met_again": all(each["met_again"] for each in sets),
+            "fingerprints_apart": len(set(prints.values())) == len(prints),
+        },
+    }
+
+
+def _decoded(
+    judge: Judge, pictures: dict[str, bytes], readers: dict[str, Decoder], progress: Progress
+) -> Iterator[Report]:
+    stored = [content for content in pictures.values() if _format(content) == JPEG]
+    sets: dict[str, Iterable[bytes]] = {STORED: stored} if stored else {}
+    sets |= {name: _encoded(pictures, options) for name, options in ENCODINGS.items()}
+    for name, files in sets.items():
+        kind = PNG if name == CONTROL else JPEG
+        variants = {n: partial(_read, d) for n, d in readers.items() if kind in d.formats}
+        yield compared(judge, name, files, lambda image: image, variants, progress)
+
+
+def _encoded(pictures: dict[str, bytes], options: dict[str, Any]) -> Iterator[bytes]:
+    for content in pictures.values():
+        yield encoded(decode(content), options)
+
+
+def _resized(
+    judge: Judge, pictures: dict[str, bytes], others: dict[str, Resize], progress: Progress
+) -> Iterator[Report]:
+    """Of the pictures that the contract makes smaller or larger."""
+    spec = judge.scorer.manifest.preprocessing
+    to_contract = partial(resized, spec=spec)
+    files: dict[str, list[bytes]] = {"smaller": [], "larger": []}
+    for content in pictures.values():
+        image = decode(content)
+        if not spec.short_side_min <= min(image.size) <= spec.short_side_max:
+            smaller = min(image.size) > spec.short_side_max
+            files["smaller" if smaller else "larger"].append(encoded(image, TO_RESIZE))
+    for name, contents in files.items():
+        variants = {n: partial(_brought_to_size, r, to_contract) for n, r in others.items()}
+        if contents:
+            yield compared(judge, f"made {name}", contents, to_contract, variants, progress)
+
+
+def compared(
+    judge: Judge,
+    name: str,
+    files: Iterable[bytes],
+    pixels: Callable[[Image.Image], Image.Image],
+    variants: Mapping[str, Variant],
+    progress: Progress,
+) -> Report:
+    """Scores and pixels of files by each variant, against the runtime's.
+
+    pixels: what of the runtime's decoded picture the variants' pixels are held against
+    """
+    scores: dict[str, list[float]] = {RUNTIME: [], **{variant: [] for variant in variants}}
+    apart: dict[str, dict[str, list[float]]] = {v: {"max": [], "mean": []} for v in variants}
+    met_again = True
+    for i, content in enumerate(files, 1):
+        progress(f"{name}, picture {i}")
+        decoded = decode(content)
+        expected = pixels(decoded)
+        scores[RUNTIME].append(judge.scorer.score(content).value)
+        met_again &= judge(expected) == scores[RUNTIME][-1]
+        for variant, make in variants.items():
+            image = _made(f"{name}, picture {i}: {variant}", make, content, decoded)
+            scores[variant].append(judge(image))
+            steps = np.abs(np.asarray(image, np.int16) - np.asarray(expected, np.int16))
+            apart[variant]["max"].append(int(steps.max()))
+            apart[variant]["mean"].append(float(steps.mean()))
+    span = judge.scorer.manifest.scale.span
+    found = {v: figures(scores[RUNTIME], scores[v], span) | _steps(apart[v]) for v in variants}
+    return {
+        "set": name,
+        "images": len(scores[RUNTIME]),
+        "span": span,
+        "met_again": met_again,
+        "reference": RUNTIME,
+        "scores": scores,
+        "pixels": apart,
+        "drift": found,
+    }
+
+
+def _made(what: str, make: Variant, content: bytes, decoded: Image.Image) -> Image.Image:
+    try:
+        return make(content, decoded)
+    except Exception as cause:  # decoders raise nearly anything
+        raise UserError(f"{what} cannot read it, leave it out: {cause}") from cause
+
+
+def figures(expected: Sequence[float], got: Sequence[float], span: float) -> Report:
+    """`score_agreement` of scores [n], and score_mean, the mean |difference| over the span."""
+    a, b = np.array(expected), np.array(got)
+    mean = float(np.abs(a - b).mean() / span)
+    return asdict(score_agreement(a, b, span)) | {"score_mean": mean}
+
+
+def _steps(apart: dict[str, list[float]]) -> Report:
+    """Over all pictures, of 255 steps: the largest, and the mean of the pictures' means."""
+    return {"pixel_max": max(apart["max"]), "pixel_mean": float(np.mean(apart["mean"]))}
+
+
+def encoded(image: Image.Image, options: dict[str, Any]) -> bytes:
+    """An image's pixels, without its metadata, as a file, by Pillow."""
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(stream, **options)
+    return stream.getvalue()
+
+
+def _read(decoder: Decoder, content: bytes, _: Image.Image) -> Image.Image:
+    return upright(decoder.stored(content), content)
+
+
+def _brought_to_size(
+    resize: Resize,
+    to_contract: Callable[[Image.Image], Image.Image],
+    content: bytes,
+    image: Image.Image,
+) -> Image.Image:
+    return resize(content, image, to_contract(image).size)
+
+
+def _fingerprints(scorer: Scorer, content: bytes) -> dict[str, str]:
+    pixels = decode(content)
+    return {RUNTIME: scorer.fingerprint(content), "caller's pixels": scorer.fingerprint(pixels)}
+
+
+def _format(content: bytes) -> str | None:
+    with Image.open(io.BytesIO(content)) as file:
+        return JPEG if file.format == "MPO" else file.format
+
+
+def pictures_of(sources: Sequence[str]) -> dict[str, bytes]:
+    """Files below folders, or what comes with scikit-image, as PNG; by name."""
+    if not sources:
+        given = verification_images()
+        return {f"verification {i}": encoded(x, ENCODINGS[CONTROL]) for i, x in enumerate(given, 1)}
+    found = {path.name: path.read_bytes() for path in find_images(sources)}
+    for name, content in found.items():
+        size = decode(content).size
+        if max(size) > LONGEST_RATIO * min(size):
+            raise UserError(f"{name!r} is {size[0]}x{size[1]}, no photograph: leave it out")
+    return found
+
+
+def markdown(report: Report) -> str:
+    """What a report comes to, as a table.
+
+    A pair is clear whose scores are further apart than `runtime.manifest.CLEARLY` of the span.
+    """
+    bundle, first = report["bundle"], report["sets"][0]
+    versions = "; ".join(f"{name}: {version}" for name, version in report["decoders"].items())
+    low, median, high = np.percentile(first["scores"][RUNTIME], (0, 50, 100))
+    lines = [
+        f"{len(report['pictures'])} pictures, from {low:.3g} to {high:.3g}, half of them below "
+        f"{median:.3g}; preset `{bundle['preset']}`, {bundle['session']}. "
+        + WEIGHTS[report["weights"]],
+        "",
+        f"Decoders: {versions}.",
+        "",
+        "| | set | pixels, largest and mean step | score, largest | mean "
+        f"| largest, % of {first['span']:g} | SRCC | pairs turned round "
+        "| of clear pairs |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *_rows(report),
+        *(f"\nLeft out: {name}: {reason}." for name, reason in report["left_out"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(report: Report) -> Iterator[str]:
+    """A row for each variant and set; those whose pixels are the same are one row."""
+    by_variant: dict[str, list[tuple[Report, Report]]] = {}
+    for each in report["sets"]:
+        for variant, found in each["drift"].items():
+            by_variant.setdefault(variant, []).append((each, found))
+    for variant, pairs in by_variant.items():
+        same = [each["set"] for each, found in pairs if found["pixel_max"] == 0]
+        if same:
+            yield f"| {variant} | {', '.join(same)} | the same | | | | | | |"
+        for each, found in pairs:
+            if found["pixel_max"]:
+                yield f"| {variant} | {each['set']} | " + " | ".join(_cells(each, found)) + " |"
+
+
+def _cells(each: Report, found: Report) -> list[str]:
+    interval = found["srcc_interval"]
+    between = f" ({interval['low']:.4f}-{interval['high']:.4f})" if interval else ""
+    return [
+        f"{found['pixel_max']}, {found['pixel_mean']:.2f}",
+        f"{found['score_max'] * each['span']:.3g}",
+        f"{found['score_mean'] * each['span']:.2g}",
+        f"{100 * found['score_max']:.2g}",
+        f"{found['srcc']:.4f}{between}",
+        f"{found['order_flips']} of {found['pairs']}",
+        f"{found['clear_flips']} of {found['clear_pairs']}",
+    ]
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--weights", choices=WEIGHTS, required=True, help="what the bundle's are")
+    parser.add_argument("--images", nargs="+", default=[], metavar="FOLDER")
+    parser.add_argument("--receipt", type=Path)
+    arguments = parser.parse_args(given)
+    command = f"python benchmarks/drift.py BUNDLE --weights {arguments.weights}"
+    command += " --images FOLDER" * bool(arguments.images)
+    modules = ("drexperts.runtime", "drexperts.export.agreement")
+    scorer = runtime.load(arguments.bundle)
+    manifest = scorer.manifest
+    with Console(stderr=True).status("") as status:
+        found = drift(scorer, pictures_of(arguments.images), status.update)
+    report = head("drift", command, modules, None) | {
+        "bundle": {"preset": manifest.preset, "session": scorer.session.description},
+        "weights": arguments.weights,
+        "preprocessing": asdict(manifest.preprocessing),
+        **found,
+    }
+    print(markdown(report))
+    for gate, holds in report["gates"].items():
+        print(f"{gate}: {'yes' if holds else 'NO'}")
+    if arguments.receipt:
+        arguments.receipt.write_text(json.dumps(report, indent=1) + "\n")
+    return int(not all(report["gates"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

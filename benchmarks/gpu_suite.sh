@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Everything that is judged and timed on an NVIDIA GPU, in one command.
+set -euo pipefail
+
+help() {
+    cat <<'TEXT'
+usage: [SECONDS_IN_ALL=500] [WHEELS=FOLDER] bash benchmarks/gpu_suite.sh OUT [option ...]
+
+Writes into OUT a receipt and a log for each part, summary.json and summary.md:
+
+    kernels     benchmarks/bench_kernels.py
+    official    benchmarks/gpu_model.py, the whole model of the released code
+    paper       the same of the paper's equations
+
+Options: --parts PART ..., --checkpoint FILE, --images FOLDER; see benchmarks/gpu_parts.py. Without a
+checkpoint weights are random, and without a folder the photographs are those of scikit-image, or,
+where that is missing too, made.
+
+It needs this checkout, PyTorch with CUDA and Triton; nothing is installed, nothing of this
+repository either. The kernels need numpy and Pillow beside them. The whole model needs timm,
+open_clip, scipy and safetensors, too, and is left out, with the name of what is missing, where one
+is not there. WHEELS is a folder of wheels that are unpacked into a temporary folder first. Where all
+but open_clip is there, three wheels of 1.6 MB will do:
+
+    pip download --no-deps --only-binary=:all: -d FOLDER open_clip_torch==3.3.0 ftfy==6.3.1 \
+        wcwidth==0.2.13
+
+(add --python-version and --platform for a machine of another kind).
+
+Exit status 0: all gates are green; 1: one is red; 2: nothing was judged. SUITE_DEVICE=cpu tries the
+suite itself on a processor, on tiny sizes; its receipts are named and marked as trials.
+TEXT
+}
+
+case "${1:-}" in
+    -h | --help) help && exit 0 ;;
+    "") help >&2 && exit 2 ;;
+esac
+begun=$SECONDS
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The package alone, by a link: the folder `kernels` beside it is no library of that name.
+mkdir "$work/package" "$work/site"
+ln -s "$root/drexperts" "$work/package/drexperts"
+for wheel in ${WHEELS:+"$WHEELS"/*.whl}; do
+    "$python" -m zipfile -e "$wheel" "$work/site"
+done
+export PYTHONPATH="$work/package:$work/site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export TRITON_DEFAULT_FP_FUSION=1
+unset TRITON_INTERPRET
+
+trial=()
+if [ "${SUITE_DEVICE:-cuda}" = cpu ]; then
+    export CUDA_VISIBLE_DEVICES=
+    trial=(--trial)
+fi
+cd "$root"
+left=$((${SECONDS_IN_ALL:-500} - SECONDS + begun))
+"$python" benchmarks/gpu_parts.py "$out" --seconds "$left" "${trial[@]}" "$@" &
+suite=$!
+trap 'kill -TERM "$suite" 2>/dev/null' TERM INT
+# A signal ends the first wait early, and the suite still has its summary to write.
+status=0
+wait "$suite" || status=$?
+while kill -0 "$suite" 2>/dev/null; do
+    status=0
+    wait "$suite" || status=$?
+done
+exit "$status"

@@ -1,0 +1,182 @@
+"""Everything in a receipt that follows from its raw samples and scores, computed again."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from receipt_gates import GATES
+from receipt_scores import Block, Stated, agreements, limits, pixels
+
+from drexperts.bench_tables import AGAIN
+from drexperts.runtime.errors import UserError
+from drexperts.timing import ratio, statistics
+
+Rule = Callable[[Block], Iterator[Stated]]
+
+TOLERANCE = 1e-9  # relative
+ROUNDING = 1e-15  # what it leaves of a zero
+
+# What comes of a field that is not there, or is of another type.
+MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+class ReceiptError(UserError):
+    """A receipt that cannot be read, or whose raw numbers are not of the form that is known."""
+
+
+class Claim(NamedTuple):
+    """What a receipt states in a field, and what its raw numbers say; None is nothing.
+
+    Of figures by name, those are compared that the raw numbers say.
+    """
+
+    field: str
+    stated: Any
+    expected: Any
+
+    def faults(self) -> Iterator[str]:
+        """Where the two differ, a sentence each."""
+        if isinstance(self.expected, dict) and isinstance(self.stated, dict):
+            for name, expected in self.expected.items():
+                found = Claim(_field(self.field, name), self.stated.get(name), expected)
+                yield from found.faults()
+        elif self.stated is None and self.expected is not None:
+            yield f"{self.field} is missing; computed again it is {_shown(self.expected)}"
+        elif self.expected is None and self.stated is not None:
+            yield f"{self.field} is stated, and nothing raw is there to compute it from"
+        elif not _same(self.stated, self.expected):
+            stated, expected = _shown(self.stated), _shown(self.expected)
+            yield f"{self.field} is {stated}; computed again it is {expected}"
+
+
+def _same(stated: Any, expected: Any) -> bool:
+    if isinstance(stated, bool) or isinstance(expected, bool):
+        return stated is expected
+    if isinstance(stated, (int, float)) and isinstance(expected, (int, float)):
+        return math.isclose(stated, expected, rel_tol=TOLERANCE, abs_tol=ROUNDING)
+    return bool(stated == expected)
+
+
+def _shown(value: Any) -> str:
+    return "a set of figures" if isinstance(value, dict) else repr(value)
+
+
+def claims(report: Block) -> Iterator[Claim]:
+    """Everything in a report that its raw numbers decide, gates last.
+
+    Raises:
+        ReceiptError: raw numbers of another form; says in which field.
+    """
+    for where, block in blocks(report):
+        for rule in RULES:
+            yield from _computed(where, rule, block)
+    yield from _computed("gates", _gates, report)
+
+
+def _computed(where: str, rule: Rule, block: Block) -> list[Claim]:
+    try:
+        return [Claim(_field(where, field), *pair) for field, *pair in rule(block)]
+    except (*MALFORMED, UserError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ReceiptError(f"{where or 'it'} cannot be computed again: {why}") from None
+
+
+def _gates(report: Block) -> Iterator[Stated]:
+    """The gates that the report's own numbers decide."""
+    decided = GATES[report["kind"]](report) if report["kind"] in GATES else {}
+    for name, holds in decided.items():
+        yield name, report["gates"].get(name), holds
+
+
+def blocks(node: Any, where: str = "") -> Iterator[tuple[str, Block]]:
+    """Every dict in a tree, and where it is, such as "batches[0].latency"."""
+    if isinstance(node, dict):
+        yield where, node
+        for name, child in node.items():
+            yield from blocks(child, _field(where, name))
+    elif isinstance(node, list):
+        for i, child in enumerate(node):
+            yield from blocks(child, f"{where}[{i}]")
+
+
+def _field(where: str, name: str) -> str:
+    return f"{where}.{name}" if where and name else where or name
+
+
+def _statistics(block: Block) -> Iterator[Stated]:
+    """`timing.statistics`, from the samples."""
+    if "samples" in block or "cv" in block:
+        samples = block["samples"]
+        if not samples or min(samples) < 0:
+            raise ValueError(f"samples are {samples}, no times")
+        yield "", block, statistics(samples)
+
+
+def _ratios(block: Block) -> Iterator[Stated]:
+    """`timing.ratio` of every contender over the first, or over the first of "ours"."""
+    if not block.keys() & {"latency", "ratio"}:
+        return
+    latency, stated = block.get("latency", {}), block.get("ratio", {})
+    times = {} if "samples" in latency else {n: found["samples"] for n, found in latency.items()}
+    first = next(iter(block.get("ours") or times), None)
+    expected = {
+        name: _ratio(taken, times[first])
+        for name, taken in times.items()
+        if first in times and name != first
+    }
+    for name in {**stated, **expected}:
+        yield f"ratio.{name}", stated.get(name), expected.get(name)
+
+
+def _peaks(block: Block) -> Iterator[Stated]:
+    """Peaks of memory over that of the first contender."""
+    if "peak_ratio" in block:
+        (_, first), *others = block["peak_bytes"].items()
+        expected = {name: peak / first for name, peak in others}
+        yield "peak_ratio", block["peak_ratio"], expected
+
+
+def _throughput(block: Block) -> Iterator[Stated]:
+    """Images over seconds, and the highest rate of a server that met its bound."""
+    if "images_per_s" in block and "seconds" in block:
+        yield "images_per_s", block["images_per_s"], block["images"] / block["seconds"]
+    if "trials" in block:
+        met = [trial["rate"] for trial in block["trials"] if trial["met"]]
+        yield "images_per_s", block["images_per_s"], max(met, default=None)
+    for i, trial in enumerate(block.get("trials", ())):
+        p99 = trial["latency"]["p99"]
+        expected = {"p99": p99, "met": trial["met"] and p99 <= block["bound_s"]}
+        yield f"trials[{i}]", trial, expected
+
+
+def _noise_floor(block: Block) -> Iterator[Stated]:
+    if "noise_floor" in block:
+        (first, *_) = block["batches"]
+        yield "noise_floor", block["noise_floor"], first["ratio"].get(AGAIN)
+
+
+def _shares(block: Block) -> Iterator[Stated]:
+    """The time of the head alone over that of the whole, round by round."""
+    for name, head in block.get("head", {}).items() if "latency" in block else ():
+        whole = block["latency"][name]["samples"]
+        yield f"head.{name}.share", head["share"], _ratio(head["time"]["samples"], whole)
+
+
+def _ratio(times: Sequence[float], over: Sequence[float]) -> dict[str, float]:
+    if len(times) != len(over):
+        raise ValueError("contenders of one run have different numbers of rounds")
+    return ratio(times, over)
+
+
+# Each yields nothing for a block that it does not speak of.
+RULES: tuple[Rule, ...] = (
+    _statistics,
+    _ratios,
+    _shares,
+    _peaks,
+    _throughput,
+    _noise_floor,
+    agreements,
+    pixels,
+    limits,
+)

@@ -1,0 +1,151 @@
+"""Which part of the model each node of its ONNX graph belongs to.
+
+A graph changes on its way to a kernel: weights are reordered, cast or quantised, nodes are fused
+and renamed. What stays is the data flow, and the modules' names within most weights' names. So a
+node that reads a weight whose module can be told belongs there, and the others follow the flow:
+
+    prepare -> encoder    -> head
+            -> controller ->
+"""
+
+import importlib
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from drexperts.runtime.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import onnx
+
+PREPARE, ENCODER, CONTROLLER, HEAD = "prepare", "encoder", "controller", "head"
+OTHER = "other"  # what serves several parts, or cannot be told
+
+_PART_OF_MODULE = {
+    "encoder": ENCODER,
+    "controller_input": PREPARE,
+    "controller": CONTROLLER,
+    "saliency": HEAD,
+    "weighting": HEAD,
+    "score": HEAD,
+}
+# A quantised weight has its float one's name and a suffix, one that was cast a prefix too.
+_WEIGHT = re.compile(rf"model\.(({'|'.join(_PART_OF_MODULE)})\.[\w.]+)")
+_PARAMETER = re.compile(r"(\.(weight|bias)\w*|_quantized|_scale)$")
+# A tower begins with its convolution, whose weights lose their name where they are reordered.
+_ENTRY = re.compile("Conv|Reorder")
+
+
+class PlacedNode(NamedTuple):
+    """A node of a graph.
+
+    node: its name in the graph, else that of its first output
+    layer: the module whose weights it reads, as "encoder.blocks.0.fc1", else as `node`
+    part: "prepare", "encoder", "controller", "head" or "other"
+    """
+
+    node: str
+    layer: str
+    op: str
+    part: str
+
+
+def placed_nodes(graph: "onnx.GraphProto") -> list[PlacedNode]:
+    """The part of each node of a graph, in the graph's order."""
+    modules = _modules(graph)
+    read = [[modules[name] for name in node.input if name in modules] for node in graph.node]
+    named = [_last(map(_part_of_module, each)) for each in read]
+    ahead = _ahead(graph, named)
+    made = dict.fromkeys({tensor.name for tensor in graph.input} - modules.keys(), PREPARE)
+    placed = []
+    for node, each, part_named, following in zip(graph.node, read, named, ahead, strict=True):
+        behind = {made[name] for name in node.input if name in made}
+        part = _part(node.op_type, behind, part_named, following)
+        if behind:
+            made |= dict.fromkeys(node.output, part)
+        name = node.name or node.output[0]
+        layer = next((module for module in each if _part_of_module(module) == part), name)
+        placed.append(PlacedNode(name, layer, node.op_type, part))
+    return placed
+
+
+def part_by_name(model: "onnx.ModelProto") -> dict[str, str]:
+    """The part of each node by the name that TensorRT's parser gives it, function bodies too."""
+    bodies = {(each.domain, each.name): each.node for each in model.functions}
+    parts = {}
+    for node, placed in zip(model.graph.node, placed_nodes(model.graph), strict=True):
+        for each in (node, *bodies.get((node.domain, node.op_type), ())):
+            parts[each.name or f"node_of_{each.output[0]}"] = placed.part
+    return parts
+
+
+def load_graph(path: Path) -> "onnx.ModelProto":
+    """A model without the weights that lie in another file. Raises MissingDependencyError."""
+    try:
+        onnx: Any = importlib.import_module("onnx")
+    except ImportError as cause:
+        raise MissingDependencyError(
+            'profiling reads the graph with onnx: pip install "drexperts[export]"'
+        ) from cause
+    return onnx.load(path, load_external_data=False)
+
+
+def _modules(graph: "onnx.GraphProto") -> dict[str, str]:
+    """The module of each weight that has one in its name.
+
+    Single numbers are left out: equal ones, as zero points are, become one under any of the names.
+    """
+    found = {}
+    for weight in graph.initializer:
+        module = _WEIGHT.search(weight.name)
+        if module and math.prod(weight.dims) > 1 and not weight.name.endswith("_zero_point"):
+            found[weight.name] = _PARAMETER.sub("", module[1])
+    constant = {"", *(weight.name for weight in graph.initializer)}
+    for node in graph.node:
+        if constant.issuperset(node.input):  # a weight that is cast or dequantised at each call
+            constant |= set(node.output)
+            inherited = [found[name] for name in node.input if name in found]
+            found |= dict.fromkeys(node.output if inherited else (), *inherited[:1])
+    return found
+
+
+def _part_of_module(module: str) -> str:
+    return _PART_OF_MODULE[module.split(".")[0]]
+
+
+def _last(parts: Iterable[str]) -> str | None:
+    """The part that comes last on the way of the data."""
+    return max(parts, key=(PREPARE, ENCODER, CONTROLLER, HEAD).index, default=None)
+
+
+def _ahead(graph: "onnx.GraphProto", named: list[str | None]) -> list[set[str]]:
+    """For each node the parts named next on the ways that lead on from it."""
+    wanted: dict[str, set[str]] = {}
+    ahead = []
+    for node, part in zip(reversed(graph.node), reversed(named), strict=True):
+        following: set[str] = set().union(*(wanted.get(name, ()) for name in node.output))
+        ahead.append(following)
+        for name in filter(None, node.input):
+            wanted.setdefault(name, set()).update(following if part is None else {part})
+    return ahead[::-1]
+
+
+def _part(op: str, behind: set[str], named: str | None, ahead: set[str]) -> str:
+    """The part of one node.
+
+    behind: the parts that its inputs come from; none where they are constants
+    named: the part whose weights it reads. Equal weights of two modules are stored once, under the
+        name of the first, so a name that contradicts the flow does not count.
+    ahead: the parts named next on the ways that lead on
+    """
+    reached = behind - {PREPARE}
+    if named is not None and (named == HEAD or reached <= {named}):
+        return named
+    if not reached:
+        serves = len(ahead) == 1 and (not behind or _ENTRY.search(op))
+        return next(iter(ahead)) if serves else PREPARE if behind else OTHER
+    if len(reached) > 1 or ahead == {HEAD}:
+        return HEAD
+    return reached.pop()

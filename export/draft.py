@@ -1,0 +1,39 @@
+"""A bundle's manifest before anything of it is proven."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from drexperts.checkpoint import Checkpoint
+from drexperts.config import DISTORTIONS
+from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest, sha256_of
+
+MODEL_FILE = "model.onnx"
+
+
+def draft(
+    checkpoint: Checkpoint, file: Path, precision: str, maps: bool, max_batch: int
+) -> Manifest:
+    """What there is to say of an ONNX file of a checkpoint whose scale is known."""
+    config = checkpoint.model.config
+    assert checkpoint.scale is not None
+    engine = Engine(
+        backend="onnx",
+        file=file.name,
+        sha256=sha256_of(file),
+        precision=precision,
+        max_batch=max_batch,
+        versions={"onnx": version("onnx")},
+        parity=None,
+        invariance=None,
+    )
+    return Manifest(
+        schema=SCHEMA,
+        preset=config.preset,
+        config=config.as_dict(),
+        preprocessing=checkpoint.preprocessing,
+        scale=checkpoint.scale,
+        distortions=DISTORTIONS,
+        outputs=OUTPUTS if maps else OUTPUTS[:2],
+        engines=(engine,),
+        created_with={name: version(name) for name in ("drexperts", "torch", "timm", "onnx")},
+    )

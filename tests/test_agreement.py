@@ -1,0 +1,62 @@
+"""Ranks, pairs and leading experts of two models."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from drexperts.export.agreement import (
+    correlation,
+    leading_flips,
+    order_flips,
+    rank_correlation,
+    score_agreement,
+)
+
+EXPECTED = np.array([1.0, 2.0, 3.0])
+
+
+def test_order_flips_counts_pairs() -> None:
+    assert order_flips(EXPECTED, np.array([1.0, 3.0, 2.0])) == (1, 3)
+    assert order_flips(EXPECTED, EXPECTED[::-1]) == (3, 3)
+
+
+def test_a_tie_is_no_order() -> None:
+    assert order_flips(np.array([1.0, 1.0, 2.0]), EXPECTED[::-1]) == (2, 2)
+    assert order_flips(EXPECTED, np.ones(3)) == (0, 3)
+
+
+def test_pairs_that_are_clearly_apart() -> None:
+    assert order_flips(EXPECTED, EXPECTED[::-1], 1.5) == (1, 1)
+    assert order_flips(EXPECTED, np.array([2.0, 1.0, 3.0]), 1.5) == (0, 1)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_has_no_order(wrong: float) -> None:
+    got = np.array([wrong, wrong, 3.0])
+    assert order_flips(EXPECTED, got).flips >= 1
+    assert (correlation(EXPECTED, got), rank_correlation(EXPECTED, got)) == (0.0, 0.0)
+
+
+def test_leading_flips() -> None:
+    expected = np.array([[1.0, -3.0], [2.0, 1.0], [0.0, 1.0]])
+    assert leading_flips(expected, -expected) == 0
+    assert leading_flips(expected, expected + np.array([[2.5, 0], [0, 0], [0, 0]])) == 1
+    assert leading_flips(expected, np.where(expected == 2, np.nan, expected)) == 1
+
+
+def test_intervals_are_those_of_scipys_bootstrap() -> None:
+    random = np.random.default_rng(1)
+    expected = random.normal(size=150)
+    got = expected + 0.3 * random.normal(size=150)
+    ours = score_agreement(expected, got, 1.0)
+    assert ours.plcc_interval is not None
+    theirs = stats.bootstrap(
+        (expected, got),
+        lambda a, b, axis: stats.pearsonr(a, b, axis=axis).statistic,
+        paired=True,
+        n_resamples=4000,
+        method="percentile",
+        rng=random,
+    ).confidence_interval
+    assert ours.plcc_interval.low == pytest.approx(theirs.low, abs=5e-3)
+    assert ours.plcc_interval.high == pytest.approx(theirs.high, abs=5e-3)
