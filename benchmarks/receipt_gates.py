@@ -6,6 +6,7 @@ from typing import Any
 
 Report = dict[str, Any]
 
+SAME_IN_A_BATCH = 1e-5  # of the span, for int8: as `export.verify.INVARIANCE`
 SAME_LOSS = 1e-4  # relative, of float32 losses that were summed in another order
 
 
@@ -54,6 +55,12 @@ def drift(report: Report) -> dict[str, bool]:
     }
 
 
+def precision(report: Report) -> dict[str, bool]:
+    """What `--precision auto` chose keeps its parity, and is the same in any batch."""
+    chosen = report["ways"]["auto"]
+    return {"auto": chosen["parity"]["passed"] and chosen["batch_drift"] <= SAME_IN_A_BATCH}
+
+
 def gpu_model(report: Report) -> dict[str, bool]:
     """A contender is at parity and batch-invariant; but for the dense form it repeats itself."""
     return {
@@ -74,5 +81,6 @@ GATES: dict[str, Callable[[Report], dict[str, bool]]] = {
     "engines": engines,
     "training": training,
     "drift": drift,
+    "precision": precision,
     "gpu-model": gpu_model,
 }

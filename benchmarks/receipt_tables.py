@@ -226,25 +226,32 @@ def _drift_cells(each: Report, found: Report) -> tuple[str, ...]:
 
 
 def precision(report: Report) -> Iterator[Part]:
-    """What `drx export --precision auto` found, and what it chose."""
-    yield machine(report)
-    headings = ("", "INT8 matmuls", "float matmuls", "MB", "p50 ms")
-    more = ("largest difference, % of the span", "SRCC", "low end", "gate")
-    rows = [_frontier_row(row, report["chosen"]) for row in report["frontier"]]
-    yield Table((*headings, *more), rows)
+    """Ways to eight bits, a row for each, and what `--precision auto` tried before it chose."""
+    layers, islands = report["layers"], len(report["islands"])
+    said = f"{report['images']} images; preset `{report['preset']}`. {WEIGHTS[report['weights']]}"
+    yield machine(report, said.rstrip().removesuffix("."))
+    headings = ("", "MB", "p50 ms", "speed of float32", "SRCC (95 %)", "worst, % of the span")
+    rows = [_way_row(report, name) for name in report["ways"]]
+    yield Table((*headings, "same in any batch"), rows)
+    tried = ", ".join(
+        f"{each['islands']} ({'kept' if each['passed'] else 'failed'})"
+        for each in report["searched"]
+    )
+    yield f"`auto` keeps {islands} of {layers} linear layers in float32. Tried: {tried}."
 
 
-def _frontier_row(row: Report, chosen: str) -> tuple[str, ...]:
+def _way_row(report: Report, name: str) -> tuple[str, ...]:
+    row, p50 = report["ways"][name], report["latency"][name]["p50"]
+    parity, ratio = row["parity"], report["ratio"].get(name)
+    low, high = parity["srcc_interval"].values()
     return (
-        row["name"] + ", chosen" * (row["name"] == chosen),
-        str(row["int8_matmuls"]),
-        str(row["float_matmuls"]),
-        f"{row['bytes'] / 1e6:.0f}",
-        f"{1e3 * row['p50_s']:.0f}" if row.get("p50_s") else "-",
-        f"{100 * row['score_max']:.3f}",
-        f"{row['srcc']:.5f}",
-        f"{row['srcc_low']:.5f}",
-        "passed" if row["passed"] else "failed",
+        name,
+        f"{row['bytes'] / 1e6:.3g}",
+        _three_digits(1e3 * p50),
+        "" if ratio is None else f"{1 / ratio['p50']:.2f}",
+        f"{parity['srcc']:.4f} ({low:.4f}-{high:.4f})",
+        f"{100 * parity['score_max']:.2g}",
+        "yes" if row["invariant"] else f"no, {100 * row['batch_drift']:.2g} % of the span",
     )
 
 

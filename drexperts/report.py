@@ -27,6 +27,7 @@ from drexperts.runtime.manifest import (
     FLOORS,
     BatchInvariance,
     Engine,
+    Frontier,
     Manifest,
     Parity,
     Plan,
@@ -280,10 +281,22 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
     table.add_row("runs here", "yes" if obstacle is None else f"no: {obstacle}")
     table.add_row("largest batch", _largest_batch(engine))
     table.add_row("made with", _versions(engine.versions))
+    if engine.islands:
+        table.add_row("stays in float32", ", ".join(engine.islands))
+    for tried in engine.frontier:
+        table.add_row("tried", _tried(tried))
     if engine.plan is not None:
         for row in _plan_rows(engine.plan):
             table.add_row(*row)
     return table
+
+
+def _tried(mixture: Frontier) -> str:
+    verdict = "kept all limits" if mixture.passed else "failed"
+    return (
+        f"{mixture.islands} in float32, {mixture.file_bytes / 2**20:.1f} MiB: "
+        f"SRCC {mixture.srcc:.5f}, score within {mixture.score_max:.1e} of the span, {verdict}"
+    )
 
 
 def _largest_batch(engine: Engine) -> str:

@@ -1,0 +1,212 @@
+"""Ways to eight bits, each held against float32 and timed in the same rounds.
+
+    python benchmarks/bench_precision.py [--checkpoint FILE] [--weights demo] [--receipt FILE]
+
+What `drx export --precision auto` tries and takes, beside what it does not use: activations that
+are not smoothed first, scales taken from each batch (`quantize_dynamic` of ONNX Runtime), and
+products of 8-bit weights by blocks (its MatMulNBits). Judged on photographs and on crops of them
+under every distortion at every level. Without a checkpoint: the full-size model, random weights.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
+from onnxruntime.quantization.onnx_model import ONNXModel
+
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+sys.path.append(str(Path(__file__).parent))
+
+import receipt_tables
+from bench_full_size import random_checkpoint
+from numpy.typing import NDArray
+
+from drexperts.bench import alternately
+from drexperts.checkpoint import Checkpoint, load_checkpoint
+from drexperts.export.calibration import measured_peaks
+from drexperts.export.fold import inference_model
+from drexperts.export.int8_products import Range, int8_products, int8_storage
+from drexperts.export.photographs import NAMES, verification_images
+from drexperts.export.precision import Int8, Judge, fewest_islands
+from drexperts.export.to_onnx import onnx_from_model
+from drexperts.export.verify import INVARIANCE
+from drexperts.files import written_whole
+from drexperts.provenance import head
+from drexperts.report import Screen
+from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.timing import Progress, ratio, statistics
+
+MODULES = (
+    "drexperts.model",
+    "drexperts.experts",
+    "drexperts.backbone",
+    "drexperts.export.calibration",
+    "drexperts.export.fold",
+    "drexperts.export.int8_products",
+    "drexperts.export.precision",
+    "drexperts.export.sensitivity",
+    "drexperts.export.to_onnx",
+)
+FLOAT, OURS, CHOSEN = "float32", "static, smoothed", "auto"
+ROUNDS, BATCH = 15, 8
+BLOCK = 128  # weights that share a scale, of MatMulNBits
+
+
+def layer_names(graph: onnx.ModelProto) -> list[str]:
+    """The nodes of the blocks' linear layers."""
+    return [n.name for n in graph.graph.node if n.op_type == "Gemm" and ".blocks." in n.input[1]]
+
+
+def unsmoothed(checkpoint: Checkpoint, int8: Int8, graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Static, with the activations as they are."""
+    peaks = measured_peaks(inference_model(checkpoint.model), int8.crops)
+    ranges = {n: Range(float(p.low.min()), float(p.high.max())) for n, p in peaks.items()}
+    return int8_storage(int8_products(graph, ranges))
+
+
+def dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Scales of activations from each batch, by ONNX Runtime's own tool."""
+    names = layer_names(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "dynamic.onnx"
+        onnx.save(_plain(graph), source)
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(target)
+
+
+def by_blocks(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """8-bit weights by blocks, and activations by rows and blocks: ONNX Runtime's MatMulNBits."""
+    model = ONNXModel(_plain(graph))
+    model.replace_gemm_with_matmul()
+    nodes = model.model.graph.node
+    others = [n.name for n in nodes if n.op_type == "MatMul" and ".blocks." not in n.input[1]]
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8
+    )
+    quantizer = MatMulNBitsQuantizer(model.model, nodes_to_exclude=others, algo_config=config)
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)
+    quantizer.process()
+    return quantizer.model.model
+
+
+def _plain(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without functions and shapes, which ONNX Runtime's tools do not expect."""
+    plain = onnx.inliner.inline_local_functions(graph)
+    del plain.graph.value_info[:]
+    return plain
+
+
+def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, Any]:
+    """Every way's size, parity, batch invariance and speed."""
+    images = verification_images()
+    int8 = Int8(checkpoint, images, maps=True, max_batch=BATCH)
+    judge = Judge(checkpoint, images[: len(NAMES)], "int8", tell)
+    chosen = fewest_islands(int8, judge, tell)
+    plain = onnx_from_model(checkpoint.model, maps=True, max_batch=BATCH)
+    ways: dict[str, Callable[[], onnx.ModelProto]] = {
+        FLOAT: lambda: plain,
+        OURS: lambda: int8.graph(()),
+        CHOSEN: lambda: chosen.graph,
+        "static, not smoothed": partial(unsmoothed, checkpoint, int8, plain),
+        "dynamic": partial(dynamic, plain),
+        "8-bit weights by blocks": partial(by_blocks, plain),
+    }
+    side = checkpoint.preprocessing.crop
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)
+    rows, sessions = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, make in ways.items():
+            tell(f"{name}: parity")
+            graph, path = make(), Path(folder) / f"{len(rows)}.onnx"
+            onnx.save(graph, path)
+            sessions[name] = OnnxSession(path, max_batch=BATCH)
+            rows[name] = _row(graph, judge, sessions[name], pixels, checkpoint.scale.span)
+        one = pixels[:1]
+        calls = {name: partial(session.run, one) for name, session in sessions.items()}
+        times = alternately(calls, ROUNDS, tell)
+    return head("precision", _command(weights), MODULES, None) | {
+        "weights": weights,
+        "preset": checkpoint.model.config.preset,
+        "images": len(judge.sources),
+        "islands": list(chosen.islands),
+        "layers": len(int8.ranges),
+        "searched": [asdict(each) for each in chosen.frontier],
+        "ways": rows,
+        "latency": {name: statistics(each) for name, each in times.items()},
+        "ratio": {n: ratio(times[n], times[FLOAT]) for n in times if n != FLOAT},
+        "gates": {"auto": rows[CHOSEN]["parity"]["passed"] and rows[CHOSEN]["invariant"]},
+    }
+
+
+def _row(
+    graph: onnx.ModelProto,
+    judge: Judge,
+    session: OnnxSession,
+    pixels: NDArray[np.uint8],
+    span: float,
+) -> dict[str, Any]:
+    """Size and parity, and how far rows of a batch are from the same alone, as a share of the span.
+
+    The last row is black: what a batch's scale is taken from, where it is taken from the batch.
+    """
+    batch = np.concatenate([pixels[:-1], np.zeros_like(pixels[:1])])
+    alone = np.concatenate([session.run(image[None])["score"] for image in batch])
+    drift = float(np.abs(session.run(batch)["score"] - alone).max()) / span
+    parity = judge(graph)
+    return {
+        "bytes": graph.ByteSize(),
+        "parity": asdict(parity),
+        "batch_drift": drift,
+        "invariant": drift <= INVARIANCE["int8"],
+    }
+
+
+def _command(weights: str) -> str:
+    with_file = "" if weights == "random" else f" --checkpoint FILE --weights {weights}"
+    return f"python benchmarks/bench_precision.py{with_file}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--weights", choices=("demo", "trained"), help="what the checkpoint is of")
+    parser.add_argument("--receipt", type=Path)
+    arguments = parser.parse_args()
+    if (arguments.checkpoint is None) != (arguments.weights is None):
+        parser.error("--checkpoint and --weights go together")
+    checkpoint = (
+        random_checkpoint("official")
+        if arguments.checkpoint is None
+        else load_checkpoint(arguments.checkpoint)
+    )
+    with Screen(json_last=False).working() as tell:
+        report = measured(checkpoint, arguments.weights or "random", tell)
+    print(receipt_tables.markdown(receipt_tables.precision(report)))
+    if arguments.receipt:
+        with written_whole(arguments.receipt) as aside:
+            aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
