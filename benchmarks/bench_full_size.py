@@ -54,19 +54,31 @@ def exported(
 
 
 def proofs(bundles: dict[str, Path]) -> dict[str, Any]:
-    """What was measured of each bundle against the model that it was exported from."""
+    """What was measured of each bundle against the model that it was exported from, None if not."""
     engines = {name: read_manifest(bundle).engines[0] for name, bundle in bundles.items()}
-    return {
-        name: {"parity": asdict(engine.parity), "invariance": asdict(engine.invariance)}
+    found = {
+        name: {"parity": engine.parity, "invariance": engine.invariance}
         for name, engine in engines.items()
-        if engine.parity is not None and engine.invariance is not None
+    }
+    return {
+        name: {kind: None if proof is None else asdict(proof) for kind, proof in proven.items()}
+        for name, proven in found.items()
+    }
+
+
+def gates(proven: dict[str, Any]) -> dict[str, bool]:
+    """Whether each of the `proofs` was passed; one that is missing was not."""
+    return {
+        f"{kind} of {name}": proof is not None and proof["passed"]
+        for name, proofs_of in proven.items()
+        for kind, proof in proofs_of.items()
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", choices=("paper", "official"), default="official")
-    parser.add_argument("--precision", choices=("fp32", "int8"), action="append")
+    parser.add_argument("--precision", choices=("fp32", "int8", "auto"), action="append")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--receipt", type=Path)
     parser.add_argument("--quick", action="store_true")
@@ -92,11 +104,7 @@ def main() -> None:
         )
         report = bench_bundle(first, settings, status.update)
     report["proofs"] = proofs({ENGINE: first, **settings.others})
-    report["gates"] = {
-        f"{proof} of {name}": measured["passed"]
-        for name, proven in report["proofs"].items()
-        for proof, measured in proven.items()
-    }
+    report["gates"] = gates(report["proofs"])
     report["command"] = _command(arguments)
     print_report(report, console)
     if arguments.receipt:

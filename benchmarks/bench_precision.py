@@ -121,7 +121,7 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     """Every way's size, parity, batch invariance and speed."""
     images = verification_images()
     int8 = Int8(checkpoint, images, maps=True, max_batch=BATCH)
-    judge = Judge(checkpoint, images[: len(NAMES)], "int8", tell)
+    judge = Judge(checkpoint, images[: len(NAMES)], "int8", True, tell)
     chosen = fewest_islands(int8, judge, tell)
     plain = onnx_from_model(checkpoint.model, maps=True, max_batch=BATCH)
     ways: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -141,7 +141,13 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
             graph, path = make(), Path(folder) / f"{len(rows)}.onnx"
             onnx.save(graph, path)
             sessions[name] = OnnxSession(path, max_batch=BATCH)
-            rows[name] = _row(graph, judge, sessions[name], pixels, checkpoint.scale.span)
+            drift = batch_drift(sessions[name], pixels) / checkpoint.scale.span
+            rows[name] = {
+                "bytes": graph.ByteSize(),
+                "parity": asdict(judge(OnnxSession(path, max_batch=BATCH))),
+                "batch_drift": drift,
+                "invariant": drift <= INVARIANCE["int8"],
+            }
         one = pixels[:1]
         calls = {name: partial(session.run, one) for name, session in sessions.items()}
         times = alternately(calls, ROUNDS, tell)
@@ -159,27 +165,14 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     }
 
 
-def _row(
-    graph: onnx.ModelProto,
-    judge: Judge,
-    session: OnnxSession,
-    pixels: NDArray[np.uint8],
-    span: float,
-) -> dict[str, Any]:
-    """Size and parity, and how far rows of a batch are from the same alone, as a share of the span.
+def batch_drift(session: OnnxSession, pixels: NDArray[np.uint8]) -> float:
+    """How far scores of a batch are from the same alone, at most.
 
     The last row is black: what a batch's scale is taken from, where it is taken from the batch.
     """
     batch = np.concatenate([pixels[:-1], np.zeros_like(pixels[:1])])
     alone = np.concatenate([session.run(image[None])["score"] for image in batch])
-    drift = float(np.abs(session.run(batch)["score"] - alone).max()) / span
-    parity = judge(graph)
-    return {
-        "bytes": graph.ByteSize(),
-        "parity": asdict(parity),
-        "batch_drift": drift,
-        "invariant": drift <= INVARIANCE["int8"],
-    }
+    return float(np.abs(session.run(batch)["score"] - alone).max())
 
 
 def _command(weights: str) -> str:

@@ -27,7 +27,9 @@ from rich.console import Console
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
 sys.path.append(str(Path(__file__).parent))
 
+import receipt_tables
 from drift_variants import JPEG, PNG, Decoder, Resize, decoders, resizes, upright
+from receipt_tables import WEIGHTS
 
 from drexperts import runtime
 from drexperts.export.agreement import score_agreement
@@ -44,11 +46,6 @@ Report = dict[str, Any]
 Variant = Callable[[bytes, Image.Image], Image.Image]
 
 RUNTIME = "the runtime"
-WEIGHTS = {
-    "random": "The weights are random: no score here is a quality.",
-    "demo": "The weights are the demo's: a small model, trained on synthetic distortions alone.",
-    "trained": "",
-}
 STORED = "JPEG as stored"
 CONTROL = "PNG"
 # What Pillow is told: a control without loss, cameras' settings, and the web's.
@@ -244,60 +241,6 @@ def pictures_of(sources: Sequence[str]) -> dict[str, bytes]:
     return found
 
 
-def markdown(report: Report) -> str:
-    """What a report comes to, as a table.
-
-    A pair is clear whose scores are further apart than `runtime.manifest.CLEARLY` of the span.
-    """
-    bundle, first = report["bundle"], report["sets"][0]
-    versions = "; ".join(f"{name}: {version}" for name, version in report["decoders"].items())
-    low, median, high = np.percentile(first["scores"][RUNTIME], (0, 50, 100))
-    lines = [
-        f"{len(report['pictures'])} pictures, from {low:.3g} to {high:.3g}, half of them below "
-        f"{median:.3g}; preset `{bundle['preset']}`, {bundle['session']}. "
-        + WEIGHTS[report["weights"]],
-        "",
-        f"Decoders: {versions}.",
-        "",
-        "| | set | pixels, largest and mean step | score, largest | mean "
-        f"| largest, % of {first['span']:g} | SRCC | pairs turned round "
-        "| of clear pairs |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *_rows(report),
-        *(f"\nLeft out: {name}: {reason}." for name, reason in report["left_out"].items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _rows(report: Report) -> Iterator[str]:
-    """A row for each variant and set; those whose pixels are the same are one row."""
-    by_variant: dict[str, list[tuple[Report, Report]]] = {}
-    for each in report["sets"]:
-        for variant, found in each["drift"].items():
-            by_variant.setdefault(variant, []).append((each, found))
-    for variant, pairs in by_variant.items():
-        same = [each["set"] for each, found in pairs if found["pixel_max"] == 0]
-        if same:
-            yield f"| {variant} | {', '.join(same)} | the same | | | | | | |"
-        for each, found in pairs:
-            if found["pixel_max"]:
-                yield f"| {variant} | {each['set']} | " + " | ".join(_cells(each, found)) + " |"
-
-
-def _cells(each: Report, found: Report) -> list[str]:
-    interval = found["srcc_interval"]
-    between = f" ({interval['low']:.4f}-{interval['high']:.4f})" if interval else ""
-    return [
-        f"{found['pixel_max']}, {found['pixel_mean']:.2f}",
-        f"{found['score_max'] * each['span']:.3g}",
-        f"{found['score_mean'] * each['span']:.2g}",
-        f"{100 * found['score_max']:.2g}",
-        f"{found['srcc']:.4f}{between}",
-        f"{found['order_flips']} of {found['pairs']}",
-        f"{found['clear_flips']} of {found['clear_pairs']}",
-    ]
-
-
 def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
@@ -318,11 +261,11 @@ def main(given: list[str] | None = None) -> int:
         "preprocessing": asdict(manifest.preprocessing),
         **found,
     }
-    print(markdown(report))
+    print(receipt_tables.markdown(receipt_tables.drift(report)))
     for gate, holds in report["gates"].items():
         print(f"{gate}: {'yes' if holds else 'NO'}")
     if arguments.receipt:
-        arguments.receipt.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.receipt.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return int(not all(report["gates"].values()))
 
 

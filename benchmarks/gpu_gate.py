@@ -1,22 +1,31 @@
 """The gate of a whole-model contender: parity with float32, repeatability, batch invariance."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from gpu_contenders import DENSE, Contender, Program
+from numpy.typing import NDArray
 from torch import Tensor
 
 from drexperts.export.agreement import finite
-from drexperts.export.verify import INVARIANCE, LIMITS, Outputs, batch_sizes, compare
+from drexperts.export.verify import (
+    INVARIANCE,
+    LIMITS,
+    Outputs,
+    _batch_drifts,
+    batch_sizes,
+    compare,
+)
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale, invariance_limits, within
 
 REPEATS = 3
 REFERENCE = "float32, eager"
 
-Rows = dict[str, Tensor]
+CASES = ("repeated", "neighbours", "permuted", "extremes")  # of `verify._batch_drifts`
+
+Rows = dict[str, NDArray[np.float64]]
 
 
 @dataclass
@@ -79,8 +88,10 @@ class Gate:
             self.alone[contender.name] = _rows(program, crops, 1)
         alone = self.alone.get(contender.name)
         expected = alone or _rows(program, crops, batch)
-        drifts = [each for n in sizes for each in drift(program, crops, expected, n)]
-        units = {"score": self.scale.span, "weights": _largest(expected["weights"]), "maps": 1.0}
+        engine, arrays = Engine(program, crops.device), crops.cpu().numpy()
+        drifts = [each for n in sizes for each in _batch_drifts(engine, arrays, expected, n)]
+        largest = float(np.abs(expected["weights"]).max())
+        units = {"score": self.scale.span, "weights": largest, "maps": 1.0}
         worst = {
             f"{name}_max": finite(float(np.max([each[name] for each in drifts])) / units[name])
             for name in OUTPUTS
@@ -96,22 +107,20 @@ class Gate:
         }
 
 
-CASES = ("repeated", "neighbours", "permuted")
+@dataclass(frozen=True)
+class Engine:
+    """A program as a session of arrays in host memory, which is what `verify` tries."""
 
+    program: Program
+    device: torch.device
 
-def drift(program: Program, crops: Tensor, expected: Rows, size: int) -> Iterator[dict[str, float]]:
-    """The worst |difference| of each output from those expected of the crops, for each case."""
-    order = torch.arange(size) % len(crops)
-    generator = torch.Generator().manual_seed(size)
-    permuted = order[torch.randperm(size, generator=generator)]
-    for indices in (torch.full((size,), size % len(crops)), order, permuted):
-        got = _named(program(crops[indices]))
-        yield {name: _largest(got[name] - expected[name][indices]) for name in got}
+    def run(self, pixels: NDArray[np.uint8]) -> Rows:
+        return _named(self.program(torch.from_numpy(pixels).to(self.device)))
 
 
 def outputs_of(program: Program, pixels: Tensor, batch: int) -> Outputs:
     """What a program for batches of `batch` says of crops."""
-    rows = {name: rows.cpu().numpy() for name, rows in _rows(program, pixels, batch).items()}
+    rows = _rows(program, pixels, batch)
     return Outputs(rows["score"], rows["weights"], rows["maps"], len(pixels))
 
 
@@ -130,13 +139,10 @@ def _rows(program: Program, pixels: Tensor, batch: int) -> Rows:
     count = len(pixels)
     indices = torch.arange(-(-count // batch) * batch) % count
     parts = [_named(program(pixels[some])) for some in indices.split(batch)]
-    return {name: torch.cat([part[name] for part in parts])[:count] for name in OUTPUTS}
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in OUTPUTS}
 
 
 def _named(results: tuple[Tensor, ...]) -> Rows:
     """Copies in float64: a captured program writes over its results."""
-    return {name: result.double() for name, result in zip(OUTPUTS, results, strict=True)}
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.abs().max())
+    arrays = [result.double().cpu().numpy() for result in results]
+    return {name: array.copy() for name, array in zip(OUTPUTS, arrays, strict=True)}

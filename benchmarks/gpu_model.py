@@ -4,8 +4,9 @@
         [--images FOLDER] [--batches 1 64 8 32] [--without WORD ...] [--receipt FILE]
 
 Each contender is held to the float32 model first: ranks, weights and maps, repeatability, batch
-invariance. One that fails is not timed. What time does not reach is left out by name. Exit status
-0: all gates are green; 1: one is red; 2: nothing was judged.
+invariance. One that fails, or raises where it is judged, is red and is not timed. What cannot be
+made, has no memory, or is not reached in time is left out by name. Exit status 0: all gates are
+green; 1: one is red, or none of ours was judged; 2: wrong arguments; 3: nothing was judged.
 
 `--device cpu --quick` tries the script itself, on a tiny model. Such a receipt is of kind
 `gpu-model-trial` and says nothing of a GPU.
@@ -35,7 +36,6 @@ from gpu_contenders import (
     COMPILED,
     DENSE,
     PACKAGED,
-    PLAN,
     REDUCED,
     Captured,
     Contender,
@@ -47,16 +47,14 @@ from gpu_contenders import (
 )
 from gpu_gate import REFERENCE, Gate, outputs_of
 from gpu_images import crops_for
+from gpu_settings import BATCHES, Settings
 from kernel_gate import refusals
 from kernel_timing import Cpu, Gpu, Mode, measured
 
-from drexperts.checkpoint import load_checkpoint
-from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 from drexperts.files import written_whole
-from drexperts.model import DRExperts, new_model
 from drexperts.provenance import gpu_cards, head
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ScoreScale, sha256_of
+from drexperts.runtime.manifest import sha256_of
 from drexperts.timing import ratio, statistics
 
 MODULES = (
@@ -67,7 +65,6 @@ MODULES = (
     "drexperts.export.fold",
 )
 TIMED, JUDGED = "fp16", "bf16"
-BATCHES = (1, 64, 8, 32)  # the most telling first
 ROUNDS, QUICK_ROUNDS = 100, 5
 AGAIN = "engine again"  # the first contender's second turn in a round: the noise floor
 REFERENCE_BATCH = 8
@@ -77,6 +74,7 @@ REFERENCE_BATCH = 8
 MAKING, TIMING, WARMING = 60.0, 20.0, 1.0
 LATE = "no time was left"
 NO_CUDA = "no CUDA device"
+NOTHING = 3  # exit status; 2 is that of wrong arguments
 BOUNDARY = (
     "from uint8 pixels in device memory to score, weights and maps there, by device events around "
     "one call on an idle device; a captured graph copies the pixels into its buffer first"
@@ -85,55 +83,6 @@ TRIAL_BOUNDARY = "the processor's clock around one call: a trial of the script, 
 
 Report = dict[str, Any]
 Save = Callable[[Report], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is run.
-
-    Args:
-        without: words; a contender whose name has one is left out.
-    """
-
-    preset: str = "official"
-    checkpoint: Path | None = None
-    images: Path | None = None
-    batches: tuple[int, ...] = BATCHES
-    without: tuple[str, ...] = ()
-    device: str = "cuda"
-    quick: bool = False
-
-    @property
-    def trial(self) -> bool:
-        return self.quick or self.device != "cuda"
-
-    def plan(self) -> list[Contender]:
-        return [c for c in PLAN if not any(word in c.name for word in self.without)]
-
-    def model(self) -> tuple[DRExperts, ScoreScale]:
-        """In float32. Without a checkpoint weights are random, which cost the same."""
-        if self.checkpoint is not None:
-            found = load_checkpoint(self.checkpoint)
-            return found.model, found.scale or RANDOM_SCALE
-        config = getattr(DRExpertsConfig, self.preset)()
-        return random_model(config.with_sizes(*TINY) if self.quick else config), RANDOM_SCALE
-
-
-RANDOM_SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
-TINY = (
-    EncoderConfig(image_size=64, patch_size=16, width=32, depth=2, heads=2),
-    ControllerConfig(48, 16, width=48, depth=2, heads=3, embedding=24),
-)
-
-
-def random_model(config: DRExpertsConfig) -> DRExperts:
-    """Every parameter is away from its initial value, as training would leave it."""
-    torch.manual_seed(0)
-    model = new_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return model
 
 
 class Bench:
@@ -231,8 +180,8 @@ class Bench:
         self.save(self.report)
 
     def _judge_only(self, gate: Gate) -> None:
-        """Judge ours in the other precision, at the first batch size."""
-        batch = self.settings.batches[0]
+        """Judge ours in the other precision, at the largest batch: one image has no neighbours."""
+        batch = max(self.settings.batches)
         if self.budget.left() <= 0:
             self.left_out[gate.precision] = LATE
             return
@@ -245,7 +194,7 @@ class Bench:
     def _judged(
         self, batch: int, programs: Programs, gate: Gate, plan: Sequence[Contender]
     ) -> "Found":
-        """Make and judge every contender; whoever fails is named with the reason."""
+        """Make and judge every contender; who cannot be made is named with the reason."""
         found = Found({}, {}, {})
         verdicts: Report = {
             "precision": gate.precision,
@@ -266,12 +215,33 @@ class Bench:
             say(f"judging {label}")
             with refusals(self.left_out, label):
                 program = self._made(batch, contender, programs, found)
-                verdict = gate.judge(contender, program, batch)
-                self._note(label, contender, verdict, verdicts)
-                if not verdict["mistakes"]:
-                    found.able[contender.name] = program
+            if label not in self.left_out:
+                self._judge(label, contender, program, batch, gate, found, verdicts)
             self.save(self.report)
         return found
+
+    def _judge(
+        self,
+        label: str,
+        contender: Contender,
+        program: Program,
+        batch: int,
+        gate: Gate,
+        found: "Found",
+        verdicts: Report,
+    ) -> None:
+        """Capture and judge a program; that it raises is a mistake, unless for want of memory."""
+        try:
+            held = self._held(batch, contender, program, found)
+            verdict = gate.judge(contender, held, batch)
+        except torch.OutOfMemoryError as error:
+            self.left_out[label] = said(error)
+            return
+        except Exception as error:
+            verdict = {"mistakes": [said(error)]}
+        self._note(label, contender, verdict, verdicts)
+        if not verdict["mistakes"]:
+            found.able[contender.name] = held
 
     def _why_not(self, contender: Contender, programs: Programs) -> str | None:
         if contender.graph and self.settings.device != "cuda":
@@ -282,13 +252,18 @@ class Bench:
     def _made(
         self, batch: int, contender: Contender, programs: Programs, found: "Found"
     ) -> Program:
-        """The contender's program, with the memory that a call of it takes."""
+        """The contender's program, not yet captured."""
         pixels = batch_of(self.pixels, batch)
         new, start = not programs.has(contender), time.monotonic()
         program = programs.program(contender, pixels)
         if new:
             found.made_s[contender.name] = time.monotonic() - start
             self.making = max(self.making, found.made_s[contender.name])
+        return program
+
+    def _held(self, batch: int, contender: Contender, program: Program, found: "Found") -> Program:
+        """What is called: the program or its graph. Notes the memory that a call of it takes."""
+        pixels = batch_of(self.pixels, batch)
         captured: list[Program] = []
 
         def once() -> None:
@@ -325,7 +300,7 @@ class Bench:
         if not taken.keys() & found.able.keys():
             self.left_out[f"{TIMED}, B{batch}, times"] = "; ".join(refused.values())
             return
-        row = timed_row(taken) | {
+        row = timed_row(taken, first) | {
             "precision": TIMED,
             "batch": batch,
             "boundary": "engine_gpu",
@@ -400,9 +375,15 @@ def peak_bytes(device: torch.device, step: Callable[[], object]) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def timed_row(taken: Mapping[str, list[float]]) -> Report:
-    """Statistics, ratios to the first contender, and the head's share of the whole by round."""
+def timed_row(taken: Mapping[str, list[float]], engine: str) -> Report:
+    """Statistics, ratios to the first contender, and the head's share of the whole by round.
+
+    Args:
+        engine: of whom `AGAIN` is the second turn; if it was dropped, that is left out as well.
+    """
     whole = {name: times for name, times in taken.items() if not name.startswith("head")}
+    if engine not in whole:
+        whole.pop(AGAIN, None)
     (_, first), *others = whole.items()
     return {
         "latency": {name: statistics(times) for name, times in whole.items()},
@@ -419,10 +400,18 @@ def timed_row(taken: Mapping[str, list[float]]) -> Report:
 
 
 def verdict(report: Report) -> int:
-    """The exit status."""
-    if not report["gates"]:
-        return 2
-    return 0 if all(report["gates"].values()) else 1
+    """The exit status. Without a gate of ours it is that of a red one, unless no time was left."""
+    gates = report["gates"]
+    failed = any(why not in (LATE, NO_CUDA) for why in report["left_out"].values())
+    if not gates and not failed:
+        return NOTHING
+    return 0 if judged_ours(report) and all(gates.values()) else 1
+
+
+def judged_ours(report: Report) -> bool:
+    """Whether any form but the dense one was judged."""
+    names = [name for found in report["verdicts"] for name in found["others"]]
+    return not all(name.startswith(DENSE) for name in names)
 
 
 def lines(report: Report) -> list[str]:
@@ -435,8 +424,13 @@ def lines(report: Report) -> list[str]:
             shown.append(f"{label:48} {1e3 * times['p50']:10.3f} ms {rate:10.0f} images/s")
         for name, part in row["head"].items():
             shown.append(f"the head is {part['share']['p50']:.1%} of {name}")
+    shown += [f"left out: {label}: {why[:160]}" for label, why in report["left_out"].items()]
     shown += [f"RED {label}" for label, green in report["gates"].items() if not green]
-    return shown + [f"left out: {label}: {why[:160]}" for label, why in report["left_out"].items()]
+    return shown + ["none of ours was judged"] * (not judged_ours(report))
+
+
+def said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def say(line: str) -> None:
@@ -462,7 +456,7 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     if options.device == "cuda" and not torch.cuda.is_available():
         say(f"{NO_CUDA}; --device cpu --quick tries the script itself")
-        return 2
+        return NOTHING
     budget = Budget(60 * options.minutes)
     settings = Settings(
         options.preset,
@@ -485,7 +479,7 @@ def main(given: list[str] | None = None) -> int:
             report = Bench(settings, budget, command, Path(folder), save).run()
         except UserError as error:
             say(str(error))
-            return 2
+            return NOTHING
     print("\n".join(lines(report)))
     return verdict(report)
 

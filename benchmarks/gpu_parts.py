@@ -23,7 +23,7 @@ from types import FrameType
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
 sys.path.append(str(Path(__file__).parent))
 
-from gpu_summary import SHOWN, Outcome, read_receipt, status, summarise, write_summary
+from gpu_summary import SHOWN, Outcome, Report, read_receipt, status, summarise, write_summary
 
 from drexperts.provenance import gpu_cards
 
@@ -35,7 +35,7 @@ ENDING, LEAST, PROBING = 20.0, 10.0, 60.0
 PROBE = "import torch; assert torch.cuda.is_available(), 'no CUDA device'"
 LATE, KILLED = "no time was left", "it was killed when its time was up"
 MISSING = "is not installed"
-NOTHING = 2  # exit status of a part that judged nothing, and says why
+NOTHING = 3  # exit status of a part that judged nothing, and says why; 2 is wrong arguments
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run_part(part: Part, out: Path, seconds: float) -> Outcome:
     spent = time.monotonic() - start
     written = part.receipt if receipt.exists() else None
     if code is None:
-        return Outcome(part.name, written, KILLED, spent)
+        return Outcome(part.name, written, KILLED, spent, broken=not is_complete(receipt))
     words = log.read_text()
     if code == 0 or (code == 1 and has_red_gate(receipt)):
         return Outcome(part.name, written, None, spent)
@@ -123,8 +123,16 @@ def run_part(part: Part, out: Path, seconds: float) -> Outcome:
 
 def has_red_gate(receipt: Path) -> bool:
     """Whether a receipt says what exit status 1 says; else that status is an exception's."""
-    report, _ = read_receipt(receipt) if receipt.exists() else ({}, None)
-    return not all(report.get("gates", {}).values())
+    return not all(_report(receipt).get("gates", {}).values())
+
+
+def is_complete(receipt: Path) -> bool:
+    """Whether a part had judged all that it was to judge."""
+    return _report(receipt).get("complete", False) is True
+
+
+def _report(receipt: Path) -> Report:
+    return read_receipt(receipt)[0] if receipt.exists() else {}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

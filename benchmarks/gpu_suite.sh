@@ -27,8 +27,9 @@ but open_clip is there, three wheels of 1.6 MB will do:
 
 (add --python-version and --platform for a machine of another kind).
 
-Exit status 0: all gates are green; 1: one is red; 2: nothing was judged. SUITE_DEVICE=cpu tries the
-suite itself on a processor, on tiny sizes; its receipts are named and marked as trials.
+Exit status 0: all gates are green; 1: one is red, or a part broke, or was killed before it had judged
+all; 2: nothing was judged, as after a mistake in the call. SUITE_DEVICE=cpu tries the suite itself
+on a processor, on tiny sizes; its receipts are named and marked as trials.
 TEXT
 }
 
@@ -37,17 +38,23 @@ case "${1:-}" in
     "") help >&2 && exit 2 ;;
 esac
 begun=$SECONDS
+prepared= work=
+finish() {
+    rm -rf "$work"
+    [ -n "$prepared" ] || { echo "gpu_suite.sh: nothing was judged" >&2 && exit 2; }
+}
+trap finish EXIT
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 python=${PYTHON:-python3}
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
 # The package alone, by a link: the folder `kernels` beside it is no library of that name.
 mkdir "$work/package" "$work/site"
 ln -s "$root/drexperts" "$work/package/drexperts"
 for wheel in ${WHEELS:+"$WHEELS"/*.whl}; do
+    [ -e "$wheel" ] || { echo "gpu_suite.sh: WHEELS names $WHEELS, which has no wheels" >&2 && exit 2; }
     "$python" -m zipfile -e "$wheel" "$work/site"
 done
 export PYTHONPATH="$work/package:$work/site${PYTHONPATH:+:$PYTHONPATH}"
@@ -60,9 +67,9 @@ if [ "${SUITE_DEVICE:-cuda}" = cpu ]; then
     export CUDA_VISIBLE_DEVICES=
     trial=(--trial)
 fi
-cd "$root"
 left=$((${SECONDS_IN_ALL:-500} - SECONDS + begun))
-"$python" benchmarks/gpu_parts.py "$out" --seconds "$left" "${trial[@]}" "$@" &
+prepared=yes
+"$python" "$root/benchmarks/gpu_parts.py" "$out" --seconds "$left" "${trial[@]}" "$@" &
 suite=$!
 trap 'kill -TERM "$suite" 2>/dev/null' TERM INT
 # A signal ends the first wait early, and the suite still has its summary to write.

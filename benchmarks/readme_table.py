@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import receipt_tables
 from receipt_tables import Part, Report, markdown
-from receipts import FOLDER, Finding, check, fresh
+from receipts import FOLDER, Finding, check, fresh, require_this_checkout
 
 from drexperts.runtime.errors import UserError
 
@@ -111,6 +111,7 @@ def main(given: list[str] | None = None) -> int:
     only_check = parser.parse_args(given).check
     before = README.read_text()
     try:
+        require_this_checkout()
         after = written(before)
     except UserError as error:
         sys.exit(str(error))

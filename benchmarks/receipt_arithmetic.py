@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from receipt_gates import GATES
 from receipt_scores import Block, Stated, agreements, limits, pixels
 
+from drexperts.bench_notes import warnings
 from drexperts.bench_tables import AGAIN
 from drexperts.runtime.errors import UserError
 from drexperts.timing import ratio, statistics
@@ -15,6 +16,7 @@ Rule = Callable[[Block], Iterator[Stated]]
 
 TOLERANCE = 1e-9  # relative
 ROUNDING = 1e-15  # what it leaves of a zero
+RATIO = {"p20", "p50", "p80"}
 
 # What comes of a field that is not there, or is of another type.
 MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -82,10 +84,10 @@ def _computed(where: str, rule: Rule, block: Block) -> list[Claim]:
 
 
 def _gates(report: Block) -> Iterator[Stated]:
-    """The gates that the report's own numbers decide."""
-    decided = GATES[report["kind"]](report) if report["kind"] in GATES else {}
-    for name, holds in decided.items():
-        yield name, report["gates"].get(name), holds
+    """The gates: all that are stated, and all that the report's own numbers decide."""
+    stated, decided = report["gates"], GATES[report["kind"]](report)
+    for name in {**stated, **decided}:
+        yield name, stated.get(name), decided.get(name)
 
 
 def blocks(node: Any, where: str = "") -> Iterator[tuple[str, Block]]:
@@ -104,8 +106,8 @@ def _field(where: str, name: str) -> str:
 
 
 def _statistics(block: Block) -> Iterator[Stated]:
-    """`timing.statistics`, from the samples."""
-    if "samples" in block or "cv" in block:
+    """`timing.statistics`, from the samples. Nothing else has a median, but for a ratio."""
+    if "samples" in block or ("p50" in block and block.keys() != RATIO):
         samples = block["samples"]
         if not samples or min(samples) < 0:
             raise ValueError(f"samples are {samples}, no times")
@@ -138,14 +140,15 @@ def _peaks(block: Block) -> Iterator[Stated]:
 
 def _throughput(block: Block) -> Iterator[Stated]:
     """Images over seconds, and the highest rate of a server that met its bound."""
-    if "images_per_s" in block and "seconds" in block:
+    if "images_per_s" in block and "bound_s" not in block:
         yield "images_per_s", block["images_per_s"], block["images"] / block["seconds"]
-    if "trials" in block:
+    if "bound_s" in block:
         met = [trial["rate"] for trial in block["trials"] if trial["met"]]
         yield "images_per_s", block["images_per_s"], max(met, default=None)
     for i, trial in enumerate(block.get("trials", ())):
-        p99 = trial["latency"]["p99"]
-        expected = {"p99": p99, "met": trial["met"] and p99 <= block["bound_s"]}
+        answered, p99 = len(trial["latency"]["samples"]), trial["latency"]["p99"]
+        met_bound = trial["met"] and p99 <= block["bound_s"]
+        expected = {"p99": p99, "queries": answered, "met": met_bound}
         yield f"trials[{i}]", trial, expected
 
 
@@ -153,6 +156,25 @@ def _noise_floor(block: Block) -> Iterator[Stated]:
     if "noise_floor" in block:
         (first, *_) = block["batches"]
         yield "noise_floor", block["noise_floor"], first["ratio"].get(AGAIN)
+
+
+def _batches(block: Block) -> Iterator[Stated]:
+    """The compute alone was timed of the same batches."""
+    if "engine_gpu" in block and "batches" in block:
+        stated, expected = ([each["batch"] for each in block[n]] for n in ("engine_gpu", "batches"))
+        yield "engine_gpu[].batch", stated, expected
+
+
+def _warnings(block: Block) -> Iterator[Stated]:
+    if block.keys() & {"warnings", "gpus_after"}:
+        expected = warnings(block, block["machine"]["gpus"], block["gpus_after"])
+        yield "warnings", block["warnings"], expected
+
+
+def _profile(block: Block) -> Iterator[Stated]:
+    """The time of all parts is that of the whole."""
+    if "total_s" in block:
+        yield "total_s", block["total_s"], sum(part["seconds"] for part in block["parts"])
 
 
 def _shares(block: Block) -> Iterator[Stated]:
@@ -176,6 +198,9 @@ RULES: tuple[Rule, ...] = (
     _peaks,
     _throughput,
     _noise_floor,
+    _batches,
+    _profile,
+    _warnings,
     agreements,
     pixels,
     limits,

@@ -1,33 +1,55 @@
-"""Which gates a receipt's own numbers decide, a function for each kind of receipt."""
+"""Which gates a receipt's own numbers decide, a function for each kind of receipt.
+
+Proofs are held against the limits of today, whatever limits they state.
+"""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
+from receipt_scores import parity_of
+
+from drexperts.bench_tables import AGAIN
+from drexperts.export.verify import INVARIANCE, LIMITS
+from drexperts.runtime.manifest import invariance_limits, within
+
 Report = dict[str, Any]
 
-SAME_IN_A_BATCH = 1e-5  # of the span, for int8: as `export.verify.INVARIANCE`
+OURS = "ours"
 SAME_LOSS = 1e-4  # relative, of float32 losses that were summed in another order
 
 
 def kernels(report: Report) -> dict[str, bool]:
-    """Every contender keeps its limits; ours repeats itself, too."""
+    """All keep their limits, ours repeats itself, and who was timed was judged."""
     verdicts = [verdict for found in report["verdicts"].values() for verdict in found]
-    return {"correct": bool(verdicts) and all(map(_correct, verdicts))}
+    judged = all(_judged(row, report["verdicts"].get(row["problem"], [])) for row in report["rows"])
+    return {"correct": bool(verdicts) and judged and all(map(_correct, verdicts))}
+
+
+def _judged(row: Report, verdicts: list[Report]) -> bool:
+    """Whether there is a verdict on everybody in a row, with limits, and ours is among them."""
+    limited = {verdict["contender"]: verdict["role"] for verdict in verdicts if verdict["limits"]}
+    ours = {name for name, role in limited.items() if role == OURS}
+    return row["latency"].keys() <= limited.keys() and bool(ours) and ours >= set(row["ours"])
 
 
 def _correct(verdict: Report) -> bool:
-    errors = [(verdict["errors"][name], limit) for name, limit in verdict["limits"].items()]
-    within = all(error is not None and error <= limit for error, limit in errors)
+    """Of others than ours, gradients that are sums may have no limit."""
+    errors, limits, ours = verdict["errors"], verdict["limits"], verdict["role"] == OURS
+    limited = {name for name in errors if ours or name.startswith("result")}
+    within = all(errors[name] is not None and errors[name] <= limits[name] for name in limits)
     broken = verdict["repeatable"] is False or verdict["broken"]
-    return within and not (broken and verdict["role"] == "ours")
+    return within and limited <= limits.keys() and not (broken and ours)
 
 
 def engines(report: Report) -> dict[str, bool]:
     """Every plan was read back, and no attention was fused where that was kept off."""
     rows = report["rows"]
     unfused = [row["attention_kernels"] for row in rows if not row["fused_attention"]]
-    return {"inspected": all(row["inspected"] for row in rows), "unfused": not any(unfused)}
+    return {
+        "inspected": bool(rows) and all(row["inspected"] for row in rows),
+        "unfused": bool(unfused) and not any(unfused),
+    }
 
 
 def training(report: Report) -> dict[str, bool]:
@@ -38,41 +60,68 @@ def training(report: Report) -> dict[str, bool]:
 
 
 def bench(report: Report) -> dict[str, bool]:
-    """Every bundle that was timed is proven, as far as its proofs are in the receipt."""
-    return {
-        f"{kind} of {name}": proof is not None and proof["passed"]
-        for name, proofs in report.get("proofs", {}).items()
-        for kind, proof in proofs.items()
-    }
+    """Every engine that was timed is proven, by a proof that is in the receipt."""
+    engines = {"engine": report["bundle"], **report.get("against", {})}
+    proofs = report.get("proofs", {})
+    decided = {}
+    for name, engine in engines.items():
+        proof, precision = proofs.get(name, {}), engine["precision"]
+        decided[f"parity of {name}"] = _at_parity(proof.get("parity"), precision)
+        decided[f"invariance of {name}"] = _invariant(proof.get("invariance"), precision)
+    return decided
+
+
+def _at_parity(proof: Report | None, precision: str) -> bool:
+    return proof is not None and parity_of(proof | {"limits": LIMITS[precision]}).within_limits
+
+
+def _invariant(proof: Report | None, precision: str) -> bool:
+    return proof is not None and within(proof, invariance_limits(INVARIANCE[precision]))
 
 
 def drift(report: Report) -> dict[str, bool]:
     """Pixels that are given score as their file does, and a fingerprint tells the two apart."""
-    fingerprints = report["fingerprints"].values()
+    sets, fingerprints = report["sets"], report["fingerprints"].values()
     return {
-        "runtime_met_again": all(each["met_again"] for each in report["sets"]),
-        "fingerprints_apart": len(set(fingerprints)) == len(fingerprints),
+        "runtime_met_again": bool(sets) and all(each["met_again"] for each in sets),
+        "fingerprints_apart": 1 < len(fingerprints) == len(set(fingerprints)),
     }
 
 
 def precision(report: Report) -> dict[str, bool]:
     """What `--precision auto` chose keeps its parity, and is the same in any batch."""
     chosen = report["ways"]["auto"]
-    return {"auto": chosen["parity"]["passed"] and chosen["batch_drift"] <= SAME_IN_A_BATCH}
+    same = chosen["batch_drift"] <= INVARIANCE["int8"]
+    return {"auto": same and _at_parity(chosen["parity"], "int8")}
 
 
 def gpu_model(report: Report) -> dict[str, bool]:
-    """A contender is at parity and batch-invariant; but for the dense form it repeats itself."""
-    return {
-        f"{found['precision']}, B{found['batch']}, {name}": _green(found["parity"].get(name), more)
-        and (more["repeatable"] or name.startswith("dense"))
+    """A contender is at parity; but for the dense form it is batch-invariant and repeats itself.
+
+    Who was timed and never judged is not.
+    """
+    timed = {
+        _label(row, name): False
+        for row in report["batches"]
+        for name in row["latency"]
+        if name != AGAIN
+    }
+    return timed | {
+        _label(found, name): _green(name, found["parity"].get(name), more, found["precision"])
         for found in report["verdicts"]
         for name, more in found["others"].items()
     }
 
 
-def _green(parity: Report | None, more: Report) -> bool:
-    return parity is not None and parity["passed"] and more["invariance"]["passed"]
+def _label(found: Report, name: str) -> str:
+    return f"{found['precision']}, B{found['batch']}, {name}"
+
+
+def _green(name: str, parity: Report | None, more: Report, precision: str) -> bool:
+    if not _at_parity(parity, precision):
+        return False
+    steady = more["repeatable"] and _invariant(more["invariance"], precision)
+    return steady or name.startswith("dense")
 
 
 GATES: dict[str, Callable[[Report], dict[str, bool]]] = {
@@ -83,4 +132,5 @@ GATES: dict[str, Callable[[Report], dict[str, bool]]] = {
     "drift": drift,
     "precision": precision,
     "gpu-model": gpu_model,
+    "gpu-model-trial": gpu_model,
 }

@@ -12,6 +12,8 @@ from drexperts.runtime.manifest import Interval, Parity, SetParity, invariance_l
 Block = dict[str, Any]
 Stated = tuple[str, Any, Any]  # a field, what a receipt has there, and what its raw numbers say
 
+PROOF = {"pairs", "cases", "batches", "limits", "tolerance"}  # what tells a proof, which has limits
+
 
 def agreements(block: Block) -> Iterator[Stated]:
     """Every set of scores against the first, or against the one that "reference" names.
@@ -56,15 +58,13 @@ def pixels(block: Block) -> Iterator[Stated]:
 
 
 def limits(block: Block) -> Iterator[Stated]:
-    """Whether a proof keeps its limits: a parity, or an invariance by its limits or tolerance."""
-    if "passed" not in block or not block.keys() & {"limits", "tolerance"}:
+    """Whether a proof keeps the limits that it states: a parity, or an invariance."""
+    if "passed" not in block or not block.keys() & PROOF:
         return
     if "pairs" in block:
         kept = parity_of(block).within_limits
-    elif "limits" in block:
-        kept = within(block, block["limits"])
     else:
-        kept = within(block, invariance_limits(block["tolerance"]))
+        kept = within(block, block.get("limits") or invariance_limits(block["tolerance"]))
     yield "passed", block["passed"], kept
 
 

@@ -25,8 +25,11 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).parent))
 
 from receipt_arithmetic import ReceiptError, claims
+from receipt_gates import GATES
 
+from drexperts import bench, bench_training, provenance
 from drexperts.provenance import SCHEMA, source_hash
+from drexperts.runtime.errors import UserError
 
 Report = dict[str, Any]
 
@@ -47,6 +50,33 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "source.sha256": str,
     "source.commit": (str, NoneType),
     "gates": dict,
+}
+# What each kind of receipt must have, and not empty; [] is each entry of a list.
+REQUIRED = {
+    "bench": (
+        "bundle.precision",
+        "batches[].latency.engine.samples",
+        "engine_gpu[].latency.engine.samples",
+        "image.preprocess.samples",
+        "image.image_e2e.samples",
+        "noise_floor",
+    ),
+    "kernels": ("verdicts", "rows[].ours", "rows[].latency"),
+    "engines": ("rows[].products",),
+    "training": ("loss", "latency.ours.samples", "latency.dense.samples"),
+    "drift": ("sets[].scores", "sets[].pixels", "sets[].drift", "fingerprints"),
+    "precision": ("latency.float32.samples", "latency.auto.samples", "ways.auto.parity"),
+    "gpu-model": ("batches[].latency", "verdicts[].scores"),
+}
+# Whose source each kind speaks of, at the least.
+MODULES = {
+    "bench": bench.MODULES,
+    "kernels": ("drexperts.kernels",),
+    "engines": ("drexperts.export", "drexperts.model", "drexperts.experts", "drexperts.backbone"),
+    "training": bench_training.MODULES,
+    "drift": ("drexperts.runtime", "drexperts.export.agreement"),
+    "precision": ("drexperts.model", "drexperts.export.precision", "drexperts.export.to_onnx"),
+    "gpu-model": ("drexperts.model", "drexperts.kernels", "drexperts.export.fold"),
 }
 
 
@@ -72,6 +102,8 @@ def check(path: Path) -> Finding:
     report: Report = {}
     try:
         report = read(path)
+        if lacking := list(content_mistakes(report)):
+            return Finding(path.name, report, 0, lacking)
         found = list(claims(report))
     except ReceiptError as error:
         return Finding(path.name, report, 0, [str(error)])
@@ -107,6 +139,10 @@ def form_mistakes(report: Any) -> Iterator[str]:
             yield f"{field} is missing"
         elif not isinstance(found, kind) or found in ("", {}):
             yield f"{field} is {found!r}"
+        elif field == "kind" and found not in GATES:
+            yield f"kind is {found!r}, whose gates nothing here decides"
+        elif field == "source.modules" and not found:
+            yield "source.modules is [], and no source is spoken of"
         elif field == "schema" and found != SCHEMA:
             yield f"schema is {found}, and {SCHEMA} is what is read here"
         elif field == "source.sha256" and not re.fullmatch("[0-9a-f]{64}", found):
@@ -123,6 +159,29 @@ def _at(node: Any, field: str) -> Any:
     return node
 
 
+def content_mistakes(report: Report) -> Iterator[str]:
+    """What a receipt of its kind lacks: without it, rules and gates hold of nothing."""
+    for field in REQUIRED[_kind(report)]:
+        if any(found in (..., None, "", [], {}) for found in _each(report, field)):
+            yield f"{field} is missing or empty"
+
+
+def _each(node: Any, field: str) -> Iterator[Any]:
+    """A field's values by its path, in every entry of its lists; ... where there is none."""
+    first, _, rest = field.partition("[].")
+    found = _at(node, first)
+    if not rest:
+        yield found
+        return
+    for entry in found if isinstance(found, list) and found else [...]:
+        yield from _each(entry, rest)
+
+
+def _kind(report: Report) -> str:
+    """Of report; that of a trial is what it tries."""
+    return str(report["kind"]).removesuffix("-trial")
+
+
 def gate_faults(report: Report) -> Iterator[str]:
     """Gates that failed and are no known negative results, and the other way round."""
     known = report.get("known_negative", {})
@@ -135,11 +194,20 @@ def gate_faults(report: Report) -> Iterator[str]:
 
 
 def fresh(report: Report) -> bool:
-    """Whether the source that was measured is the one that is here."""
+    """Whether the source that was measured is the one that is here, all of it that counts."""
+    modules = report["source"]["modules"]
     try:
-        return source_hash(*report["source"]["modules"]) == report["source"]["sha256"]
+        same = source_hash(*modules) == report["source"]["sha256"]
     except ModuleNotFoundError:
         return False
+    return same and set(MODULES[_kind(report)]) <= set(modules)
+
+
+def require_this_checkout() -> None:
+    """Raises UserError where an installed drexperts would be hashed in place of this checkout."""
+    found, checkout = Path(provenance.__file__).resolve(), Path(__file__).resolve().parent.parent
+    if not found.is_relative_to(checkout):
+        raise UserError(f"{found} is not of {checkout}: pip install --editable {checkout}")
 
 
 def table(findings: Sequence[Finding]) -> Table:
@@ -171,6 +239,10 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     files = parser.parse_args(given).files or sorted(FOLDER.glob("*.json"))
+    try:
+        require_this_checkout()
+    except UserError as error:
+        sys.exit(str(error))
     findings = [check(path) for path in files]
     console = Console(width=WIDTH)
     console.print(table(findings))

@@ -1,6 +1,7 @@
 """Latency of a bundle's engine, alone or alternately with others in one run, and what it costs."""
 
 import itertools
+import math
 import os
 import random
 import time
@@ -21,7 +22,7 @@ from drexperts.bench_notes import boundaries, warnings
 from drexperts.bench_tables import AGAIN
 from drexperts.cold_start import cold_start
 from drexperts.entrants import ENGINE, Entrants, card, device_of, enter, named
-from drexperts.provenance import gpu_cards, head
+from drexperts.provenance import gpu_cards, head, physical_cores
 from drexperts.runtime.errors import ImageError, UserError
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.onnx_session import OnnxSession
@@ -54,8 +55,21 @@ MODULES = (
     "drexperts.experts",
     "drexperts.backbone",
     "drexperts.kernels",
+    "drexperts.bench",
+    "drexperts.cold_start",
     "drexperts.contenders",
+    "drexperts.entrants",
+    "drexperts.model_parts",
+    "drexperts.profiling",
+    "drexperts.roofline",
+    "drexperts.scenarios",
+    "drexperts.telemetry",
+    "drexperts.timing",
+    "drexperts.export.calibration",
     "drexperts.export.fold",
+    "drexperts.export.int8_products",
+    "drexperts.export.precision",
+    "drexperts.export.sensitivity",
     "drexperts.export.to_onnx",
     "drexperts.runtime.cuda",
     "drexperts.runtime.onnx_providers",
@@ -75,8 +89,9 @@ class Settings:
     others: bundles of the same model, by the names they are to have
     batches: crops in a call; None is 1 and 4, as far as the bundle admits them
     repeats: rounds for each batch
-    threads: of the engine and of PyTorch; None leaves their defaults
-    checkpoint: weights of the baselines; None makes random ones, which cost the same
+    threads: of every engine and of PyTorch; None is one a physical core
+    checkpoint: what the bundle was exported from: the weights of the baselines; None makes random
+        ones, which cost the same
     images: a folder of photographs, of which 100 are used at most; None makes one photograph
     scenarios: of `SCENARIOS`
     p99_bound: seconds, of the server; None is 3 times what an image alone takes
@@ -101,12 +116,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise UserError(f"a measurement needs one repeat at least, got {self.repeats}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"a measurement needs one thread at least, got {self.threads}")
         unknown = sorted(set(self.scenarios) - set(SCENARIOS))
         if unknown:
             raise UserError(f"unknown scenario {', '.join(unknown)}: take {', '.join(SCENARIOS)}")
         for name, value in (("the p99 bound", self.p99_bound), ("seconds", self.seconds)):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} must be above 0, got {value}")
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be above 0 and finite, got {value}")
 
     @property
     def command(self) -> str:
@@ -138,30 +155,51 @@ def bench_bundle(
     engine has a second turn in each, `bench_tables.AGAIN`: how far it is from itself is the noise.
 
     Returns:
-        A JSON-ready report; times in seconds. "left_out" is who cannot run, with the reasons.
+        A JSON-ready report; times in seconds. "left_out" is who cannot run, or computes something
+        else, with the reasons; "agreement" how far their scores are apart, see
+        `contenders.difference`; "gpus_after" the GPUs right after the last round of the last batch.
 
     Raises UserError for what cannot be measured, or does not fit together.
     """
     settings = settings or Settings()
+    # Told to all, for by themselves they take different numbers.
+    threads = physical_cores() if settings.threads is None else settings.threads
     if settings.baselines:
         named(settings.baselines)  # a mistake is told before anything is measured
     images = [photograph()] if settings.images is None else _photographs(settings.images)
-    with runtime.load(bundle, threads=settings.threads) as scorer:
+    with runtime.load(bundle, threads=threads) as scorer:
         pixels = _pixels(scorer, settings.batches)
-        before = gpu_cards()
+        if settings.checkpoint is not None:
+            _check_weights(bundle, scorer, settings.checkpoint, progress)
         progress("cold start in a process of its own")
         largest = max(len(batch) for batch in pixels)
-        report = head("bench", settings.command, MODULES, settings.threads)
+        report = head("bench", settings.command, MODULES, threads)
         report |= {
             "bundle": card(bundle, scorer),
             "weights": "random" if settings.checkpoint is None else sha256_of(settings.checkpoint),
             "boundaries": boundaries(scorer),
-            **cold_start(bundle, largest, settings.threads, _gpu(scorer)),
+            **cold_start(bundle, largest, threads, _gpu(scorer)),
         }
-        report |= _side_by_side(scorer, bundle, pixels, settings, progress)
+        report |= _side_by_side(scorer, bundle, pixels, settings, threads, progress)
         report |= _alone(scorer, images, pixels, settings, progress)
-    report["warnings"] = warnings(report, before, gpu_cards())
+        report["roofline"] = _roofline(scorer, threads)
+        report["profile"] = None
+        if settings.profile:
+            try:
+                report["profile"] = _profile(scorer, images[0], settings.repeats, progress)
+            except UserError as reason:
+                report["left_out"]["profile"] = str(reason)
+    report["warnings"] = warnings(report, report["machine"]["gpus"], report["gpus_after"])
     return report
+
+
+def _check_weights(bundle: Path, scorer: Scorer, checkpoint: Path, progress: Progress) -> None:
+    """Raises UserError for a checkpoint that is not the bundle's."""
+    from drexperts.checkpoint import load_checkpoint
+    from drexperts.export.proof import check_same_weights
+
+    progress("holding the checkpoint against the bundle")
+    check_same_weights(bundle, scorer.manifest, scorer.engine, load_checkpoint(checkpoint))
 
 
 def alternately(
@@ -187,6 +225,7 @@ def _side_by_side(
     bundle: Path,
     pixels: Sequence[NDArray[np.uint8]],
     settings: Settings,
+    threads: int,
     progress: Progress,
 ) -> dict[str, Any]:
     """Everybody who can run, batch by batch."""
@@ -196,13 +235,15 @@ def _side_by_side(
         pixels,
         baselines=settings.baselines,
         others=settings.others,
-        threads=settings.threads,
+        threads=threads,
         checkpoint=settings.checkpoint,
         progress=progress,
     )
     batches = [_batch_times(entrants, batch, settings.repeats, progress) for batch in pixels]
     return {
+        "gpus_after": gpu_cards(),  # first, for a GPU that rests is not throttled
         "against": entrants.against,
+        "agreement": entrants.agreement,
         "noise_floor": batches[0]["ratio"][AGAIN],
         "left_out": entrants.left_out,
         "batches": batches,
@@ -246,8 +287,6 @@ def _alone(
         "engine_gpu": compute,
         **image,
         "scenarios": _scenarios(scorer, images, single_s, settings, progress),
-        "profile": _profile(scorer, images[0], settings, progress),
-        "roofline": _roofline(scorer, settings.threads),
     }
 
 
@@ -300,18 +339,13 @@ def _scenarios(
     return found
 
 
-def _profile(
-    scorer: Scorer, image: bytes, settings: Settings, progress: Progress
-) -> dict[str, Any] | None:
-    if not settings.profile:
-        return None
+def _profile(scorer: Scorer, image: bytes, rounds: int, progress: Progress) -> dict[str, Any]:
     from drexperts.profiling import profile_engine
 
-    rounds = settings.repeats
-    return profile_engine(scorer, batch=1, rounds=rounds, image=image, progress=progress)
+    return profile_engine(scorer, rounds=rounds, image=image, progress=progress)
 
 
-def _roofline(scorer: Scorer, threads: int | None) -> dict[str, Any] | None:
+def _roofline(scorer: Scorer, threads: int) -> dict[str, Any] | None:
     """None without PyTorch, which counts the operations."""
     try:
         from drexperts import roofline
@@ -367,7 +401,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         ("a photograph", bench_tables.image(report)),
         ("scenarios", bench_tables.scenarios(report)),
         ("the server's trials", bench_tables.server_trials(report)),
-        ("where the time goes", bench_tables.parts(report)),
+        ("where the time of an image goes", bench_tables.parts(report)),
+        ("the dearest layers", bench_tables.layers(report)),
         ("what is timed", bench_tables.boundaries(report)),
         ("what it costs", bench_tables.costs(report)),
         ("roofline", bench_tables.roofline(report)),
@@ -380,13 +415,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 
 def _latencies(report: dict[str, Any]) -> Table:
-    headings = ("batch", "", "p50 ms", "p90 ms", "p99 ms", "cv", "crops/s", "times the engine")
+    quantiles = ("p50", "p90", "p95", "p99", "mean")
+    headings = ("batch", "", *(f"{q} ms" for q in quantiles), "cv", "crops/s", "times the engine")
     table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"  # in a narrow terminal nothing is cut
     for entry in report["batches"]:
         for name, times in bench_tables.contenders(entry).items():
-            milliseconds = [bench_tables.milliseconds(times[q]) for q in ("p50", "p90", "p99")]
+            milliseconds = [bench_tables.milliseconds(times[q]) for q in quantiles]
             rate = bench_tables.text(entry["batch"] / times["p50"])
             shown = ratio_text(entry["ratio"].get(name))
             row = [str(entry["batch"]), name, *milliseconds, f"{times['cv']:.0%}", rate, shown]

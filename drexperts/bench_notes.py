@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from drexperts.bench_tables import contenders
+from drexperts.bench_tables import best_trial, contenders, text
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.selection import BACKENDS
 from drexperts.timing import UNSTABLE
@@ -48,12 +48,18 @@ def warnings(report: Mapping[str, Any], before: Cards, after: Cards) -> list[str
 
     before, after: `provenance.gpu_cards` at both ends of the measurement
     """
-    series = _series(report)
-    return [*_unstable(series), *_few(series), *_throttled(before, after)]
+    rounds, queries = _rounds(report), _queries(report)
+    return [
+        *_server(report),
+        *_unstable(rounds | queries | _verdict(report)),
+        *_few(rounds, "samples", f"--repeats {ENOUGH}"),
+        *_few(queries, "queries", "more --seconds"),
+        *_throttled(before, after),
+    ]
 
 
-def _series(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """All statistics of latencies, by what they are of."""
+def _rounds(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Statistics of what is repeated as often as was asked for, by what they are of."""
     entries = [(e, "") for e in report["batches"]]
     entries += [(e, " engine_gpu") for e in report["engine_gpu"]]
     found = {
@@ -61,7 +67,26 @@ def _series(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         for entry, boundary in entries
         for name, times in contenders(entry).items()
     }
-    return found | {"image_e2e": report["image"]["image_e2e"]}
+    return found | {name: report["image"][name] for name in ("preprocess", "image_e2e")}
+
+
+def _queries(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Statistics of a scenario's queries, as many as its time allowed."""
+    streams = ("single_stream", "multi_stream")
+    return {name: report["scenarios"][name] for name in streams if name in report["scenarios"]}
+
+
+def _verdict(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Statistics of the trial that the server's verdict rests on; its note speaks of its count."""
+    server = report["scenarios"].get("server")
+    best = None if server is None else best_trial(server)
+    return {} if best is None else {f"server at {text(best['rate'])}/s": best["latency"]}
+
+
+def _server(report: Mapping[str, Any]) -> Iterator[str]:
+    server = report["scenarios"].get("server")
+    if server is not None and server["note"] is not None:
+        yield f"server: {server['note']}"
 
 
 def _unstable(series: Series) -> Iterator[str]:
@@ -75,11 +100,14 @@ def _unstable(series: Series) -> Iterator[str]:
         )
 
 
-def _few(series: Series) -> Iterator[str]:
-    fewest = min(len(times["samples"]) for times in series.values())
-    if fewest < ENOUGH:
+def _few(series: Series, kind: str, remedy: str) -> Iterator[str]:
+    counts = {name: len(times["samples"]) for name, times in series.items()}
+    few = [name for name, count in counts.items() if count < ENOUGH]
+    if few:
+        fewest = min(counts.values())
+        named = "" if len(few) == len(series) else f", of {', '.join(few)},"
         yield (
-            f"p99 of {fewest} samples is little more than the slowest: --repeats {ENOUGH} for one "
+            f"p99 of {fewest} {kind}{named} is little more than the slowest: {remedy} for one "
             "that says something"
         )
 

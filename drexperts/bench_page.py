@@ -11,6 +11,10 @@ from drexperts.page import STYLE, Table, document, html_table
 
 Report = Mapping[str, Any]
 
+# Trials of the server.
+_ANSWERED = "every image answered"
+_STOPPED = "stopped early, of what was answered"
+
 _STYLE = (
     STYLE
     + """
@@ -58,6 +62,7 @@ def page(report: Report) -> str:
         *_cost(report),
         *_tables("What is timed", tables.boundaries(report), tables.image(report)),
         *_tables("Start, memory, size, energy", tables.costs(report)),
+        *_tables("Agreement", tables.agreement(report)),
         *_tables("Left out", tables.left_out(report)),
         *_tables("Where this is from", tables.machine(report)),
     ]
@@ -152,12 +157,16 @@ def _scenarios(report: Report) -> Iterator[str]:
     yield html_table(table)
     server = report["scenarios"].get("server")
     if server is not None and server["trials"]:
-        yield f"<h3>Server</h3><p>{escape(server['note'] or '')}</p>"
+        yield "<h3>Server</h3>"
         yield _beside(_server(server), tables.server_trials(report))
 
 
 def _server(server: Mapping[str, Any]) -> str:
-    points = sorted((trial["rate"], 1e3 * trial["p99"]) for trial in server["trials"])
+    points: dict[str, list[tuple[float, float]]] = {_ANSWERED: [], _STOPPED: []}
+    for trial in sorted(server["trials"], key=lambda trial: trial["rate"]):
+        name = _STOPPED if tables.stopped_early(trial) else _ANSWERED
+        points[name].append((trial["rate"], 1e3 * trial["p99"]))
+    kept = {name: line for name, line in points.items() if line}
     bound = 1e3 * server["bound_s"]
     words = charts.Words(
         "p99 latency against the rate of arrivals",
@@ -165,7 +174,7 @@ def _server(server: Mapping[str, Any]) -> str:
         "p99 in ms, logarithmic",
         f"bound {charts.number(bound)} ms",
     )
-    return charts.curves({"engine": points}, words, bound, logarithmic=True)
+    return charts.curves(kept, words, bound, logarithmic=True) + _legend(kept)
 
 
 def _roofline(report: Report) -> Iterator[str]:
@@ -189,10 +198,10 @@ def _cost(report: Report) -> Iterator[str]:
     if profile is None:
         return
     parts = {part["part"]: part["seconds"] for part in profile["parts"]}
-    label = f"time by part, batch {profile['batch']}"
-    yield "<h2>Cost by part</h2>"
+    yield "<h2>Cost of an image by part</h2>"
     yield f'<p class="note">{escape(profile["note"])}</p>'
-    bar = charts.shares(parts, COLOURS, label) + charts.legend({n: COLOURS[n] for n in parts})
+    bar = charts.shares(parts, COLOURS, "time by part of one image")
+    bar += charts.legend({name: COLOURS[name] for name in parts})
     yield _beside(bar, tables.parts(report))
     yield '<div class="scroll flame" tabindex="0" role="region" aria-label="cost by layer">'
     yield f"{flame(profile)}</div>"

@@ -81,9 +81,10 @@ def markdown(report: Report) -> str:
         *_section("Throughput", tables.throughput(report)),
         *_section("Scenarios", tables.scenarios(report), tables.server_trials(report)),
         *_section("Roofline", tables.roofline(report)),
-        *_section("Cost by part", tables.parts(report), tables.layers(report)),
+        *_section("Cost of an image by part", tables.parts(report), tables.layers(report)),
         *_section("What is timed", tables.boundaries(report), tables.image(report)),
         *_section("Start, memory, size, energy", tables.costs(report)),
+        *_section("Agreement", tables.agreement(report)),
         *_section("Left out", tables.left_out(report)),
         *_section("Where this is from", tables.machine(report)),
     ]

@@ -3,7 +3,7 @@
 What a report does not have makes no row, or a "-".
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from drexperts.page import Table
@@ -13,6 +13,8 @@ Report = Mapping[str, Any]
 
 AGAIN = "engine again"  # the engine's second turn in a round: the noise floor, and no contender
 CALLS = ("p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "cv")
+_NO_CALLS = ("-",) * len(CALLS)
+_DIGITS = 12  # of an engine's SHA-256, as many as tell files apart
 _UNNAMED = "an unnamed CPU"
 _LAYERS = 20  # of the slowest, in a table
 
@@ -111,37 +113,33 @@ def scenarios(report: Report) -> Table:
         if (measured := found.get(name)) is not None
         for row in [row_of(measured)]
     ]
-    return Table(("scenario", "images/s", "p50 ms", "p90 ms", "p99 ms"), rows)
+    return Table(("scenario", "images/s", *CALLS), rows)
 
 
 def _single_stream(times: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("single-stream: one image after another", *_stream(times, 1))
+    return ("single-stream: one image after another", text(1 / times["mean"]), *calls(times))
 
 
 def _multi_stream(times: Mapping[str, Any]) -> tuple[str, ...]:
     images = times["images_per_query"]
-    return (f"multi-stream: {images} images a query", *_stream(times, images))
-
-
-def _stream(times: Mapping[str, Any], images: int) -> tuple[str, ...]:
-    quantiles = (milliseconds(times[name]) for name in ("p50", "p90", "p99"))
-    return (text(images / times["mean"]), *quantiles)
+    return (f"multi-stream: {images} images a query", text(images / times["mean"]), *calls(times))
 
 
 def _server(found: Mapping[str, Any]) -> tuple[str, ...]:
-    met = [trial["p99"] for trial in found["trials"] if trial["met"]]
+    best = best_trial(found)
     name = f"server: Poisson arrivals, p99 within {milliseconds(found['bound_s'])} ms"
-    return (name, text(found["images_per_s"]), "-", "-", milliseconds(max(met, default=None)))
+    times = _NO_CALLS if best is None else calls(best["latency"])
+    return (name, text(found["images_per_s"]), *times)
+
+
+def best_trial(server: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The trial whose rate is the verdict; None where no rate met the bound."""
+    rate = server["images_per_s"]
+    return next((trial for trial in server["trials"] if trial["rate"] == rate), None)
 
 
 def _offline(found: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        f"offline: {found['images']} images at once",
-        text(found["images_per_s"]),
-        "-",
-        "-",
-        "-",
-    )
+    return (f"offline: {found['images']} images at once", text(found["images_per_s"]), *_NO_CALLS)
 
 
 _SCENARIOS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
@@ -153,23 +151,31 @@ _SCENARIOS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
 
 
 def server_trials(report: Report) -> Table:
-    """The rates that were tried in the scenario `server`."""
+    """The rates that were tried in the scenario `server`.
+
+    Of a trial that was stopped early the latency is that of what was answered.
+    """
     found = report["scenarios"].get("server")
     trials = [] if found is None else sorted(found["trials"], key=lambda trial: trial["rate"])
     rows = [
         (
             text(trial["rate"]),
-            str(trial["queries"]),
-            milliseconds(trial["p99"]),
-            "yes" if trial["met"] else "no",
+            f"{trial['queries']} of {trial['planned']}",
+            *calls(trial["latency"]),
+            "yes" if trial["met"] else "no" + ", stopped early" * stopped_early(trial),
         )
         for trial in trials
     ]
-    return Table(("images/s asked for", "queries", "p99 ms", "within the bound"), rows)
+    return Table(("images/s asked for", "answered", *CALLS, "within the bound"), rows)
+
+
+def stopped_early(trial: Mapping[str, Any]) -> bool:
+    """Whether a trial of the server ended before everything was answered."""
+    return bool(trial["queries"] < trial["planned"])
 
 
 def parts(report: Report) -> Table:
-    """Where the time goes, by part."""
+    """Where the time of one image goes, by part."""
     profile = report.get("profile")
     if profile is None:
         return Table((), [])
@@ -236,14 +242,13 @@ def costs(report: Report) -> Table:
     memory, energy, bundle = report["memory"], report["energy"], report["bundle"]
     rows = [
         ("import of the runtime", _with_unit(cold.get("import_s"), 1, "s")),
-        ("load", _with_unit(cold.get("load_s"), 1, "s")),
+        ("load, page cache warm", _with_unit(cold.get("load_s"), 1, "s")),
         ("first inference", _with_unit(cold.get("first_inference_s"), 1, "s")),
         ("memory after it", _with_unit(cold.get("resident_bytes"), 2**20, "MiB")),
         ("peak memory until then", _with_unit(cold.get("peak_bytes"), 2**20, "MiB")),
         ("peak memory, largest batch", _with_unit(memory["host_peak_bytes"], 2**20, "MiB")),
         ("peak memory on the device", _with_unit(memory["device_peak_bytes"], 2**20, "MiB")),
         ("file of the engine", _with_unit(bundle["bytes"], 2**20, "MiB")),
-        ("build", _with_unit(bundle["build_seconds"], 1, "s")),
         ("energy of an image", _energy(energy)),
     ]
     return Table((), rows)
@@ -258,9 +263,15 @@ def _with_unit(value: float | None, unit: float, name: str) -> str:
     return "-" if value is None else f"{text(value, unit)} {name}"
 
 
+def agreement(report: Report) -> Table:
+    """How far the scores of forms of the model are from those of the reduced one in PyTorch."""
+    rows = [(name, f"{apart:.1e}") for name, apart in report.get("agreement", {}).items()]
+    return Table(("contender", "scores apart from eager-reduced, relative"), rows)
+
+
 def left_out(report: Report) -> Table:
-    """Contenders that cannot run here, and why."""
-    return Table(("contender", "why it is left out"), list(report["left_out"].items()))
+    """What cannot run here, and why."""
+    return Table(("what", "why it is left out"), list(report["left_out"].items()))
 
 
 def machine(report: Report) -> Table:
@@ -270,10 +281,11 @@ def machine(report: Report) -> Table:
         ("engine", _engine(bundle)),
         ("session", bundle["session"]),
         *((name, _engine(other)) for name, other in report.get("against", {}).items()),
-        ("weights", report["weights"]),
+        ("baselines' weights", report["weights"]),
         ("CPU", f"{card['cpu'] or _UNNAMED}, {card['cores']} cores"),
         ("threads", "the default" if card["threads"] is None else str(card["threads"])),
-        *((f"GPU {i}", _pairs(gpu)) for i, gpu in enumerate(card["gpus"])),
+        *_gpus("", card["gpus"]),
+        *_gpus(" after the last round", report.get("gpus_after", ())),
         ("system", card["system"]),
         ("Python", card["python"]),
         ("versions", _pairs(card["versions"])),
@@ -285,8 +297,14 @@ def machine(report: Report) -> Table:
     return Table((), rows)
 
 
+def _gpus(when: str, cards: Iterable[Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    for i, card in enumerate(cards):
+        yield f"GPU {i}{when}", _pairs(card)
+
+
 def _engine(card: Mapping[str, Any]) -> str:
-    return f"{card['engine']}: {card['backend']}, {card['precision']}"
+    digest = f", SHA-256 {card['sha256'][:_DIGITS]}" if "sha256" in card else ""
+    return f"{card['engine']}: {card['backend']}, {card['precision']}{digest}"
 
 
 def _pairs(values: Mapping[str, str]) -> str:
@@ -294,13 +312,19 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 
 def noise_floor(report: Report) -> str:
-    """A sentence."""
-    floor = report.get("noise_floor")
-    if floor is None:
+    """What a ratio must leave to say something, for each batch; a sentence or two."""
+    floors = [
+        (ratio_text(entry["ratio"][AGAIN]), f"with batch {entry['batch']}")
+        for entry in report["batches"]
+        if AGAIN in entry["ratio"]
+    ]
+    if not floors:
         return "The noise floor was not measured."
+    (first, batch), *others = floors
+    shown = ", ".join([f"{first} times as slow {batch}", *map(" ".join, others)])
     return (
-        f"Noise floor: the engine against itself, in the same rounds, is {ratio_text(floor)} "
-        "times as slow. A ratio within that range says nothing."
+        f"Noise floor: the engine against itself, in the same rounds, is {shown}. A ratio within "
+        "the range of its batch says nothing."
     )
 
 

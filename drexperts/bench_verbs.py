@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from drexperts.verbs import Parser, Verbs
 
 _EVERY = ("single_stream", "multi_stream", "server", "offline")
+# Options that --train does not take.
+_OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
 _DESCRIPTION = (
     "Latency of a bundle's engine, alone or alternately with baselines in one run, or with --train "
     "the cost of a training step. A full-size bundle on a CPU takes about a minute as it is; each "
@@ -27,9 +29,16 @@ def add_bench_verb(verbs: "Verbs") -> None:
     verb.add_argument("--batch", type=_sizes, metavar="1,4", help="batch sizes")
     verb.add_argument("--repeats", type=int, metavar="N", help="rounds; 15, of --train 9")
     verb.add_argument("--threads", type=int, metavar="N")
-    verb.add_argument("--checkpoint", type=Path, help="the weights of the baselines")
     verb.add_argument(
-        "--out", type=Path, metavar="DIR", help="the report: JSON, raw times, Markdown, a page"
+        "--checkpoint",
+        type=Path,
+        help="the weights of the baselines: what the bundle was exported from",
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the report: JSON, raw times, Markdown, a page; of --train JSON alone",
     )
     _add_bundle_options(verb)
     _add_training_options(verb)
@@ -89,10 +98,47 @@ def _bench(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.runtime.errors import UserError
 
     if arguments.train:
-        return _bench_training(arguments, screen)
-    if arguments.bundle is None:
+        _check_training(arguments)
+    elif arguments.bundle is None:
         raise UserError("name a bundle to measure, or --train for a step of training")
+    if arguments.out is not None:
+        _check_writable(arguments.out)
+    if arguments.train:
+        return _bench_training(arguments, screen)
     return _bench_bundle(arguments, screen)
+
+
+def _check_training(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what a step of training does not take."""
+    from drexperts.runtime.errors import UserError
+
+    values = {name: getattr(arguments, name) for name in _OF_BUNDLES}
+    # A zero is given, too.
+    named = [name for name, value in values.items() if value or type(value) is float]
+    given = [f"--{name.replace('_', '-')}" for name in named]
+    given += ["BUNDLE"] * (arguments.bundle is not None)
+    if given:
+        raise UserError(f"--train measures no bundle: leave out {', '.join(given)}")
+    if arguments.repeats is not None and arguments.repeats < 1:
+        raise UserError(f"a measurement needs one repeat at least, got {arguments.repeats}")
+    if arguments.batch is not None and len(arguments.batch) > 1:
+        raise UserError("--train measures one batch size: name one with --batch")
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder and write into it. Raises UserError, before anything is measured in vain."""
+    from tempfile import TemporaryFile
+
+    from drexperts.runtime.errors import UserError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise UserError(
+            f"cannot write into {folder} ({cause.strerror}): name another folder with --out"
+        ) from cause
 
 
 def _bench_bundle(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
@@ -132,7 +178,7 @@ def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         report = bench_training(
             presets[arguments.preset](),
             batch=(arguments.batch or (4,))[0],
-            rounds=arguments.repeats or ROUNDS,
+            rounds=ROUNDS if arguments.repeats is None else arguments.repeats,
             amp=arguments.amp,
             threads=arguments.threads,
             checkpoint=arguments.checkpoint,

@@ -10,35 +10,51 @@ import time
 from pathlib import Path
 from typing import Any
 
+_REFUSED = 3  # the status of a process that ends with a UserError; Python itself takes 1 and 2
 
-def cold_start(bundle: Path, batch: int, threads: int | None, gpu: str | None) -> dict[str, Any]:
+
+def cold_start(bundle: Path, batch: int, threads: int, gpu: str | None) -> dict[str, Any]:
     """Measure a process of its own.
 
     Args:
         batch: crops of the call that the peaks of "memory" include.
-        threads: of the engine; None leaves its default.
+        threads: of the engine.
         gpu: index or UUID of the GPU that it runs on; None for the CPU.
 
     Returns:
         "cold_start": seconds of import, load and the first call, of one crop, and bytes resident
-        and at most until then. "memory": the most bytes of the process after a call of `batch`
-        crops, and of the GPU.
+        and at most until then, None where the platform does not say. Files come from the page
+        cache where this process has read them before: a load from a cold disk takes longer.
+        "memory": the most bytes of the process after a call of `batch` crops, and of the GPU.
 
-    Raises UserError for what `runtime.load` refuses.
+    Raises:
+        UserError: what `runtime.load` refuses, and a process that a signal ended.
+        InternalError: another failure of the process.
     """
-    arguments = [str(bundle), str(batch), str(threads or ""), gpu or ""]
+    arguments = [str(bundle), str(batch), str(threads), gpu or ""]
     command = [sys.executable, "-P", "-m", __name__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        from drexperts.runtime.errors import UserError  # not before the clock runs
-
-        # The last line of a traceback: the class of the error, then what to do.
-        raise UserError(done.stderr.strip().splitlines()[-1].partition(": ")[2])
+        raise _failure(done)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
-def _measured(bundle: str, batch: int, threads: int | None, gpu: str | None) -> dict[str, Any]:
+def _failure(done: "subprocess.CompletedProcess[str]") -> Exception:
+    from drexperts.runtime.errors import InternalError, UserError  # not before the clock runs
+
+    if done.returncode == _REFUSED:
+        return UserError(json.loads(done.stdout.splitlines()[-1])["error"])
+    if done.returncode < 0 or not done.stderr.strip():
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        return UserError(
+            f"the process that measures the start was ended by {how}, most likely for want of "
+            "memory: close other programs, or ask for smaller batches"
+        )
+    return InternalError(f"measuring the start failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def _measured(bundle: str, batch: int, threads: int, gpu: str | None) -> dict[str, Any]:
     start = time.perf_counter()
     from drexperts import runtime
 
@@ -50,8 +66,9 @@ def _measured(bundle: str, batch: int, threads: int | None, gpu: str | None) -> 
     size = scorer.manifest.preprocessing.crop
     scorer.session.run(np.zeros((1, 3, size, size), np.uint8))
     first = time.perf_counter()
-    resident, peak = _memory("VmRSS"), _memory("VmHWM")
-    from drexperts.telemetry import SMI_PERIOD, Window
+    from drexperts.telemetry import SMI_PERIOD, Window, host_peak_bytes
+
+    resident, peak = _resident_bytes(), host_peak_bytes()
 
     with Window(gpu) as window:
         scorer.session.run(np.zeros((batch, 3, size, size), np.uint8))
@@ -67,13 +84,26 @@ def _measured(bundle: str, batch: int, threads: int | None, gpu: str | None) -> 
     return {"cold_start": cold, "memory": window.memory()}
 
 
-def _memory(name: str) -> int:
-    """Bytes, of a line of this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (found,) = (line for line in lines if line.startswith(name + ":"))
-    return 1024 * int(found.split()[1])
+def _resident_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """Of this process; None where the platform does not say."""
+    lines = status.read_text().splitlines() if status.is_file() else []
+    found = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def _main(bundle: str, batch: str, threads: str, gpu: str) -> int:
+    """Prints what was measured, or the user's error; ends with the status."""
+    try:
+        print(json.dumps(_measured(bundle, int(batch), int(threads), gpu or None)))
+    except Exception as error:
+        from drexperts.runtime.errors import UserError  # not before the clock runs
+
+        if not isinstance(error, UserError):
+            raise
+        print(json.dumps({"error": str(error)}))
+        return _REFUSED
+    return 0
 
 
 if __name__ == "__main__":
-    bundle, batch, threads, gpu = sys.argv[1:]
-    print(json.dumps(_measured(bundle, int(batch), int(threads or 0) or None, gpu or None)))
+    sys.exit(_main(*sys.argv[1:]))

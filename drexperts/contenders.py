@@ -34,6 +34,10 @@ from drexperts.runtime.onnx_session import OnnxSession
 Pixels = NDArray[np.uint8]
 Contender = Callable[[Pixels], object]
 
+# Forms of the bundle's model, which compute the same.
+FORMS = ("eager-dense", "eager-reduced", "compile", "aotinductor", "onnx-dense")
+# Between their scores, of the larger magnitude; on a GPU PyTorch convolves in TF32.
+ALIKE = {"cpu": 1e-3, "cuda": 1e-2}
 PYIQA = "pyiqa:"  # before the name of one of its metrics
 
 
@@ -44,7 +48,7 @@ class Subject:
     checkpoint: None makes random weights, which cost the same
     crop: side of the pixels
     max_batch: the largest batch they are called with
-    threads: of ONNX Runtime; None leaves its default. PyTorch's are set for the process.
+    threads: of ONNX Runtime; PyTorch's are set for the process
     device: "cpu" or "cuda"
     """
 
@@ -52,7 +56,7 @@ class Subject:
     checkpoint: Path | None
     crop: int
     max_batch: int
-    threads: int | None
+    threads: int
     device: str
 
     @functools.cached_property
@@ -66,6 +70,11 @@ class Subject:
             )
         return model.to(self.device)
 
+    @functools.cached_property
+    def released(self) -> DRExperts:
+        """The same with prompts that are encoded on each call, where they are."""
+        return released(self.model)
+
 
 def build(name: str, subject: Subject) -> Contender:
     """A contender, ready but for what its first call brings.
@@ -76,6 +85,18 @@ def build(name: str, subject: Subject) -> Contender:
     if name.startswith(PYIQA):
         return incumbent(name.removeprefix(PYIQA), subject)
     return CONTENDERS[name](subject)
+
+
+def difference(name: str, contender: Contender, subject: Subject, pixels: Pixels) -> float:
+    """How far a contender's scores are from those of the reduced form in PyTorch.
+
+    Weights are the same, and so are the prompts. Of the larger magnitude.
+    """
+    model = subject.released if name == "eager-dense" else subject.model
+    wanted: Any = _called(_Form(model, dense=False), subject)(pixels)
+    found: Any = contender(pixels)
+    scores = np.stack([found["score"], wanted["score"]])
+    return float(np.abs(scores[0] - scores[1]).max() / np.abs(scores).max())
 
 
 def baseline_model(config: DRExpertsConfig, checkpoint: Path | None) -> DRExperts:
@@ -111,7 +132,7 @@ class _Form(nn.Module):
 
 def eager_dense(subject: Subject) -> Contender:
     """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call."""
-    return _called(_Form(released(subject.model), dense=True), subject)
+    return _called(_Form(subject.released, dense=True), subject)
 
 
 def eager_reduced(subject: Subject) -> Contender:

@@ -1,6 +1,8 @@
 """Who is timed beside an engine, and who is not and why: other engines, other bundles, contenders
 of PyTorch and of plain exports."""
 
+import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from drexperts import runtime
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import Engine, read_manifest
+from drexperts.runtime.preprocess import crops_from_image, decode
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -21,7 +24,7 @@ from drexperts.runtime.selection import (
     parse_device,
     why_no_driver,
 )
-from drexperts.timing import Progress
+from drexperts.timing import Progress, photograph
 
 if TYPE_CHECKING:
     from drexperts.contenders import Subject
@@ -43,12 +46,15 @@ class Entrants:
     running: the engine first
     against: of other engines, what `card` says
     left_out: the reasons
+    agreement: of forms of the model, and of the engine where its checkpoint is there, how far their
+        scores are from those of the reduced form in PyTorch, of the larger magnitude
     """
 
     batches: Sequence[Pixels]
     running: dict[str, Contender]
     against: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
 
     def admit(self, name: str, make: Callable[[], Contender]) -> bool:
         """Admit whoever can be made and run; else keep the reason."""
@@ -70,7 +76,7 @@ def enter(
     *,
     baselines: Sequence[str],
     others: Mapping[str, Path],
-    threads: int | None,
+    threads: int,
     checkpoint: Path | None,
     progress: Progress,
 ) -> Entrants:
@@ -80,7 +86,8 @@ def enter(
         scorer: of the bundle's engine that is measured.
         baselines: see `named`.
         others: bundles of the same model, by the names they are to have.
-        checkpoint: the weights of PyTorch's contenders; None makes random ones.
+        threads: of every engine and of PyTorch, whose are set for this process.
+        checkpoint: the weights of the forms of the model, the bundle's own; None makes random ones.
 
     Raises UserError for a bundle or a checkpoint that does not fit, and for an unknown baseline.
     """
@@ -96,7 +103,7 @@ def enter(
         if name in GPU_ENGINES:
             _explain_absence(entrants, scorer, name)
     contenders = [name for name in asked if name not in GPU_ENGINES]
-    if contenders:
+    if contenders or checkpoint is not None:
         _enter_contenders(entrants, scorer, contenders, threads, checkpoint, progress)
     return entrants
 
@@ -134,11 +141,11 @@ def card(bundle: Path, scorer: Scorer) -> dict[str, Any]:
     return {
         "preset": scorer.manifest.preset,
         "engine": engine.file,
+        "sha256": engine.sha256,
         "backend": engine.backend,
         "precision": engine.precision,
         "session": scorer.session.description,
         "bytes": (bundle / engine.file).stat().st_size,
-        "build_seconds": None,  # a bundle does not say
     }
 
 
@@ -147,9 +154,7 @@ def device_of(scorer: Scorer) -> str:
     return BACKENDS[scorer.engine.backend].device
 
 
-def _enter_bundle(
-    entrants: Entrants, scorer: Scorer, name: str, other: Path, threads: int | None
-) -> None:
+def _enter_bundle(entrants: Entrants, scorer: Scorer, name: str, other: Path, threads: int) -> None:
     """Raises UserError: who names a bundle wants it in the run."""
     found = runtime.load(other, threads=threads)
     ours, theirs = scorer.manifest, found.manifest
@@ -175,7 +180,7 @@ def _enter_engine(
     bundle: Path,
     name: str,
     engine: Engine,
-    threads: int | None,
+    threads: int,
 ) -> None:
     opened: list[Scorer] = []
 
@@ -199,26 +204,53 @@ def _enter_contenders(
     entrants: Entrants,
     scorer: Scorer,
     names: Sequence[str],
-    threads: int | None,
+    threads: int,
     checkpoint: Path | None,
     progress: Progress,
 ) -> None:
     import torch
 
-    from drexperts.contenders import build
+    from drexperts.contenders import FORMS, build, difference
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     subject = _subject(scorer, entrants.batches, threads, checkpoint)
+    pixels = _photographed(scorer, entrants.batches[0])
+
+    def make(name: str) -> Contender:
+        contender = build(name, subject)
+        if name in FORMS:
+            _hold(entrants, name, difference(name, contender, subject, pixels), subject.device)
+        return contender
+
     if checkpoint is not None:
-        _ = subject.model  # a file that does not fit is a mistake, and not a contender left out
+        run = entrants.running[ENGINE]
+        entrants.agreement[ENGINE] = difference(ENGINE, run, subject, pixels)
     for name in names:
         progress(f"building {name}")
-        entrants.admit(name, lambda name=name: build(name, subject))  # type: ignore[misc]
+        entrants.admit(name, functools.partial(make, name))
+
+
+def _hold(entrants: Entrants, name: str, apart: float, device: str) -> None:
+    """Raises UserError for a contender that computes something else: its time says nothing."""
+    from drexperts.contenders import ALIKE
+
+    if math.isfinite(apart):
+        entrants.agreement[name] = apart
+    if not apart <= ALIKE[device]:
+        raise UserError(
+            f"its scores are {apart:.1e} from those of the reduced form in PyTorch, more than "
+            f"{ALIKE[device]:.0e}: it computes something else"
+        )
+
+
+def _photographed(scorer: Scorer, like: Pixels) -> Pixels:
+    """Crops of a photograph, again and again, in the shape of a batch that contenders know."""
+    spec = scorer.manifest.preprocessing
+    return np.resize(crops_from_image(decode(photograph()), spec).pixels, like.shape)
 
 
 def _subject(
-    scorer: Scorer, batches: Sequence[Pixels], threads: int | None, checkpoint: Path | None
+    scorer: Scorer, batches: Sequence[Pixels], threads: int, checkpoint: Path | None
 ) -> "Subject":
     from drexperts.config import DRExpertsConfig
     from drexperts.contenders import Subject

@@ -19,7 +19,7 @@ _PADDING = 5
 _LINE = 11  # what a line of text takes across
 _NARROWEST = 4  # a narrower box is drawn together with its narrow neighbours
 _KEY = (270, 24)  # width and height of an entry
-_KEY_TOP = _TOPS[-1] + 12
+_KEY_ABOVE = 12  # px between the boxes and the key
 _KEY_COLUMNS = _WIDTH // _KEY[0]
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; grey for what is no part.
@@ -48,8 +48,9 @@ class Box(NamedTuple):
 def flame(profile: dict[str, Any]) -> str:
     """A profile of `profiling.profile_engine` as SVG, for a page or a file of its own."""
     whole = _whole(profile)
-    key = _key(profile)
-    height = _KEY_TOP + _KEY[1] * math.ceil(len(key) / _KEY_COLUMNS)
+    key_top = _TOPS[_rows(whole)] + _KEY_ABOVE
+    key = _key(profile, key_top)
+    height = key_top + _KEY[1] * math.ceil(len(key) / _KEY_COLUMNS)
     drawn = _drawn(whole, 0.0, float(_WIDTH), 0, whole.seconds)
     label = escape(f"where the time of an image goes: {_shown(whole.seconds, whole.seconds)}")
     return (
@@ -74,6 +75,11 @@ def _whole(profile: dict[str, Any]) -> Box:
     )
     label = f"one image, {1e3 * profile['total_s']:.4g} ms"
     return Box(label, sum(part.seconds for part in parts), _WHOLE, inside=parts)
+
+
+def _rows(box: Box) -> int:
+    """How many there are from a box down to the last that it is made of."""
+    return 1 + max(map(_rows, box.inside), default=0)
 
 
 def _operators(profile: dict[str, Any], part: str) -> tuple[Box, ...]:
@@ -165,12 +171,12 @@ def _paler(colour: str, share: float) -> str:
     return "#" + "".join(f"{round(c + share * (255 - c)):02x}" for c in channels)
 
 
-def _key(profile: dict[str, Any]) -> list[str]:
-    """Each part with its time, in rows below the boxes."""
+def _key(profile: dict[str, Any], highest: float) -> list[str]:
+    """Each part with its time, in rows from `highest` on, px."""
     entries = []
     for place, each in enumerate(profile["parts"]):
         left = _KEY[0] * (place % _KEY_COLUMNS)
-        top = _KEY_TOP + _KEY[1] * (place // _KEY_COLUMNS)
+        top = highest + _KEY[1] * (place // _KEY_COLUMNS)
         colour = _paler(COLOURS[each["part"]], _PALER[1])
         text = f"{each['part']}: {_shown(each['seconds'], profile['total_s'])}"
         entries.append(

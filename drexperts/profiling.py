@@ -1,6 +1,7 @@
 """Where the time of a score goes: decoding, cropping, the parts of the model, its layers.
 
-Everything is in seconds for one image: it is decoded and cropped, and the engine runs once.
+Everything is in seconds for one whole image: it is decoded and cropped, and the engine runs as
+often as its crops need.
 """
 
 import importlib
@@ -14,9 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from drexperts.model_parts import (
     CONTROLLER,
@@ -42,7 +40,6 @@ DECODE, CROP, BETWEEN = "decode", "crop", "between kernels"
 PARTS = (DECODE, CROP, PREPARE, ENCODER, CONTROLLER, HEAD, OTHER, BETWEEN)
 
 _WARM_UP = 2  # calls before any is counted
-_SHOWN = 10  # layers in the table
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _NAME = re.compile(r"[\w./:-]+")
 
@@ -61,10 +58,9 @@ class _EngineTimes(NamedTuple):
     plain: NDArray[np.float64]
     note: str
 
-    @property
-    def layers(self) -> list[dict[str, Any]]:
-        """The dearest first."""
-        spent = np.median(self.by_layer, axis=0).tolist()
+    def layers(self, calls: float) -> list[dict[str, Any]]:
+        """The dearest first, each in the seconds of so many calls."""
+        spent = (calls * np.median(self.by_layer, axis=0)).tolist()
         layers = [
             {"name": node.layer, "node": node.node, "op": node.op, "part": node.part, "seconds": s}
             for node, s in zip(self.nodes, spent, strict=True)
@@ -82,62 +78,53 @@ class _EngineTimes(NamedTuple):
 
 
 def profile_engine(
-    scorer: Scorer,
-    *,
-    batch: int,
-    rounds: int,
-    image: bytes,
-    progress: Progress = lambda _: None,
+    scorer: Scorer, *, rounds: int, image: bytes, progress: Progress = lambda _: None
 ) -> dict[str, Any]:
-    """Where the time goes.
+    """Where the time of one image goes.
 
     Args:
-        batch: crops in the engine's call.
         rounds: calls of which the medians are taken.
         image: the bytes of a file, to decode and crop.
 
     Returns:
-        Seconds, JSON-ready: "total_s", whose sum the "parts" are (`PARTS`, in that order), the
-        "layers" of the engine from the dearest on, and in "note" what was measured and how.
-        "other" is what serves several parts of the model or cannot be told; "between kernels" the
-        rest of the engine's call.
+        JSON-ready: "batch", the crops of a call of the engine, which are the image's as far as the
+        scorer puts them together; "calls", how many such calls the image's "crops" need, a smaller
+        last one by its share. In seconds of the whole image: "total_s", whose sum the "parts" are
+        (`PARTS`, in that order), and the "layers" of the engine from the dearest on. "note" says
+        what was measured and how. "other" is what serves several parts of the model or cannot be
+        told; "between kernels" the rest of the engine's calls.
 
     Raises:
-        UserError: of a batch or rounds that cannot be, or a provider that does not tell its times.
+        UserError: of rounds that cannot be, or a provider that does not tell its times.
         MissingDependencyError: without onnx.
     """
-    _check(scorer, batch, rounds)
+    if rounds < 1:
+        raise UserError(f"a profile takes one round at least, got {rounds}")
     progress("profile: decoding and cropping")
     image_times, crops = _image_times(scorer, image, rounds)
     progress("profile: the engine's layers")
-    size = scorer.manifest.preprocessing.crop
+    batch, size = min(crops, scorer.batch), scorer.manifest.preprocessing.crop
+    calls = crops / batch
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
     engine = _engine_times(scorer, pixels, rounds)
-    layers = engine.layers
-    parts = dict.fromkeys(PARTS, 0.0) | image_times | {BETWEEN: engine.between}
+    layers = engine.layers(calls)
+    parts = dict.fromkeys(PARTS, 0.0) | image_times | {BETWEEN: calls * engine.between}
     for layer in layers:
         parts[layer["part"]] += layer["seconds"]
     return {
         "batch": batch,
+        "crops": crops,
+        "calls": calls,
         "backend": scorer.engine.backend,
         "total_s": sum(parts.values()),
         "parts": [{"part": part, "seconds": spent} for part, spent in parts.items()],
         "layers": layers,
         "slowdown": engine.slowdown,
-        "note": f"Seconds for one image: decoding and cropping it ({crops} crops), and one call of "
-        f"the engine with {batch} crops; medians of {rounds} rounds. With the profiler a call "
-        f"takes {engine.slowdown:.2f} times as long as without, and nothing is scaled. "
-        f"{engine.note}",
+        "note": f"Seconds for one whole image: decoding and cropping it ({crops} crops), and "
+        f"{calls:.4g} times a call of the engine with {batch} crops; medians of {rounds} rounds. "
+        f"With the profiler a call takes {engine.slowdown:.2f} times as long as without, and that "
+        f"is not taken off. {engine.note}",
     }
-
-
-def _check(scorer: Scorer, batch: int, rounds: int) -> None:
-    most = scorer.session.max_batch
-    if rounds < 1 or not 1 <= batch <= most:
-        raise UserError(
-            f"a profile takes one round at least and a batch of 1 to {most}, got {rounds} rounds "
-            f"of {batch}"
-        )
 
 
 def _image_times(scorer: Scorer, image: bytes, rounds: int) -> tuple[dict[str, float], int]:
@@ -294,27 +281,3 @@ def _parts_of_bundle(scorer: Scorer, bundle: Path) -> dict[str, str]:
     """The part of each ONNX node of the bundle's graph, which engines are built from."""
     graphs = [bundle / each.file for each in scorer.manifest.engines if each.backend == "onnx"]
     return part_by_name(load_graph(graphs[0])) if graphs and graphs[0].is_file() else {}
-
-
-def print_profile(profile: dict[str, Any], console: Console) -> None:
-    """The parts and the dearest layers as tables."""
-    total = profile["total_s"]
-
-    def cells(spent: float) -> tuple[str, str]:
-        return f"{1e3 * spent:.2f}", f"{spent / total:.1%}"
-
-    parts = Table(box=SIMPLE_HEAD, pad_edge=False)
-    layers = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for table, headings in ((parts, ("part",)), (layers, ("layer", "operator", "part"))):
-        for heading in headings:
-            table.add_column(heading)
-        for heading in ("ms", "share"):
-            table.add_column(heading, justify="right")
-    for each in profile["parts"]:
-        parts.add_row(each["part"], *cells(each["seconds"]))
-    parts.add_section()
-    parts.add_row("all", *cells(total))
-    for each in profile["layers"][:_SHOWN]:
-        layers.add_row(each["name"], each["op"], each["part"], *cells(each["seconds"]))
-    for shown in (parts, layers, profile["note"]):
-        console.print(shown)

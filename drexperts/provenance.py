@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1  # of the head of a report
+CPUS = Path("/sys/devices/system/cpu")
 
 LIBRARIES = (
     "drexperts",
@@ -47,7 +48,7 @@ def head(kind: str, command: str, modules: tuple[str, ...], threads: int | None)
         kind: of report, which says how the rest is read: "bench", "kernels", ...
         command: that makes it again.
         modules: whose source the numbers speak of; see `source_card`.
-        threads: of the engine and of PyTorch; None is their default.
+        threads: on which the engine and PyTorch were told to run; None is their default.
     """
     return {
         "kind": kind,
@@ -135,6 +136,21 @@ def _version(name: str) -> str | None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; hardware threads of one core count once on Linux."""
+    if not hasattr(os, "sched_getaffinity"):
+        return _cores()
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    """The hardware threads of a core; where the kernel does not say, it has one."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
 
 
 def _cpu_name() -> str:

@@ -25,6 +25,7 @@ from drexperts.runtime.explain import strongest
 from drexperts.runtime.manifest import (
     ENOUGH_IMAGES,
     FLOORS,
+    MAY_BE_NONE,
     BatchInvariance,
     Engine,
     Frontier,
@@ -54,11 +55,13 @@ _PARITY = {
     "order_flips": "order flips, share of {pairs} pairs",
     "clear_flips": "order flips, share of {clear_pairs} pairs 1 % of the span apart",
     "weights_max": "weights, largest difference",
-    "weights_srcc": "weights, SRCC",
-    "weights_plcc": "weights, PLCC",
+    "weights_srcc": "weights, SRCC of the worst expert",
+    "weights_srcc_low": "that SRCC, 95 % over images",
+    "weights_plcc": "weights, PLCC of the worst expert",
+    "weights_plcc_low": "that PLCC, 95 % over images",
     "leading_flips": "another leading distortion, share of {images} images",
     "maps_max": "maps, largest difference",
-    "maps_plcc": "maps, PLCC",
+    "maps_plcc": "maps, PLCC of the worst crop",
 }
 _METRICS = {
     "srcc": "SRCC",
@@ -294,7 +297,7 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
 def _tried(mixture: Frontier) -> str:
     verdict = "kept all limits" if mixture.passed else "failed"
     return (
-        f"{mixture.islands} in float32, {mixture.file_bytes / 2**20:.1f} MiB: "
+        f"{mixture.islands} in float32, {mixture.weight_bytes / 2**20:.1f} MiB: "
         f"SRCC {mixture.srcc:.5f}, score within {mixture.score_max:.1e} of the span, {verdict}"
     )
 
@@ -376,11 +379,15 @@ def _parity_rows(
     values = measured.gated() | {"score_units": getattr(measured, "score_units", None)}
     for name, label in _PARITY.items():
         value, limit = values.get(name), limits.get(name)
-        if value is None:
+        if value is not None:
+            shown, gate = _number(value), _at_most(value, limit)
+            if name in FLOORS:
+                shown, gate = _correlation(measured, name, value), _at_least(value, limit)
+        elif name in values and limit is not None and name not in MAY_BE_NONE:
+            sign = "≥" if name in FLOORS else "≤"
+            shown, gate = "not measured", (f"{sign} {limit:g}", _verdict(False))
+        else:
             continue
-        shown, gate = _number(value), _at_most(value, limit)
-        if name in FLOORS:
-            shown, gate = _correlation(measured, name, value), _at_least(value, limit)
         yield label.format_map(vars(measured)), shown, *gate
 
 

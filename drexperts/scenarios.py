@@ -29,6 +29,7 @@ IMAGES_PER_QUERY = 8  # of the multi-stream scenario
 TOLERANCE = 1.05  # between a rate that meets the bound and one that does not
 FIRST_LOAD = 0.5  # of the single-stream rate, where the search begins
 
+_SEED = 0  # of every trial's arrivals
 _SPIN = 2e-4  # seconds before an arrival from which on sleeping is too coarse
 
 Clock = Callable[[], float]
@@ -124,35 +125,27 @@ def server(
     *,
     time_limit: float = 120.0,
     queries: int = 400,
-    seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """The highest rate of Poisson arrivals whose p99 latency meets a bound.
+    """The highest rate of `arrivals` whose p99 latency meets a bound.
 
-    Latency counts from when an image was to arrive, drawn in advance, until its Score: waiting is
-    part of it, and a slow server does not slow its clients. Every trial has the same arrivals but
-    for the rate. It takes half of the time left at most, and ends early once its p99 must miss.
+    A trial takes half of the time left at most. Raises as `offline` does.
 
     Args:
-        images: files' bytes, taken in turn.
         bound_s: on the p99 latency.
         single_s: seconds for an image alone, the median of `single_stream`.
         time_limit: seconds for the search; what has arrived by then is still scored.
         queries: images in a trial, at most.
-        seed: of the arrivals.
 
     Returns:
-        bound_s; images_per_s, None where no rate met the bound; trials, each with its rate, p99,
-        queries, whether it met the bound, and the latency's statistics; note, None or what
-        weakens the verdict.
-
-    Raises UserError for an image that cannot be scored, and whatever the Scorer raises.
+        bound_s; images_per_s, None where no rate met the bound; trials, see `_verdict`; note,
+        None or what weakens the verdict.
     """
     end = time.perf_counter() + time_limit
     trials: list[dict[str, Any]] = []
 
     def meets(rate: float) -> bool | None:
-        planned = arrivals(rate, queries, (end - time.perf_counter()) / 2, seed)
+        planned = arrivals(rate, queries, (end - time.perf_counter()) / 2, _SEED)
         if len(planned) < FEWEST:
             return None
         progress(f"server: trial {len(trials) + 1}, {rate:.3g} images/s")
@@ -166,13 +159,15 @@ def server(
 
 
 def arrivals(rate: float, queries: int, most: float, seed: int) -> list[float]:
-    """Seconds at which images arrive: a Poisson process of `rate` a second, from its seed.
+    """Seconds at which images arrive: a Poisson process given its count, from its seed.
 
-    At most `queries` of them, the first at once, none after `most` seconds.
+    The first comes at once, and as many as `rate` a second admits until `most` seconds, at most
+    `queries` in all. The gaps are drawn, then scaled so that their mean is 1 / rate exactly: what
+    a trial is said to bear is what it was given, however slow the draw.
     """
-    gaps = np.random.default_rng(seed).exponential(1.0, queries)
-    times = (np.cumsum(gaps) - gaps[0]) / rate
-    return times[times <= max(0.0, most)].tolist()
+    gaps = int(min(queries - 1, rate * max(0.0, most)))
+    ends = np.cumsum(np.random.default_rng(seed).exponential(1.0, gaps))
+    return [0.0, *(ends / ends[-1:] * (gaps / rate)).tolist()]
 
 
 def highest_rate(meets: Callable[[float], bool | None], first: float) -> float | None:
@@ -210,6 +205,9 @@ def precise_wait(duration: float) -> None:
 
 class Trial:
     """A server under one schedule of arrivals.
+
+    Latency counts from when an image was to arrive until its Score: waiting is part of it, and a
+    slow server does not slow its clients.
 
     clock, wait: seconds now, and until then
     """
@@ -307,10 +305,12 @@ def _require_scored(score: Score) -> None:
 
 
 def _verdict(rate: float, planned: int, latency: list[float], bound_s: float) -> dict[str, Any]:
+    """A trial: its rate; images planned, and queries answered, fewer where it was stopped early;
+    whether it met the bound; the latency's statistics, of those answered, and their p99."""
     times = statistics(latency)
     met = len(latency) == planned and times["p99"] <= bound_s
-    counted = {"rate": rate, "p99": times["p99"], "queries": len(latency), "met": met}
-    return counted | {"latency": times}
+    counted = {"planned": planned, "queries": len(latency)}
+    return {"rate": rate, "p99": times["p99"], **counted, "met": met, "latency": times}
 
 
 def _note(

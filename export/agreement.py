@@ -11,6 +11,9 @@ from drexperts.runtime.manifest import CLEARLY, ENOUGH_IMAGES, Interval, SetPari
 Array = NDArray[np.float64]
 
 NO_NUMBER = float(np.finfo(np.float64).max)
+# Of the largest: a range below it, in both, is flat. What is left of it is mostly rounding, which
+# correlates with nothing, and were it turned round it would hardly be seen.
+FLAT = 0.05
 _NONE = (0.0, 0.0)
 
 
@@ -70,6 +73,47 @@ def correlation(expected: Array, got: Array) -> float:
 def rank_correlation(expected: Array, got: Array) -> float:
     """Spearman's of all values; 0 where there is none."""
     return _number(srcc(expected.ravel(), got.ravel())) if np.isfinite(got).all() else 0.0
+
+
+def weights_agreement(expected: Array, got: Array) -> dict[str, Any]:
+    """SRCC and PLCC of weights [n, 10] over the images, each that of the expert with the lowest.
+
+    By the names of their fields in `Parity`, with the intervals of those experts. Experts whose
+    weights are flat beside the largest have none; all values together would hide an inverted one,
+    since experts differ more from each other than each does from image to image.
+    """
+    largest = float(np.abs(expected).max())
+    experts = [
+        (before, after)
+        for before, after in zip(expected.T, got.T, strict=True)
+        if not (_is_flat(before, largest) and _is_flat(after, largest))
+    ]
+    if not experts:
+        return {}
+    by_rank = _correlations(*min(experts, key=lambda expert: rank_correlation(*expert)))
+    by_value = _correlations(*min(experts, key=lambda expert: correlation(*expert)))
+    ranks = {f"weights_{name}": by_rank[name] for name in by_rank if "srcc" in name}
+    return ranks | {f"weights_{name}": by_value[name] for name in by_value if "plcc" in name}
+
+
+def maps_correlation(expected: Array, got: Array) -> float | None:
+    """Pearson's of all maps of a crop [n, 10, grid, grid], of the crop that has the lowest.
+
+    A mean over the crops would hide one whose maps are wrong. Crops whose maps are flat have none.
+    Rank correlation says nothing here: most of a map is next to zero, in an order of rounding.
+    """
+    kept = [
+        correlation(before, after)
+        for before, after in zip(expected, got, strict=True)
+        if not all(_is_flat(maps, float(np.abs(before).max())) for maps in (before, after))
+    ]
+    return min(kept, default=None)
+
+
+def _is_flat(values: Array, largest: float) -> bool:
+    """False for what is no number."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.ptp(values) <= FLAT * largest)
 
 
 def largest_difference(got: Array, expected: Array) -> float:

@@ -72,11 +72,7 @@ def build_engine(
     """
     manifest = read_manifest(bundle)
     source = source_engine(bundle, manifest)
-    if source.precision == "int8" and precision is None:
-        raise UserError(
-            "the bundle's graph is in int8, which is for CPUs: name --precision fp16 and the "
-            "checkpoint, or export another bundle for GPUs"
-        )
+    _check_for_gpus(source, backend, options, precision)
     loaded = None if checkpoint is None else load_checkpoint(checkpoint)
     if loaded is not None:
         screen.tell("holding the checkpoint against the bundle")
@@ -99,12 +95,29 @@ def build_engine(
         )
     screen.tell(f"the graph in {precision}")
     proto = engine_graph(bundle, manifest, precision, fused_attention, loaded)
-    built = functools.partial(work.built, backend, proto, precision, fused_attention)
+    islands = source.islands if precision == source.precision else ()
+    built = functools.partial(work.built, backend, proto, precision, fused_attention, islands)
     engine = built(options)
     assert engine.plan is not None
     if options.plugin == "prefer" and engine.plan.plugin_layers and work.can_prove(engine):
         engine = work.or_better(engine, lambda: built(replace(options, plugin="off")))
     return _recorded(bundle, engine, screen.note)
+
+
+def _check_for_gpus(
+    source: Engine, backend: str, options: EngineOptions, precision: str | None
+) -> None:
+    """Raises UserError for a graph of eight bits, and for islands where float32 has no products."""
+    if (precision or source.precision) == "int8":
+        raise UserError(
+            f"the bundle's graph is in int8, which is for CPUs: for {backend}, export another "
+            "bundle with --precision fp16 or --precision auto --target gpu"
+        )
+    if source.islands and "7.5" in options.capabilities:
+        raise UserError(
+            "the bundle keeps parts in float32, of which compute capability 7.5 has no products: "
+            "leave it out, or export a bundle with --precision fp16"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,7 @@ class _Work:
         proto: onnx.ModelProto,
         precision: str,
         fused_attention: bool,
+        islands: tuple[str, ...],
         options: EngineOptions,
     ) -> Engine:
         """Build one engine into the bundle, whose manifest does not name it yet, and prove it.
@@ -142,9 +156,8 @@ class _Work:
         plan = replace(plan, fused_attention=fused_attention)
         most = max(profile.max for profile in plan.profiles)
         versions = {backend: plan.version}
-        return self.proven(
-            Engine(backend, path.name, sha, precision, most, versions, None, None, plan)
-        )
+        engine = Engine(backend, path.name, sha, precision, most, versions, None, None, plan)
+        return self.proven(replace(engine, islands=islands))
 
     def can_prove(self, engine: Engine) -> bool:
         """Whether both proofs of an engine can be measured here."""

@@ -11,15 +11,16 @@ from drexperts.export.build import is_leftover
 from drexperts.export.draft import MODEL_FILE, draft
 from drexperts.export.folder import folder_aside
 from drexperts.export.photographs import verification_images
-from drexperts.export.precision import mixture
+from drexperts.export.precision import Mixture, mixture
 from drexperts.export.proof import images_in, prove
-from drexperts.export.verify import Progress
+from drexperts.export.verify import Progress, parity_sets
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.manifest import (
     FILE_NAME,
     Manifest,
     ScoreScale,
     read_manifest,
+    sha256_of,
     write_manifest,
 )
 from drexperts.runtime.preprocess import Source
@@ -71,23 +72,31 @@ def export_bundle(
     Raises:
         ConfigError: the checkpoint does not say what scale its scores are on, or contradicts
             itself; `max_batch` is not 1 to 1024.
-        UserError: `out` is something other than a bundle.
+        UserError: `out` is something other than a bundle, or no engine could be proven on
+            `images`, see `parity_sets`.
     """
     _check_exportable(checkpoint, max_batch)
     out = out.resolve()  # where a link leads is what is replaced
     _check_replaceable(out)
+    pictures = verification_images() if images is None else images
+    parity_sets(pictures, checkpoint.preprocessing)  # raises now what the proof would after minutes
     with folder_aside(out) as aside:
         progress("folding and writing ONNX")
-        pictures = verification_images() if images is None else images
         made = mixture(
             checkpoint, precision, target, pictures, maps=maps, max_batch=max_batch, tell=progress
         )
-        onnx.save(made.graph, aside / MODEL_FILE)
-        manifest = draft(checkpoint, aside / MODEL_FILE, made.precision, maps, max_batch)
-        (engine,) = manifest.engines
-        engine = replace(engine, islands=made.islands, frontier=made.frontier)
-        write_manifest(replace(manifest, engines=(engine,)), aside)
+        _write(made, checkpoint, aside, maps, max_batch)
         return prove(aside, checkpoint, pictures, progress)
+
+
+def _write(made: Mixture, checkpoint: Checkpoint, folder: Path, maps: bool, max_batch: int) -> None:
+    """A bundle that nothing was proven of yet."""
+    onnx.save(made.graph, folder / MODEL_FILE)
+    sha256 = sha256_of(folder / MODEL_FILE)
+    manifest = draft(checkpoint, MODEL_FILE, sha256, made.precision, maps, max_batch)
+    (engine,) = manifest.engines
+    engine = replace(engine, islands=made.islands, frontier=made.frontier)
+    write_manifest(replace(manifest, engines=(engine,)), folder)
 
 
 def _check_exportable(checkpoint: Checkpoint, max_batch: int) -> None:

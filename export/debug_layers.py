@@ -30,7 +30,7 @@ from drexperts.export.graphs import engine_graph
 from drexperts.export.photographs import verification_images
 from drexperts.export.proof import check_same_model, images_in
 from drexperts.runtime.errors import MissingDependencyError, UserError
-from drexperts.runtime.manifest import Engine, read_manifest
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.preprocess import crops_from_image, decode
 
 Pixels = NDArray[np.uint8]
@@ -103,18 +103,17 @@ def bundle_layers(
     """`first_divergence` of each engine of a bundle that runs here and can show its tensors.
 
     Raises:
-        UserError: an engine is of another precision than the bundle's graph, and there is no
-            checkpoint; else as `first_divergence`.
+        UserError: as `check_comparable`; an engine is of another precision than the bundle's graph,
+            and there is no checkpoint; else as `first_divergence`.
     """
     manifest = read_manifest(bundle)
+    check_comparable(manifest)
     loaded = None if checkpoint is None else load_checkpoint(checkpoint)
     if loaded is not None:
         check_same_model(loaded, manifest)
     picture = verification_images()[0] if images is None else images_in(images)[0]
     pixels = crops_from_image(decode(picture), manifest.preprocessing).pixels[:SHOWN]
-    for engine in manifest.engines:
-        if engine.backend not in EXECUTORS or runtime.obstacle(engine) is not None:
-            continue
+    for engine in _shown_here(manifest):
         if engine.plan is not None and engine.plan.plugin_layers:
             # Else the parser would take the function body, and that is what would be looked at.
             plugin = importlib.import_module("drexperts.export.tensorrt_plugin")
@@ -123,6 +122,26 @@ def bundle_layers(
         proto = engine_graph(bundle, manifest, engine.precision, fused, loaded)
         execute = EXECUTORS[engine.backend]
         yield engine, first_divergence(proto, pixels, engine.precision, execute, tell)
+
+
+def check_comparable(manifest: Manifest) -> None:
+    """Raises UserError for an engine that has no float32 twin, which an int8 one has not."""
+    for engine in _shown_here(manifest):
+        if engine.precision not in LIMITS:
+            raise UserError(
+                f"{engine.file} is in {engine.precision}, and layers are compared in "
+                f"{', '.join(LIMITS)} only: export the checkpoint with --precision fp32, look into "
+                "that bundle with --debug-layers, and verify this one without"
+            )
+
+
+def _shown_here(manifest: Manifest) -> list[Engine]:
+    """The engines that run here and can show their tensors."""
+    return [
+        engine
+        for engine in manifest.engines
+        if engine.backend in EXECUTORS and runtime.obstacle(engine) is None
+    ]
 
 
 def first_divergence(

@@ -1,25 +1,24 @@
 """A bundle's manifest before anything of it is proven."""
 
 from importlib.metadata import version
-from pathlib import Path
 
 from drexperts.checkpoint import Checkpoint
 from drexperts.config import DISTORTIONS
-from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest, sha256_of
+from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest
 
 MODEL_FILE = "model.onnx"
 
 
 def draft(
-    checkpoint: Checkpoint, file: Path, precision: str, maps: bool, max_batch: int
+    checkpoint: Checkpoint, file: str, sha256: str, precision: str, maps: bool, max_batch: int
 ) -> Manifest:
     """What there is to say of an ONNX file of a checkpoint whose scale is known."""
     config = checkpoint.model.config
     assert checkpoint.scale is not None
     engine = Engine(
         backend="onnx",
-        file=file.name,
-        sha256=sha256_of(file),
+        file=file,
+        sha256=sha256,
         precision=precision,
         max_batch=max_batch,
         versions={"onnx": version("onnx")},

@@ -69,8 +69,8 @@ def int8_products(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.M
 def int8_storage(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a graph whose other large weights are kept in eight bits and read as floats.
 
-    By Cast and Mul, which ONNX Runtime folds when it loads the graph; DequantizeLinear would run on
-    each call.
+    By Cast and Mul, which ONNX Runtime folds when it loads the graph. Before a product it makes
+    another kernel of DequantizeLinear, MatMulNBits.
     """
     stored = onnx.ModelProto()
     stored.CopyFrom(proto)
@@ -113,11 +113,11 @@ class _Rewritten:
     def quantised(self, node: onnx.NodeProto, name: str, given: Range) -> Iterator[onnx.NodeProto]:
         """Turn a Gemm's inputs into integers and back; yields the nodes that do."""
         weight = numpy_helper.to_array(self.weights[node.input[1]])
-        steps = _steps(np.abs(weight).max(axis=1), LARGEST_FACTOR)
-        factors = np.rint(weight / steps[:, None]).astype(np.int8)
         bias = np.zeros(len(weight), np.float32)
         if len(node.input) > 2:
             bias = numpy_helper.to_array(self.weights[node.input[2]])
+        steps = _factor_steps(weight, bias, given.scale)
+        factors = np.rint(weight / steps[:, None]).astype(np.int8)
         source = node.input[0]
         if (source, given) not in self.read:
             self.read[source, given] = f"{name}.input"
@@ -127,9 +127,8 @@ class _Rewritten:
         node.input.extend([self.read[source, given], weight_name, bias_name])
         yield self._constant(weight_name, factors, steps)
         sums = steps * np.float32(given.scale)
-        largest = np.iinfo(np.int32).max
-        added = np.rint(bias / sums.astype(np.float64)).clip(-largest, largest)
-        yield self._constant(bias_name, added.astype(np.int32), sums)
+        added = np.rint(bias / sums.astype(np.float64)).astype(np.int32)
+        yield self._constant(bias_name, added, sums)
 
     def stored(self, weight: onnx.TensorProto, axis: int) -> Iterator[onnx.NodeProto]:
         """Keep a weight as integers of a scale along `axis`; yields what makes it of them."""
@@ -170,6 +169,17 @@ class _Rewritten:
 
     def _add(self, name: str, values: Array) -> None:
         self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+def _factor_steps(weight: Array, bias: Array, scale: float) -> NDArray[np.float32]:
+    """The step of each row's factors, and of its bias with `scale`.
+
+    Not so small that the bias has no place in 32 bits; in a row of zeros it is all that counts.
+    """
+    largest, added = np.abs(weight).max(axis=1), np.abs(bias) / scale
+    least = added / np.where(largest > 0, 2.0**30, 2.0**20)
+    steps = np.maximum(largest / LARGEST_FACTOR, least)
+    return np.where(steps > 0, steps, 1).astype(np.float32)
 
 
 def _steps(largest: NDArray[np.floating], count: int) -> NDArray[np.float32]:

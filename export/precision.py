@@ -2,7 +2,8 @@
 
 `int8` is for CPUs, `fp16` for GPUs. Parts are ranked by what lowering them does to the score, and
 the fewest, the worst first, stay in float32 ("islands"). Each mixture that is tried is judged as a
-bundle is: through the Scorer, on photographs and their distortions, against the eager model.
+bundle is: through the Scorer, on photographs and their distortions, against the eager model. They
+are the photographs of the proof, too, and int8 is calibrated on them mirrored.
 """
 
 import copy
@@ -11,7 +12,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import onnx
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from drexperts.checkpoint import Checkpoint
@@ -34,10 +38,11 @@ from drexperts.export.verify import (
     engine_outputs,
     parity_sets,
 )
-from drexperts.runtime.manifest import Frontier, Parity
+from drexperts.model import DRExperts
+from drexperts.runtime.manifest import OUTPUTS, Frontier, Parity
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.preprocess import Source
-from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.scorer import Scorer, Session
 
 TARGETS = {"cpu": "int8", "gpu": "fp16"}
 CALIBRATED_ON = 32  # images, at most
@@ -69,6 +74,14 @@ class Lowering(Protocol):
         """All parts lowered but those."""
         ...
 
+    def session(self, islands: Collection[str]) -> Session:
+        """The same, ready to run in the precision it is for."""
+        ...
+
+    def weight_bytes(self, islands: Collection[str]) -> int:
+        """Of its constants."""
+        ...
+
 
 class Int8:
     """Linear layers of the blocks in eight bits, calibrated on real images."""
@@ -85,7 +98,7 @@ class Int8:
             name: Range(float(found.low.min()), float(found.high.max()))
             for name, found in peaks.items()
         }
-        self.float_graph = onnx_from_folded(self.folded, maps, max_batch)
+        self.float_graph = onnx_from_folded(self.folded, maps, max_batch, shared=False)
 
     def ranked(self) -> list[str]:
         lowered = {
@@ -97,6 +110,15 @@ class Int8:
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
         ranges = {name: found for name, found in self.ranges.items() if name not in islands}
         return int8_storage(int8_products(self.float_graph, ranges))
+
+    def session(self, islands: Collection[str]) -> Session:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(self.graph(islands), path)
+            return OnnxSession(path, max_batch=BATCH)
+
+    def weight_bytes(self, islands: Collection[str]) -> int:
+        return sum(weight.ByteSize() for weight in self.graph(islands).graph.initializer)
 
 
 class Half:
@@ -119,6 +141,36 @@ class Half:
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
         model = self.checkpoint.model
         return onnx_from_model(model, self.maps, self.precision, self.max_batch, islands)
+
+    def session(self, islands: Collection[str]) -> Session:
+        """PyTorch's: ONNX Runtime's CPU provider computes a float16 graph in float32."""
+        return FoldedSession(inference_model(self.checkpoint.model, self.precision, islands))
+
+    def weight_bytes(self, islands: Collection[str]) -> int:
+        folded = inference_model(self.checkpoint.model, self.precision, islands)
+        return sum(tensor.nbytes for tensor in (*folded.parameters(), *folded.buffers()))
+
+
+class FoldedSession:
+    """A folded model as a `Session`, on a GPU where there is one."""
+
+    concurrency, max_batch = 1, BATCH
+
+    def __init__(self, folded: DRExperts) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._folded = folded.to(self._device).eval()
+        self.image_size: int | None = folded.config.encoder.image_size
+        self.description = f"PyTorch {torch.__version__} on {self._device}"
+
+    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """uint8 [B, 3, H, W] -> "score" [B], "weights" [B, 10], "maps" [B, 10, grid, grid]."""
+        with torch.inference_mode():
+            outputs = self._folded(torch.from_numpy(pixels).to(self._device).float())
+        return {name: getattr(outputs, name).float().cpu().numpy() for name in OUTPUTS}
+
+    def close(self) -> None:
+        """Let go of the model."""
+        del self._folded
 
 
 LOWERINGS: dict[str, type[Int8] | type[Half]] = {"int8": Int8, "fp16": Half}
@@ -144,7 +196,8 @@ def _half_block(block: nn.Module) -> Callable[[Tensor, int], Tensor]:
 
 
 def _worst_first(errors: dict[str, float]) -> list[str]:
-    return sorted(errors, key=lambda name: (-errors[name], name))
+    """Names by their errors; one that is no number is the worst."""
+    return sorted(errors, key=lambda name: (-np.nan_to_num(errors[name], nan=np.inf), name))
 
 
 def mixture(
@@ -171,37 +224,39 @@ def mixture(
     lowering: Lowering = lowest(checkpoint, images, maps, max_batch)
     if precision != "auto":
         return Mixture(lowering.graph(()), precision)
-    return fewest_islands(lowering, Judge(checkpoint, images, lowering.precision, tell), tell)
+    judge = Judge(checkpoint, images, lowering.precision, maps, tell)
+    return fewest_islands(lowering, judge, tell)
 
 
 class Judge:
-    """Holds graphs against the eager model, which scores the images once."""
+    """Holds sessions against the eager model, which scores the images once."""
 
     def __init__(
-        self, checkpoint: Checkpoint, images: Sequence[Source], precision: str, tell: Progress
+        self,
+        checkpoint: Checkpoint,
+        images: Sequence[Source],
+        precision: str,
+        maps: bool,
+        tell: Progress,
     ) -> None:
-        self.checkpoint, self.precision, self.tell = checkpoint, precision, tell
+        self.precision, self.tell = precision, tell
         self.sources, self.sizes = parity_sets(images, checkpoint.preprocessing)
         spec = checkpoint.preprocessing
         self.expected: Outputs = eager_outputs(checkpoint.model, self.sources, spec, tell)
+        # Of no file: what is judged is a session.
+        self.manifest = draft(checkpoint, MODEL_FILE, "0" * 64, precision, maps, BATCH)
 
-    def __call__(self, graph: onnx.ModelProto) -> Parity:
-        """The parity of a graph, run by ONNX Runtime on the CPU."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / MODEL_FILE
-            onnx.save(graph, path)
-            maps = any(output.name == "maps" for output in graph.graph.output)
-            manifest = draft(self.checkpoint, path, self.precision, maps, BATCH)
-            (engine,) = manifest.engines
-            session = OnnxSession(path, max_batch=BATCH)
-            with Scorer(manifest, engine, session) as scorer:
-                got = engine_outputs(scorer, self.sources, self.tell)
+    def __call__(self, session: Session) -> Parity:
+        """The parity of a session, which is closed."""
+        (engine,) = self.manifest.engines
+        with Scorer(self.manifest, engine, session) as scorer:
+            got = engine_outputs(scorer, self.sources, self.tell)
         limits = LIMITS[self.precision]
-        return compare(self.expected, got, manifest.scale, limits, self.sizes)
+        return compare(self.expected, got, self.manifest.scale, limits, self.sizes)
 
 
 def fewest_islands(
-    lowering: Lowering, judge: Callable[[onnx.ModelProto], Parity], tell: Progress
+    lowering: Lowering, judge: Callable[[Session], Parity], tell: Progress
 ) -> Mixture:
     """The mixture with the fewest of the worst parts in float32 whose parity keeps its limits.
 
@@ -210,25 +265,27 @@ def fewest_islands(
     """
     tried: dict[int, Frontier] = {}
 
-    def keeps(count: int, islands: Sequence[str]) -> bool:
-        tell(f"precision search: {count} parts in float32")
-        graph = lowering.graph(islands)
-        parity = judge(graph)
-        low = parity.gated()["srcc"]
-        assert low is not None
-        tried[count] = Frontier(count, graph.ByteSize(), parity.score_max, low, parity.passed)
+    def keeps(islands: Sequence[str]) -> bool:
+        tell(f"precision search: {len(islands)} parts in float32")
+        parity = judge(lowering.session(islands))
+        low = parity.srcc if parity.srcc_interval is None else parity.srcc_interval.low
+        size = lowering.weight_bytes(islands)
+        found = Frontier(len(islands), size, parity.score_max, low, parity.passed)
+        tried[len(islands)] = found
         return parity.passed
 
-    if keeps(0, ()):
-        return Mixture(lowering.graph(()), lowering.precision, (), tuple(tried.values()))
-    ranked = lowering.ranked()
-    fails, holds = 0, len(ranked)
-    while holds - fails > 1:
-        middle = (fails + holds) // 2
-        if keeps(middle, ranked[:middle]):
-            holds = middle
-        else:
-            fails = middle
-    islands = tuple(ranked[:holds])
+    islands: Sequence[str] = ()
+    if not keeps(()):
+        ranked = lowering.ranked()
+        fails, holds = 0, len(ranked)
+        while holds - fails > 1:
+            middle = (fails + holds) // 2
+            if keeps(ranked[:middle]):
+                holds = middle
+            else:
+                fails = middle
+        islands = ranked[:holds]
+        if holds not in tried:
+            keeps(islands)
     frontier = tuple(tried[count] for count in sorted(tried))
-    return Mixture(lowering.graph(islands), lowering.precision, islands, frontier)
+    return Mixture(lowering.graph(islands), lowering.precision, tuple(islands), frontier)

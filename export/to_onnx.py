@@ -90,9 +90,13 @@ def onnx_from_model(
 
 
 def onnx_from_folded(
-    folded_model: DRExperts, maps: bool = False, max_batch: int = 64
+    folded_model: DRExperts, maps: bool = False, max_batch: int = 64, *, shared: bool = True
 ) -> onnx.ModelProto:
-    """`onnx_from_model` of what `inference_model` gave."""
+    """`onnx_from_model` of what `inference_model` gave.
+
+    Args:
+        shared: equal weights are stored once. Without, each layer reads the one of its own name.
+    """
     folded: Any = copy.deepcopy(folded_model)
     folded.saliency.pooling = PoolingNode(folded.saliency.pooling)
     size = folded.config.encoder.image_size
@@ -109,7 +113,8 @@ def onnx_from_folded(
     )
     assert program is not None
     # A weight that two operations read transposed was stored once for each.
-    DeduplicateInitializersPass(size_limit=2**30)(program.model)
+    if shared:
+        DeduplicateInitializersPass(size_limit=2**30)(program.model)
     # The exporter's notes hold the paths of the machine that exported.
     ClearMetadataAndDocStringPass()(program.model)
     proto: onnx.ModelProto = program.model_proto

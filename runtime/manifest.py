@@ -24,9 +24,20 @@ PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
 # of its interval by about 180/n^3, which is 2e-4 of 100.
 ENOUGH_IMAGES = 100
 CLEARLY = 0.01  # of the span: what people do not tell apart, an opinion's interval being wider
-FLOORS = ("srcc", "srcc_low", "plcc", "plcc_low", "weights_srcc", "weights_plcc", "maps_plcc")
-# Of an engine without maps, of one measured before weights were, of scores that are all alike.
-_MAY_BE_NONE = ("maps_max", "maps_plcc", "weights_max", "clear_flips")
+FLOORS = (
+    *("srcc", "srcc_low", "plcc", "plcc_low", "maps_plcc"),
+    *("weights_srcc", "weights_srcc_low", "weights_plcc", "weights_plcc_low"),
+)
+# Of an engine without maps, of one measured before weights were, of scores that are all alike, and
+# of weights or maps that hardly differ from image to image or from place to place.
+MAY_BE_NONE = (
+    "maps_max",
+    "maps_plcc",
+    "weights_max",
+    "weights_srcc",
+    "weights_plcc",
+    "clear_flips",
+)
 
 _MAX_BYTES = 4 * 2**20
 _MAX_INT = 2**53  # beyond it JSON readers disagree about the value
@@ -50,7 +61,7 @@ def within(measured: Mapping[str, float | None], limits: Mapping[str, float]) ->
     for name, limit in limits.items():
         value = measured.get(name)
         if value is None:
-            kept.append(name in _MAY_BE_NONE)
+            kept.append(name in MAY_BE_NONE)
         else:
             kept.append(value >= limit if name in FLOORS else value <= limit)
     return all(kept)
@@ -82,6 +93,10 @@ class Interval:
 
     def __post_init__(self) -> None:
         _require(self.low <= self.high, f"an interval runs from {self.low} to {self.high}")
+
+
+def _low(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +136,9 @@ class SetParity:
         return {
             "score_max": self.score_max,
             "srcc": self.srcc,
-            "srcc_low": None if self.srcc_interval is None else self.srcc_interval.low,
+            "srcc_low": _low(self.srcc_interval),
             "plcc": self.plcc,
-            "plcc_low": None if self.plcc_interval is None else self.plcc_interval.low,
+            "plcc_low": _low(self.plcc_interval),
             "order_flips": self.order_flips / max(self.pairs, 1),
             "clear_flips": (self.clear_flips or 0) / self.clear_pairs if self.clear_pairs else None,
         }
@@ -141,13 +156,20 @@ class Parity(SetParity):
     score_mean, score_p99: of |difference of scores|, as fractions of the score's span
     score_units: `score_max` in units of the score
     weights_max: max |difference| as a fraction of the largest |weight| of the reference
-    weights_srcc, weights_plcc: correlation over images and distortions
+    weights_srcc, weights_plcc: of the expert with the lowest one, the correlation over images;
+        None if no expert's weight differs from image to image
+    weights_srcc_interval, weights_plcc_interval: that expert's, by resampling the images; None for
+        fewer than ENOUGH_IMAGES
     leading_flips: images of which another distortion has the largest |weight|
     maps_max: max |difference|, None for an engine without maps, as `maps_plcc`
-    maps_plcc: correlation over crops, distortions and places
+    maps_plcc: of the crop with the lowest one, the correlation over its maps' distortions and
+        places; None if the maps of no crop differ from place to place. There is no SRCC of maps:
+        most places of a map are next to zero, and the order of those means nothing
     limits: the gate of each value of `gated`, by its name
     sets: the same of the scores of each part of the images; one of at least ENOUGH_IMAGES has to
-        keep the limits alone, too
+        keep the limits alone, too. "synthetic" is made of crops of "photographs", and an int8
+        engine's scales and islands were chosen on those as well: parity says how near the engine
+        is to the model on these images, none of which were kept for the proof alone
     """
 
     rows: int
@@ -161,6 +183,8 @@ class Parity(SetParity):
     score_units: float | None = None
     weights_srcc: float | None = None
     weights_plcc: float | None = None
+    weights_srcc_interval: Interval | None = None
+    weights_plcc_interval: Interval | None = None
     leading_flips: int | None = None
     maps_plcc: float | None = None
     sets: dict[str, SetParity] = field(default_factory=dict)
@@ -178,7 +202,11 @@ class Parity(SetParity):
         share = None if self.leading_flips is None else self.leading_flips / self.images
         names = ("score_mean", "score_p99", "weights_max", "weights_srcc", "weights_plcc")
         others = {name: getattr(self, name) for name in (*names, "maps_max", "maps_plcc")}
-        return super().gated() | others | {"leading_flips": share}
+        ends = {
+            "weights_srcc_low": _low(self.weights_srcc_interval),
+            "weights_plcc_low": _low(self.weights_plcc_interval),
+        }
+        return super().gated() | others | ends | {"leading_flips": share}
 
     @property
     def within_limits(self) -> bool:
@@ -290,13 +318,13 @@ class Frontier:
     """One mixture of precisions that was tried, and what it came to.
 
     islands: how many parts stayed in float32
-    file_bytes: of its graph
+    weight_bytes: of its constants
     score_max, srcc: its parity, see `SetParity`; of the correlation the low end of its interval
     passed: whether its parity kept all limits
     """
 
     islands: int
-    file_bytes: int
+    weight_bytes: int
     score_max: float
     srcc: float
     passed: bool

@@ -145,10 +145,7 @@ class TensorrtSession:
         Returns the seconds of each call, copies included. Raises as `run`, and UserError for more
         images than the engine takes at once.
         """
-        self._check(pixels)
-        profile, batch = self._choice(len(pixels))
-        if batch < len(pixels):
-            raise UserError(f"this engine takes {batch} images at once, got {len(pixels)}")
+        profile = self._profile_at_once(pixels)
         with self._worker() as worker:
             return worker.observe(profile, pixels, attach, calls)
 
@@ -156,13 +153,10 @@ class TensorrtSession:
         """Run a batch that lies on the GPU and return the GPU's time for it, without the copies.
 
         As trtexec counts it: events of CUDA around the engine's work, which is put on the stream
-        as it is and not as a graph. Arguments and errors are those of `run`, for one call of the
-        engine: B at most `max_batch`.
+        as it is and not as a graph. Arguments and errors are those of `run`, and UserError for more
+        images than the engine takes at once.
         """
-        self._check(pixels)
-        profile, batch = self._choice(len(pixels))
-        if batch < len(pixels):
-            raise InternalError(f"{len(pixels)} images are more than one call of the engine takes")
+        profile = self._profile_at_once(pixels)
         with self._worker() as worker:
             return worker.compute_seconds(profile, pixels)
 
@@ -201,6 +195,13 @@ class TensorrtSession:
                 f"the session takes uint8 [1.., {', '.join(map(str, shape))}], "
                 f"got {pixels.dtype} {list(pixels.shape)}"
             )
+
+    def _profile_at_once(self, pixels: NDArray[np.uint8]) -> int:
+        self._check(pixels)
+        profile, batch = self._choice(len(pixels))
+        if batch < len(pixels):
+            raise UserError(f"this engine takes {batch} images at once, got {len(pixels)}")
+        return profile
 
     def _choice(self, count: int) -> tuple[int, int]:
         """The profile and batch for the next of `count` images: most at once, nearest its best."""

@@ -58,7 +58,9 @@ def profile(unit: float, layers: bool = True) -> dict[str, Any]:
         ("/controller/blocks.3/attn/Softmax", "Softmax", "controller", 2 * unit),
     ]
     return {
-        "batch": 1,
+        "batch": 4,
+        "crops": 10,
+        "calls": 2.5,
         "backend": "onnx",
         "total_s": sum(shares.values()) * unit,
         "parts": [{"part": part, "seconds": share * unit} for part, share in shares.items()],
@@ -71,17 +73,16 @@ def profile(unit: float, layers: bool = True) -> dict[str, Any]:
     }
 
 
+def trial(rate: float, single: float, met: bool, answered: int) -> dict[str, Any]:
+    """Of 120 images planned; `rate` is over that of one image after another."""
+    latency = statistics(times((1 + 9 * rate**4) * single, answered, round(100 * rate)))
+    counted = {"planned": 120, "queries": answered}
+    return {"rate": rate / single, "p99": latency["p99"], **counted, "met": met, "latency": latency}
+
+
 def scenarios(single: float) -> dict[str, Any]:
-    trials = [
-        {
-            "rate": rate / single,
-            "p99": (1 + 9 * rate**4) * single,
-            "queries": 120,
-            "met": rate < 0.8,
-            "latency": statistics(times(single, 20, 5)),
-        }
-        for rate in (0.5, 1.0, 0.7, 0.84)
-    ]
+    answered = {0.5: 120, 1.0: 9, 0.7: 120, 0.84: 61}
+    trials = [trial(rate, single, count == 120, count) for rate, count in answered.items()]
     return {
         "single_stream": statistics(times(single, 200, 7)),
         "multi_stream": {"images_per_query": 8} | statistics(times(7.5 * single, 50, 8)),
@@ -116,10 +117,12 @@ def cpu() -> dict[str, Any]:
             "backend": "onnx",
             "precision": "fp32",
             "session": "onnxruntime 1.31.0, CPUExecutionProvider, 1 thread",
+            "sha256": "0123456789abcdef" * 4,
             "bytes": 457_000_000,
-            "build_seconds": None,
         },
         "against": {},
+        "agreement": {"engine": 1.3e-7, "eager-dense": 0.0},
+        "gpus_after": [],
         "weights": "random",
         "boundaries": {
             "kernel": "part of engine_gpu: a CPU has no kernels apart",
@@ -165,7 +168,8 @@ def bare() -> dict[str, Any]:
     report["machine"] |= {"threads": None, "versions": {}, "cpu": ""}
     report["source"] |= {"commit": None}
     report["bundle"] |= {"bytes": 1000}
-    for missing in ("against", "roofline"):
+    del report["bundle"]["sha256"]
+    for missing in ("against", "agreement", "gpus_after", "roofline"):
         del report[missing]
     return report | {
         "boundaries": {},
@@ -186,7 +190,7 @@ def gpu() -> dict[str, Any]:
     report = cpu()
     card = {"name": f"NVIDIA H100 {HOSTILE}", "driver_version": "580.95", "clocks.sm": "1980 MHz"}
     report["machine"] |= {"gpus": [card]}
-    report["bundle"] |= {"backend": "tensorrt", "precision": "fp16", "build_seconds": 71.3}
+    report["bundle"] |= {"backend": "tensorrt", "precision": "fp16"}
     medians = {
         "engine": 0.0008,
         "engine again": 0.0008,
@@ -206,6 +210,7 @@ def gpu() -> dict[str, Any]:
     return report | {
         "command": f"drx bench {HOSTILE}",
         "against": {"other: model.engine": report["bundle"]},
+        "gpus_after": [card | {"clocks.sm": "1410 MHz"}],
         "memory": {"host_peak_bytes": 2_000_000_000, "device_peak_bytes": 900_000_000},
         "energy": {"joules_per_image": 0.21, "source": "nvidia-smi's power.draw"},
         "left_out": {HOSTILE: HOSTILE},

@@ -7,9 +7,11 @@ from scipy import stats
 from drexperts.export.agreement import (
     correlation,
     leading_flips,
+    maps_correlation,
     order_flips,
     rank_correlation,
     score_agreement,
+    weights_agreement,
 )
 
 EXPECTED = np.array([1.0, 2.0, 3.0])
@@ -60,3 +62,29 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
     ).confidence_interval
     assert ours.plcc_interval.low == pytest.approx(theirs.low, abs=5e-3)
     assert ours.plcc_interval.high == pytest.approx(theirs.high, abs=5e-3)
+
+
+def test_weights_that_are_flat_in_both_are_left_out() -> None:
+    random = np.random.default_rng(2)
+    expected = np.stack([random.normal(size=50), 1 + 1e-3 * random.normal(size=50)], 1)
+    got = expected * [1, -1]
+    assert weights_agreement(expected, got + np.array([0, 2]))["weights_srcc"] == pytest.approx(1.0)
+    assert (
+        weights_agreement(expected, expected + [[0, 1]] * (np.arange(50) % 2)[:, None])[
+            "weights_srcc"
+        ]
+        < 0.5
+    )
+    assert weights_agreement(expected[:, 1:], got[:, 1:]) == {}
+    assert weights_agreement(expected, np.full_like(got, np.nan))["weights_plcc"] == 0.0
+
+
+def test_the_crop_with_the_worst_maps_counts() -> None:
+    expected = np.random.default_rng(3).normal(size=(20, 10, 3, 3))
+    got = expected.copy()
+    got[4] *= -1
+    assert maps_correlation(expected, expected) == pytest.approx(1.0)
+    assert maps_correlation(expected, got) == pytest.approx(-1.0)
+    flat = np.ones_like(expected)
+    assert maps_correlation(flat, flat) is None
+    assert maps_correlation(flat, got) == 0.0

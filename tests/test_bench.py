@@ -9,8 +9,10 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from rich.console import Console
 
+from drexperts import bench, profiling, provenance
 from drexperts.bench import SCENARIOS, Settings, alternately, bench_bundle, print_report
 from drexperts.bench_report import markdown, write_report
 from drexperts.bench_tables import AGAIN
@@ -118,6 +120,19 @@ def test_it_says_where_it_is_from(report: dict[str, Any], bundle: Path, weights:
     assert str(weights.parent) not in json.dumps(report)
 
 
+def test_who_is_timed_computes_the_same(report: dict[str, Any]) -> None:
+    assert set(report["agreement"]) == {"engine", *RUNNING}
+    assert max(report["agreement"].values()) < 1e-3
+    assert report["bundle"]["sha256"] != report["weights"]
+
+
+def test_the_source_is_all_that_makes_the_numbers(report: dict[str, Any]) -> None:
+    parts = ("bench", "entrants", "model_parts", "profiling", "scenarios", "timing")
+    export = ("calibration", "int8_products", "precision", "sensitivity")
+    wanted = {f"drexperts.{name}" for name in (*parts, *(f"export.{name}" for name in export))}
+    assert wanted <= set(report["source"]["modules"])
+
+
 def test_what_is_measured_of_the_engine_alone(report: dict[str, Any]) -> None:
     assert [entry["batch"] for entry in report["engine_gpu"]] == [1, 2]
     assert all(list(entry["latency"]) == ["engine"] for entry in report["engine_gpu"])
@@ -149,6 +164,7 @@ def test_it_is_shown_and_written(report: dict[str, Any], tmp_path: Path) -> None
         "pyiqa:nothing-of-the-kind",
         "warning: p99 of 3 samples",
         "encoder",
+        "the dearest layers",
     ):
         assert promised.lower() in text.lower()
     assert f" {AGAIN} " not in text
@@ -168,11 +184,58 @@ def test_photographs_of_ones_own(
     assert report["image"]["photographs"] == 2
     assert report["image"]["crops"] == 1.5
     assert (report["scenarios"], report["profile"], report["left_out"]) == ({}, None, {})
+    assert report["agreement"] == {}
     assert set(report["batches"][0]["latency"]) == {"engine", AGAIN}
     for file in tmp_path.glob("?.jpg"):
         file.unlink()
     with pytest.raises(UserError, match="no readable image"):
         bench_bundle(bundle, settings)
+
+
+def test_a_gpu_is_read_before_and_right_after_the_rounds(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a profile that cannot be made costs the report nothing else; threads are what ran."""
+    events: list[str] = []
+
+    def cards() -> list[dict[str, str]]:
+        events.append("cards")
+        throttled = 4 * ("batch 2: round 1 of 1" in events)
+        return [{"name": "G", "clocks_throttle_reasons.active": f"0x{throttled}"}]
+
+    def no_profile(*_: Any, **__: Any) -> None:
+        raise UserError("onnx is not installed: install it")
+
+    monkeypatch.setattr(provenance, "gpu_cards", cards)
+    monkeypatch.setattr(bench, "gpu_cards", cards)
+    monkeypatch.setattr(bench, "physical_cores", lambda: 1)
+    monkeypatch.setattr(profiling, "profile_engine", no_profile)
+    settings = Settings(batches=(1, 2), repeats=1, profile=True)
+    report = bench_bundle(bundle, settings, events.append)
+    after = len(events) - events[::-1].index("cards") - 1
+    assert events[after - 1] == "batch 2: round 1 of 1"
+    assert events.index("cards") < events.index("batch 1: round 0 of 1") < after
+    assert report["machine"]["gpus"][0]["clocks_throttle_reasons.active"] == "0x0"
+    assert report["gpus_after"][0]["clocks_throttle_reasons.active"] == "0x4"
+    assert any("power cap" in warning for warning in report["warnings"])
+    assert report["profile"] is None
+    assert report["left_out"] == {"profile": "onnx is not installed: install it"}
+    assert report["machine"]["threads"] == 1
+    assert "--threads" not in report["command"]
+
+
+def test_a_checkpoint_of_other_weights(
+    checkpoint: Checkpoint, bundle: Path, tmp_path: Path, random_model: Callable[..., Any]
+) -> None:
+    other = random_model(checkpoint.model.config)
+    with torch.no_grad():
+        other.score.bias.add_(50.0)  # half of the scale's span
+    save_checkpoint(checkpoint._replace(model=other), tmp_path / "o.safetensors")
+    settings = Settings(checkpoint=tmp_path / "o.safetensors", batches=(1,), repeats=1, threads=1)
+    said: list[str] = []
+    with pytest.raises(UserError, match="other weights than the bundle"):
+        bench_bundle(bundle, settings, said.append)
+    assert said == ["holding the checkpoint against the bundle"]
 
 
 def test_mistakes(bundle: Path, tmp_path: Path) -> None:

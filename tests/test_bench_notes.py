@@ -20,8 +20,16 @@ def report(steady: list[float], other: list[float]) -> dict[str, Any]:
     return {
         "batches": [{"batch": 4, "latency": latency}],
         "engine_gpu": [{"batch": 4, "latency": {"engine": statistics(steady)}}],
-        "image": {"image_e2e": statistics(steady)},
+        "image": {"preprocess": statistics(steady), "image_e2e": statistics(steady)},
+        "scenarios": {},
     }
+
+
+def server(note: str | None, best: list[float]) -> dict[str, Any]:
+    """Two trials: a rate that met the bound, and a wild one that was stopped early."""
+    trials = [{"rate": 3.0, "latency": statistics(best)}]
+    trials.append({"rate": 9.0, "latency": statistics([1.0, 50.0])})
+    return {"images_per_s": 3.0, "trials": trials, "note": note}
 
 
 def card(active: str) -> dict[str, str]:
@@ -42,6 +50,41 @@ def test_few_samples() -> None:
     (said,) = warnings(report(STEADY, STEADY[:15]), [], [])
     assert "p99 of 15 samples" in said
     assert "--repeats 100" in said
+
+
+def test_decoding_is_looked_at_too() -> None:
+    made = report(STEADY, STEADY)
+    made["image"]["preprocess"] = statistics([1.0, 2.0] * 50)
+    assert warnings(made, [], [])[0].endswith("of preprocess 33%")
+    made["image"]["preprocess"] = statistics(STEADY[:15])
+    (said,) = warnings(made, [], [])
+    assert said.startswith("p99 of 15 samples, of preprocess, is little more")
+
+
+def test_queries_of_scenarios() -> None:
+    made = report(STEADY, STEADY)
+    made["scenarios"] = {
+        "single_stream": statistics([1.0, 2.0] * 50),
+        "multi_stream": statistics(STEADY[:23]),
+        "server": server(None, [1.0, 3.0] * 50),
+        "offline": {"images": 1, "seconds": 1.0, "images_per_s": 1.0},
+    }
+    unstable, few = warnings(made, [], [])
+    assert unstable.endswith("of single_stream 33%, server at 3/s 50%")
+    assert few == (
+        "p99 of 23 queries, of multi_stream, is little more than the slowest: more --seconds for "
+        "one that says something"
+    )
+
+
+def test_the_servers_note_is_said_first() -> None:
+    made = report(STEADY, STEADY[:15])
+    made["scenarios"] = {"server": {"images_per_s": None, "trials": [], "note": "no verdict"}}
+    said, few = warnings(made, [], [])
+    assert said == "server: no verdict"
+    assert "p99 of 15 samples" in few
+    made["scenarios"] = {"server": server("few queries", STEADY[:15])}
+    assert warnings(made, [], [])[:1] == ["server: few queries"]
 
 
 @pytest.mark.parametrize(

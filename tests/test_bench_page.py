@@ -76,18 +76,29 @@ def test_everything_is_there() -> None:
     for said in (
         "crops a second against batch",
         "FLOP/s against FLOP for each byte",
-        "time by part, batch 1",
+        "time by part of one image",
     ):
         assert said in labels
     for said in ("no NVIDIA GPU", report["source"]["sha256"], report["command"], "Noise floor"):
         assert said in elements.text
+    assert "1.3e-07" in elements.text
     assert all("engine again" not in label for label in labels)
+
+
+def test_trials_that_were_stopped_are_marked() -> None:
+    report = sample_reports.cpu()
+    assert "stopped early, of what was answered: " in page(report)
+    assert "no, stopped early" in page(report)
+    for trial in report["scenarios"]["server"]["trials"]:
+        trial["queries"] = trial["planned"]
+    assert "stopped early" not in page(report)
+    assert "every image answered: " in page(report)
 
 
 def test_what_is_missing_has_no_heading() -> None:
     text = Elements(page(sample_reports.bare())).text
     assert "Latency" in text
-    for heading in ("Roofline", "Cost by part", "Left out", "Server"):
+    for heading in ("Roofline", "Cost of an image", "Agreement", "Left out", "Server"):
         assert heading not in text
 
 

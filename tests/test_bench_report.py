@@ -11,6 +11,7 @@ import pytest
 import sample_reports
 from markdown_it import MarkdownIt
 
+from drexperts import bench_tables as tables
 from drexperts.bench_report import markdown, observations, write_report
 
 EACH = pytest.mark.parametrize("name", sample_reports.REPORTS)
@@ -85,10 +86,14 @@ def rendered(report: dict[str, Any]) -> str:
 
 def test_markdown_has_what_was_measured() -> None:
     report = sample_reports.cpu()
+    report["batches"][2]["ratio"]["engine again"] = {"p20": 0.5, "p50": 0.77, "p80": 0.9}
     shown = unescape(rendered(report))
     engine = report["batches"][0]["latency"]["engine"]
     for said in (
         *(f"{1e3 * engine[quantile]:.4g}" for quantile in ("p50", "p90", "p95", "p99")),
+        *tables.calls(report["scenarios"]["single_stream"]),
+        "0.77 (0.50-0.90) with batch 4",
+        "1.3e-07",
         *("eager-dense", "torch.compile", "no NVIDIA GPU", "Noise floor", "single-stream"),
         *report["boundaries"].values(),
         *report["warnings"],

@@ -53,14 +53,16 @@ def test_as_it_is(call: Any, asked: dict[str, Any]) -> None:
     assert asked == {"bundle": Path("b"), "settings": Settings()}
 
 
-def test_every_option_arrives(call: Any, asked: dict[str, Any], toy_bundle: Path) -> None:
+def test_every_option_arrives(
+    call: Any, asked: dict[str, Any], toy_bundle: Path, tmp_path: Path
+) -> None:
     named = ("--baseline", "compile", "--baseline", "onnx-dense", "--against", toy_bundle)
     numbers = ("--batch", "1,8", "--repeats", "3", "--threads", "2", "--p99-bound", "0.5")
-    files = ("--checkpoint", "c", "--images", "i", "--out", "o")
+    files = ("--checkpoint", "c", "--images", "i", "--out", tmp_path / "o")
     scenarios = ("--scenario", "offline", "--scenario", "server", "--seconds", "4", "--profile")
     status, document = call("b", *named, *numbers, *files, *scenarios)
     assert status == 0
-    assert asked["out"] == (document, Path("o"))
+    assert asked["out"] == (document, tmp_path / "o")
     assert asked["settings"] == Settings(
         baselines=("compile", "onnx-dense"),
         others={"engine-float32": toy_bundle},
@@ -96,6 +98,18 @@ def test_a_step_of_training(call: Any, asked: dict[str, Any], tmp_path: Path) ->
         ((), "name a bundle to measure, or --train"),
         (("b", "--repeats", "0"), "one repeat at least"),
         (("b", "--seconds", "0"), "seconds must be above 0"),
+        (("b", "--seconds", "inf"), "seconds must be above 0 and finite"),
+        (("b", "--p99-bound", "inf"), "the p99 bound must be above 0 and finite"),
+        (("b", "--threads", "0"), "one thread at least"),
+        (("b", "--out", "/dev/null/out"), "name another folder with --out"),
+        (("--train", "--out", "/dev/null/out"), "name another folder with --out"),
+        (("--train", "--repeats", "0"), "one repeat at least"),
+        (("--train", "--batch", "1,4"), "one batch size"),
+        (("--train", "b"), "leave out BUNDLE"),
+        (("--train", "--baseline", "all", "--profile"), "leave out --baseline, --profile"),
+        (("--train", "--scenario", "all", "--images", "i"), "leave out --scenario, --images"),
+        (("--train", "--against", "b", "--seconds", "0"), "leave out --against, --seconds"),
+        (("--train", "--p99-bound", "0"), "leave out --p99-bound"),
         (("b", "--p99-bound", "nan"), "the p99 bound must be above 0"),
         (("b", "--against", "nowhere"), "nowhere"),
     ],
@@ -116,5 +130,6 @@ def test_help_names_every_baseline_and_what_the_defaults_are(
     for name in (*contenders.CONTENDERS, *entrants.GPU_ENGINES, entrants.ALL):
         assert name.replace("musiq", "METRIC") in said
     assert f"rounds; {ROUNDS}, of --train {bench_training.ROUNDS}" in said
+    assert "of --train JSON alone" in said
     assert f"photographs, {bench.MOST_IMAGES} at most" in said
     assert f"{bench.BOUND:g} times what an image alone takes" in said

@@ -210,6 +210,16 @@ def test_a_model_that_says_nothing_is_the_users_matter(
     assert not (tmp_path / "b").exists()
 
 
+def test_pictures_no_engine_could_be_proven_on_are_refused_first(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    flat = [Image.new("RGB", (80, 80), (90, 90, 90))] * 3
+    with pytest.raises(UserError, match="100 different images"):
+        bundles.export_bundle(checkpoint, tmp_path / "b", flat, progress=told.append)
+    assert told == []
+
+
 def test_scale_must_be_known(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--scale LOW:HIGH"):
         bundles.export_bundle(checkpoint._replace(scale=None), tmp_path / "b")

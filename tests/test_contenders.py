@@ -15,13 +15,12 @@ import torch
 from drexperts.backbone import PromptEncoder, normalised
 from drexperts.checkpoint import Checkpoint, save_checkpoint
 from drexperts.config import DRExpertsConfig
-from drexperts.contenders import CONTENDERS, Subject, build, released
+from drexperts.contenders import CONTENDERS, FORMS, Subject, build, difference, released
 from drexperts.model import new_model
 from drexperts.runtime.errors import MissingDependencyError, UserError, WeightsError
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 
-FORMS = ("eager-dense", "eager-reduced", "compile", "aotinductor", "onnx-dense")
 COMPILED = ("compile", "aotinductor")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
 
@@ -46,6 +45,7 @@ def test_forms_compute_what_the_model_computes(name: str, subject: Subject) -> N
     if name in COMPILED and shutil.which("g++") is None:
         pytest.skip("there is no C++ compiler")
     form: Any = build(name, subject)
+    assert difference(name, form, subject, PIXELS[:1]) < 1e-4
     for batch in (1, 3):
         with torch.inference_mode():
             expected = subject.model(normalised(torch.from_numpy(PIXELS[:batch])))
@@ -55,12 +55,30 @@ def test_forms_compute_what_the_model_computes(name: str, subject: Subject) -> N
             np.testing.assert_allclose(found[output], wanted.numpy(), rtol=0, atol=atol)
 
 
+def test_a_difference_is_of_the_larger_magnitude(subject: Subject) -> None:
+    wanted: Any = build("eager-reduced", subject)
+    doubled = difference("onnx-dense", lambda p: {"score": 2 * wanted(p)["score"]}, subject, PIXELS)
+    assert doubled == pytest.approx(0.5)
+    broken = difference("onnx-dense", lambda p: {"score": np.full(3, np.nan)}, subject, PIXELS)
+    assert np.isnan(broken)
+
+
 def test_floors_run_the_encoders_alone(subject: Subject) -> None:
     tokens, pooled, *_ = build("backbones", subject)(PIXELS)  # type: ignore[misc]
     assert tokens.shape == (3, 17, 32)
     assert len(pooled) == 3
     features: Any = build("timm-backbone", subject)(PIXELS)
     assert features["score"].shape == (3, 17, 32)
+
+
+def test_the_released_recipe_is_held_against_its_own_prompts() -> None:
+    config = DRExpertsConfig.official()
+    config = replace(config, encoder=replace(config.encoder, depth=1))
+    whole = Subject(config, None, crop=384, max_batch=1, threads=1, device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 384, 384), dtype=np.uint8)
+    dense = build("eager-dense", whole)
+    assert isinstance(whole.released.prompts, PromptEncoder)
+    assert difference("eager-dense", dense, whole, pixels) < 1e-3
 
 
 def test_released_recipe_encodes_its_prompts_on_each_call() -> None:

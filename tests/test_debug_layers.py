@@ -39,7 +39,7 @@ from drexperts.export.debug_layers import (
 from drexperts.export.photographs import verification_images
 from drexperts.export.to_onnx import OP, onnx_from_model
 from drexperts.runtime.errors import MissingDependencyError, UserError
-from drexperts.runtime.manifest import ScoreScale, write_manifest
+from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
 
 Change = Callable[[onnx.ModelProto], None]
@@ -310,3 +310,12 @@ def test_the_engines_of_a_bundle_that_run_here(
     assert engine.file == "model.onnx"
     assert report.first is None
     assert max(row.error for row in report.profile) > 0
+
+
+def test_an_int8_engine_has_no_twin(toy_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(toy_bundle)
+    write_manifest(
+        replace(manifest, engines=(replace(manifest.engines[0], precision="int8"),)), tmp_path
+    )
+    with pytest.raises(UserError, match="--precision fp32"):
+        next(debug_layers.bundle_layers(tmp_path, None, None, lambda _: None))

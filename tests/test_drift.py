@@ -1,7 +1,9 @@
 """The drift benchmark: real decoders and resizes, the sets, the figures, the gates."""
 
+import copy
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from PIL import Image, features
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import drift
-from drift import CONTROL, ENCODINGS, RUNTIME, STORED, encoded, figures, markdown, pictures_of
+import receipt_tables
+from drift import CONTROL, ENCODINGS, RUNTIME, STORED, encoded, figures, pictures_of
 from drift_variants import DECODERS, JPEG, PNG, decoders, resizes, upright
 from receipt_arithmetic import claims
 
@@ -268,9 +271,20 @@ def test_the_command(toy_bundle, tmp_path, photo, encode, capsys):
     report = json.loads(receipt.read_text())
     assert (report["kind"], report["weights"]) == ("drift", "random")
     assert str(tmp_path) not in receipt.read_text()
-    assert shown.startswith(markdown(report))
+    assert shown.startswith(receipt_tables.markdown(receipt_tables.drift(report)))
+    assert drift.WEIGHTS is receipt_tables.WEIGHTS
     assert "The weights are random: no score here is a quality." in shown
     assert "| Pillow box | made smaller |" in shown
+
+
+def test_no_receipt_of_a_number_that_is_none(toy_bundle, tmp_path, found, monkeypatch):
+    broken = copy.deepcopy(found)
+    broken["sets"][0]["span"] = math.nan
+    monkeypatch.setattr(drift, "drift", lambda *_: broken)
+    receipt = tmp_path / "drift.json"
+    with pytest.raises(ValueError, match="JSON"):
+        drift.main([str(toy_bundle), "--weights", "random", "--receipt", str(receipt)])
+    assert not receipt.exists()
 
 
 def test_a_fingerprint_is_of_the_runtime_s_decoder_or_of_foreign_pixels(

@@ -1,6 +1,7 @@
 """Who is admitted to a run, and the reasons of those who are not."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from drexperts import runtime
-from drexperts.entrants import ENGINE, Entrants, enter, named, names_of
+from drexperts.entrants import ENGINE, Entrants, _hold, enter, named, names_of
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import Engine, read_manifest, sha256_of, write_manifest
@@ -107,6 +108,21 @@ def test_another_bundle_must_be_of_the_same_model(bundle: Path, toy_bundle: Path
 def test_names_of_other_bundles(bundle: Path, toy_bundle: Path) -> None:
     found = names_of([bundle, toy_bundle])
     assert found == {"engine-float32": bundle, "engine-float32-2": toy_bundle}
+
+
+def test_who_computes_something_else_is_left_out() -> None:
+    entrants = Entrants(BATCHES, {})
+    for name, apart in (("same", 1e-4), ("other", 0.2), ("broken", math.nan)):
+
+        def make(name: str = name, apart: float = apart) -> Any:
+            _hold(entrants, name, apart, "cpu")
+            return len
+
+        entrants.admit(name, make)
+    assert list(entrants.running) == ["same"]
+    assert entrants.agreement.keys() == {"same", "other"}
+    assert "2.0e-01" in entrants.left_out["other"]
+    assert "computes something else" in entrants.left_out["broken"]
 
 
 def test_baselines_by_name() -> None:

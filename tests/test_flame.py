@@ -124,3 +124,15 @@ def test_profile_without_layers() -> None:
         "decode: 500 ms, 50.0%",
         "crop: 500 ms, 50.0%",
     ]
+
+
+def test_rows_without_boxes_take_no_room() -> None:
+    def gap(profile: dict[str, Any]) -> float:
+        """From the lowest box to the highest entry of the key, px."""
+        root = ET.fromstring(flame(profile))
+        rects = [one for one in root.iter(f"{SVG}rect") if one.get("y")]
+        places = [(float(one.get("y", "")), float(one.get("height", ""))) for one in rects]
+        key = [y for (y, height), one in zip(places, rects, strict=True) if one in list(root)]
+        return min(key) - max(y + height for y, height in places if y < min(key))
+
+    assert gap(profile_of({}, decode=0.5, crop=0.5)) == gap(PROFILE) < 20

@@ -24,7 +24,9 @@ from bench_kernels import Budget
 from gpu_contenders import COMPILED, DENSE, EAGER, FOLDED, PACKAGED, PLAN, REDUCED, Contender
 from gpu_gate import Gate, outputs_of, repeats
 from gpu_images import crops_for
-from gpu_model import AGAIN, LATE, NO_CUDA, Bench, Settings, timed_row, verdict
+from gpu_model import AGAIN, LATE, NO_CUDA, NOTHING, Bench, lines, timed_row, verdict
+from gpu_settings import Settings
+from kernel_timing import require_writes
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
@@ -156,6 +158,11 @@ def of_its_place(pixels: Tensor) -> tuple[Tensor, ...]:
     return score + 0.005 * torch.arange(len(score)), *others
 
 
+def of_black_neighbours(pixels: Tensor) -> tuple[Tensor, ...]:
+    score, *others = brightness(pixels)
+    return score + 0.01 * bool(pixels.amin() == 0), *others
+
+
 def unsteady() -> Callable[[Tensor], tuple[Tensor, ...]]:
     calls: list[int] = []
 
@@ -181,6 +188,7 @@ def gate() -> Gate:
         (scaled, ["parity with float32"]),
         (not_a_number, ["its outputs are no finite numbers"]),
         (of_the_batch, ["batch invariance"]),
+        (of_black_neighbours, ["batch invariance"]),
         (unsteady(), ["two runs differ"]),
     ],
 )
@@ -214,6 +222,18 @@ def test_a_program_of_one_batch_size_is_held_to_what_it_said_of_one(gate: Gate) 
 def test_a_program_of_every_size_is_tried_on_all_of_them_once(gate: Gate) -> None:
     first, second = (gate.judge(CONTENDER, brightness, 2)["invariance"] for _ in range(2))
     assert (first["batches"], second["batches"]) == ([1, 2, 3, 4, 5, 6, 7, 8], [2])
+
+
+def test_neighbours_change_with_the_batch_size(gate: Gate) -> None:
+    seen: set[tuple[int, ...]] = set()
+
+    def noting(pixels: Tensor) -> tuple[Tensor, ...]:
+        seen.add(tuple((255 - pixels[:, 0, 0, 0].int()).tolist()))
+        return brightness(pixels)
+
+    found = gate.judge(CONTENDER, noting, 8)
+    assert {(4, 6), (6, 8, 10)} <= seen  # crops 2 and 3; crops 3, 4 and 5
+    assert "extremes" in found["invariance"]["cases"]
 
 
 def test_a_program_may_write_over_its_results(gate: Gate) -> None:
@@ -297,8 +317,8 @@ def test_everybody_able_is_judged_and_timed(trial: Any) -> None:
         assert not row["refused"]
     labels = {f"fp16, B{batch}, {name}" for batch in (2, 3) for name in EAGERS}
     assert set(trial["gates"]) == labels | {
-        f"bf16, B2, {REDUCED}, eager",
-        f"bf16, B2, {FOLDED}, eager",
+        f"bf16, B3, {REDUCED}, eager",  # the largest: one image would have no neighbours
+        f"bf16, B3, {FOLDED}, eager",
     }
     assert trial["left_out"]["fp16, B2, reduced, eager, graph"] == NO_CUDA
 
@@ -328,14 +348,91 @@ def test_red_ones_are_not_timed_broken_ones_are_named_and_the_others_go_on(
     assert report["left_out"]["fp16, B2, dense, eager"] == "OutOfMemoryError: too large"
     assert list(report["batches"][0]["latency"]) == [EAGERS[2], AGAIN]
     assert verdict(report) == 1
-    assert "RED fp16, B2, reduced, eager" in gpu_model.lines(report)
+    assert "RED fp16, B2, reduced, eager" in lines(report)
+
+
+def judged_at_2(run: Bench, contender: Contender, program: Any, gate: Any) -> Any:
+    """What is noted of one contender, whose program is given."""
+    programs = gpu_contenders.Programs({contender.form: program}, run.folder)
+    return run._judged(2, programs, gate, [contender])
+
+
+class GateThat:
+    """Raises whatever it is asked."""
+
+    precision, expected = "fp16", outputs_of(brightness, torch.zeros(3, 3, 4, 4), 3)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def judge(self, *_: object) -> None:
+        raise self.error
+
+
+LABEL = "fp16, B2, reduced, eager"
+
+
+def test_whoever_raises_where_it_is_judged_is_red(tmp_path: Path) -> None:
+    run = bench(tmp_path)
+    found = judged_at_2(run, CONTENDER, brightness, GateThat(RuntimeError("an illegal address")))
+    assert run.report["gates"] == {LABEL: False}
+    assert run.left_out == {}
+    assert found.able == {}
+    mistakes = run.report["verdicts"][0]["others"]["reduced, eager"]["mistakes"]
+    assert mistakes == ["RuntimeError: an illegal address"]
+    assert verdict(run.report) == 1
+
+
+def test_for_want_of_memory_it_is_left_out(tmp_path: Path) -> None:
+    run = bench(tmp_path)
+    judged_at_2(run, CONTENDER, brightness, GateThat(torch.OutOfMemoryError("too large")))
+    assert run.report["gates"] == {}
+    assert run.left_out == {LABEL: "OutOfMemoryError: too large"}
+
+
+def test_a_graph_that_writes_nothing_is_red(tmp_path: Path, gate: Gate) -> None:
+    class WritesNothing:
+        def captured(self, run: Callable[[], Any], copies: int) -> None:
+            require_writes(lambda: None, run())
+
+    run = bench(tmp_path)
+    run.settings = replace(run.settings, device="cuda")  # else no graph is tried
+    run.timer = WritesNothing()  # type: ignore[assignment]
+    judged_at_2(run, Contender(REDUCED, EAGER, graph=True), brightness, gate)
+    assert run.report["gates"] == {f"{LABEL}, graph": False}
+    (other,) = run.report["verdicts"][0]["others"].values()
+    assert "left results unwritten" in other["mistakes"][0]
+
+
+def report_of(names: list[str], **left_out: str) -> dict[str, Any]:
+    return {
+        "batches": [],
+        "gates": dict.fromkeys(names, True),
+        "verdicts": [{"others": {name: {"mistakes": []} for name in names}}],
+        "left_out": left_out,
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "left_out", "status"),
+    [
+        (["reduced, eager"], {"folded": "RuntimeError: no"}, 0),
+        (["dense, eager"], {}, 1),
+        ([], {"reduced": "RuntimeError: no"}, 1),
+        ([], {"reduced": LATE}, NOTHING),
+    ],
+)
+def test_one_of_ours_is_judged(names: list[str], left_out: dict[str, str], status: int) -> None:
+    report = report_of(names, **left_out)
+    assert verdict(report) == status
+    assert (lines(report)[-1:] == ["none of ours was judged"]) == (status != 0)
 
 
 def test_without_time_nothing_is_judged(tmp_path: Path) -> None:
     report = bench(tmp_path, 0).run()
     assert report["gates"] == {}
     assert report["left_out"] == {"fp16, B2": LATE, "fp16, B3": LATE, "bf16": LATE}
-    assert verdict(report) == 2
+    assert verdict(report) == NOTHING
 
 
 def test_nothing_is_made_that_there_is_no_time_for(tmp_path: Path) -> None:
@@ -352,16 +449,25 @@ def test_nothing_is_made_that_there_is_no_time_for(tmp_path: Path) -> None:
 
 def test_ratios_are_over_the_first_and_shares_of_the_whole() -> None:
     row = timed_row(
-        {"reduced, eager": [2.0, 4.0], "dense, eager": [4.0, 8.0], "head, eager": [1.0, 2.0]}
+        {"reduced, eager": [2.0, 4.0], "dense, eager": [4.0, 8.0], "head, eager": [1.0, 2.0]},
+        "reduced, eager",
     )
     assert row["ratio"] == {"dense, eager": {"p20": 2.0, "p50": 2.0, "p80": 2.0}}
     assert row["head"]["reduced, eager"]["share"]["p50"] == 0.5
     assert "head, eager" not in row["latency"]
 
 
+def test_a_second_turn_goes_with_the_first() -> None:
+    taken = {"dense, eager": [4.0], "folded, eager": [8.0], AGAIN: [2.0]}
+    row = timed_row(taken, "reduced, eager")
+    assert list(row["latency"]) == ["dense, eager", "folded, eager"]
+    assert list(row["ratio"]) == ["folded, eager"]
+    assert timed_row(taken, "dense, eager")["ratio"][AGAIN]["p50"] == 0.5
+
+
 def test_without_a_device_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_model.main([]) == 2
+    assert gpu_model.main([]) == NOTHING
 
 
 def test_presets_have_configurations_of_their_own() -> None:

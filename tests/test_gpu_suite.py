@@ -77,12 +77,16 @@ def test_a_red_gate_is_status_1(tmp_path: Path) -> None:
     assert "- RED kernels: b" in list(markdown(report))
 
 
+ARGUMENTS = "-c: error: unrecognized arguments: --x"
+
+
 @pytest.mark.parametrize(
     ("script", "why", "expected"),
     [
         ("import no_such_library", "no_such_library is not installed", 2),
         ("raise MemoryError('out of memory')", "MemoryError: out of memory", 1),
-        ("raise SystemExit(2)", "it said nothing", 2),
+        ("raise SystemExit(3)", "it said nothing", 2),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--x'])", ARGUMENTS, 1),
     ],
 )
 def test_a_part_that_breaks_says_why(tmp_path: Path, script: str, why: str, expected: int) -> None:
@@ -112,6 +116,21 @@ def test_a_killed_part_leaves_what_it_had_written_and_no_process(tmp_path: Path)
     assert (outcome.receipt, outcome.why) == ("kernels-trial.json", KILLED)
     assert outcome.seconds < 60
     assert not _alive(int(child.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("receipt", "red"),
+    [
+        ("", True),
+        (receipt_of({"a": True}), True),
+        (receipt_of({"a": True}, complete=False), True),
+        (receipt_of({"a": True}, complete=True), False),
+    ],
+)
+def test_a_part_killed_before_it_had_judged_is_red(tmp_path: Path, receipt: str, red: bool) -> None:
+    outcome = run_part(scripted(f"{receipt}\nimport time; time.sleep(600)"), tmp_path, 1)
+    assert outcome.why == KILLED
+    assert status(summarise([outcome], tmp_path, False, [])) == int(red)
 
 
 def _alive(process: int) -> bool:
@@ -176,10 +195,13 @@ def test_why_it_ended() -> None:
 # The command -------------------------------------------------------------------------------------
 
 
-def suite(out: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+def suite(
+    out: Path, *options: str, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
     command = ["bash", str(BENCHMARKS / "gpu_suite.sh"), str(out), *options]
     return subprocess.Popen(
         command,
+        cwd=cwd,
         env={**os.environ, "PYTHON": sys.executable, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -229,6 +251,30 @@ def test_a_stopped_suite_still_has_its_summary(tmp_path: Path) -> None:
     assert process.returncode == 2
     report = json.loads((tmp_path / "summary.json").read_text())
     assert report["parts"]["kernels"]["why"] == "the suite was stopped"
+
+
+def test_paths_are_those_of_where_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    options = ("--parts", "official", "--images", "photographs")
+    process = suite(Path("out"), *options, cwd=tmp_path, SUITE_DEVICE="cpu")
+    process.communicate(timeout=120)
+    report = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert report["parts"]["official"]["why"].startswith("photographs has 0 photographs")
+    assert process.returncode == 2
+
+
+def test_what_fails_before_it_begins_is_not_a_red_gate(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    process = suite(tmp_path / "out", WHEELS=str(tmp_path / "wheels"))
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "has no wheels" in words
+
+    (tmp_path / "file").touch()
+    process = suite(tmp_path / "file" / "out")
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "nothing was judged" in words
 
 
 def test_help() -> None:

@@ -121,11 +121,13 @@ def test_factors_leave_room_for_pairs_of_products():
     assert 2 * 255 * LARGEST_FACTOR < 2**15
 
 
-def test_a_row_of_zeros_gives_its_bias():
-    proto = layers(first=np.zeros((5, 8), np.float32))
+@pytest.mark.parametrize("size", [0, 1e-30, 1e-10, 1e-7])
+@pytest.mark.parametrize("given", [Range(-1, 1), Range(0, 0), Range(-1e-3, 1e4)])
+def test_a_row_of_next_to_nothing_gives_its_bias(size, given):
+    proto = layers(first=np.full((5, 8), size, np.float32))
     bias = numpy_helper.to_array(proto.graph.initializer[1])
-    got, _ = run(int8_products(proto, {FIRST: Range(-1, 1)}), np.ones((1, 8), np.float32))
-    np.testing.assert_allclose(got[0], bias, atol=1 / 255)
+    got, _ = run(int8_products(proto, {FIRST: given}), np.zeros((1, 8), np.float32))
+    np.testing.assert_allclose(got[0], bias, rtol=2e-6)
 
 
 def test_what_is_not_asked_for_stays():

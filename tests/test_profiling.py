@@ -1,7 +1,6 @@
 """The profile adds up and hides nothing. No test asserts a time."""
 
 import dataclasses
-import io
 import json
 import tempfile
 from collections import defaultdict
@@ -13,12 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from fake_gpu import FakeCuda, FakeTensorrt, engine_of, install, plan_bytes
-from rich.console import Console
 from tiny_graphs import tiny_graph
 
 from drexperts import profiling
 from drexperts.model_parts import PlacedNode
-from drexperts.profiling import PARTS, print_profile, profile_engine
+from drexperts.profiling import PARTS, profile_engine
 from drexperts.runtime import tensorrt_plan
 from drexperts.runtime.errors import InternalError, UserError
 from drexperts.runtime.manifest import Manifest, read_manifest
@@ -55,7 +53,8 @@ def scorer(
 ) -> Scorer:
     path = tmp_path_factory.mktemp("profiled") / "model.onnx"
     onnx.save(model, path)
-    return Scorer(manifest, manifest.engines[0], OnnxSession(path, max_batch=4, threads=1))
+    session = OnnxSession(path, max_batch=4, threads=1)
+    return Scorer(manifest, manifest.engines[0], session, batch=3)
 
 
 @pytest.fixture
@@ -82,11 +81,12 @@ def test_profile_of_onnx_runtime(
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
     image = photograph()
-    profile = profile_engine(scorer, batch=2, rounds=3, image=image, progress=said.append)
+    profile = profile_engine(scorer, rounds=3, image=image, progress=said.append)
     assert list(tmp_path.iterdir()) == []
     json.dumps(profile, allow_nan=False)
     assert len(said) == 2
-    assert (profile["batch"], profile["backend"]) == (2, "onnx")
+    assert (profile["batch"], profile["backend"]) == (3, "onnx")
+    assert (profile["crops"], profile["calls"]) == (4, pytest.approx(4 / 3))
     parts = by_part(profile)
     assert tuple(parts) == PARTS
     assert sum(parts.values()) == pytest.approx(profile["total_s"])
@@ -96,19 +96,37 @@ def test_profile_of_onnx_runtime(
     assert parts["between kernels"] > 0
     spent = [each["seconds"] for each in profile["layers"]]
     assert spent == sorted(spent, reverse=True)
-    assert "one call of the engine with 2 crops; medians of 3 rounds" in profile["note"]
+    assert "1.333 times a call of the engine with 3 crops; medians of 3 rounds" in profile["note"]
     assert f"{profile['slowdown']:.2f} times" in profile["note"]
 
 
 @pytest.mark.usefixtures("quick")
 def test_every_layer_is_there(scorer: Scorer, model: onnx.ModelProto) -> None:
-    layers = profile_engine(scorer, batch=1, rounds=1, image=photograph())["layers"]
+    layers = profile_engine(scorer, rounds=1, image=photograph())["layers"]
     names = {each["name"] for each in layers}
     weights = [w.name for w in model.graph.initializer if ".blocks." in w.name]
     assert weights
     for weight in weights:
         assert weight.removeprefix("model.").rpartition(".")[0] in names
     assert [each["part"] for each in layers if each["op"] == "Gelu"].count("encoder") == 2
+
+
+def test_times_are_of_all_calls_of_an_image(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four crops, three at a time: a call and a third of its 5 ms, of which a layer has 2."""
+    nodes = [PlacedNode("a", "a", "Add", "head")]
+    called = np.full(2, 5e-3)
+    told = profiling._EngineTimes(nodes, np.full((2, 1), 2e-3), called, called, "")
+    asked = []
+    monkeypatch.setattr(
+        profiling, "_engine_times", lambda _, pixels, rounds: asked.append(len(pixels)) or told
+    )
+    profile = profile_engine(scorer, rounds=2, image=photograph())
+    assert asked == [3]
+    assert profile["layers"][0]["seconds"] == pytest.approx(4 / 3 * 2e-3)
+    assert by_part(profile)["head"] == pytest.approx(4 / 3 * 2e-3)
+    assert by_part(profile)["between kernels"] == pytest.approx(4 / 3 * 3e-3)
 
 
 def test_a_kernel_that_the_graph_does_not_know_is_shown() -> None:
@@ -161,7 +179,7 @@ def gpu_scorer(
 
 @pytest.mark.usefixtures("quick")
 def test_profile_of_tensorrt(gpu_scorer: Scorer) -> None:
-    profile = profile_engine(gpu_scorer, batch=3, rounds=2, image=photograph())
+    profile = profile_engine(gpu_scorer, rounds=2, image=photograph())
     json.dumps(profile, allow_nan=False)
     assert "never been run on a GPU" in profile["note"]
     told = {each["name"]: each for each in profile["layers"]}
@@ -174,33 +192,15 @@ def test_profile_of_tensorrt(gpu_scorer: Scorer) -> None:
         "a layer of which only the name is told": "other",
     }
     assert (told["gemm0"]["op"], told["resize_patches"]["op"]) == ("gemm", "layer")
+    assert (profile["batch"], profile["calls"]) == (4, 1.0)
     assert told["gemm0"]["seconds"] == pytest.approx(2.5e-3)  # as the stand-in says
     assert profile["layers"][0]["name"] == LAYERS[-1]
     assert by_part(profile)["encoder"] == pytest.approx(6e-3)
 
 
 def test_mistakes(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for batch, rounds in ((0, 1), (5, 1), (1, 0)):
-        with pytest.raises(UserError, match="one round at least and a batch of 1 to 4"):
-            profile_engine(scorer, batch=batch, rounds=rounds, image=photograph())
+    with pytest.raises(UserError, match="one round at least, got 0"):
+        profile_engine(scorer, rounds=0, image=photograph())
     monkeypatch.setattr(scorer.session, "provider", "cuda")
     with pytest.raises(UserError, match="does not tell the times of its kernels: profile the"):
-        profile_engine(scorer, batch=1, rounds=1, image=photograph())
-
-
-def test_tables() -> None:
-    layers = [
-        {"name": f"layer{i}", "node": "", "op": "Gemm", "part": "head", "seconds": 0.01}
-        for i in range(12)
-    ]
-    parts = [{"part": part, "seconds": 0.0} for part in PARTS]
-    parts[0]["seconds"], parts[5]["seconds"] = 0.12, 0.12
-    profile = {"total_s": 0.24, "parts": parts, "layers": layers, "note": "How it was measured."}
-    shown = io.StringIO()
-    print_profile(profile, Console(file=shown, width=80))
-    text = shown.getvalue()
-    assert "How it was measured." in text
-    assert ["decode", "120.00", "50.0%"] in [line.split() for line in text.splitlines()]
-    assert ["all", "240.00", "100.0%"] in [line.split() for line in text.splitlines()]
-    assert "layer9" in text
-    assert "layer10" not in text
+        profile_engine(scorer, rounds=1, image=photograph())

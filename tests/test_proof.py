@@ -1,11 +1,13 @@
 """The proofs: measured again, and by whom they are refused."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,6 +22,7 @@ from drexperts.export.proof import (
     record_proofs,
     verify_bundle,
 )
+from drexperts.export.verify import eager_outputs
 from drexperts.runtime import NotTakenError, compatibility
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
@@ -162,6 +165,24 @@ def test_a_checkpoint_of_other_weights_is_told_from_the_bundles(
     other = checkpoint._replace(model=random_model(checkpoint.model.config, seed=1))
     with pytest.raises(UserError, match="other weights than the bundle"):
         check_same_weights(bundle, manifest, engine, other)
+
+
+def test_a_checkpoint_is_held_to_twice_what_parity_was(
+    bundle: Path, checkpoint: Checkpoint
+) -> None:
+    manifest = read_manifest(bundle)
+    (engine,) = manifest.engines
+    assert engine.parity is not None
+    rough = replace(engine, precision="int8")  # whose limit is 3 % of the span
+    near = copy.deepcopy(checkpoint.model)
+    (bias,) = [p for name, p in near.named_parameters() if name.endswith("score.bias")]
+    weights = eager_outputs(near, verification_images()[:3], manifest.preprocessing, quiet).weights
+    bias.data += 0.01 * manifest.scale.span / float(np.abs(weights.sum(1)).max())
+    with pytest.raises(UserError, match="other weights than the bundle"):
+        check_same_weights(bundle, manifest, rough, checkpoint._replace(model=near))
+    check_same_weights(bundle, manifest, rough, checkpoint)
+    wide = replace(rough, parity=replace(engine.parity, score_max=0.02, passed=False))
+    check_same_weights(bundle, manifest, wide, checkpoint._replace(model=near))
 
 
 def test_proofs_join_what_a_build_wrote_meanwhile(

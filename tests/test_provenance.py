@@ -1,10 +1,18 @@
 import json
+import os
 import subprocess
 
 import pytest
 
 from drexperts import provenance
-from drexperts.provenance import gpu_cards, head, machine_card, source_card, source_hash
+from drexperts.provenance import (
+    gpu_cards,
+    head,
+    machine_card,
+    physical_cores,
+    source_card,
+    source_hash,
+)
 
 SMI = "NVIDIA H200, 580.1, 9.0, 143771 MiB, 1980 MHz, 3201 MHz, 1980 MHz, 77.1 W, 700.00 W, 31, P0"
 
@@ -59,3 +67,15 @@ def test_a_copy_within_another_repository_has_no_commit(tmp_path, monkeypatch):
     installed.touch()
     monkeypatch.setattr(provenance, "__file__", str(installed))
     assert source_card("json")["commit"] is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+@pytest.mark.parametrize(("said", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
+def test_hardware_threads_of_a_core_count_once(said, expected, tmp_path, monkeypatch):
+    for cpu, siblings in enumerate(said):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(provenance, "CPUS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert physical_cores() == expected

@@ -80,15 +80,16 @@ def test_an_older_source_is_said(edited: Callable[..., Path]) -> None:
 
 def test_a_failed_gate_is_said(edited: Callable[..., Path]) -> None:
     def fail(report: Report) -> None:
-        report["gates"]["fast"] = False
+        next(iter(report["verdicts"].values()))[0]["repeatable"] = False
+        report["gates"]["correct"] = False
 
     def accept(report: Report) -> None:
         fail(report)
-        report["known_negative"] = {"fast": "the reference is faster."}
+        report["known_negative"] = {"correct": "sums come in any order."}
 
     assert "**These numbers do not hold" in section("head", edited(fail))
-    assert "Failed: fast.**" in section("head", edited(fail))
-    known = "*Known negative result, fast: the reference is faster.*"
+    assert "Failed: correct.**" in section("head", edited(fail))
+    known = "*Known negative result, correct: sums come in any order.*"
     assert known in section("head", edited(accept))
     assert "do not hold" not in section("head", edited(accept))
 
@@ -108,11 +109,14 @@ def test_a_benchmark_with_everything_in_it() -> None:
 
 
 def test_a_search_for_precision() -> None:
-    row = {"name": "all", "int8_matmuls": 144, "float_matmuls": 5, "bytes": 120e6, "p50_s": None}
-    row |= {"score_max": 0.012, "srcc": 0.9995, "srcc_low": 0.9993, "passed": True}
-    report = sample_reports.head() | {"frontier": [row], "chosen": "all"}
+    parity = {"srcc": 0.9995, "srcc_interval": {"low": 0.9993, "high": 0.9997}, "score_max": 0.012}
+    way = {"bytes": 120e6, "parity": parity, "batch_drift": 0.0, "invariant": True}
+    report = sample_reports.head() | {"preset": "official", "weights": "random", "images": 60}
+    report |= {"layers": 149, "islands": ["a"], "searched": [{"islands": 1, "passed": True}]}
+    report |= {"ways": {"auto": way}, "latency": {"auto": {"p50": 0.1}}, "ratio": {}}
     shown = markdown(receipt_tables.precision(report))
-    assert "| all, chosen | 144 | 5 | 120 | - | 1.200 | 0.99950 | 0.99930 | passed |" in shown
+    assert "| auto | 120 | 100 |  | 0.9995 (0.9993-0.9997) | 1.2 | yes |" in shown
+    assert "keeps 1 of 149 linear layers in float32. Tried: 1 (kept)." in shown
 
 
 def test_drift() -> None:

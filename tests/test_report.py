@@ -64,3 +64,14 @@ def test_a_proof_from_before_intervals_and_sets(engine: Engine) -> None:
     Console(file=stream, width=200).print(proof_table(engine))
     assert "rank correlation (SRCC)" in stream.getvalue()
     assert "95 %" not in stream.getvalue()
+
+
+def test_a_gate_of_what_was_not_measured_fails(engine: Engine) -> None:
+    few = Outputs(SCORES[:60], WEIGHTS[:60], None, 60)
+    parity = compare(few, few, SCALE, LIMITS["fp32"])
+    assert not parity.passed
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(proof_table(dataclasses.replace(engine, parity=parity)))
+    failed = [line for line in stream.getvalue().splitlines() if "FAILS" in line]
+    assert len(failed) == 2  # of SRCC and PLCC, the intervals; not the maps that there are none of
+    assert all("not measured" in line and "95 % over images" in line for line in failed)

@@ -132,10 +132,23 @@ def test_arrivals_are_poisson_and_the_same_for_a_seed():
     np.testing.assert_allclose(arrivals(25.0, 20_000, math.inf, 3), np.multiply(times, 2))
 
 
+@pytest.mark.parametrize("queries", [2, FEWEST, 400])
+@pytest.mark.parametrize("most", [7.0, math.inf])
+def test_the_rate_of_arrivals_is_the_one_asked_for(queries, most):
+    """However its seed draws: unscaled, seed 0 comes at 0.72 of it with 20 queries."""
+    for seed in range(5):
+        times = arrivals(3.0, queries, most, seed)
+        assert len(times) == min(queries, 22 if most == 7.0 else queries)
+        assert (len(times) - 1) / times[-1] == pytest.approx(3.0, rel=1e-12)
+
+
 def test_arrivals_end_with_the_time():
     everything = arrivals(10.0, 100, math.inf, 0)
     some = arrivals(10.0, 100, 2.0, 0)
-    assert some == [time for time in everything if time <= 2.0]
+    assert (len(everything), len(some)) == (100, 21)
+    assert some[-1] == pytest.approx(2.0)
+    shorter = np.multiply(arrivals(10.0, 21, math.inf, 0), some[-1] / 2.0)
+    np.testing.assert_allclose(some, shorter)
     assert arrivals(1e-9, 100, 2.0, 0) == arrivals(10.0, 100, -1.0, 0) == [0.0]
 
 
@@ -210,7 +223,7 @@ def test_the_server_on_a_real_engine(scorer, images):
     for trial in found["trials"]:
         assert trial["latency"] == statistics(trial["latency"]["samples"])
         assert trial["p99"] == trial["latency"]["p99"]
-        assert trial["queries"] == len(trial["latency"]["samples"]) <= ENOUGH
+        assert trial["queries"] == len(trial["latency"]["samples"]) <= trial["planned"] <= ENOUGH
         assert min(trial["latency"]["samples"]) > 0
     assert len(told) == len(found["trials"])
 
@@ -239,6 +252,7 @@ def test_a_rate_beyond_the_engine_is_not_met(slow, images):
     assert first["rate"] == 1000, "twenty times what the engine can"
     assert not first["met"]
     assert first["p99"] > 1.0
+    assert first["queries"] < first["planned"] == 200
     assert all(trial["rate"] < 100 for trial in found["trials"] if trial["met"])
 
 

@@ -100,7 +100,7 @@ def test_compute_is_timed_by_the_gpu_and_leaves_the_session_as_it_was(machine):
             assert session.compute_seconds(images(count)) == 0.0025
             assert machine.cuda.calls["cudaMemcpyAsync"] == before + 1  # the pixels, beforehand
             check(session.run(images(count)), images(count))
-        with pytest.raises(InternalError, match="more than one call"):
+        with pytest.raises(UserError, match="takes 4 images at once, got 5"):
             session.compute_seconds(images(5))
         with pytest.raises(InternalError, match="the session takes"):
             session.compute_seconds(images(2).astype(np.float32))

@@ -132,6 +132,42 @@ def test_an_engine_without_maps_is_held_to_the_rest() -> None:
     assert (report.maps_max, report.maps_plcc, report.passed) == (None, None, True)
 
 
+@pytest.mark.parametrize("precision", LIMITS)
+def test_one_inverted_expert_fails(precision: str) -> None:
+    weights = np.linspace(-1, 1, 10) + 0.05 * WEIGHTS
+    inverted = weights.copy()
+    inverted[:, 5] = 2 * weights[:, 5].mean() - weights[:, 5]
+    expected = EXPECTED._replace(weights=weights)
+    limits = {name: LIMITS[precision][name] for name in ("weights_srcc", "weights_plcc")}
+    assert compare(expected, expected, SCALE, limits).passed
+    report = compare(expected, expected._replace(weights=inverted), SCALE, limits)
+    assert (report.weights_srcc, report.weights_plcc) == pytest.approx((-1.0, -1.0))
+    assert report.weights_srcc_interval is not None
+    assert not report.passed
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_one_crop_with_other_maps_fails(precision: str) -> None:
+    maps = MAPS.copy()
+    maps[7] = MAPS[8]
+    limits = {"maps_plcc": LIMITS[precision]["maps_plcc"]}
+    report = compare(EXPECTED, EXPECTED._replace(maps=maps), SCALE, limits)
+    assert not report.passed
+
+
+def test_a_set_with_limits_whose_scores_are_all_alike_is_the_users_matter() -> None:
+    scores = np.concatenate([np.full(100, 5.0), np.arange(120.0)])
+    with pytest.raises(UserError, match="all 100 photographs the score 5"):
+        verify._check_scores(scores, {"photographs": 100, "synthetic": 120})
+    verify._check_scores(scores[1:], {"photographs": 99, "synthetic": 120})
+
+
+def test_too_few_different_images_are_the_users_matter() -> None:
+    flat = [np.full((80, 80, 3), 90, np.uint8)] * 60
+    with pytest.raises(UserError, match="100 different images"):
+        parity_sets(flat, Preprocessing(64, 64, 128, 2))
+
+
 def test_every_precision_has_all_its_limits() -> None:
     for precision, limits in LIMITS.items():
         # One place of a map may tip where a softmax ties; all of them together may not.
