@@ -291,6 +291,11 @@ def _build(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 def _verify(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.export.proof import verify_bundle
 
+    if arguments.debug_layers:
+        from drexperts.export.debug_layers import check_comparable
+        from drexperts.runtime import read_manifest
+
+        check_comparable(read_manifest(arguments.bundle))
     with screen.working() as progress:
         manifest = verify_bundle(
             arguments.bundle,

@@ -242,7 +242,9 @@ class Judge:
         self.precision, self.tell = precision, tell
         self.sources, self.sizes = parity_sets(images, checkpoint.preprocessing)
         spec = checkpoint.preprocessing
-        self.expected: Outputs = eager_outputs(checkpoint.model, self.sources, spec, tell)
+        self.expected: Outputs = eager_outputs(
+            checkpoint.model, self.sources, spec, tell, self.sizes
+        )
         # Of no file: what is judged is a session.
         self.manifest = draft(checkpoint, MODEL_FILE, "0" * 64, precision, maps, BATCH)
 
