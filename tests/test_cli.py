@@ -389,7 +389,13 @@ def test_export(bundle, call, monkeypatch):
     assert callable(kwargs.pop("progress"))
     scale = kwargs.pop("scale")
     assert (scale.low, scale.high, scale.higher_is_better) == (-1, 5, False)
-    assert kwargs == {"images": None, "precision": "fp16", "maps": False, "max_batch": 4}
+    assert kwargs == {
+        "images": None,
+        "precision": "fp16",
+        "target": "cpu",
+        "maps": False,
+        "max_batch": 4,
+    }
     provide(monkeypatch, "drexperts.export.bundle", export_checkpoint=unproven)
     assert call("export", "c.pth", "--out", "b")[:1] == (1,)
 
@@ -422,11 +428,22 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
         "drexperts.export.debug_layers",
         bundle_layers=[(manifest.engines[0], report)],
         divergence_table="a table",
+        check_comparable=None,
     )
-    status, document, tables = call("verify", "b", "--debug-layers")
+    status, document, tables = call("verify", bundle, "--debug-layers")
     assert (status, document["first_divergence"]) == (wanted, {"model.onnx": tensor})
     assert "a table" in tables
     assert ("--no-fused-attention" in tables) == (tensor is not None)
+
+
+def test_layers_that_cannot_be_compared_are_refused_before_any_proof(bundle, call, monkeypatch):
+    pytest.importorskip("drexperts.export.debug_layers")  # it imports the proof for itself
+    calls = provide(monkeypatch, "drexperts.export.proof", verify_bundle=None)
+    change_engine(bundle, precision="int8")
+    status, document, _ = call("verify", bundle, "--debug-layers")
+    assert status == 2
+    assert "--precision fp32" in document["error"]
+    assert "verify_bundle" not in calls
 
 
 def test_build(bundle, call, monkeypatch):
