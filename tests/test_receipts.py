@@ -153,17 +153,7 @@ def faults(tmp_path: Path) -> Callable[[Report], list[str]]:
     return found
 
 
-# To be measured again: from before a benchmark's receipt kept its proofs and its noise.
-OLDER = pytest.mark.xfail(strict=True, reason="its form is older than what is asked of it")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=OLDER if path.stem == "full-size-official" else (), id=path.stem)
-        for path in COMMITTED
-    ],
-)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_a_committed_receipt_holds(path: Path) -> None:
     finding = receipts.check(path)
     assert finding.faults == []
