@@ -1,5 +1,6 @@
 """The processes of one training: those that `torchrun` started, or this one alone."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 # Others wait while one process reads every image once, which takes longer than a step.
 _PATIENCE = timedelta(hours=6)
+# torchrun's store outlives a group. Under the same keys the next one finds the addresses of
+# processes as they were in the last, and waits for them until its patience ends.
+_GROUPS = itertools.count()
 # How gloo and NCCL, and what is between them and Python, say that another process is gone.
 _LOST = re.compile("gloo|NCCL|ProcessGroup|TCPStore|(closed|reset) by peer|Broken pipe")
 
@@ -49,7 +53,11 @@ class Processes:
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with self.together():
-                distributed.init_process_group(backend, timeout=_PATIENCE)
+                store, rank, world = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+                store = distributed.PrefixStore(f"group {next(_GROUPS)}", store)
+                distributed.init_process_group(
+                    backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE
+                )
         return self
 
     def __exit__(

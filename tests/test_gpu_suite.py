@@ -103,19 +103,36 @@ def test_an_error_after_green_gates_is_red(tmp_path: Path) -> None:
     assert report["gates"] == {"kernels: a": True, "kernels: did not break": False}
 
 
-def test_a_killed_part_leaves_what_it_had_written_and_no_process(tmp_path: Path) -> None:
-    child = tmp_path / "child"
+@pytest.fixture
+def time_is_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A part's time is up once it has written this file, however slow the machine is."""
+    mark, wait = tmp_path / "ready", subprocess.Popen.wait
+
+    def wait_for_mark(process: subprocess.Popen[Any], timeout: float | None = None) -> int:
+        while timeout is not None and process.poll() is None:
+            if mark.exists() and mark.read_text():
+                raise subprocess.TimeoutExpired(process.args, timeout)
+            time.sleep(0.01)
+        return wait(process)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_mark)
+    return mark
+
+
+def test_a_killed_part_leaves_what_it_had_written_and_no_process(
+    tmp_path: Path, time_is_up: Path
+) -> None:
     script = (
         f"{receipt_of({'a': True})}\n"
         "import subprocess, sys, time\n"
         "sleeper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"pathlib.Path({str(child)!r}).write_text(str(sleeper.pid))\n"
+        f"pathlib.Path({str(time_is_up)!r}).write_text(str(sleeper.pid))\n"
         "time.sleep(600)"
     )
-    outcome = run_part(scripted(script), tmp_path, 5)
+    outcome = run_part(scripted(script), tmp_path, 60)
     assert (outcome.receipt, outcome.why) == ("kernels-trial.json", KILLED)
-    assert outcome.seconds < 60
-    assert not _alive(int(child.read_text()))
+    assert outcome.seconds < 600
+    assert not _alive(int(time_is_up.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +144,12 @@ def test_a_killed_part_leaves_what_it_had_written_and_no_process(tmp_path: Path)
         (receipt_of({"a": True}, complete=True), False),
     ],
 )
-def test_a_part_killed_before_it_had_judged_is_red(tmp_path: Path, receipt: str, red: bool) -> None:
-    outcome = run_part(scripted(f"{receipt}\nimport time; time.sleep(600)"), tmp_path, 1)
+def test_a_part_killed_before_it_had_judged_is_red(
+    tmp_path: Path, time_is_up: Path, receipt: str, red: bool
+) -> None:
+    mark = f"pathlib.Path({str(time_is_up)!r}).write_text('ready')"
+    script = f"{receipt}\n{mark}\nimport time; time.sleep(600)"
+    outcome = run_part(scripted(script), tmp_path, 60)
     assert outcome.why == KILLED
     assert status(summarise([outcome], tmp_path, False, [])) == int(red)
 

@@ -70,6 +70,12 @@ with Processes("cpu") as group:
 left = torch.distributed.is_initialized()
 (out / f"left-{rank}").write_text(str(left))
 
+averages = []
+for start in range(20):
+    with Processes("cpu") as group:
+        averages.append(group.average(start + rank))
+(out / f"again-{rank}.json").write_text(json.dumps(averages))
+
 lost = {}
 try:
     with Processes("cpu") as group:
@@ -156,6 +162,12 @@ def test_gradients_are_averaged_once_after_the_last_part(found: list[dict[str, o
 
 def test_the_group_is_left_at_the_end(out: Path) -> None:
     assert [(out / f"left-{rank}").read_text() for rank in range(2)] == ["False", "False"]
+
+
+def test_one_group_after_the_other_in_the_same_processes(out: Path) -> None:
+    for rank in range(2):
+        averages = json.loads((out / f"again-{rank}.json").read_text())
+        assert averages == [start + 0.5 for start in range(20)]
 
 
 def test_a_process_that_ended_is_no_bug_of_the_others(out: Path) -> None:
