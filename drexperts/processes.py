@@ -11,6 +11,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import distributed, nn
 from torch.distributed import DistError
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from drexperts.runtime.errors import DeviceError, UserError
@@ -53,8 +55,8 @@ class Processes:
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with self.together():
-                store, rank, world = next(distributed.rendezvous("env://", timeout=_PATIENCE))
-                store = distributed.PrefixStore(f"group {next(_GROUPS)}", store)
+                store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+                store = PrefixStore(f"group {next(_GROUPS)}", store)
                 distributed.init_process_group(
                     backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE
                 )
