@@ -18,10 +18,10 @@ from onnx import helper, numpy_helper
 __all__ = ["Range", "int8_products", "int8_storage"]
 
 LARGEST_FACTOR = 63  # of a weight in a product: 255 * 63 twice is below 2^15
-LARGEST_STORED = 127  # of a weight that is only kept in eight bits
 WORTH_STORING = 2**16  # elements, from which on a weight is
-# Operators whose large constants are weights; what is added or sliced is a position or an index.
-READERS = {"MatMul", "Conv", "Transpose", "Gather"}
+# In what an operator's large constants are kept; what is added or sliced is a position or an index.
+# A patch of pixels is far from zero in all its samples alike, which multiplies what is rounded.
+STORED = {"MatMul": "int8", "Transpose": "int8", "Gather": "int8", "Conv": "int16"}
 RESIZE = "model.controller_input."  # no weight of the model's: it makes the pixels that it reads
 
 Array = NDArray[np.generic]
@@ -67,10 +67,10 @@ def int8_products(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.M
 
 
 def int8_storage(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph whose other large weights are kept in eight bits and read as floats.
+    """A copy of a graph whose other large weights are kept as integers and read as floats.
 
-    By Cast and Mul, which ONNX Runtime folds when it loads the graph. Before a product it makes
-    another kernel of DequantizeLinear, MatMulNBits.
+    Of eight bits, and of 16 in convolutions. By Cast and Mul, which ONNX Runtime folds when it
+    loads the graph. Before a product it makes another kernel of DequantizeLinear, MatMulNBits.
     """
     stored = onnx.ModelProto()
     stored.CopyFrom(proto)
@@ -79,8 +79,9 @@ def int8_storage(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for name, weight in list(graph.weights.items()):
         reader = first[name].op_type if name in first else ""
-        if reader in READERS and _is_worth_storing(weight):
-            nodes += graph.stored(weight, axis=0 if reader == "Conv" else -1)
+        if reader in STORED and _is_worth_storing(weight):
+            axis = 0 if reader == "Conv" else -1
+            nodes += graph.stored(weight, axis, STORED[reader])
     graph.finish([*nodes, *stored.graph.node])
     return stored
 
@@ -130,15 +131,15 @@ class _Rewritten:
         added = np.rint(bias / sums.astype(np.float64)).astype(np.int32)
         yield self._constant(bias_name, added, sums)
 
-    def stored(self, weight: onnx.TensorProto, axis: int) -> Iterator[onnx.NodeProto]:
+    def stored(self, weight: onnx.TensorProto, axis: int, kind: str) -> Iterator[onnx.NodeProto]:
         """Keep a weight as integers of a scale along `axis`; yields what makes it of them."""
         values, name = numpy_helper.to_array(weight), weight.name
         others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-        steps = _steps(np.abs(values).max(axis=others, keepdims=True), LARGEST_STORED)
-        self._add(f"{name}.int8", np.rint(values / steps).astype(np.int8))
+        steps = _steps(np.abs(values).max(axis=others, keepdims=True), np.iinfo(kind).max)
+        self._add(f"{name}.{kind}", np.rint(values / steps).astype(kind))
         self._add(f"{name}.scale", steps)
         del self.weights[name]
-        yield helper.make_node("Cast", [f"{name}.int8"], [f"{name}.float"], to=weight.data_type)
+        yield helper.make_node("Cast", [f"{name}.{kind}"], [f"{name}.float"], to=weight.data_type)
         yield helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [name])
 
     def finish(self, nodes: list[onnx.NodeProto]) -> None:

@@ -192,3 +192,18 @@ def test_large_weights_are_stored_and_folded(tmp_path):
     step = np.abs(weights["matrix"]).max(axis=0) / 127
     assert (np.abs(kept - weights["matrix"]) <= 0.501 * step).all()
     assert not {"Cast", "Mul"} & optimised(stored, tmp_path).keys()
+
+
+def test_a_patch_of_one_colour_keeps_what_its_weights_leave_of_it(tmp_path):
+    """Weights that nearly cancel over a patch, all of whose samples are far from zero."""
+    weight = np.random.default_rng(5).normal(size=(96, 3, 16, 16)).astype(np.float32)
+    weight -= weight.mean(axis=(2, 3), keepdims=True)
+    convolution = helper.make_node("Conv", ["x", "patches"], ["y"], strides=[16, 16])
+    proto = model([convolution], {"patches": weight}, ("x", [1, 3, 16, 16]), {"y": [1, 96, 1, 1]})
+    stored = int8_storage(proto)
+    assert {kept.name for kept in stored.graph.initializer} == {"patches.int16", "patches.scale"}
+    x = np.full((1, 3, 16, 16), 200, np.float32)
+    x += np.random.default_rng(6).normal(size=x.shape).astype(np.float32)
+    (expected,), (got,) = run(proto, x), run(stored, x)
+    assert np.abs(got - expected).max() < 2e-2 * expected.std()
+    assert not {"Cast", "Mul"} & optimised(stored, tmp_path).keys()
