@@ -95,7 +95,7 @@ class Settings:
     images: a folder of photographs, of which 100 are used at most; None makes one photograph
     scenarios: of `SCENARIOS`
     p99_bound: seconds, of the server; None is 3 times what an image alone takes
-    seconds: of each scenario; None is 20, and 120 for the server
+    seconds: of each scenario; None is 20, and 240 for the server
     profile: also where the time goes
 
     Raises UserError for what cannot be.

@@ -16,7 +16,7 @@ _OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profi
 _DESCRIPTION = (
     "Latency of a bundle's engine, alone or alternately with baselines in one run, or with --train "
     "the cost of a training step. A full-size bundle on a CPU takes about a minute as it is; each "
-    "baseline adds its own time, --scenario up to 20 s (server: 120 s), --profile some seconds."
+    "baseline adds its own time, --scenario up to 20 s (server: 240 s), --profile some seconds."
 )
 
 

@@ -186,13 +186,14 @@ def host_peak_bytes(status: Path = STATUS) -> int | None:
     """The most memory that this process has held; None where the platform does not say."""
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return 1024 * int(lines["VmHWM"].split()[0])
+        most = lines.get("VmHWM")  # not there in some containers
+        return None if most is None else 1024 * int(most.split()[0])
     try:
         import resource
     except ImportError:  # Windows
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _zones(root: Path) -> list[Zone]:

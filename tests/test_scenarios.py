@@ -247,7 +247,7 @@ def slow(scorer):
 
 
 def test_a_rate_beyond_the_engine_is_not_met(slow, images):
-    found = server(slow, images, 1.0, 1 / 2000, time_limit=2.0, queries=200)
+    found = server(slow, images, 1.0, FIRST_LOAD / 1000, time_limit=2.0, queries=200)
     first = found["trials"][0]
     assert first["rate"] == 1000, "twenty times what the engine can"
     assert not first["met"]
@@ -275,11 +275,11 @@ def test_no_rate_meets_the_bound(slow, images):
 def test_too_little_time_is_no_verdict(slow, images):
     found = server(slow, images, 1.0, 0.02, time_limit=0.5)
     assert found["images_per_s"] is None
-    assert found["note"] == "no verdict: at 25/s fewer than 20 images come in half of the time"
+    assert found["note"] == "no verdict: at 12.5/s fewer than 20 images come in half of the time"
 
 
 def test_few_queries_and_a_search_cut_short_are_said(slow, images):
-    found = server(slow, images, 10.0, 0.02, time_limit=2.5)
+    found = server(slow, images, 10.0, FIRST_LOAD / 25, time_limit=2.5)
     assert found["trials"][0]["met"]
     best = next(t for t in found["trials"] if t["rate"] == found["images_per_s"])
     assert FEWEST <= best["queries"] < ENOUGH

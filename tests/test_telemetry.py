@@ -260,3 +260,6 @@ def test_peak_memory_grows_and_stays():
 def test_both_sources_of_peak_memory_agree(tmp_path):
     again = host_peak_bytes(tmp_path / "no such file")
     assert again == pytest.approx(host_peak_bytes(), rel=0.05)
+    silent = tmp_path / "status"
+    silent.write_text("Name:\tpython\nVmRSS:\t1024 kB\n")
+    assert host_peak_bytes(silent) is None
