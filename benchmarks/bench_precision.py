@@ -105,7 +105,6 @@ def by_blocks(graph: onnx.ModelProto) -> onnx.ModelProto:
         block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8
     )
     quantizer = MatMulNBitsQuantizer(model.model, nodes_to_exclude=others, algo_config=config)
-    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)
     quantizer.process()
     return quantizer.model.model
 
@@ -193,6 +192,7 @@ def main() -> None:
         if arguments.checkpoint is None
         else load_checkpoint(arguments.checkpoint)
     )
+    logging.disable(logging.INFO)  # ONNX Runtime's tools turn everyone's on
     with Screen(json_last=False).working() as tell:
         report = measured(checkpoint, arguments.weights or "random", tell)
     print(receipt_tables.markdown(receipt_tables.precision(report)))
