@@ -5,8 +5,9 @@
 
 The same pictures, encoded in several ways, are decoded by every library at hand; and those that the
 bundle's contract resizes are resized in several ways. All are scored, and held against what the
-runtime itself makes of the file. Without --images the pictures come with scikit-image. Exit status
-1 where the runtime's scores are not met again, or its fingerprint does not tell scores apart.
+runtime itself makes of the file. A library that is not installed is named (OpenCV comes with
+opencv-python-headless). Without --images the pictures come with scikit-image. Exit status 1 where
+the runtime's scores are not met again, or its fingerprint does not tell scores apart.
 """
 
 import argparse

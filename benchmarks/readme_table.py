@@ -24,7 +24,8 @@ from drexperts.runtime.errors import UserError
 
 README = Path(__file__).parent.parent / "README.md"
 PRECISION = """
-What `drx export --precision auto` tries, each held against float32, and what it takes:
+What `drx export --precision auto` tries, each held against float32, and what it takes
+(`python benchmarks/bench_precision.py`, and the same with `--checkpoint FILE --weights demo`):
 """
 DRIFT = """
 How far scores move where another library decodes or resizes, against what the runtime itself makes

@@ -131,7 +131,7 @@ def test_a_killed_part_leaves_what_it_had_written_and_no_process(
     )
     outcome = run_part(scripted(script), tmp_path, 60)
     assert (outcome.receipt, outcome.why) == ("kernels-trial.json", KILLED)
-    assert outcome.seconds < 600
+    assert outcome.seconds < 600  # as long as either would have slept
     assert not _alive(int(time_is_up.read_text()))
 
 
