@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE, until
+
 NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 _FLAGS = (
     "--headless",
@@ -34,7 +36,6 @@ _LAUNCH = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
     " os.execv(sys.argv[3], sys.argv[3:])"
 )
-_DEADLINE = 60.0  # seconds for an answer
 
 
 @cache
@@ -45,7 +46,9 @@ def executable() -> str | None:
 
 
 def _runs(program: str) -> bool:
-    done = subprocess.run([program, "--version"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [program, "--version"], capture_output=True, timeout=PATIENCE, check=False
+    )
     return done.returncode == 0
 
 
@@ -75,8 +78,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=page.as_uri())
-        while self.evaluate("document.readyState + location") != f"complete{page.as_uri()}":
-            time.sleep(0.02)
+        shown = f"complete{page.as_uri()}"
+        until(lambda: self.evaluate("document.readyState + location") == shown)
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of an expression in the page."""
@@ -113,7 +116,7 @@ class Browser:
             self.messages.append(json.dumps(said))
 
     def _next(self) -> dict[str, Any]:
-        end = time.monotonic() + _DEADLINE
+        end = time.monotonic() + PATIENCE
         while b"\0" not in self._read:
             ready, _, _ = select.select([self._reader], [], [], max(0.0, end - time.monotonic()))
             found = os.read(self._reader, 2**16) if ready else b""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -36,6 +37,16 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # Before anything imports torch: tests that run side by side (`pytest -n`) have a core each.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples everywhere, and no test is worse for a slow machine.
+settings.register_profile(
+    "ours",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ours")
 
 SIDE = 32
 DISTORTIONS = tuple(f"distortion {i}" for i in range(10))

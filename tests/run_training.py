@@ -1,4 +1,7 @@
-"""A small training in a process of its own, to be killed: FOLDER_OF_DATA OUT [KEY=VALUE ...]."""
+"""A small training in a process of its own, to be killed: FOLDER_OF_DATA OUT BATCH [STEPS].
+
+With a number of steps it holds when it has logged the last of them and not yet saved its state.
+"""
 
 import sys
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from drexperts.layouts import open_dataset
 from drexperts.model import DRExperts, new_model
 from drexperts.recipes import RECIPES
 from drexperts.report import PhaseScreen
+from drexperts.run_folder import RunFolder, State
 from drexperts.run_settings import Resources, Run
 from drexperts.splits import make_splits
 from drexperts.train import TrainConfig
@@ -38,9 +42,23 @@ def train(run: Run, out: Path, make: Callable[[], DRExperts] = tiny_model) -> di
     return train_run(run, make, out, resources, screen)
 
 
+def hold_after(steps: int) -> None:
+    save_state = RunFolder.save_state
+
+    def held(self: RunFolder, state: State) -> None:
+        if state.values["done"] == steps:
+            print("held", flush=True)
+            sys.stdin.read()
+        save_state(self, state)
+
+    RunFolder.save_state = held  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     from drexperts.runtime.errors import StoppedError
 
+    if len(sys.argv) > 4:
+        hold_after(int(sys.argv[4]))
     try:
         train(run_of(Path(sys.argv[1]), batch=int(sys.argv[3])), Path(sys.argv[2]))
     except StoppedError as error:

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 from drexperts import __version__
 from drexperts.cli import main
@@ -28,7 +29,7 @@ BLOCKED = (
 
 def drx(*arguments, before=""):
     command = [sys.executable, "-P", "-c", before + RUNNER, *map(os.fspath, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -312,13 +313,12 @@ def test_interrupted_scoring_keeps_its_rows(toy_bundle, photos, tmp_path, call, 
 
 
 def test_ctrl_c(toy_bundle):
-    waiting = (
-        "import os, signal, threading\n"
-        f"threading.Timer(2, os.kill, (os.getpid(), {int(signal.SIGINT)})).start()\n"
+    pressed = (
+        "import os, signal\n"
         "from drexperts.runtime import results\n"
-        "import time; results.find_images = lambda paths: time.sleep(60)\n"
+        "results.find_images = lambda paths: os.kill(os.getpid(), signal.SIGINT)\n"
     )
-    result = drx("score", toy_bundle, "x", before=waiting)
+    result = drx("score", toy_bundle, "x", before=pressed)
     assert (result.returncode, result.stderr) == (130, "drx: interrupted\n")
 
 

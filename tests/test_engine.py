@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from waiting import HOLD, PATIENCE, holding
 
 from drexperts.export import engine, engine_options
 from drexperts.export.engine import BuildError, engine_from_onnx
@@ -149,8 +149,8 @@ import onnx, sys
 from pathlib import Path
 from drexperts.export.engine import EngineOptions, engine_from_onnx
 engine_from_onnx(onnx.load(sys.argv[1]), "tensorrt-rtx", Path(sys.argv[2]), EngineOptions(),
-                 lambda phase, done, steps: print(phase, flush=True))
-"""
+                 lambda phase, done, steps: HOLD)
+""".replace("HOLD", HOLD)
 
 
 @rtx
@@ -160,13 +160,11 @@ def test_an_interrupted_build(graph: onnx.ModelProto, tmp_path: Path) -> None:
     out.parent.mkdir()
     out.write_text("the engine before")
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "model.onnx"), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # the library is at work
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+    process = holding(command)  # the library is at work
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert b"KeyboardInterrupt" in errors
+    assert "KeyboardInterrupt" in errors
     assert out.read_text() == "the engine before"
     assert os.listdir(out.parent) == ["model.engine"]
 

@@ -138,7 +138,7 @@ def test_no_scale_is_too_small_or_too_large(of_labels: float, of_scores: float) 
         assert ends == pytest.approx(expected.intervals[name], rel=close)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.integers(-20, 20), st.integers(-1000, 1000)), min_size=5, max_size=40

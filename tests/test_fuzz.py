@@ -19,13 +19,7 @@ SPEC = Preprocessing(crop=16, short_side_min=16, short_side_max=32, crops_per_si
 
 
 def fuzz(examples):
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    return settings(max_examples=examples, suppress_health_check=list(HealthCheck))
 
 
 def seeds():

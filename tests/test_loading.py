@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waiting import PATIENCE
 
 from drexperts import loading
 from drexperts.data import DataError, Dataset, Sample
@@ -226,7 +227,7 @@ def test_the_main_process_can_end_a_worker(dataset):
     next(made.epoch(0))
     (process,) = set(multiprocessing.active_children()) - before
     process.terminate()
-    process.join(10)
+    process.join(PATIENCE)
     assert process.exitcode == 0
 
 
@@ -261,5 +262,5 @@ except DataError as error:
 
 def test_a_worker_that_dies_is_explained(dataset):
     command = [sys.executable, "-P", "-c", DYING, str(dataset.root)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert "fewer --workers" in ended.stdout, ended.stderr

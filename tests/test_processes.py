@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from waiting import PATIENCE
 
 from drexperts.processes import Processes
 from drexperts.runtime.errors import DeviceError
@@ -115,7 +116,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A port of the system's choice: other tests may be running.
     torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     command = [*torchrun, str(script), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return folder
 

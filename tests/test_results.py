@@ -4,15 +4,14 @@ import errno
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from waiting import HOLD, holding
 
+from drexperts.cli import main
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import FORMATS
@@ -267,62 +266,61 @@ def test_a_full_disk(path, monkeypatch):
 # A killed `drx score`
 
 # Slow enough to be killed between rows, and writing each row in two halves.
-SLOWED = """
-import sys, time
+TORN = """
+import sys
+from pathlib import Path
 from drexperts.runtime import results
 
-class Slow:
+class Torn:
     def __init__(self, stream): self.stream = stream
     def __getattr__(self, name): return getattr(self.stream, name)
     def __enter__(self): return self
     def __exit__(self, *error): self.stream.close()
     def write(self, data):
-        half = bytes(data)[:max(1, len(data) // 2)]
-        time.sleep(0.001)
-        return self.stream.write(half)
+        tear = Path(self.stream.name).read_bytes().count(b"\\n") >= LINES
+        written = self.stream.write(bytes(data)[:max(1, len(data) // 2)])
+        tear and HOLD
+        return written
 
 initialise = results.ResultFile.__init__
-def slowed(self, *args, **kwargs):
+def torn(self, *args, **kwargs):
     initialise(self, *args, **kwargs)
-    self._stream = Slow(self._stream)
-results.ResultFile.__init__ = slowed
+    self._stream = Torn(self._stream)
+results.ResultFile.__init__ = torn
 
 from drexperts.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def start_scoring(arguments):
-    command = [sys.executable, "-P", "-c", SLOWED, "score", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for_rows(process, out, count):
-    deadline = time.monotonic() + 60
-    while not out.exists() or out.read_bytes().count(b"\n") < count:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def scoring_torn(arguments, lines):
+    """A process that has written so many lines and half a one."""
+    code = TORN.replace("LINES", str(lines)).replace("HOLD", HOLD)
+    return holding([sys.executable, "-P", "-c", code, "score", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_killed_runs_are_completed_with_each_image_once(toy_bundle, tmp_path, photo, suffix):
+    def score():
+        return main(["score", str(toy_bundle), str(photos), "--out", str(out)])
+
     photos, out = tmp_path / "photos", tmp_path / f"r{suffix}"
     photos.mkdir()
     for seed in range(200):
         photo(40, 34, seed).save(photos / f"{seed:03}.png")
     (photos / "100.png").write_bytes(b"junk")
     for count in (5, 60, 130):
-        process = start_scoring([toy_bundle, photos, "--out", out])
-        wait_for_rows(process, out, count)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert out.read_bytes().count(b"\n") < 200
-    assert start_scoring([toy_bundle, photos, "--out", out]).wait() == 0
+        process = scoring_torn([toy_bundle, photos, "--out", out], count)
+        process.kill()
+        process.communicate()
+        left = out.read_bytes()
+        assert left.count(b"\n") == count
+        assert not left.endswith(b"\n")
+    assert score() == 0
     counts = collections.Counter(sources_of(out))
     assert counts == {str(path): 1 for path in photos.iterdir()}
     failed = [row["source"] for row in rows_of(out) if row["error"]]
     assert failed == [str(photos / "100.png")]
     before = out.read_bytes()
-    assert start_scoring([toy_bundle, photos, "--out", out]).wait() == 0
+    assert score() == 0
     assert out.read_bytes() == before

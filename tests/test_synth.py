@@ -3,10 +3,8 @@
 import csv
 import itertools
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +29,22 @@ from drexperts.synthetic import DISTORTIONS, distort
 
 UNEVEN = ("colour_block", "non_eccentricity_patch", "colour_quantisation")
 FEW = SynthConfig(types=("jpeg", "white_noise", "lens_blur"), levels=(1, 4), blocks=2)
+# Killed when ten images are whole and the next is written aside.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from drexperts import synth
+
+replace, clean, out = os.replace, *map(Path, sys.argv[1:])
+
+def killed(*paths):
+    if len(list(out.glob("images/*/*.png"))) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+
+os.replace = killed
+synth.write_synthetic_set(clean, out, synth.SynthConfig(blocks=1), workers=1)
+"""
 
 
 @pytest.fixture
@@ -243,20 +257,12 @@ def test_a_second_call_makes_what_is_missing_or_torn(clean: Path, tmp_path: Path
 
 def test_a_killed_run_goes_on_to_the_same_bytes(clean: Path, tmp_path: Path) -> None:
     write_synthetic_set(clean, tmp_path / "whole", SynthConfig(blocks=1), workers=1)
-    code = (
-        "import sys; from pathlib import Path; from drexperts.synth import *\n"
-        "clean, out = map(Path, sys.argv[1:])\n"
-        "write_synthetic_set(clean, out, SynthConfig(blocks=1), workers=1)"
-    )
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", code, str(clean), str(out)])
-    while process.poll() is None and len(list(out.glob("images/*/*.png"))) < 10:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    subprocess.run([sys.executable, "-P", "-c", KILLED, str(clean), str(out)], check=False)
+    assert len(list(out.glob("images/*/*.png"))) == 10
     assert not (out / "labels.csv").exists()
     report = write_synthetic_set(clean, out, SynthConfig(blocks=1), workers=1)
-    assert report["made"] < report["images"]
+    assert report["made"] == report["images"] - 10
     assert files_of(out) == files_of(tmp_path / "whole")
 
 

@@ -3,11 +3,11 @@
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import until
 
 from drexperts import telemetry
 from drexperts.telemetry import MIB, Rapl, Smi, UnreportedError, Window, host_peak_bytes
@@ -175,13 +175,6 @@ def test_joules_per_image(powercap):
         "source": "RAPL package-0, dram, package-1, dram",
     }
     assert window.memory()["device_peak_bytes"] is None
-
-
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_power_is_the_mean_of_the_readings(nvidia_smi):

@@ -9,6 +9,7 @@ import fake_gpu
 import numpy as np
 import pytest
 from fake_gpu import SIDE, Error, FakeCuda, FakeTensorrt, engine_of, expected, plan_bytes
+from waiting import PATIENCE
 
 from drexperts.runtime import gpu_array, tensorrt_plan
 from drexperts.runtime.cuda import CudaError, OutOfMemoryError
@@ -303,7 +304,7 @@ def test_closing_waits_and_refuses_further_calls(machine):
     threads[1].start()
     session._idle.put(worker)
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert ["closed" in text for text in refused] == [True]
     session.close()

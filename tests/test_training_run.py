@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import miniature
 import pytest
 import torch
 from run_training import run_of, tiny_model, train
+from waiting import PATIENCE, holding
 
 from drexperts.data import DataError
 from drexperts.model import DRExperts
@@ -83,31 +83,22 @@ def test_a_run_that_is_done_is_not_run_again(done: Path, root: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in done.iterdir()}
 
 
-def started(root: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(root), str(out), "8"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def when_there_are(count: int, out: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while len(losses(out)) < count:
-        assert process.poll() is None, "it ended before it was to be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def logged(count: int, root: Path, out: Path) -> subprocess.Popen[str]:
+    """A run that has logged so many steps, and saved the state after the one before the last."""
+    return holding([sys.executable, str(SCRIPT), str(root), str(out), "8", str(count)])
 
 
 def test_killed_and_stopped_it_goes_on_to_the_same_bits(
     done: Path, root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "disturbed"
-    process = started(root, out)
-    when_there_are(2, out, process)
+    process = logged(2, root, out)
     process.kill()
     process.communicate()
-    process = started(root, out)
-    when_there_are(5, out, process)
+    assert losses(out) == losses(done)[:2]
+    process = logged(5, root, out)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on" in printed
     assert not (out / "result.json").exists()
@@ -193,7 +184,10 @@ def test_two_processes_have_the_losses_of_one(done: Path, root: Path, tmp_path: 
     command = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*command, str(SCRIPT), str(root), str(out), "8"], check=True, env=environment, timeout=600
+        [*command, str(SCRIPT), str(root), str(out), "8"],
+        check=True,
+        env=environment,
+        timeout=PATIENCE,
     )
     assert losses(out) == pytest.approx(losses(done), rel=1e-4)
     one, two = ([epoch["plcc"] for epoch in result(folder)["epochs"]] for folder in (done, out))
