@@ -319,12 +319,25 @@ def test_an_engine_that_fails_gives_no_numbers(scenario, error, scorer, images):
     assert not [t for t in threading.enumerate() if t.name.startswith("drexperts-server")]
 
 
-def test_interrupted_while_it_serves(slow, images):
+class Interrupted(Slow):
+    """Ctrl-C is pressed while a server's thread is at its tenth call."""
+
+    def __init__(self, session):
+        super().__init__(session)
+        self.served = itertools.count(1)
+
+    def run(self, pixels):
+        main = threading.main_thread()
+        if threading.current_thread() is not main and next(self.served) == 10:
+            signal.pthread_kill(main.ident, signal.SIGINT)
+        return super().run(pixels)
+
+
+def test_interrupted_while_it_serves(scorer, images):
     """Ctrl-C reaches the main thread, which only waits: the others end with what they are at."""
-    main = threading.main_thread().ident
-    threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
+    interrupted = Scorer(scorer.manifest, scorer.engine, Interrupted(scorer.session))
     with pytest.raises(KeyboardInterrupt):
-        server(slow, images, 100.0, 0.02, time_limit=1000.0)
+        server(interrupted, images, 100.0, 0.02, time_limit=1000.0)
     assert not [t for t in threading.enumerate() if t.name.startswith("drexperts-server")]
 
 
