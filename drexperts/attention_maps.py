@@ -17,6 +17,7 @@ from drexperts.backbone import normalised
 from drexperts.checkpoint import Checkpoint
 from drexperts.config import DISTORTIONS
 from drexperts.model import DRExperts
+from drexperts.runtime.errors import WeightsError
 from drexperts.runtime.explain import (
     FAINT,
     GAP,
@@ -111,12 +112,17 @@ def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.
 
 
 def attentions(checkpoint: Checkpoint, image: Image.Image) -> Attentions:
-    """The score, the weights and the attentions of one photograph, RGB and upright."""
+    """The score, the weights and the attentions of one photograph, RGB and upright.
+
+    Raises WeightsError for a model that gives no numbers.
+    """
     model = checkpoint.model
     crops = crops_from_image(image, checkpoint.preprocessing)
     batches = torch.from_numpy(crops.pixels).split(_BATCH)
     parts = zip(*(_of_batch(model, batch) for batch in batches), strict=True)
     score, weights, *maps = (torch.cat(part).numpy() for part in parts)
+    if not all(np.isfinite(values).all() for values in (score, weights, *maps)):
+        raise WeightsError("the model gives no numbers: its weights are damaged, take another")
     alpha = model.saliency.alpha.detach().expand(len(DISTORTIONS)).tolist()
     first, second, third = (DistortionMaps(values, crops.boxes, crops.size) for values in maps)
     return Attentions(

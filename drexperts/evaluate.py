@@ -305,7 +305,8 @@ def _correlations(drawn: NDArray[np.int64], first: Array, second: Array) -> Arra
     a, b = (x - (drawn * x).sum(axis=1, keepdims=True) / total for x in (first, second))
     norm = np.sqrt((drawn * a * a).sum(axis=1) * (drawn * b * b).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(constant, math.nan, (drawn * a * b).sum(axis=1) / norm)
+        found = np.clip((drawn * a * b).sum(axis=1) / norm, -1.0, 1.0)  # rounding goes beyond
+    return np.where(constant, math.nan, found)
 
 
 def _constant(drawn: NDArray[np.int64], values: Array) -> NDArray[np.bool_]:

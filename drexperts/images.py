@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,13 @@ from drexperts.files import written_whole
 from drexperts.recipes import Protocol, Recipe, preprocessing, stretched
 from drexperts.runtime.errors import ImageError, InternalError, UserError
 from drexperts.runtime.places import cache_folder
-from drexperts.runtime.preprocess import Preprocessing, decode, decoder_version, resized
+from drexperts.runtime.preprocess import (
+    LONGEST_RATIO,
+    Preprocessing,
+    decode,
+    decoder_version,
+    resized,
+)
 
 # One patch of the encoder. What is smaller, such as the 1x1 files that failed downloads leave,
 # would be enlarged into a flat colour and trained on.
@@ -53,7 +60,8 @@ class GridSize:
 class ReleasedSize:
     """The protocol `released`: stretched to (height, width) or left alone, then never below a crop.
 
-    Bilinear, antialiased when reducing, as torchvision's Resize of a PIL image.
+    Bilinear, antialiased when reducing, as torchvision's Resize of a PIL image. Raises DataError
+    for an image that is LONGEST_RATIO times as long as it is wide, or more, and would be enlarged.
     """
 
     crop: int
@@ -66,6 +74,8 @@ class ReleasedSize:
         short = min(image.size)
         if short >= self.crop:
             return image
+        if max(image.size) >= LONGEST_RATIO * short:  # it may be too large for the memory
+            raise DataError(f"{image.width}x{image.height} pixels are too long to be enlarged")
         size = (round(image.width * self.crop / short), round(image.height * self.crop / short))
         return image.resize(size, Image.Resampling.BILINEAR)
 
@@ -148,6 +158,8 @@ class ImageStore:
         self.stamps[sample.name] = stamp
         if self._cache is not None or stamp != known:
             self._picture(sample)
+        else:
+            _require_permission(self.dataset.path(sample))
         return stamp
 
     def _picture(self, sample: Sample) -> Image.Image | Pixels:
@@ -174,7 +186,10 @@ class ImageStore:
             raise DataError(
                 f"{path} is {image.width}x{image.height}, under {MIN_SIDE} pixels a side"
             )
-        return self._bring(image)
+        try:
+            return self._bring(image)
+        except DataError as cause:
+            raise DataError(f"cannot use {path}: {cause}") from cause
 
 
 def check_images(
@@ -190,8 +205,13 @@ def check_images(
     """
     note = _Note(store.dataset.root)
     good, reasons = [], []
-    with ThreadPoolExecutor(max(workers, 1)) as pool, note:
-        results = pool.map(partial(_checked, store, note), samples)
+    check = partial(_checked, store, note)
+    # What has not begun when this ends early is left: closing the results cancels it.
+    with (
+        ThreadPoolExecutor(max(workers, 1)) as pool,
+        note,
+        closing(pool.map(check, samples)) as results,  # type: ignore[type-var]
+    ):
         for done, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
             if isinstance(result, DataError):
                 reasons.append(str(result))
@@ -271,8 +291,19 @@ def _stamp(path: Path) -> Stamp:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as cause:
-        raise DataError(f"cannot read {path}: {getattr(cause, 'strerror', cause)}") from cause
+        raise _cannot_read(path, cause) from cause
     return Stamp(status.st_size, status.st_mtime_ns)
+
+
+def _require_permission(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as cause:
+        raise _cannot_read(path, cause) from cause
+
+
+def _cannot_read(path: Path, cause: OSError | ValueError) -> DataError:
+    return DataError(f"cannot read {path}: {getattr(cause, 'strerror', cause)}")
 
 
 def _mapped(entry: Path) -> Pixels | None:

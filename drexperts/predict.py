@@ -244,7 +244,7 @@ def predict(
     )
     source = scorer if protocol == "grid" else _of_single_crops(scorer)
     results = (
-        _on_grid(source, dataset, good)
+        _on_grid(source, store, good)
         if protocol == "grid"
         else _on_random_crops(source, store, good, recipe, seed)
     )
@@ -261,11 +261,11 @@ def predict(
 
 
 def _on_grid(
-    scorer: Scorer, dataset: Dataset, samples: Sequence[Sample]
+    scorer: Scorer, store: ImageStore, samples: Sequence[Sample]
 ) -> Iterator[tuple[float, ...]]:
-    rows = scorer.score_stream(dataset.path(sample) for sample in samples)
+    rows = scorer.score_stream(store.dataset.path(sample) for sample in samples)
     for sample, row in zip(samples, rows, strict=True):
-        _check_scored(sample, [row])
+        _check_scored(store, sample, [row])
         yield row.raw
 
 
@@ -287,17 +287,17 @@ def _on_random_crops(
     )
     for sample in samples:
         of_it = list(itertools.islice(rows, recipe.test_crops))
-        _check_scored(sample, of_it)
+        _check_scored(store, sample, of_it)
         yield tuple(row.value for row in of_it)
 
 
-def _check_scored(sample: Sample, rows: Sequence[Score]) -> None:
-    for row in rows:
-        if row.error is not None:
-            raise WeightsError(
-                f"the model gives no number for {sample.name}: its weights are damaged, or have "
-                "diverged, for which a lower learning rate helps"
-            )
+def _check_scored(store: ImageStore, sample: Sample, rows: Sequence[Score]) -> None:
+    if any(row.error is not None for row in rows):
+        store.pixels(sample)  # raises DataError if it is the image that has become unreadable
+        raise WeightsError(
+            f"the model gives no number for {sample.name}: its weights are damaged, or have "
+            "diverged, for which a lower learning rate helps"
+        )
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

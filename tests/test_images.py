@@ -1,16 +1,20 @@
+import errno
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from torchvision.transforms import Resize
 
+from drexperts import images
 from drexperts.data import DataError, Dataset, Sample
-from drexperts.images import GridSize, ImageStore, ReleasedSize, check_images, sizing
+from drexperts.images import GridSize, ImageStore, ReleasedSize, Stamp, check_images, sizing
 from drexperts.recipes import RECIPES, preprocessing
 from drexperts.runtime.errors import InternalError, UserError
 from drexperts.runtime.manifest import ScoreScale
@@ -85,6 +89,12 @@ def test_released_leaves_alone_what_holds_a_crop(photo):
 )
 def test_released_enlarges_below_a_crop(size, brought, photo):
     assert sizing("released", RECIPES["livec"], 96)(photo(*size)).size == brought
+
+
+@pytest.mark.parametrize("size", [(16, 300_000), (2000, 90)])
+def test_released_refuses_what_would_become_far_too_long(size):
+    with pytest.raises(DataError, match=r"\d+x\d+ pixels are too long"):
+        sizing("released", RECIPES["livec"], 96)(Image.new("RGB", size))
 
 
 # The store
@@ -303,6 +313,48 @@ def test_a_file_changed_after_the_check_is_not_used(dataset, photo):
     dataset.path(sample).unlink()
     with pytest.raises(DataError, match=r"cannot read .*a\.jpg: No such file"):
         store.pixels(sample)
+
+
+def test_what_may_not_be_read_any_more_is_bad(dataset, monkeypatch):
+    def forbidden(path, mode):
+        if path.name == "a.jpg":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, mode)
+
+    check(ImageStore(dataset, AS_IT_IS))
+    opened = Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", forbidden)  # root may read anything
+        with pytest.raises(DataError, match=r"1 of 4 .*cannot read .*a\.jpg: Permission denied"):
+            check(ImageStore(dataset, AS_IT_IS))
+
+
+def test_ending_early_leaves_what_has_not_begun(dataset, monkeypatch):
+    begun, left = [], threading.Event()
+
+    def slow(store, sample, known):
+        begun.append(sample)
+        if len(begun) > 1:
+            left.wait()
+        return Stamp(0, 0)
+
+    def leave(note, *_):
+        left.set()
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageStore, "check", slow)
+    monkeypatch.setattr(images._Note, "__exit__", leave)
+    with pytest.raises(KeyboardInterrupt):
+        check_images(
+            ImageStore(dataset, AS_IT_IS),
+            dataset.samples * 25,
+            skip_bad=False,
+            workers=2,
+            tell=stop,
+        )
+    assert len(begun) <= 3  # the first, and what two threads were at
 
 
 def test_what_was_good_is_not_decoded_again_until_it_changes(dataset):

@@ -1,6 +1,8 @@
 """Scores of a miniature data set: sessions, both protocols, directions, bad images."""
 
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +77,20 @@ def scored(
 ) -> Predictions:
     settings = {"recipe": RECIPE, "protocol": protocol} | changes
     return predict(scorer, dataset, dataset.samples if samples is None else samples, **settings)
+
+
+@pytest.mark.parametrize("protocol", ["grid", "released"])
+def test_an_image_that_rots_unnoticed_is_named(
+    protocol: str, checkpoint: Checkpoint, dataset: Dataset
+) -> None:
+    scorer = scorer_of(checkpoint)
+    scored(scorer, dataset, protocol)
+    path = dataset.path(dataset.samples[3])
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:60].ljust(status.st_size, b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match=re.escape(path.name)):
+        scored(scorer, dataset, protocol)
 
 
 def test_a_session_is_the_model(model: DRExperts) -> None:
