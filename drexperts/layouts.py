@@ -42,6 +42,15 @@ from drexperts.runtime.manifest import ScoreScale
 
 # LIVE's images, in the order of its labels.
 _LIVE_COUNTS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
+# What CSIQ's sheet calls the distortions, and its images' names.
+_CSIQ_TYPES = {
+    "noise": "AWGN",
+    "blur": "BLUR",
+    "contrast": "contrast",
+    "fnoise": "fnoise",
+    "jpeg": "JPEG",
+    "jpeg 2000": "jpeg2000",
+}
 _LIVEC_PRACTICE = 7  # the first entries are pictures on which the observers were trained
 _NAMED = 5  # faults in a message; the others are counted
 
@@ -66,7 +75,7 @@ class _Row(NamedTuple):
 class _Layout:
     """How a data set lies on the disk.
 
-    files: what must be there; folders end in a slash
+    files: what must be there; folders end in a slash; " or " stands between what will do alone
     images: where the images are, for the reader of an error
     beyond: how far outside its scale a genuine label may lie
     """
@@ -130,7 +139,7 @@ def _check_files(name: str, layout: _Layout, root: Path) -> None:
         raise DataError(f"there is no folder {root}: give the one that holds {name}")
     for file in layout.files:
         present = os.path.isdir if file.endswith("/") else os.path.isfile
-        if not present(root / file):
+        if not any(present(root / each) for each in file.split(" or ")):
             raise DataError(
                 f"{name} lacks {root / file}. Below its folder there must be "
                 f"{', '.join(layout.files)} and the images {layout.images}: unpack the data set "
@@ -335,12 +344,12 @@ def _csv(path: Path) -> list[list[str]]:
     return rows
 
 
-def _xlsx(path: Path) -> list[Sequence[Any]]:
+def _xlsx(path: Path, sheet: int | str = 0) -> list[Sequence[Any]]:
     # Without a header, for pandas gives the second of two equal names another.
-    sheet = pandas.read_excel(
-        path, header=None, dtype=object, keep_default_na=False, engine="openpyxl"
+    cells = pandas.read_excel(
+        path, sheet, header=None, dtype=object, keep_default_na=False, engine="openpyxl"
     )
-    return list(sheet.itertuples(index=False, name=None))
+    return list(cells.itertuples(index=False, name=None))
 
 
 def _parquet(path: Path) -> list[Sequence[Any]]:
@@ -353,9 +362,12 @@ def _table(path: Path) -> _Table:
     kind = path.suffix.lower()
     parsers: dict[str, Callable[[Path], Any]]
     parsers = {".csv": _csv, ".xlsx": _xlsx, ".parquet": _parquet}
-    rows = _parsed(path, parsers[kind])
-    numbered = enumerate(rows, 0 if kind == ".parquet" else 1)
-    filled = [(number, row) for number, row in numbered if any(map(_text, row))]
+    return _filled(path, _parsed(path, parsers[kind]), 0 if kind == ".parquet" else 1)
+
+
+def _filled(path: Path, rows: Iterable[Sequence[Any]], first: int = 1) -> _Table:
+    """Rows as a table, without those that are empty; first: what the first row counts as."""
+    filled = [(number, row) for number, row in enumerate(rows, first) if any(map(_text, row))]
     if not filled:
         raise DataError(f"{path} is empty: write it again")
     return _Table([_text(name).strip() for name in filled[0][1]], filled[1:])
@@ -491,11 +503,36 @@ def _csiq(root: Path) -> Iterator[_Row]:
     # The authors keep a folder for each distortion, others put all images into one.
     folders = ["dst_imgs", *(f"dst_imgs/{x}" for x in _listed(root / "dst_imgs", folders=True))]
     holders = {_folded(leaf): folder for folder in folders for leaf in _listed(root / folder)}
-    for where, line in _lines(root / "csiq_label.txt"):
-        leaf, *label = line.rsplit(maxsplit=1)
+    for where, leaf, label in _csiq_ratings(root):
         parts = leaf.rpartition("/")[2].split(".")
         folder = holders.get(_folded(leaf), "dst_imgs")
-        yield _Row(where, f"{folder}/{leaf}", "".join(label), f"{parts[0]}.{parts[-1]}")
+        yield _Row(where, f"{folder}/{leaf}", label, f"{parts[0]}.{parts[-1]}")
+
+
+def _csiq_ratings(root: Path) -> Iterator[tuple[str, str, Any]]:
+    """Where a rating is, its image's name and its label: of hyperIQA's list, or the authors' sheet.
+
+    The sheet has no names of files, but what they are made of.
+    """
+    listed, path = root / "csiq_label.txt", root / "csiq.DMOS.xlsx"
+    if listed.is_file():
+        for where, line in _lines(listed):
+            leaf, *label = line.rsplit(maxsplit=1)
+            yield where, leaf, "".join(label)
+        return
+    names, rows = _filled(path, _parsed(path, partial(_xlsx, sheet="all_by_image")))
+    places = [_place(path, names, column) for column in ("image", "dst_type", "dst_lev", "dmos")]
+    for number, row in rows:
+        image, kind, level, label = (row[place] for place in places)
+        if any(map(_text, (image, kind, level, label))):
+            kind = _CSIQ_TYPES.get(_text(kind).strip(), _text(kind))
+            leaf = f"{_whole(image)}.{kind}.{_whole(level)}.png"
+            yield f"{path.name} row {number}", leaf, label
+
+
+def _whole(cell: Any) -> str:
+    """A cell's content, a whole number without its point."""
+    return _text(cell).strip().removesuffix(".0")
 
 
 def _tid2013(root: Path) -> Iterator[_Row]:
@@ -558,7 +595,7 @@ _LAYOUTS = {
     ),
     "csiq": _Layout(
         _csiq,
-        ("csiq_label.txt", "dst_imgs/"),
+        ("csiq_label.txt or csiq.DMOS.xlsx", "dst_imgs/"),
         "dst_imgs/<name>",
         ScoreScale(0.0, 1.0, higher_is_better=False),
     ),

@@ -165,6 +165,52 @@ def test_csiq_may_keep_a_folder_for_each_distortion(miniatures: Callable[[str], 
     assert open_dataset("csiq", root).samples == after.samples
 
 
+@pytest.mark.parametrize("blank", [0, 3])
+def test_csiq_as_its_authors_have_it(miniatures: Callable[[str], Path], blank: int) -> None:
+    """Their sheet has its columns below and right of empty cells, and no names of files."""
+    root = miniatures("csiq")
+    before = open_dataset("csiq", root)
+    kinds = {"AWGN": "noise", "BLUR": "blur", "contrast": "contrast"}
+    book = openpyxl.Workbook()
+    sheet = book.create_sheet("all_by_image")
+    head = ("image", "dst_idx", "dst_type", "dst_lev", "dmos_std", "dmos")
+    rows = [head]
+    for sample in before.samples:
+        scene, kind, level, _ = sample.name.rpartition("/")[2].split(".")
+        rows.append((scene, 1, kinds[kind], int(level), 0.05, sample.label))
+    for at, row in enumerate(rows, 1 + blank):
+        for column, cell in enumerate(row, 1 + blank):
+            sheet.cell(at, column, cell)
+    (root / "csiq_label.txt").unlink()
+    with pytest.raises(DataError, match=r"lacks \S+/csiq_label.txt or csiq.DMOS.xlsx"):
+        open_dataset("csiq", root)
+    book.save(root / "csiq.DMOS.xlsx")
+    assert open_dataset("csiq", root).samples == before.samples
+    sheet.cell(2 + blank, 3 + blank, "jpeg 2000")
+    book.save(root / "csiq.DMOS.xlsx")
+    name, row = r"dst_imgs/scene0.jpeg2000.1.png", 2 + blank
+    with pytest.raises(DataError, match=rf"1 of 18 images of csiq are missing, .*{name}"):
+        open_dataset("csiq", root)
+    sheet.cell(2 + blank, 6 + blank, "high")
+    book.save(root / "csiq.DMOS.xlsx")
+    with pytest.raises(DataError, match=f"csiq.DMOS.xlsx row {row}: .*high"):
+        open_dataset("csiq", root)
+
+
+def test_csiq_numbers_that_name_scenes_are_whole(miniatures: Callable[[str], Path]) -> None:
+    root = miniatures("csiq")
+    for image in (root / "dst_imgs").glob("scene0.*"):
+        image.rename(image.with_name(image.name.replace("scene0", "1600")))
+    book = openpyxl.Workbook()
+    sheet = book.create_sheet("all_by_image")
+    for row in (("image", "dst_type", "dst_lev", "dmos"), (1600.0, "noise", 1.0, 0.5)):
+        sheet.append(row)
+    (root / "csiq_label.txt").unlink()
+    book.save(root / "csiq.DMOS.xlsx")
+    (sample,) = open_dataset("csiq", root).samples
+    assert (sample.name, sample.label) == ("dst_imgs/1600.AWGN.1.png", 0.5)
+
+
 def test_folders_of_references_are_not_needed(miniatures: Callable[[str], Path]) -> None:
     folders = {"live": "refimgs", "csiq": "src_imgs", "tid2013": "reference_images"}
     for name, folder in (folders | {"kadid10k": "ref_images"}).items():
@@ -356,9 +402,9 @@ def test_a_missing_label_file_is_named(name: str, miniatures: Callable[[str], Pa
     (root / LABELS[name]).unlink()
     with pytest.raises(DataError) as caught:
         open_dataset(name, root)
-    assert f"{name} lacks {root / LABELS[name]}. Below its folder there must be" in str(
-        caught.value
-    )
+    alternative = " or csiq.DMOS.xlsx" if name == "csiq" else ""
+    told = f"{name} lacks {root / LABELS[name]}{alternative}. Below its folder there must be"
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "bid"])
