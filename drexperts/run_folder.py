@@ -62,19 +62,26 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
-        for left in path.glob(".*.part-*"):  # of a process that was killed while writing
+        # Of a process that was killed while writing: ours, and what safetensors writes into.
+        for left in (*path.glob(".*.part-*"), *path.glob(".tmp??????")):
             if left.is_file() and not left.is_symlink():
                 left.unlink(missing_ok=True)
 
     def _settle(self) -> None:
         """Write the settings, or compare them where they have come to something."""
         kept = any((self.path / name).exists() for name in (_STATE, BEST, _RESULT))
-        there = _read_json(self.path / _SETTINGS) if kept else None
-        if there is None:
+        if not kept:
             self._write_json(_SETTINGS, self.settings)
-        elif there != self.settings:
+            return
+        there = _read_json(self.path / _SETTINGS)
+        if there is None:
             raise UserError(
-                f"{self.path} holds another run ({_difference(there, self.settings)}): choose "
+                f"{self.path} holds a run of which {_SETTINGS} is missing: restore it, choose "
+                "another folder with --out, or remove this one"
+            )
+        if there != self.settings:
+            raise UserError(
+                f"{self.path} holds another run ({difference(there, self.settings)}): choose "
                 "another folder with --out, or remove this one"
             )
 
@@ -106,7 +113,7 @@ class RunFolder:
             tensors, metadata = read_safetensors(path)
         except WeightsError as error:
             raise WeightsError(f"{error}: remove it to start over") from error
-        values = json.loads(metadata.get("values", "{}"))
+        values = _values(metadata)
         if metadata.get("format") != FORMAT or not values.keys() >= _VALUES:
             raise WeightsError(f"{path} is no state of a training: remove it to start over")
         return State(tensors, values)
@@ -170,6 +177,15 @@ def _locked(path: Path) -> int:
     return lock
 
 
+def _values(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Those of a state, empty where they are damaged."""
+    try:
+        values = json.loads(metadata.get("values", "{}"))
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +198,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     raise UserError(f"{path} is damaged: remove its folder, or choose another --out")
 
 
-def _difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first few settings that differ, by name."""
     old, new = dict(_flat(there)), dict(_flat(asked))
     names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))

@@ -34,7 +34,7 @@ from drexperts.recipes import preprocessing
 from drexperts.report import PhaseScreen
 from drexperts.run_folder import RunFolder, State
 from drexperts.run_settings import Resources, Run
-from drexperts.runtime.errors import MissingDependencyError, StoppedError, UserError
+from drexperts.runtime.errors import MissingDependencyError, StoppedError, UserError, WeightsError
 from drexperts.splits import Split
 from drexperts.stopping import StopRequest
 from drexperts.train import DTYPES, NotFiniteError, Step, Trainer, TrainingError
@@ -107,7 +107,18 @@ class TrainingLoop:
                 "images were changed, or copied without their times, since the run began: restore "
                 f"them, or remove {self.folder.path} to start over"
             )
-        self.trainer.load_state(*state)
+        if state.values["best"] is not None and not self.folder.best.exists():
+            raise UserError(
+                f"{self.folder.best}, the best model so far, is missing: restore it, or remove "
+                f"{self.folder.path} to start over"
+            )
+        try:
+            self.trainer.load_state(*state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as cause:
+            raise WeightsError(
+                f"the state in {self.folder.path} is no state of this model ({cause}): remove the "
+                "folder to start over"
+            ) from cause
         self.epochs, self.best = state.values["epochs"], state.values["best"]
         self.best = math.nan if self.best is None else self.best
         self.screen.note(f"going on after step {self.trainer.done} of {self.trainer.steps}")

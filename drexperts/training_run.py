@@ -17,9 +17,9 @@ from drexperts.model import DRExperts
 from drexperts.predict import weights_digest
 from drexperts.processes import Processes
 from drexperts.report import PhaseScreen
-from drexperts.run_folder import RunFolder
+from drexperts.run_folder import RunFolder, difference
 from drexperts.run_settings import Resources, Run
-from drexperts.runtime.errors import StoppedError, WeightsError
+from drexperts.runtime.errors import StoppedError, UserError, WeightsError
 from drexperts.splits import Split
 from drexperts.stopping import StopRequest, stop_requests
 from drexperts.train import start_at
@@ -51,6 +51,7 @@ def train_run(
         divisible_batch(crops, run.config.batch, processes.world, run.config.accumulate)
         store = ImageStore(run.dataset, sizing(run.protocol, run.recipe, crop), resources.cache)
         settings = run.settings() | {"model": digest}
+        _require_one_run(settings, processes)
         with (
             processes.from_first(lambda: RunFolder(out, settings)) as folder,
             stop_requests() as request,
@@ -63,6 +64,17 @@ def train_run(
             return TrainingLoop(
                 run, parts, reasons, store, model, folder, processes, resources, screen, request
             ).run()
+
+
+def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:
+    """Else gradients of other data would be averaged, or a process wait for steps of another."""
+    first, *others = processes.gather([settings])
+    for other in others:
+        if other != first:
+            raise UserError(
+                f"the processes were given different runs ({difference(first, other)}): start all "
+                "with the same command, on the same data and weights"
+            )
 
 
 def start_digest(new_model: Callable[[], DRExperts], seed: int) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,10 @@ def _dataset(arguments: argparse.Namespace) -> "Dataset":
 
 def _recipe(arguments: argparse.Namespace) -> "Recipe":
     from drexperts.recipes import RECIPES
+    from drexperts.runtime.errors import ConfigError
 
+    if arguments.crops is not None and arguments.crops < 1:
+        raise ConfigError(f"--crops {arguments.crops}: give 1 or more")
     asked = {"batch": arguments.batch, "train_crops": arguments.crops}
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return replace(RECIPES[arguments.data[0]], **changes)
@@ -253,6 +257,10 @@ def _check_out(path: Path) -> None:
         raise UserError(f"--out {path} is a folder: name a file")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from error
 
 
 def _reproduce(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
@@ -292,8 +300,9 @@ def _start(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:
 
 
 def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.files import written_whole
     from drexperts.predict import open_model
-    from drexperts.runtime.errors import UserError
+    from drexperts.runtime.errors import UserError, WeightsError
     from drexperts.runtime.explain import explanation
     from drexperts.runtime.preprocess import decode
 
@@ -306,8 +315,12 @@ def _explain(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         picture = _comparison(arguments, photo, scale)
     else:
         with open_model(arguments.model, "cpu", scale=scale) as scorer:
-            picture = explanation(photo, scorer.score(arguments.photo, maps=True))
-    picture.save(arguments.out)
+            (score,) = scorer.score([arguments.photo], maps=True)
+        if score.error is not None:
+            raise WeightsError(f"{arguments.model}: {score.error}, take another")
+        picture = explanation(photo, score)
+    with written_whole(arguments.out) as aside:
+        picture.save(aside, "PNG")
     screen.tables.print(f"wrote {arguments.out}")
     return Outcome(DONE, {"out": str(arguments.out)})
 

@@ -141,6 +141,7 @@ def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tenso
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a `.safetensors` file."""
     try:
+        path.open("rb").close()  # the library takes a file that it may not read for none
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:

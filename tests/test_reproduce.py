@@ -276,10 +276,10 @@ def test_a_result_of_another_shape_costs_only_its_cell(
     plan: Plan, tmp_path: Path, content: str
 ) -> None:
     here = replace(plan, out=tmp_path)
-    reproduce("table1", plan, RESOURCES, QUIET, ["livec"])
-    shutil.copytree(plan.folder(Training("livec"), 0), here.folder(Training("livec"), 0))
+    reproduce("table1", plan, RESOURCES, QUIET, ["livec", "bid"])
+    for name in ("livec", "bid"):
+        shutil.copytree(plan.folder(Training(name), 0), here.folder(Training(name), 0))
     bad = here.folder(Training("bid"), 0) / "result.json"
-    bad.parent.mkdir(parents=True)
     bad.write_text(content)
     notes: list[str] = []
     report = reproduce("table1", here, RESOURCES, QUIET._replace(note=notes.append), ["livec"])

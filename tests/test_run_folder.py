@@ -3,6 +3,7 @@
 import json
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from drexperts.run_folder import RunFolder, State
+from drexperts.run_folder import FORMAT, RunFolder, State
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.weights import write_safetensors
 
@@ -123,6 +124,22 @@ def test_settings_stay_only_where_they_came_to_something(folder: RunFolder, name
     (folder.path / name).write_text("{}")
     with pytest.raises(UserError, match="dataset: livec, asked csiq"):
         RunFolder(folder.path, SETTINGS | {"dataset": "csiq"})
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "best.safetensors", "result.json"])
+def test_without_its_settings_a_run_is_nobodys(folder: RunFolder, name: str) -> None:
+    (folder.path / name).write_text("{}")
+    (folder.path / "run.json").unlink()
+    with pytest.raises(UserError, match=r"of which run\.json is missing: restore it, choose"):
+        RunFolder(folder.path, SETTINGS)
+
+
+@pytest.mark.parametrize("values", ["", "[1]", "{", "7"])
+def test_a_state_of_damaged_values(folder: RunFolder, values: str) -> None:
+    metadata = {"format": FORMAT, "values": values}
+    write_safetensors({"a": torch.zeros(1)}, metadata, folder.path / "state.safetensors")
+    with pytest.raises(WeightsError, match="no state of a training: remove it to start over"):
+        folder.load_state()
 
 
 @pytest.mark.parametrize("below", ["", "run"])
@@ -247,6 +264,29 @@ def test_a_full_disk_leaves_the_state_before(folder: RunFolder) -> None:
     assert torch.equal(saved(folder).tensors["weights.a"], torch.ones(100_000))
     folder.save_state(state(2, size=100_000))
     assert saved(folder).values["done"] == 2
+
+
+# Killed by the system while safetensors writes: files may have 100 kB, and this one has 4 MB.
+KILLED_SAVING = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from drexperts.weights import write_safetensors
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+write_safetensors({"a": torch.zeros(1 << 20)}, {}, Path(sys.argv[1]))
+"""
+
+
+def test_what_a_kill_in_safetensors_left_is_removed(folder: RunFolder) -> None:
+    command = [sys.executable, "-P", "-c", KILLED_SAVING, str(folder.path / "state.safetensors")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGXFSZ
+    assert list(folder.path.glob(".tmp*"))
+    folder.close()
+    opened(folder.path)
+    assert not list(folder.path.glob(".tmp*"))
 
 
 def test_what_a_killed_process_left_is_removed(folder: RunFolder) -> None:

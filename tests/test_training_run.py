@@ -19,6 +19,7 @@ from waiting import PATIENCE, holding
 from drexperts.data import DataError
 from drexperts.model import DRExperts
 from drexperts.predict import open_model
+from drexperts.processes import Processes
 from drexperts.report import PhaseScreen
 from drexperts.run_folder import RunFolder, State
 from drexperts.run_settings import Resources, Run
@@ -26,6 +27,7 @@ from drexperts.runtime.errors import StoppedError, UserError, WeightsError
 from drexperts.train import NotFiniteError, StepSchedule, TrainingError
 from drexperts.training_loop import _memory_advice
 from drexperts.training_run import train_run
+from drexperts.weights import read_safetensors, write_safetensors
 
 SCRIPT = Path(__file__).with_name("run_training.py")
 QUIET = PhaseScreen(lambda text: None, lambda phase, done, total: None, lambda text: None)
@@ -194,6 +196,47 @@ def test_two_processes_have_the_losses_of_one(done: Path, root: Path, tmp_path: 
     assert two == pytest.approx(one, abs=1e-3)
     assert result(out)["processes"] == 2
     assert lines(out)[-1]["epoch"] == 3
+
+
+def test_processes_of_different_runs_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first of two, whose other has another learning rate and another label."""
+
+    def gather(processes: Processes, part: list[Any]) -> list[Any]:
+        (own,) = part
+        other = own | {"config": own["config"] | {"rate": 1.0}, "data_digest": "another"}
+        return [own, other]
+
+    monkeypatch.setattr(Processes, "gather", gather)
+    told = r"were given different runs \(config.rate: \S+, asked 1.0; data_digest: .* start all"
+    with pytest.raises(UserError, match=told):
+        train(run_of(root), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_best_model_that_is_missing_is_said_at_once(root: Path, tmp_path: Path) -> None:
+    run, out = run_of(root), tmp_path / "run"
+
+    def stop(text: str, number: int, _: int) -> None:
+        if text.startswith("validating epoch 2"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        train_run(run, tiny_model, out, Resources("cpu", workers=0), QUIET._replace(phase=stop))
+    (out / "best.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best\.safetensors, the best model so far, is missing"):
+        train(run, out)
+
+
+def test_a_state_that_lacks_a_tensor_is_named(root: Path, tmp_path: Path) -> None:
+    run, out = run_of(root), tmp_path / "run"
+    stopped_after_reading(run, out)
+    tensors, metadata = read_safetensors(out / "state.safetensors")
+    tensors.pop(next(name for name in tensors if name.startswith("weights.")))
+    write_safetensors(tensors, metadata, out / "state.safetensors")
+    with pytest.raises(WeightsError, match=r"is no state of this model .*: remove the folder"):
+        train(run, out)
 
 
 def test_a_batch_that_processes_cannot_divide_is_refused(

@@ -1,11 +1,13 @@
 """`drx train`, `eval`, `reproduce`, `synth` and `explain`, as they are typed."""
 
 import csv
+import errno
 import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -381,7 +383,7 @@ def test_splits_that_do_not_fit(
         (["--scale", "4:5"], "outside 4 to 5"),
         (["--epochs", "0"], "at least one"),
         (["--batch", "0"], "at least one"),
-        (["--crops", "0"], "0 crops an epoch"),
+        (["--crops", "0"], "--crops 0: give 1 or more"),
         (["--rate", "0"], "above zero"),
         (["--ema", "2"], "a decay is between 0 and 1"),
         (["--device", "abacus"], "choose cpu, cuda"),
@@ -657,6 +659,30 @@ def test_pictures_of_where_experts_look(
     out = tmp_path / "no.png"
     refused(call("explain", bundle, picture, "--out", out, "--compare"), "takes a checkpoint")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--compare"]])
+def test_a_model_that_gives_no_numbers_explains_nothing(
+    options: list[str], tmp_path: Path, photo: Callable[..., Image.Image], call: Call
+) -> None:
+    photo(90, 70).save(tmp_path / "photo.png")
+    start, out = saved(tmp_path / "model.safetensors"), tmp_path / "a.png"
+    checkpoint = load_checkpoint(start)
+    torch.nn.init.constant_(checkpoint.model.score.weight, torch.nan)
+    save_checkpoint(checkpoint, start)
+    refused(call("explain", start, tmp_path / "photo.png", "--out", out, *options), "take another")
+    assert not out.exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused_first(
+    start: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    out = tmp_path / "a.png"
+    refused(call("explain", start, "p", "--out", out), "a.png cannot be written: Read-only file")
 
 
 def test_what_cannot_be_explained(
