@@ -38,6 +38,7 @@ from drexperts.provenance import head
 BACKEND = "tensorrt-rtx"
 # Whose source the numbers speak of.
 MODULES = (
+    "drexperts.config",
     "drexperts.export",
     "drexperts.model",
     "drexperts.experts",

@@ -6,7 +6,7 @@
 On a CUDA device: pooling, dense attention and the model's module, forward and training step, hot
 and cold L2, with and without a CUDA graph. Elsewhere: the module's CLS row against its dense form.
 The gate runs first, for at most half the time; what it did not reach is not timed. Exit status 1
-is a red gate, and then there are no times.
+is a red gate, and then there are no times. A receipt of `--quick` is of kind `kernels-trial`.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from kernel_bounds import PEAKS, bound
 from kernel_gate import judge, refusals
 from kernel_timing import Cpu, Gpu, Mode, Run, measured
 
+from drexperts.files import written_whole
 from drexperts.provenance import gpu_cards, head
 from drexperts.timing import ratio, ratio_text, statistics
 
@@ -49,6 +50,7 @@ LEAST = (
     2.0  # seconds a row is given, so that with little time it is the last rows that are left out
 )
 
+MODULES = ("drexperts.kernels", "drexperts.experts", "drexperts.backbone", "drexperts.config")
 LATE = "no time was left to time it"
 SHOWN = 160  # characters of a reason; the receipt has it whole
 
@@ -126,8 +128,9 @@ class Bench:
         self.rows_left = len(self.plan) * len(self.timer.modes)
         self.left_out = {} if cuda else {p.label: "no CUDA device" for p in problems(cuda=True)}
         command = settings.command(budget.seconds / 60)
+        kind = "kernels-trial" if settings.quick else "kernels"
         self.report: Report = {
-            **head("kernels", command, ("drexperts.kernels",), torch.get_num_threads()),
+            **head(kind, command, MODULES, torch.get_num_threads()),
             "device": torch.cuda.get_device_name() if cuda else None,
             "cuda": torch.version.cuda,
             "settings": vars(settings) | {"seconds": budget.seconds},
@@ -325,7 +328,10 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     parser.add_argument("--receipt", type=Path)
     parser.add_argument("--json", action="store_true", help="a summary as the last line")
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    if options.receipt and not options.receipt.parent.is_dir():
+        parser.error(f"there is no folder {options.receipt.parent}: make it, or name another")
+    return options
 
 
 def main(given: list[str] | None = None) -> int:
@@ -334,7 +340,8 @@ def main(given: list[str] | None = None) -> int:
 
     def save(report: Report) -> None:
         if options.receipt:
-            options.receipt.write_text(json.dumps(report, allow_nan=False) + "\n")
+            with written_whole(options.receipt) as path:
+                path.write_text(json.dumps(report, allow_nan=False) + "\n")
 
     report = Bench(settings, Budget(60 * options.minutes), save).run()
     print("\n".join(table(report)))

@@ -43,14 +43,16 @@ from drexperts.export.int8_products import Range, int8_products, int8_storage
 from drexperts.export.photographs import NAMES, verification_images
 from drexperts.export.precision import Int8, Judge, fewest_islands
 from drexperts.export.to_onnx import onnx_from_model
-from drexperts.export.verify import INVARIANCE
+from drexperts.export.verify import INVARIANCE, LIMITS, compare, engine_outputs
 from drexperts.files import written_whole
 from drexperts.provenance import head
 from drexperts.report import Screen
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.scorer import Scorer, Session
 from drexperts.timing import Progress, ratio, statistics
 
 MODULES = (
+    "drexperts.config",
     "drexperts.model",
     "drexperts.experts",
     "drexperts.backbone",
@@ -143,7 +145,7 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
             drift = batch_drift(sessions[name], pixels) / checkpoint.scale.span
             rows[name] = {
                 "bytes": graph.ByteSize(),
-                "parity": asdict(judge(OnnxSession(path, max_batch=BATCH))),
+                **judged(judge, OnnxSession(path, max_batch=BATCH)),
                 "batch_drift": drift,
                 "invariant": drift <= INVARIANCE["int8"],
             }
@@ -154,6 +156,8 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
         "weights": weights,
         "preset": checkpoint.model.config.preset,
         "images": len(judge.sources),
+        "span": judge.manifest.scale.span,
+        "eager_scores": judge.expected.scores.tolist(),
         "islands": list(chosen.islands),
         "layers": len(int8.ranges),
         "searched": [asdict(each) for each in chosen.frontier],
@@ -162,6 +166,20 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
         "ratio": {n: ratio(times[n], times[FLOAT]) for n in times if n != FLOAT},
         "gates": {"auto": rows[CHOSEN]["parity"]["passed"] and rows[CHOSEN]["invariant"]},
     }
+
+
+def judged(judge: Judge, session: Session) -> dict[str, Any]:
+    """What the judge finds of a session, which is closed, and the scores that it is found from.
+
+    A score that is no number is None: a receipt holds numbers alone.
+    """
+    (engine,) = judge.manifest.engines
+    with Scorer(judge.manifest, engine, session) as scorer:
+        got = engine_outputs(scorer, judge.sources, judge.tell)
+    limits = LIMITS[judge.precision]
+    parity = compare(judge.expected, got, judge.manifest.scale, limits, judge.sizes)
+    scores = [score if np.isfinite(score) else None for score in got.scores.tolist()]
+    return {"parity": asdict(parity), "scores": scores}
 
 
 def batch_drift(session: OnnxSession, pixels: NDArray[np.uint8]) -> float:
@@ -187,6 +205,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.checkpoint is None) != (arguments.weights is None):
         parser.error("--checkpoint and --weights go together")
+    if arguments.receipt and not arguments.receipt.parent.is_dir():
+        parser.error(f"there is no folder {arguments.receipt.parent}: make it, or name another")
     checkpoint = (
         random_checkpoint("official")
         if arguments.checkpoint is None

@@ -7,13 +7,15 @@ The same pictures, encoded in several ways, are decoded by every library at hand
 bundle's contract resizes are resized in several ways. All are scored, and held against what the
 runtime itself makes of the file. A library that is not installed is named (OpenCV comes with
 opencv-python-headless). Without --images the pictures come with scikit-image. Exit status 1 where
-the runtime's scores are not met again, or its fingerprint does not tell scores apart.
+the runtime's scores are not met again, or its fingerprint does not tell scores apart; 2 where there
+is something to mend in what was given.
 """
 
 import argparse
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +37,7 @@ from receipt_tables import WEIGHTS
 from drexperts import runtime
 from drexperts.export.agreement import score_agreement
 from drexperts.export.photographs import verification_images
+from drexperts.files import written_whole
 from drexperts.provenance import head
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version, resized
@@ -49,6 +52,7 @@ Variant = Callable[[bytes, Image.Image], Image.Image]
 RUNTIME = "the runtime"
 STORED = "JPEG as stored"
 CONTROL = "PNG"
+WRONG = 2  # exit status; 1 is that of a gate
 # What Pillow is told: a control without loss, cameras' settings, and the web's.
 ENCODINGS: dict[str, dict[str, Any]] = {
     CONTROL: {"format": PNG},
@@ -230,25 +234,48 @@ def _format(content: bytes) -> str | None:
 
 
 def pictures_of(sources: Sequence[str]) -> dict[str, bytes]:
-    """Files below folders, or what comes with scikit-image, as PNG; by name."""
+    """Files below folders, or what comes with scikit-image, as PNG.
+
+    By their paths from the folder that holds them all: two folders may have files of one name.
+    """
     if not sources:
         given = verification_images()
         return {f"verification {i}": encoded(x, ENCODINGS[CONTROL]) for i, x in enumerate(given, 1)}
-    found = {path.name: path.read_bytes() for path in find_images(sources)}
-    for name, content in found.items():
-        size = decode(content).size
-        if max(size) > LONGEST_RATIO * min(size):
-            raise UserError(f"{name!r} is {size[0]}x{size[1]}, no photograph: leave it out")
-    return found
+    paths = [path.absolute() for path in find_images(sources)]
+    above = os.path.commonpath([path.parent for path in paths])
+    return {path.relative_to(above).as_posix(): _photograph(path) for path in paths}
+
+
+def _photograph(path: Path) -> bytes:
+    """A file's bytes. Raises UserError, which names it, for what is no photograph."""
+    size = decode(path).size
+    if max(size) > LONGEST_RATIO * min(size):
+        raise UserError(f"{str(path)!r} is {size[0]}x{size[1]}, no photograph: leave it out")
+    return path.read_bytes()
 
 
 def main(given: list[str] | None = None) -> int:
+    try:
+        return run(arguments_of(given))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+
+
+def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--weights", choices=WEIGHTS, required=True, help="what the bundle's are")
     parser.add_argument("--images", nargs="+", default=[], metavar="FOLDER")
     parser.add_argument("--receipt", type=Path)
-    arguments = parser.parse_args(given)
+    return parser.parse_args(given)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print and write; the exit status. Raises UserError."""
+    receipt: Path | None = arguments.receipt
+    if receipt and not receipt.parent.is_dir():
+        raise UserError(f"there is no folder {receipt.parent}: make it, or name another")
     command = f"python benchmarks/drift.py BUNDLE --weights {arguments.weights}"
     command += " --images FOLDER" * bool(arguments.images)
     modules = ("drexperts.runtime", "drexperts.export.agreement")
@@ -265,8 +292,9 @@ def main(given: list[str] | None = None) -> int:
     print(receipt_tables.markdown(receipt_tables.drift(report)))
     for gate, holds in report["gates"].items():
         print(f"{gate}: {'yes' if holds else 'NO'}")
-    if arguments.receipt:
-        arguments.receipt.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if receipt:
+        with written_whole(receipt) as aside:
+            aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return int(not all(report["gates"].values()))
 
 

@@ -58,6 +58,7 @@ from drexperts.runtime.manifest import sha256_of
 from drexperts.timing import ratio, statistics
 
 MODULES = (
+    "drexperts.config",
     "drexperts.backbone",
     "drexperts.experts",
     "drexperts.model",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 sys.path.append(str(Path(__file__).parent))
 
 import receipt_tables
+from receipt_arithmetic import MALFORMED
 from receipt_tables import Part, Report, markdown
 from receipts import FOLDER, Finding, check, fresh, require_this_checkout
 
@@ -70,7 +71,8 @@ def written(readme: str, folder: Path = FOLDER) -> str:
     """The README with every section as its receipts say.
 
     Raises:
-        UserError: a section's markers are not in the README, or a receipt cannot be read.
+        UserError: a section's markers are not in the README, or a receipt cannot be read, lacks
+            what its tables show, or has no place in its section.
     """
     for name in SECTIONS:
         marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
@@ -89,7 +91,11 @@ def section(name: str, folder: Path) -> str:
         finding = check(path)
         if not finding.report:
             raise UserError(f"{path.name}: {finding.faults[0]}")
-        made.append(markdown([*caveats(finding), *parts(finding.report)]))
+        try:
+            made.append(markdown([*caveats(finding), *parts(finding.report)]))
+        except (UserError, *MALFORMED) as error:
+            why = "; ".join([*finding.faults, f"{type(error).__name__}: {error}"])
+            raise UserError(f"{path.name} cannot be shown: {why}") from error
     return "".join([intro, *made, "\n"]) if made else without
 
 

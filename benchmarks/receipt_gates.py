@@ -127,6 +127,7 @@ def _green(name: str, parity: Report | None, more: Report, precision: str) -> bo
 GATES: dict[str, Callable[[Report], dict[str, bool]]] = {
     "bench": bench,
     "kernels": kernels,
+    "kernels-trial": kernels,
     "engines": engines,
     "training": training,
     "drift": drift,

@@ -7,6 +7,7 @@ import numpy as np
 
 from drexperts import bench_tables
 from drexperts.page import Table, markdown_table, markdown_text
+from drexperts.runtime.errors import UserError
 from drexperts.timing import ratio_text
 
 Report = dict[str, Any]
@@ -256,7 +257,12 @@ def _way_row(report: Report, name: str) -> tuple[str, ...]:
 
 
 def gpu(report: Report) -> Iterator[Part]:
-    """A receipt of `gpu_suite.sh`: the kernels, or the whole model."""
+    """A receipt of `gpu_suite.sh`: the kernels, or the whole model.
+
+    Raises UserError for one that says nothing of a GPU.
+    """
+    if report["kind"].endswith("-trial") or not report["machine"]["gpus"]:
+        raise UserError(f"a receipt of kind {report['kind']} without a GPU has no place here")
     yield machine(report, f"PyTorch {report['machine']['versions']['torch']}")
     yield from _gpu_kernels(report) if report["kind"] == "kernels" else _gpu_model(report)
 

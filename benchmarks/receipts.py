@@ -9,6 +9,7 @@ fault; a gate that failed is one, unless the receipt says under "known_negative"
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
@@ -26,16 +28,18 @@ sys.path.append(str(Path(__file__).parent))
 
 from receipt_arithmetic import ReceiptError, claims
 from receipt_gates import GATES
+from receipt_scores import Between
 
 from drexperts import bench, bench_training, provenance
 from drexperts.provenance import SCHEMA, source_hash
 from drexperts.runtime.errors import UserError
 
 Report = dict[str, Any]
+Types = type | tuple[type, ...]
 
 WIDTH = 140  # also where the output is no terminal, as in CI
 FOLDER = Path(__file__).parent / "receipts"
-FIELDS: dict[str, type | tuple[type, ...]] = {
+FIELDS: dict[str, Types] = {
     "kind": str,
     "schema": int,
     "command": str,
@@ -51,6 +55,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "source.commit": (str, NoneType),
     "gates": dict,
 }
+OURS = re.compile(r"drexperts(\.[a-z0-9_]+)*", re.ASCII)  # modules whose source is hashed here
 # What each kind of receipt must have, and not empty; [] is each entry of a list.
 REQUIRED = {
     "bench": (
@@ -65,18 +70,74 @@ REQUIRED = {
     "engines": ("rows[].products",),
     "training": ("loss", "latency.ours.samples", "latency.dense.samples"),
     "drift": ("sets[].scores", "sets[].pixels", "sets[].drift", "fingerprints"),
-    "precision": ("latency.float32.samples", "latency.auto.samples", "ways.auto.parity"),
+    "precision": (
+        "latency.float32.samples",
+        "latency.auto.samples",
+        "ways.auto.parity",
+        "ways.auto.scores",
+        "eager_scores",
+        "searched",
+    ),
     "gpu-model": ("batches[].latency", "verdicts[].scores"),
+}
+NUMBER = (int, float)
+MAY_BE_UNKNOWN = (int, float, NoneType)
+# What a kind must have, too, empty or not: without it a table or a caveat says less.
+STATED: dict[str, dict[str, Types]] = {
+    "bench": {
+        "weights": str,
+        "bundle.preset": str,
+        "bundle.session": str,
+        "bundle.bytes": int,
+        "boundaries": dict,
+        "cold_start.import_s": NUMBER,
+        "cold_start.load_s": NUMBER,
+        "cold_start.first_inference_s": NUMBER,
+        "cold_start.resident_bytes": MAY_BE_UNKNOWN,
+        "memory.host_peak_bytes": MAY_BE_UNKNOWN,
+        "memory.device_peak_bytes": MAY_BE_UNKNOWN,
+        "image.crops": NUMBER,
+        "energy.joules_per_image": MAY_BE_UNKNOWN,
+        "energy.source": str,
+        "against": dict,
+        "left_out": dict,
+        "scenarios": dict,
+        "gpus_after": list,
+        "warnings": list,
+    },
+    "precision": {"span": NUMBER, "layers": int, "islands": list, "ways.auto.batch_drift": NUMBER},
+    "gpu-model": {"complete": bool},
 }
 # Whose source each kind speaks of, at the least.
 MODULES = {
     "bench": bench.MODULES,
-    "kernels": ("drexperts.kernels",),
-    "engines": ("drexperts.export", "drexperts.model", "drexperts.experts", "drexperts.backbone"),
+    "kernels": (
+        "drexperts.kernels",
+        "drexperts.experts",
+        "drexperts.backbone",
+        "drexperts.config",
+    ),
+    "engines": (
+        "drexperts.export",
+        "drexperts.model",
+        "drexperts.experts",
+        "drexperts.backbone",
+        "drexperts.config",
+    ),
     "training": bench_training.MODULES,
     "drift": ("drexperts.runtime", "drexperts.export.agreement"),
-    "precision": ("drexperts.model", "drexperts.export.precision", "drexperts.export.to_onnx"),
-    "gpu-model": ("drexperts.model", "drexperts.kernels", "drexperts.export.fold"),
+    "precision": (
+        "drexperts.model",
+        "drexperts.config",
+        "drexperts.export.precision",
+        "drexperts.export.to_onnx",
+    ),
+    "gpu-model": (
+        "drexperts.model",
+        "drexperts.config",
+        "drexperts.kernels",
+        "drexperts.export.fold",
+    ),
 }
 
 
@@ -105,10 +166,11 @@ def check(path: Path) -> Finding:
         if lacking := list(content_mistakes(report)):
             return Finding(path.name, report, 0, lacking)
         found = list(claims(report))
-    except ReceiptError as error:
+        faults = [fault for claim in found for fault in claim.faults()]
+    except (ReceiptError, RecursionError, OverflowError) as error:
         return Finding(path.name, report, 0, [str(error)])
-    faults = [fault for claim in found for fault in claim.faults()]
-    return Finding(path.name, report, len(found), [*faults, *gate_faults(report)])
+    recomputed = sum(not isinstance(claim.expected, Between) for claim in found)
+    return Finding(path.name, report, recomputed, [*faults, *gate_faults(report)])
 
 
 def read(path: Path) -> Report:
@@ -118,8 +180,9 @@ def read(path: Path) -> Report:
         ReceiptError: no JSON document of finite numbers with the head and the gates of a receipt.
     """
     try:
-        report = json.loads(path.read_text(), parse_constant=_refuse)
-    except (OSError, ValueError) as error:
+        text = path.read_text()
+        report = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         raise ReceiptError(f"this is no receipt: {error}") from None
     mistakes = list(form_mistakes(report))
     if mistakes:
@@ -131,18 +194,27 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON, and no result")
 
 
+def _finite(digits: str) -> float:
+    """A number that Python reads as infinity, such as 1e999, is none."""
+    return value if math.isfinite(value := float(digits)) else _refuse(digits)
+
+
 def form_mistakes(report: Any) -> Iterator[str]:
     """What the head and the gates lack, or hold in another form."""
     for field, kind in FIELDS.items():
         found = _at(report, field)
         if found is ...:
             yield f"{field} is missing"
-        elif not isinstance(found, kind) or found in ("", {}):
+        elif not _is(found, kind) or found in ("", {}):
             yield f"{field} is {found!r}"
         elif field == "kind" and found not in GATES:
             yield f"kind is {found!r}, whose gates nothing here decides"
         elif field == "source.modules" and not found:
             yield "source.modules is [], and no source is spoken of"
+        elif field == "source.modules":
+            yield from (f"source.modules has {name!r}" for name in found if not _is_ours(name))
+        elif field == "machine.gpus":
+            yield from (f"machine.gpus has {card!r}" for card in found if not _is_card(card))
         elif field == "schema" and found != SCHEMA:
             yield f"schema is {found}, and {SCHEMA} is what is read here"
         elif field == "source.sha256" and not re.fullmatch("[0-9a-f]{64}", found):
@@ -150,6 +222,33 @@ def form_mistakes(report: Any) -> Iterator[str]:
         elif field == "gates":
             odd = {name: passed for name, passed in found.items() if not isinstance(passed, bool)}
             yield from (f"gates.{name} is {passed!r}" for name, passed in odd.items())
+    yield from _reasons_mistakes(report)
+
+
+def _reasons_mistakes(report: Any) -> Iterator[str]:
+    known = report.get("known_negative", {}) if isinstance(report, dict) else {}
+    if not isinstance(known, dict):
+        yield f"known_negative is {known!r}"
+        return
+    for name, why in known.items():
+        if not isinstance(why, str) or not why.strip():
+            yield f"known_negative.{name} is {why!r}, no reason"
+
+
+def _is(value: Any, types: Types) -> bool:
+    """Whether it is of such a type; a bool is no number here, whatever Python says."""
+    return isinstance(value, types) and (types is bool or not isinstance(value, bool))
+
+
+def _is_ours(name: Any) -> bool:
+    return isinstance(name, str) and OURS.fullmatch(name) is not None
+
+
+def _is_card(card: Any) -> bool:
+    """Whether it names a GPU and its driver, as `provenance.gpu_cards` does."""
+    said = card if isinstance(card, dict) else {}
+    named = [said.get(key) for key in ("name", "driver_version")]
+    return all(isinstance(value, str) and value for value in named)
 
 
 def _at(node: Any, field: str) -> Any:
@@ -161,9 +260,16 @@ def _at(node: Any, field: str) -> Any:
 
 def content_mistakes(report: Report) -> Iterator[str]:
     """What a receipt of its kind lacks: without it, rules and gates hold of nothing."""
-    for field in REQUIRED[_kind(report)]:
+    kind = _kind(report)
+    for field in REQUIRED[kind]:
         if any(found in (..., None, "", [], {}) for found in _each(report, field)):
             yield f"{field} is missing or empty"
+    for field, types in STATED.get(kind, {}).items():
+        found = _at(report, field)
+        if not _is(found, types):
+            yield f"{field} is missing" if found is ... else f"{field} is {found!r}"
+    if report["kind"] == "gpu-model" and report.get("complete") is False:
+        yield "complete is False: the run was broken off"
 
 
 def _each(node: Any, field: str) -> Iterator[Any]:
@@ -216,7 +322,8 @@ def table(findings: Sequence[Finding]) -> Table:
     shown = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for finding in findings:
         verdict = "DOES NOT HOLD" if finding.faults else "holds"
-        shown.add_row(finding.name, *_cells(finding), str(finding.recomputed), verdict)
+        cells = (finding.name, *_cells(finding), str(finding.recomputed), verdict)
+        shown.add_row(*map(escape, cells))
     return shown
 
 

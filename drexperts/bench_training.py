@@ -50,6 +50,10 @@ ALIKE = 1e-4  # between the first losses of float32 forms of the same weights, r
 # Whose source the numbers speak of.
 MODULES = (
     "drexperts.bench_training",
+    "drexperts.config",
+    "drexperts.contenders",
+    "drexperts.images",
+    "drexperts.loading",
     "drexperts.train",
     "drexperts.model",
     "drexperts.experts",

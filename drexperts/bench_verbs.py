@@ -76,7 +76,7 @@ def _add_bundle_options(verb: "Parser") -> None:
         help="of the server; 3 times what an image alone takes",
     )
     verb.add_argument(
-        "--seconds", type=float, metavar="S", help="most for each scenario; 20, the server 120"
+        "--seconds", type=float, metavar="S", help="most for each scenario; 20, the server 240"
     )
     verb.add_argument("--profile", action="store_true", help="also where the time goes")
     verb.add_argument(

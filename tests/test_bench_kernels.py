@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import bench_kernels
 import kernel_bounds as bounds
+import receipts
 from bench_kernels import Bench, Budget, Settings
 from kernel_baselines import BASELINE, EAGER, OURS, Contender, Problem, Task, problems, task_of
 from kernel_gate import judge, refusals, relative_error
@@ -353,12 +354,43 @@ def test_run_on_a_cpu(
         assert set(row["ratio"]["dense eager"]) == {"p20", "p50", "p80"}
     reasons = {report["left_out"][problem.label] for problem in problems(cuda=True)}
     assert reasons == {"no CUDA device"}
-    assert report["kind"] == "kernels"
+    assert report["kind"] == "kernels-trial"
+    assert [path.name for path in tmp_path.iterdir()] == ["receipt.json"]
     assert report["command"] == "python benchmarks/bench_kernels.py --minutes 8 --quick"
-    assert report["source"]["modules"] == ["drexperts.kernels"]
+    assert set(receipts.MODULES["kernels"]) <= set(report["source"]["modules"])
+    assert receipts.check(receipt).faults == []
     printed = capsys.readouterr().out.splitlines()
     assert json.loads(printed[-1])["gates"]["correct"]
     assert any("no CUDA device" in line for line in printed)
+
+
+def test_a_receipt_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_kernels, "Bench", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(SystemExit) as ended:
+        bench_kernels.main(["--quick", "--receipt", str(tmp_path / "none" / "receipt.json")])
+    assert ended.value.code == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_killed_run_leaves_the_receipt_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text("before")
+
+    class Unwritable:
+        def __init__(self, *given: Any) -> None:
+            self.save = given[-1]
+
+        def run(self) -> None:
+            self.save({"p50": float("nan")})
+
+    monkeypatch.setattr(bench_kernels, "Bench", Unwritable)
+    with pytest.raises(ValueError, match="JSON"):
+        bench_kernels.main(["--quick", "--receipt", str(receipt)])
+    assert receipt.read_text() == "before"
 
 
 def test_tasks_are_the_same_every_time() -> None:

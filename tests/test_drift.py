@@ -255,8 +255,38 @@ def test_pictures_of_a_folder(tmp_path, photo, encode):
     (tmp_path / "a.png").write_bytes(encode(photo(40, 30), "PNG"))
     assert list(pictures_of([str(tmp_path)])) == ["a.png", "b.jpg"]
     (tmp_path / "c.png").write_bytes(encode(photo(400, 20), "PNG"))
-    with pytest.raises(UserError, match=r"'c\.png' is 400x20, no photograph"):
+    with pytest.raises(UserError, match=r"c\.png' is 400x20, no photograph"):
         pictures_of([str(tmp_path)])
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(tmp_path, photo, encode):
+    for folder in ("one", "other/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").write_bytes(encode(photo(40, 30), "PNG"))
+    given = [str(tmp_path / "one"), str(tmp_path / "other")]
+    assert list(pictures_of(given)) == ["one/a.png", "other/deep/a.png"]
+    assert list(pictures_of(given[:1])) == ["a.png"]
+
+
+def test_a_broken_photograph_is_named_and_is_no_failed_gate(toy_bundle, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    given = [str(toy_bundle), "--weights", "random", "--images", str(tmp_path)]
+    assert drift.main(given) == 2
+    assert "broken.jpg" in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_none_is_no_failed_gate(tmp_path, capsys):
+    assert drift.main([str(tmp_path / "none"), "--weights", "random"]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
+
+
+def test_a_receipt_that_cannot_be_written_is_refused_first(
+    toy_bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(drift, "drift", lambda *_: pytest.fail("it measured"))
+    receipt = tmp_path / "none" / "drift.json"
+    assert drift.main([str(toy_bundle), "--weights", "random", "--receipt", str(receipt)]) == 2
+    assert f"there is no folder {receipt.parent}" in capsys.readouterr().err
 
 
 def test_the_command(toy_bundle, tmp_path, photo, encode, capsys):

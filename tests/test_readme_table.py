@@ -16,10 +16,10 @@ import receipt_tables
 import sample_reports
 from readme_table import README, SECTIONS, section, written
 from receipt_tables import markdown
-from receipts import FOLDER
+from receipts import FOLDER, MODULES
 
 from drexperts import bench_tables
-from drexperts.provenance import source_hash
+from drexperts.provenance import source_card
 from drexperts.runtime.errors import UserError
 
 Report = dict[str, Any]
@@ -52,8 +52,7 @@ def edited(tmp_path: Path) -> Callable[[Callable[[Report], None]], Path]:
 
     def make(change: Callable[[Report], None]) -> Path:
         report = json.loads((FOLDER / KERNELS).read_text())
-        modules = report["source"]["modules"]
-        report["source"]["sha256"] = source_hash(*modules)
+        report["source"] = source_card(*MODULES["kernels"])
         change(report)
         (tmp_path / KERNELS).write_text(json.dumps(report))
         return tmp_path
@@ -166,6 +165,26 @@ def test_kernels_on_a_gpu() -> None:
     assert shown.startswith("\nNVIDIA H100, driver 580.1; ")
     (line,) = (line for line in shown.splitlines() if line.startswith("| pooling/single"))
     assert line.startswith("| pooling/single/B64/N577/float16 | forward | 9.91 | compiled | 20.2 |")
+
+
+@pytest.mark.parametrize("changed", [{"kind": "kernels-trial"}, {"machine": {"gpus": []}}])
+def test_what_no_gpu_measured_is_no_receipt_of_one(
+    changed: Report, edited: Callable[..., Path]
+) -> None:
+    with pytest.raises(UserError, match="without a GPU has no place here"):
+        markdown(receipt_tables.gpu(on_a_gpu("kernels") | {"rows": []} | changed))
+    folder = edited(lambda _: None)
+    (folder / KERNELS).rename(folder / "kernels-gpu.json")
+    with pytest.raises(UserError, match=r"^kernels-gpu\.json cannot be shown: .*no place here"):
+        section("gpu", folder)
+
+
+def test_a_receipt_that_lacks_what_is_shown_is_named(edited: Callable[..., Path]) -> None:
+    def change(report: Report) -> None:
+        del report["machine"]["versions"]["torch"]
+
+    with pytest.raises(UserError, match=r"^kernels-cpu\.json cannot be shown: .*'torch'"):
+        section("head", edited(change))
 
 
 def test_the_model_on_a_gpu() -> None:

@@ -21,9 +21,9 @@ from drexperts import provenance
 from drexperts.bench_notes import warnings
 from drexperts.bench_tables import AGAIN
 from drexperts.export.agreement import score_agreement
-from drexperts.export.verify import INVARIANCE, LIMITS
+from drexperts.export.verify import INVARIANCE, LIMITS, Outputs, compare
 from drexperts.provenance import head
-from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity
+from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity, ScoreScale
 from drexperts.timing import ratio, statistics
 
 Report = dict[str, Any]
@@ -43,8 +43,9 @@ def contenders() -> Report:
 
 
 def scenarios() -> Report:
+    counted = {"planned": 8, "queries": 8}
     trials = [
-        {"rate": rate, "met": met, "latency": statistics(rounds(3, latency)), "queries": 8}
+        {"rate": rate, "met": met, "latency": statistics(rounds(3, latency)), **counted}
         for rate, latency, met in ((1.0, 0.1, True), (2.0, 0.2, True), (4.0, 0.9, False))
     ]
     for trial in trials:
@@ -115,7 +116,7 @@ def honest() -> str:
     """A receipt with one of everything that is computed again."""
     batches = [{"batch": 1} | contenders()]
     made = {
-        **head("kernels", "python measure.py", ("drexperts.kernels",), 1),
+        **head("kernels", "python measure.py", receipts.MODULES["kernels"], 1),
         "gates": {"correct": True},
         "verdicts": {
             "a problem": [
@@ -166,8 +167,9 @@ def test_an_honest_receipt_holds(honest: str, tmp_path: Path) -> None:
     finding = receipts.check(path)
     assert finding.faults == []
     # Nine statistics, four ratios, the server and its trials, three sets of figures of scores and
-    # pixels, two proofs, offline, the noise floor, the peaks, the profile, the gate.
-    assert finding.recomputed == 9 + 4 + 4 + 3 + 2 + 5
+    # pixels, two proofs and what the sets of one add up to, offline, the noise floor, the peaks,
+    # the profile, the gate.
+    assert finding.recomputed == 9 + 4 + 4 + 3 + 2 + 2 + 5
 
 
 def put(report: Report, field: str, value: Any) -> None:
@@ -198,6 +200,8 @@ def put(report: Report, field: str, value: Any) -> None:
         ("scenarios.server.bound_s", 0.15, "scenarios.server.trials[1].met is True"),
         ("scenarios.server.trials", [], "scenarios.server.images_per_s is stated, and nothing"),
         ("scenarios.server.trials[0].queries", 400, "trials[0].queries is 400; computed again"),
+        ("scenarios.server.trials[0].planned", 9, "trials[0].met is True; computed again it is F"),
+        ("scenarios.server.trials[0].met", False, "trials[0].met is False; computed again it is T"),
         ("scenarios.server.trials[0].p99", 0.01, "scenarios.server.trials[0].p99 is 0.01"),
         (
             "scenarios.offline.seconds",
@@ -210,6 +214,7 @@ def put(report: Report, field: str, value: Any) -> None:
         ("set.drift", {}, "set.drift.int8 is missing"),
         ("set.drift.other", {"srcc": 1.0}, "set.drift.other is stated, and nothing raw"),
         ("set.drift.int8.pixel_max", 3, "set.drift.int8.pixel_max is 3; computed again it is 5"),
+        ("set.pixels", {"other": {"max": [0], "mean": [0]}}, "set.drift.int8 is stated, and noth"),
         ("proof.parity.int8.score_mean", 0.0, "proof.parity.int8.score_mean is 0.0; computed"),
         ("proof.parity.int8.sets.photographs.score_max", 0.0, "photographs.score_max is 0.0;"),
         ("proof.parity.int8.limits.score_max", 1e-3, "proof.parity.int8.passed is True; computed"),
@@ -240,7 +245,18 @@ def put(report: Report, field: str, value: Any) -> None:
         ("gates.speed", "yes", "gates.speed is 'yes'"),
         ("gates", {}, "gates is {}"),
         ("known_negative", {"correct": "slow"}, "known_negative.correct speaks of a gate"),
+        ("known_negative", None, "known_negative is None"),
+        ("known_negative", ["correct"], "known_negative is ['correct']"),
+        ("known_negative", {"correct": " "}, "known_negative.correct is ' ', no reason"),
         ("machine.cores", "two", "machine.cores is 'two'"),
+        ("machine.cores", True, "machine.cores is True"),
+        ("machine.gpus", [1], "machine.gpus has 1"),
+        ("machine.gpus", [{}], "machine.gpus has {}"),
+        ("machine.gpus", [{"name": "NVIDIA H100"}], "machine.gpus has {'name'"),
+        ("schema", True, "schema is True"),
+        ("source.modules", [1], "source.modules has 1"),
+        ("source.modules", ["sys"], "source.modules has 'sys'"),
+        ("source.modules", [".x"], "source.modules has '.x'"),
         ("kind", "any", "kind is 'any', whose gates nothing here decides"),
         ("source.modules", [], "source.modules is []"),
         ("schema", 99, "schema is 99"),
@@ -274,6 +290,9 @@ def test_a_missing_field_is_named(
         ('{"kind": Infinity}', "Infinity is not JSON"),
         ('{"kind": 1', "this is no receipt: Expecting"),
         ("[]", "kind is missing"),
+        ('{"kind": 1e999}', "1e999 is not JSON"),
+        ('{"kind": -1e999}', "-1e999 is not JSON"),
+        ("[" * 200_000 + "]" * 200_000, "this is no receipt: maximum recursion depth"),
     ],
 )
 def test_what_is_no_document_of_finite_numbers(text: str, fault: str, tmp_path: Path) -> None:
@@ -345,11 +364,18 @@ def bench() -> Report:
         },
         "batches": [{"batch": 1} | contenders()],
         "engine_gpu": [{"batch": 1, "latency": {"engine": times}}],
-        "image": {"preprocess": times, "image_e2e": times},
+        "image": {"crops": 6, "preprocess": times, "image_e2e": times},
         "scenarios": {},
         "machine": {"gpus": []},
         "gpus_after": [],
     }
+    made["bundle"] |= {"preset": "paper", "session": "onnxruntime", "bytes": 10}
+    made |= {"weights": "random", "boundaries": {}, "left_out": {}, "noise_floor": {}}
+    made["noise_floor"] = made["batches"][0]["ratio"][AGAIN]
+    made["cold_start"] = dict.fromkeys(("import_s", "load_s", "first_inference_s"), 0.1)
+    made["cold_start"]["resident_bytes"] = None
+    made["memory"] = dict.fromkeys(("host_peak_bytes", "device_peak_bytes"))
+    made["energy"] = {"joules_per_image": None, "source": "none"}
     return made | {"warnings": warnings(made, [], [])}
 
 
@@ -381,6 +407,55 @@ def test_a_benchmark_is_as_good_as_its_proofs(field: str, changed: Any, fault: s
     assert any(fault in each for each in found), found
 
 
+@pytest.mark.parametrize("field", receipts.STATED["bench"])
+def test_what_a_benchmark_must_state(field: str, faults: Callable[[Report], list[str]]) -> None:
+    report = head("bench", "drx bench", receipts.MODULES["bench"], 1) | bench()
+    report["machine"] = provenance.machine_card(1)
+    assert faults(report) == []
+    put(report, field, True)
+    assert faults(report) == [f"{field} is True"]
+    *path, last = field.split(".")
+    del (report[path[0]] if path else report)[last]
+    assert faults(report) == [f"{field} is missing"]
+    if field == "warnings":
+        del report["gpus_after"]
+        assert faults(report) == ["gpus_after is missing", "warnings is missing"]
+
+
+PARITY = "proofs.engine.parity"
+HALF = {"images": 50, "pairs": 1225, "order_flips": 0, "score_max": 0.0, "srcc": 1.0, "plcc": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("pairs", 4951, "pairs is 4951; what is beside it allows 0 to 4950"),
+        ("clear_flips", 1, "clear_flips is 1; what is beside it allows 0 to 0"),
+        ("clear_pairs", 4951, "clear_pairs is 4951; what is beside it allows 0 to 4950"),
+        ("score_mean", 1e-6, "score_mean is 1e-06; what is beside it allows 0 to 0"),
+        ("score_p99", 1e-6, "score_p99 is 1e-06; what is beside it allows 0 to 0"),
+        ("srcc", 0.99995, "srcc is 0.99995; what is beside it allows 1.0 to 1.0"),
+        ("plcc", 0.99995, "plcc is 0.99995; what is beside it allows 1.0 to 1.0"),
+        ("weights_srcc", 0.99995, "weights_srcc is 0.99995; what is beside it allows"),
+        ("sets", {"a": HALF}, "images is 100; computed again it is 50"),
+        ("sets", {"a": HALF, "b": HALF | {"score_max": 1e-6}}, "score_max is 0.0; computed again"),
+        ("sets", {"a": HALF, "b": HALF | {"order_flips": 1}}, "order_flips is 0; what is beside"),
+        ("sets", {"a": HALF, "b": HALF | {"pairs": 1226}}, "sets.b.pairs is 1226; what is beside"),
+    ],
+)
+def test_a_parity_without_scores_agrees_with_itself(field: str, value: Any, fault: str) -> None:
+    report = bench()
+    put(report, f"{PARITY}.{field}", value)
+    found = [each for claim in claims(report) for each in claim.faults()]
+    assert any(each.startswith(f"{PARITY}.{fault}") for each in found), found
+
+
+def test_parity_of_whole_sets_agrees_with_itself() -> None:
+    report = bench()
+    put(report, f"{PARITY}.sets", {"a": HALF, "b": HALF})
+    assert [each for claim in claims(report) for each in claim.faults()] == []
+
+
 @pytest.mark.parametrize("proof", ["parity", "invariance"])
 def test_a_proof_without_limits_is_none(proof: str) -> None:
     report = bench()
@@ -395,7 +470,85 @@ def test_what_every_kind_must_have(
 ) -> None:
     bare = {name: report[name] for name in ("schema", "command", "machine", "source", "gates")}
     found = faults(bare | {"kind": kind})
-    assert found == [f"{field} is missing or empty" for field in receipts.REQUIRED[kind]]
+    lacking = [f"{field} is missing or empty" for field in receipts.REQUIRED[kind]]
+    assert found == lacking + [f"{field} is missing" for field in receipts.STATED.get(kind, ())]
+
+
+def way(scores_of: Any, expected: Any, drift: float = 0.0) -> Report:
+    """A way to eight bits as `bench_precision.py` notes it."""
+    outputs = [
+        Outputs(scores, scores[:, None] * np.ones(10), None, len(scores))
+        for scores in (expected, scores_of)
+    ]
+    scale, sizes = ScoreScale(0.0, 2.0, higher_is_better=True), {"a": 20, "b": len(expected) - 20}
+    found = {"parity": asdict(compare(*outputs, scale, LIMITS["int8"], sizes))}
+    return found | {"scores": scores_of.tolist(), "batch_drift": drift, "invariant": drift <= 1e-5}
+
+
+def precision() -> Report:
+    """A search of four parts: none and two in float32 fail, three and four pass."""
+    expected = np.random.default_rng(0).normal(size=ENOUGH_IMAGES)
+    auto = way(expected + 1e-5 * rounds(1, 1.0, ENOUGH_IMAGES), expected)
+    figures = {"score_max": auto["parity"]["score_max"], "weight_bytes": 9}
+    figures["srcc"] = auto["parity"]["srcc_interval"]["low"]
+    searched = [figures | {"islands": n, "passed": n > 2} for n in (0, 2, 3)]
+    return {
+        "kind": "precision",
+        "gates": {"auto": True},
+        "images": ENOUGH_IMAGES,
+        "span": 2.0,
+        "eager_scores": expected.tolist(),
+        "layers": 4,
+        "islands": ["a", "b", "c"],
+        "searched": searched,
+        "ways": {"auto": auto, "dynamic": way(-expected, expected, 0.1)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("ways.dynamic.invariant", True, "ways.dynamic.invariant is True; computed again"),
+        ("ways.auto.batch_drift", 1e-4, "ways.auto.invariant is True; computed again"),
+        ("ways.auto.batch_drift", 1e-4, "gates.auto is True; computed again"),
+        ("ways.dynamic.parity.srcc", 0.5, "ways.dynamic.parity.srcc is 0.5; computed again"),
+        ("ways.dynamic.parity.sets.b.srcc", 0.5, "ways.dynamic.parity.sets.b.srcc is 0.5; comp"),
+        ("ways.dynamic.scores[3]", None, "ways.dynamic.parity.score_max is"),
+        ("images", 99, "images is 99; computed again it is 100"),
+        ("searched[2].score_max", 0.5, "searched[2].passed is True; computed again it is False"),
+        ("searched[2].srcc", 0.5, "searched[2].passed is True; computed again it is False"),
+        ("searched[2].score_max", 1e-6, "searched[2].score_max is 1e-06; computed again"),
+        ("searched[2].passed", False, "searched[].islands is [0, 2, 3]; computed again"),
+        ("searched[2].passed", False, "islands is 3; computed again it is 4"),
+        ("searched[1].passed", True, "islands is 3; computed again it is 2"),
+        ("searched[0].passed", True, "islands is 3; computed again it is 0"),
+        ("islands", ["a"], "islands is 1; computed again it is 3"),
+        ("layers", 40, "searched[].islands is [0, 2, 3]; computed again"),
+    ],
+)
+def test_a_search_for_precision_holds_by_itself(field: str, value: Any, fault: str) -> None:
+    report = precision()
+    assert [each for claim in claims(report) for each in claim.faults()] == []
+    put(report, field, value)
+    found = [each for claim in claims(report) for each in claim.faults()]
+    assert any(each.startswith(fault) for each in found), found
+
+
+def test_a_score_that_is_no_number_is_computed_again() -> None:
+    report = precision()
+    expected, got = np.array(report["eager_scores"]), np.array(report["eager_scores"])
+    got[3] = np.nan
+    scores = [*got[:3].tolist(), None, *got[4:].tolist()]
+    report["ways"]["broken"] = way(got, expected) | {"scores": scores}
+    assert [each for claim in claims(report) for each in claim.faults()] == []
+
+
+def test_a_run_on_a_gpu_that_was_broken_off_is_no_receipt() -> None:
+    report = {"kind": "gpu-model", "complete": False}
+    broken = "complete is False: the run was broken off"
+    assert broken in list(receipts.content_mistakes(report))
+    assert broken not in list(receipts.content_mistakes(report | {"complete": True}))
+    assert broken not in list(receipts.content_mistakes(report | {"kind": "gpu-model-trial"}))
 
 
 def test_gates_of_the_model_on_a_gpu() -> None:
@@ -443,18 +596,26 @@ def test_a_changed_source_is_stale_and_no_fault(
 def test_only_the_source_that_counts_makes_a_receipt_fresh(report: Report) -> None:
     report["source"] = provenance.source_card("drexperts.timing")
     assert not receipts.fresh(report)
-    report["source"] = provenance.source_card("drexperts.timing", "drexperts.kernels")
+    report["source"] = provenance.source_card("drexperts.timing", *receipts.MODULES["kernels"])
     assert receipts.fresh(report)
 
 
-@pytest.mark.parametrize("script", ["bench_engines", "bench_precision", "gpu_model"])
+@pytest.mark.parametrize(
+    "script", ["bench_engines", "bench_kernels", "bench_precision", "gpu_model"]
+)
 def test_what_must_be_spoken_of_is_what_is_measured(script: str) -> None:
     kind = script.removeprefix("bench_").replace("_", "-")
     given = re.search(
-        r"^MODULES = \((.*?)^\)", (receipts.FOLDER.parent / f"{script}.py").read_text(), re.M | re.S
+        r"^MODULES = \((.*?)\)$", (receipts.FOLDER.parent / f"{script}.py").read_text(), re.M | re.S
     )
     assert given is not None
     assert set(receipts.MODULES[kind]) <= set(re.findall('"(.*?)"', given[1]))
+    assert "drexperts.config" in receipts.MODULES[kind]
+
+
+def test_a_training_step_speaks_of_all_that_it_takes() -> None:
+    names = ("config", "loading", "images", "contenders")
+    assert {f"drexperts.{name}" for name in names} <= set(receipts.MODULES["training"])
 
 
 def test_another_copy_of_the_package_is_refused(
@@ -481,3 +642,23 @@ def test_the_command_says_file_and_field_and_fails(
     assert "fresh" in rows["honest.json"]
     assert "stale" in rows["changed.json"]
     assert "changed.json: batches[0].latency.engine.p50 is" in shown
+
+
+def test_malformed_receipts_leave_the_others_in_the_table(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nested = json.dumps(report)[:-1] + f', "deep": {"[" * 800}{"]" * 800}}}'
+    changes = {"gpus": {"machine": report["machine"] | {"gpus": [1]}}, "known": {}}
+    changes["known"]["known_negative"] = None
+    changes["huge"] = {"invariance": report["invariance"] | {"score_max": 10**400}}
+    changes["markup"] = {"machine": report["machine"] | {"cpu": "[/b]"}}
+    texts = {name: json.dumps(report | changed) for name, changed in changes.items()}
+    texts |= {"a-honest": json.dumps(report), "nested": nested, "empty": ""}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    assert receipts.main([str(path) for path in sorted(tmp_path.iterdir())]) == 1
+    shown = capsys.readouterr().out
+    for name in texts:
+        assert f"{name}.json" in shown
+    (row,) = [line for line in shown.splitlines() if "a-honest.json" in line]
+    assert "holds" in row
