@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # Before anything imports torch: tests that run side by side (`pytest -n`) have a core each.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has Ctrl-C ignored, by them and what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples everywhere, and no test is worse for a slow machine.
 settings.register_profile(
