@@ -23,7 +23,7 @@ bench:
 
 # Every kernel for every architecture: too long for the tests, which compile one width of each.
 resources:
-	uv run python -m drexperts.kernels.resource_table --golden tests/kernel_resources.json
+	uv run python -m drexperts.kernels.resource_table --golden tests/fixtures/kernel_resources.json
 
 golden:
-	uv run python -m drexperts.kernels.resource_table --write tests/kernel_resources.json
+	uv run python -m drexperts.kernels.resource_table --write tests/fixtures/kernel_resources.json

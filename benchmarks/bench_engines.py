@@ -7,7 +7,6 @@ No GPU is needed, and none is used: the engines are built and inspected, not exe
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,28 +20,28 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from drexperts.bench.provenance import head
+
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
-
-from bench_full_size import random_checkpoint
-
-from drexperts.export.attention_fusion import without_fused_attention
-from drexperts.export.engine import engine_from_onnx
-from drexperts.export.engine_options import EngineOptions
-from drexperts.export.half_products import half_products
-from drexperts.export.inspection import expectation_from_graph, inspection_from_plan
-from drexperts.export.to_onnx import onnx_from_model
-from drexperts.model import DRExperts
-from drexperts.provenance import head
+from drexperts.benchmarks.bench_full_size import random_checkpoint
+from drexperts.export.engines.inspection import expectation_from_graph, inspection_from_plan
+from drexperts.export.engines.options import EngineOptions
+from drexperts.export.engines.tensorrt_engine import engine_from_onnx
+from drexperts.export.graph.attention_fusion import without_fused_attention
+from drexperts.export.graph.half_products import half_products
+from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.model.dr_experts import DRExperts
+from drexperts.runtime.progress import SILENT
+from drexperts.ui.screen import Screen
 
 BACKEND = "tensorrt-rtx"
 # Whose source the numbers speak of.
 MODULES = (
-    "drexperts.config",
+    "drexperts.model.config",
     "drexperts.export",
-    "drexperts.model",
-    "drexperts.experts",
-    "drexperts.backbone",
+    "drexperts.model.dr_experts",
+    "drexperts.model.experts",
+    "drexperts.model.backbones",
 )
 # Precision, compute capabilities (all that the library has but Turing's), whether attention may be
 # fused.
@@ -67,7 +66,7 @@ def built(
         out = Path(folder) / "engine"
         start = time.perf_counter()
         options = EngineOptions(capabilities=targets)
-        plan = engine_from_onnx(proto, BACKEND, out, options, lambda *_: None)
+        plan = engine_from_onnx(proto, BACKEND, out, options, SILENT)
         seconds = time.perf_counter() - start
         content = out.read_bytes()
     found = inspection_from_plan(content)
@@ -130,11 +129,11 @@ def main() -> None:
     console = Console()
     model = random_checkpoint(arguments.preset).model
     rows = []
-    with console.status("") as status:
+    with Screen().progress() as progress:
         for build in BUILDS:
-            status.update(f"building {build}")
+            progress(f"building {build}")
             rows.append(built(model, *build))
-        status.update("what Turing's graph costs")
+        progress("what Turing's graph costs")
         cost = turing_cost(model)
     console.print(f"Turing's graph against the float16 one, largest differences: {cost}")
     command = f"python benchmarks/bench_engines.py --preset {arguments.preset}"

@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from drexperts.bench import ROUNDS, SCENARIOS, Settings, bench_bundle, print_report
-from drexperts.checkpoint import Checkpoint, default_preprocessing, save_checkpoint
-from drexperts.config import DRExpertsConfig
-from drexperts.entrants import ENGINE, names_of
+from drexperts.bench.bundle import ROUNDS, SCENARIOS, Settings, bench_bundle, print_report
+from drexperts.bench.lineup import ENGINE, names_of
 from drexperts.export.bundle import export_bundle
-from drexperts.export.photographs import verification_images
-from drexperts.files import written_whole
-from drexperts.model import new_model
-from drexperts.report import proof_table
+from drexperts.export.proof.photographs import verification_images
+from drexperts.model.checkpoint import Checkpoint, default_preprocessing, save_checkpoint
+from drexperts.model.config import DRExpertsConfig
+from drexperts.model.dr_experts import new_model
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import ScoreScale, read_manifest
-from drexperts.timing import Progress
+from drexperts.runtime.progress import Progress
+from drexperts.ui.screen import Screen
+from drexperts.ui.tables import proof_table
 
 QUICK_IMAGES, QUICK_ROUNDS, QUICK_SECONDS = 4, 3, 4.0
 
@@ -87,9 +88,9 @@ def main() -> None:
     checkpoint = random_checkpoint(arguments.preset)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     save_checkpoint(checkpoint, arguments.runs / f"full-size-{arguments.preset}.safetensors")
-    with console.status("") as status:
+    with Screen().progress() as progress:
         first, *others = [
-            exported(checkpoint, p, arguments.runs, quick=quick, progress=status.update)
+            exported(checkpoint, p, arguments.runs, quick=quick, progress=progress)
             for p in arguments.precision or ["fp32"]
         ]
         for bundle in (first, *others):
@@ -102,7 +103,7 @@ def main() -> None:
             seconds=QUICK_SECONDS if quick else None,
             profile=True,
         )
-        report = bench_bundle(first, settings, status.update)
+        report = bench_bundle(first, settings, progress)
     report["proofs"] = proofs({ENGINE: first, **settings.others})
     report["gates"] = gates(report["proofs"])
     report["command"] = _command(arguments)

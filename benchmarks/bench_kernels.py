@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
+from drexperts.bench.provenance import gpu_cards, head
+from drexperts.bench.timing import ratio, ratio_text, statistics
 
-from kernel_baselines import (
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+from drexperts.benchmarks.kernel_baselines import (
     OURS,
     Call,
     Problem,
@@ -36,13 +37,10 @@ from kernel_baselines import (
     task_of,
     training_step,
 )
-from kernel_bounds import PEAKS, bound
-from kernel_gate import judge, refusals
-from kernel_timing import Cpu, Gpu, Mode, Run, measured
-
-from drexperts.files import written_whole
-from drexperts.provenance import gpu_cards, head
-from drexperts.timing import ratio, ratio_text, statistics
+from drexperts.benchmarks.kernel_bounds import PEAKS, bound
+from drexperts.benchmarks.kernel_gate import judge, refusals
+from drexperts.benchmarks.kernel_timing import Cpu, Gpu, Mode, Run, measured
+from drexperts.runtime.files import written_whole
 
 ROUNDS, QUICK_ROUNDS = 100, 3
 GATE_SHARE = 0.5  # of the time
@@ -50,7 +48,12 @@ LEAST = (
     2.0  # seconds a row is given, so that with little time it is the last rows that are left out
 )
 
-MODULES = ("drexperts.kernels", "drexperts.experts", "drexperts.backbone", "drexperts.config")
+MODULES = (
+    "drexperts.kernels",
+    "drexperts.model.experts",
+    "drexperts.model.backbones",
+    "drexperts.model.config",
+)
 LATE = "no time was left to time it"
 SHOWN = 160  # characters of a reason; the receipt has it whole
 

@@ -11,7 +11,6 @@ under every distortion at every level. Without a checkpoint: the full-size model
 import argparse
 import json
 import logging
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
@@ -28,40 +28,38 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 from onnxruntime.quantization.onnx_model import ONNXModel
 
+from drexperts.bench.bundle import alternately
+from drexperts.bench.provenance import head
+from drexperts.bench.timing import ratio, statistics
+
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
-
-import receipt_tables
-from bench_full_size import random_checkpoint
-from numpy.typing import NDArray
-
-from drexperts.bench import alternately
-from drexperts.checkpoint import Checkpoint, load_checkpoint
-from drexperts.export.calibration import measured_peaks
-from drexperts.export.fold import inference_model
-from drexperts.export.int8_products import Range, int8_products, int8_storage
-from drexperts.export.photographs import NAMES, verification_images
-from drexperts.export.precision import Int8, Judge, fewest_islands
-from drexperts.export.to_onnx import onnx_from_model
-from drexperts.export.verify import INVARIANCE, LIMITS, compare, engine_outputs
-from drexperts.files import written_whole
-from drexperts.provenance import head
-from drexperts.report import Screen
+from drexperts.benchmarks import receipt_tables
+from drexperts.benchmarks.bench_full_size import random_checkpoint
+from drexperts.export.graph.calibration import measured_peaks
+from drexperts.export.graph.fold import inference_model
+from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
+from drexperts.export.graph.precision import Int8, Judge, fewest_islands
+from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.proof.parity import INVARIANCE, LIMITS, compare, engine_outputs
+from drexperts.export.proof.photographs import NAMES, verification_images
+from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.progress import Progress
 from drexperts.runtime.scorer import Scorer, Session
-from drexperts.timing import Progress, ratio, statistics
+from drexperts.ui.screen import Screen
 
 MODULES = (
-    "drexperts.config",
-    "drexperts.model",
-    "drexperts.experts",
-    "drexperts.backbone",
-    "drexperts.export.calibration",
-    "drexperts.export.fold",
-    "drexperts.export.int8_products",
-    "drexperts.export.precision",
-    "drexperts.export.sensitivity",
-    "drexperts.export.to_onnx",
+    "drexperts.model.config",
+    "drexperts.model.dr_experts",
+    "drexperts.model.experts",
+    "drexperts.model.backbones",
+    "drexperts.export.graph.calibration",
+    "drexperts.export.graph.fold",
+    "drexperts.export.graph.int8_products",
+    "drexperts.export.graph.precision",
+    "drexperts.export.graph.sensitivity",
+    "drexperts.export.graph.to_onnx",
 )
 FLOAT, OURS, CHOSEN = "float32", "static, smoothed", "auto"
 ROUNDS, BATCH = 15, 8
@@ -213,7 +211,7 @@ def main() -> None:
         else load_checkpoint(arguments.checkpoint)
     )
     logging.disable(logging.INFO)  # ONNX Runtime's tools turn everyone's on
-    with Screen(json_last=False).working() as tell:
+    with Screen().progress() as tell:
         report = measured(checkpoint, arguments.weights or "random", tell)
     print(receipt_tables.markdown(receipt_tables.precision(report)))
     if arguments.receipt:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from drexperts.bench import alternately
-from drexperts.timing import ratio, ratio_text
+from drexperts.bench.bundle import alternately
+from drexperts.bench.timing import ratio, ratio_text
 
 ROUNDS = 15
 

@@ -25,25 +25,31 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-
-# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
-
-import receipt_tables
-from drift_variants import JPEG, PNG, Decoder, Resize, decoders, resizes, upright
-from receipt_tables import WEIGHTS
 
 from drexperts import runtime
-from drexperts.export.agreement import score_agreement
-from drexperts.export.photographs import verification_images
-from drexperts.files import written_whole
-from drexperts.provenance import head
+from drexperts.bench.provenance import head
+
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+from drexperts.benchmarks import receipt_tables
+from drexperts.benchmarks.drift_variants import (
+    JPEG,
+    PNG,
+    Decoder,
+    Resize,
+    decoders,
+    resizes,
+    upright,
+)
+from drexperts.benchmarks.receipt_tables import WEIGHTS
+from drexperts.export.proof.agreement import score_agreement
+from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version, resized
+from drexperts.runtime.progress import Progress
 from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer
-from drexperts.timing import Progress
+from drexperts.ui.screen import Screen
 
 Report = dict[str, Any]
 # From a file's bytes and the runtime's pixels of it to other pixels, upright.
@@ -278,11 +284,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"there is no folder {receipt.parent}: make it, or name another")
     command = f"python benchmarks/drift.py BUNDLE --weights {arguments.weights}"
     command += " --images FOLDER" * bool(arguments.images)
-    modules = ("drexperts.runtime", "drexperts.export.agreement")
+    modules = ("drexperts.runtime", "drexperts.export.proof.agreement")
     scorer = runtime.load(arguments.bundle)
     manifest = scorer.manifest
-    with Console(stderr=True).status("") as status:
-        found = drift(scorer, pictures_of(arguments.images), status.update)
+    with Screen().progress() as progress:
+        found = drift(scorer, pictures_of(arguments.images), progress)
     report = head("drift", command, modules, None) | {
         "bundle": {"preset": manifest.preset, "session": scorer.session.description},
         "weights": arguments.weights,

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from kernel_timing import Gpu
 from torch import Tensor, nn
 
-from drexperts.backbone import IMAGENET_MEAN, IMAGENET_STD, Prior
-from drexperts.export.fold import inference_model
-from drexperts.model import DRExperts
+from drexperts.benchmarks.kernel_timing import Gpu
+from drexperts.export.graph.fold import inference_model
+from drexperts.model.backbones import IMAGENET_MEAN, IMAGENET_STD, Prior
+from drexperts.model.dr_experts import DRExperts
 
 Results = tuple[Tensor, ...]
 Program = Callable[[Tensor], Results]

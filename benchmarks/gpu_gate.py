@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_contenders import DENSE, Contender, Program
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drexperts.export.agreement import finite
-from drexperts.export.verify import (
+from drexperts.benchmarks.gpu_contenders import DENSE, Contender, Program
+from drexperts.export.proof.agreement import finite
+from drexperts.export.proof.parity import (
     INVARIANCE,
     LIMITS,
     Outputs,

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drexperts import timing
-from drexperts.checkpoint import default_preprocessing
-from drexperts.config import DRExpertsConfig
-from drexperts.export.photographs import NAMES, distorted_crops, photograph
+from drexperts.bench import timing
+from drexperts.export.proof.photographs import NAMES, distorted_crops, photograph
+from drexperts.model.checkpoint import default_preprocessing
+from drexperts.model.config import DRExpertsConfig
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
 

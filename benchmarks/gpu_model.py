@@ -28,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
+from drexperts.bench.provenance import gpu_cards, head
+from drexperts.bench.timing import ratio, statistics
 
-from bench_kernels import Budget
-from gpu_contenders import (
+# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
+from drexperts.benchmarks.bench_kernels import Budget
+from drexperts.benchmarks.gpu_contenders import (
     COMPILED,
     DENSE,
     PACKAGED,
@@ -45,25 +46,22 @@ from gpu_contenders import (
     Reduced,
     forms,
 )
-from gpu_gate import REFERENCE, Gate, outputs_of
-from gpu_images import crops_for
-from gpu_settings import BATCHES, Settings
-from kernel_gate import refusals
-from kernel_timing import Cpu, Gpu, Mode, measured
-
-from drexperts.files import written_whole
-from drexperts.provenance import gpu_cards, head
+from drexperts.benchmarks.gpu_gate import REFERENCE, Gate, outputs_of
+from drexperts.benchmarks.gpu_images import crops_for
+from drexperts.benchmarks.gpu_settings import BATCHES, Settings
+from drexperts.benchmarks.kernel_gate import refusals
+from drexperts.benchmarks.kernel_timing import Cpu, Gpu, Mode, measured
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
-from drexperts.timing import ratio, statistics
 
 MODULES = (
-    "drexperts.config",
-    "drexperts.backbone",
-    "drexperts.experts",
-    "drexperts.model",
+    "drexperts.model.config",
+    "drexperts.model.backbones",
+    "drexperts.model.experts",
+    "drexperts.model.dr_experts",
     "drexperts.kernels",
-    "drexperts.export.fold",
+    "drexperts.export.graph.fold",
 )
 TIMED, JUDGED = "fp16", "bf16"
 ROUNDS, QUICK_ROUNDS = 100, 5

@@ -20,12 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from drexperts.bench.provenance import gpu_cards
+
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
-
-from gpu_summary import SHOWN, Outcome, Report, read_receipt, status, summarise, write_summary
-
-from drexperts.provenance import gpu_cards
+from drexperts.benchmarks.gpu_summary import (
+    SHOWN,
+    Outcome,
+    Report,
+    read_receipt,
+    status,
+    summarise,
+    write_summary,
+)
 
 HERE = Path(__file__).parent
 # Shares of the time, in the order in which they run; what one leaves over the next ones get.

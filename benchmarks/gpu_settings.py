@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gpu_contenders import PLAN, Contender
 
-from drexperts.checkpoint import load_checkpoint
-from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
-from drexperts.model import DRExperts, new_model
+from drexperts.benchmarks.gpu_contenders import PLAN, Contender
+from drexperts.model.checkpoint import load_checkpoint
+from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+from drexperts.model.dr_experts import DRExperts, new_model
 from drexperts.runtime.manifest import ScoreScale
 
 BATCHES = (1, 64, 8, 32)  # the most telling first

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drexperts.provenance import head
+from drexperts.bench.provenance import head
 
-MODULES = ("drexperts.model", "drexperts.experts", "drexperts.kernels")
+MODULES = ("drexperts.model.dr_experts", "drexperts.model.experts", "drexperts.kernels")
 SHOWN = 160  # characters of a reason; the receipt has it whole
 
 Report = dict[str, Any]

@@ -14,13 +14,13 @@ from math import isqrt
 from typing import Any
 from unittest.mock import patch
 
-import kernel_bounds as bounds
 import torch
-from kernel_timing import Step
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from drexperts import kernels
+from drexperts.benchmarks import kernel_bounds as bounds
+from drexperts.benchmarks.kernel_timing import Step
 
 Results = tuple[Tensor, ...]
 Call = Callable[..., Results]
@@ -228,8 +228,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Task:
     """The model's module: its CLS row against every row, as the equation is written."""
-    from drexperts.backbone import Prior
-    from drexperts.experts import DistortionSaliency
+    from drexperts.model.backbones import Prior
+    from drexperts.model.experts import DistortionSaliency
 
     config = _config(problem)
     coarse, controller = config.controller.grid**2, config.controller
@@ -269,7 +269,7 @@ def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Task:
 
 def _by_reference(call: Call) -> Call:
     """The module leaves the pooling's backend to the device; here it is the reference."""
-    from drexperts import experts
+    from drexperts.model import experts
 
     reference = partial(kernels.differential_pooling, backend="reference")
 
@@ -281,7 +281,7 @@ def _by_reference(call: Call) -> Call:
 
 
 def _config(problem: Problem) -> Any:
-    from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+    from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 
     grid = isqrt(problem.tokens - 1)
     encoder = EncoderConfig(image_size=16 * grid, width=problem.width, heads=1)

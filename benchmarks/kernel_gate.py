@@ -13,11 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from kernel_baselines import EAGER, OURS, Call, Contender, Task, forward_step, training_step
-from kernel_timing import Mode
 from torch import Tensor
 
-from drexperts.kernels.backends import BackendError
+from drexperts.benchmarks.kernel_baselines import (
+    EAGER,
+    OURS,
+    Call,
+    Contender,
+    Task,
+    forward_step,
+    training_step,
+)
+from drexperts.benchmarks.kernel_timing import Mode
+from drexperts.runtime.errors import BackendError
 
 Values = Sequence[Tensor | None]
 

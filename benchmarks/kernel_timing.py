@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from kernel_bounds import Peaks
 from torch import Tensor
+
+from drexperts.benchmarks.kernel_bounds import Peaks
 
 Run = Callable[[], object]
 Step = Callable[[], Sequence[Tensor | None]]

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
-
-import receipt_tables
-from receipt_arithmetic import MALFORMED
-from receipt_tables import Part, Report, markdown
-from receipts import FOLDER, Finding, check, fresh, require_this_checkout
-
+from drexperts.benchmarks import receipt_tables
+from drexperts.benchmarks.receipt_arithmetic import MALFORMED
+from drexperts.benchmarks.receipt_tables import Part, Report, markdown
+from drexperts.benchmarks.receipts import FOLDER, Finding, check, fresh, require_this_checkout
 from drexperts.runtime.errors import UserError
 
 README = Path(__file__).parent.parent / "README.md"

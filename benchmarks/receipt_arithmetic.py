@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from receipt_gates import GATES
-from receipt_scores import (
+from drexperts.bench.caveats import warnings
+from drexperts.bench.tables import AGAIN
+from drexperts.bench.timing import ratio, statistics
+from drexperts.benchmarks.receipt_gates import GATES
+from drexperts.benchmarks.receipt_scores import (
     Between,
     Block,
     Stated,
@@ -16,11 +19,7 @@ from receipt_scores import (
     searched,
     ways,
 )
-
-from drexperts.bench_notes import warnings
-from drexperts.bench_tables import AGAIN
 from drexperts.runtime.errors import UserError
-from drexperts.timing import ratio, statistics
 
 Rule = Callable[[Block], Iterator[Stated]]
 

@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from receipt_scores import parity_of
-
-from drexperts.bench_tables import AGAIN
-from drexperts.export.verify import INVARIANCE, LIMITS
+from drexperts.bench.tables import AGAIN
+from drexperts.benchmarks.receipt_scores import parity_of
+from drexperts.export.proof.parity import INVARIANCE, LIMITS
 from drexperts.runtime.manifest import invariance_limits, within
 
 Report = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drexperts.export.agreement import finite, score_agreement
-from drexperts.export.verify import INVARIANCE, LIMITS
+from drexperts.export.proof.agreement import finite, score_agreement
+from drexperts.export.proof.parity import INVARIANCE, LIMITS
 from drexperts.runtime.manifest import Interval, Parity, SetParity, invariance_limits, within
 
 Block = dict[str, Any]

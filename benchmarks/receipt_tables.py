@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from drexperts import bench_tables
-from drexperts.page import Table, markdown_table, markdown_text
+from drexperts.bench import tables as bench_tables
+from drexperts.bench.timing import ratio_text
 from drexperts.runtime.errors import UserError
-from drexperts.timing import ratio_text
+from drexperts.ui.html import Table, markdown_table, markdown_text
 
 Report = dict[str, Any]
 Part = str | Table  # a paragraph or a table

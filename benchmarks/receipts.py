@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from drexperts.bench import bundle as bench
+from drexperts.bench import provenance
+from drexperts.bench import training_step as bench_training
+from drexperts.bench.provenance import SCHEMA, source_hash
+
 # PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-sys.path.append(str(Path(__file__).parent))
-
-from receipt_arithmetic import ReceiptError, claims
-from receipt_gates import GATES
-from receipt_scores import Between
-
-from drexperts import bench, bench_training, provenance
-from drexperts.provenance import SCHEMA, source_hash
+from drexperts.benchmarks.receipt_arithmetic import ReceiptError, claims
+from drexperts.benchmarks.receipt_gates import GATES
+from drexperts.benchmarks.receipt_scores import Between
 from drexperts.runtime.errors import UserError
 
 Report = dict[str, Any]
@@ -113,30 +113,30 @@ MODULES = {
     "bench": bench.MODULES,
     "kernels": (
         "drexperts.kernels",
-        "drexperts.experts",
-        "drexperts.backbone",
-        "drexperts.config",
+        "drexperts.model.experts",
+        "drexperts.model.backbones",
+        "drexperts.model.config",
     ),
     "engines": (
         "drexperts.export",
-        "drexperts.model",
-        "drexperts.experts",
-        "drexperts.backbone",
-        "drexperts.config",
+        "drexperts.model.dr_experts",
+        "drexperts.model.experts",
+        "drexperts.model.backbones",
+        "drexperts.model.config",
     ),
     "training": bench_training.MODULES,
-    "drift": ("drexperts.runtime", "drexperts.export.agreement"),
+    "drift": ("drexperts.runtime", "drexperts.export.proof.agreement"),
     "precision": (
-        "drexperts.model",
-        "drexperts.config",
-        "drexperts.export.precision",
-        "drexperts.export.to_onnx",
+        "drexperts.model.dr_experts",
+        "drexperts.model.config",
+        "drexperts.export.graph.precision",
+        "drexperts.export.graph.to_onnx",
     ),
     "gpu-model": (
-        "drexperts.model",
-        "drexperts.config",
+        "drexperts.model.dr_experts",
+        "drexperts.model.config",
         "drexperts.kernels",
-        "drexperts.export.fold",
+        "drexperts.export.graph.fold",
     ),
 }
 

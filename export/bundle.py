@@ -6,15 +6,15 @@ from pathlib import Path
 
 import onnx
 
-from drexperts.checkpoint import Checkpoint, load_checkpoint
-from drexperts.export.build import is_leftover
-from drexperts.export.draft import MODEL_FILE, draft
-from drexperts.export.folder import folder_aside
-from drexperts.export.photographs import verification_images
-from drexperts.export.precision import Mixture, mixture
-from drexperts.export.proof import images_in, prove
-from drexperts.export.verify import Progress, parity_sets
+from drexperts.export.engines.build import is_leftover
+from drexperts.export.graph.precision import Mixture, mixture
+from drexperts.export.proof.draft import MODEL_FILE, draft
+from drexperts.export.proof.parity import parity_sets
+from drexperts.export.proof.photographs import verification_images
+from drexperts.export.proof.prove import images_in, prove
+from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
+from drexperts.runtime.folders import folder_aside
 from drexperts.runtime.manifest import (
     FILE_NAME,
     Manifest,
@@ -24,6 +24,7 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.preprocess import Source
+from drexperts.runtime.progress import SILENT, Progress
 
 
 def export_checkpoint(
@@ -53,7 +54,7 @@ def export_bundle(
     precision: str = "fp32",
     maps: bool = True,
     max_batch: int = 8,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
     target: str = "cpu",
 ) -> Manifest:
     """Fold, write ONNX, verify, and only then put the bundle at `out`.

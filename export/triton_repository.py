@@ -17,8 +17,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drexperts.export.folder import folder_aside
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
+from drexperts.runtime.folders import folder_aside
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
 

@@ -14,9 +14,9 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from drexperts.kernels.backends import ArgumentError, BackendError, interpreted
+from drexperts.kernels.backends import interpreted
 from drexperts.kernels.launch import ARCHITECTURES, Specialisation
-from drexperts.runtime.errors import InternalError
+from drexperts.runtime.errors import ArgumentError, BackendError, InternalError
 
 # What one block may have. Source: CUDA C++ Programming Guide, "Compute Capabilities".
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}

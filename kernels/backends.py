@@ -14,19 +14,11 @@ import os
 import torch
 from torch import Tensor
 
-from drexperts.runtime.errors import UserError
+from drexperts.runtime.errors import ArgumentError, BackendError
 
 OLDEST = 80  # compute capability, ten times the major plus the minor number
 # Found once: Dynamo of PyTorch 2.11 does not trace the search.
 TRITON_IS_HERE = importlib.util.find_spec("triton") is not None
-
-
-class ArgumentError(UserError, ValueError):
-    """An argument that does not fit the operation. The message begins with its name."""
-
-
-class BackendError(UserError, RuntimeError):
-    """A backend that cannot run here. The message says why and what can."""
 
 
 def choose(backend: str | None, offered: tuple[str, ...], example: Tensor) -> str:

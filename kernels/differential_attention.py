@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from drexperts.kernels.backends import ArgumentError, choose
+from drexperts.kernels.backends import choose
+from drexperts.runtime.errors import ArgumentError
 
 BACKENDS = ("reference", "sdpa", "triton")
 WIDEST = 1024

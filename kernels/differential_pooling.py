@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from drexperts.kernels.backends import ArgumentError, choose
+from drexperts.kernels.backends import choose
+from drexperts.runtime.errors import ArgumentError
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 ARGUMENTS = ("tokens", "query", "distortion_logits", "alpha", "norm_weight", "norm_bias")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drexperts.kernels.backends import BackendError
+from drexperts.runtime.errors import BackendError
 
 # Compute capabilities that the kernels are compiled and checked for.
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)

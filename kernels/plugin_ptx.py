@@ -8,9 +8,8 @@ import re
 from dataclasses import dataclass
 
 from drexperts.kernels.aot import assembled, check, compile_specialisation
-from drexperts.kernels.backends import ArgumentError
 from drexperts.kernels.launch import Specialisation
-from drexperts.runtime.errors import InternalError
+from drexperts.runtime.errors import ArgumentError, InternalError
 
 # Above it a launcher has to raise a limit first; that TensorRT does is not documented.
 SHARED_KIB = 48

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from drexperts.runtime.cuda import CudaError, call
-from drexperts.runtime.errors import MissingDependencyError
+from drexperts.runtime.cuda import call
+from drexperts.runtime.errors import CudaError, MissingDependencyError
 from drexperts.runtime.manifest import Engine, Plan
 
 

@@ -13,7 +13,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from drexperts.runtime.errors import DeviceError, MissingDependencyError
+from drexperts.runtime.errors import (
+    CudaError,
+    MissingDependencyError,
+    OutOfMemoryError,
+)
 
 # After one of these the driver refuses every further call of the process.
 LOST = frozenset(
@@ -35,18 +39,6 @@ LOST = frozenset(
         "cudaErrorTensorMemoryLeak",
     }
 )
-
-
-class CudaError(DeviceError):
-    """A call of CUDA failed. `lost`: the GPU is lost to this process, which must be restarted."""
-
-    def __init__(self, message: str, *, lost: bool = False) -> None:
-        super().__init__(message)
-        self.lost = lost
-
-
-class OutOfMemoryError(CudaError):
-    """The GPU, or the memory that can be pinned for it, is full."""
 
 
 def bindings() -> Any:

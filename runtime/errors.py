@@ -1,51 +1,113 @@
-"""What can go wrong, in two families: the user's mistake, and ours."""
+"""Every error that this package raises on purpose: the user's mistakes, and our own bugs."""
 
 
 class DrexpertsError(Exception):
-    """Base of every error this package raises on purpose."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class UserError(DrexpertsError):
     """The user's mistake. The message says what to do next."""
 
 
-class BundleError(UserError):
-    """A bundle that is missing, changed, of another schema, or not verified."""
+class ConfigError(UserError):
+    """A configuration value that is invalid, or that contradicts another."""
+
+
+class MissingDependencyError(UserError):
+    """An optional package is not installed. The message names the pip extra that brings it."""
 
 
 class ImageError(UserError):
     """An image that cannot be read. The message names the source and the cause."""
 
 
-class MissingDependencyError(UserError):
-    """An optional package is not installed. The message names the pip extra."""
+class DataError(UserError):
+    """Labels or images that cannot be used. The message names them and says what to do."""
 
 
 class WeightsError(UserError):
-    """A weights file that is missing or does not match the model."""
+    """A weights file that is missing, unreadable, or does not match the model."""
 
 
-class ConfigError(UserError):
-    """A configuration value that cannot be."""
+class BundleError(UserError):
+    """A bundle that is missing, changed, unproven, or of an unknown schema."""
+
+
+class ChangedFileError(BundleError):
+    """A file of a bundle that is missing, or whose hash differs from the manifest's."""
+
+
+class NotTakenError(BundleError):
+    """An engine that this machine cannot run, or that the caller did not ask for or trust."""
 
 
 class DeviceError(UserError):
     """The GPU or its driver failed while in use. The message says what can be done."""
 
 
+class CudaError(DeviceError):
+    """A CUDA call failed.
+
+    lost: whether this process lost the GPU, so that it must be restarted
+    """
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+class OutOfMemoryError(CudaError):
+    """The GPU's memory, or the memory that can be pinned for it, is full."""
+
+
+class BuildError(UserError):
+    """The library could not build the engine. The message quotes what the library reported."""
+
+
+class PlanError(UserError):
+    """An engine file that is damaged, or that differs from what its graph asks for."""
+
+
+class UnreadablePlanError(PlanError):
+    """An engine file whose layout this version cannot read, so that it was not inspected."""
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument that does not fit an operation. The message begins with its name."""
+
+
+class BackendError(UserError, RuntimeError):
+    """A kernel backend that cannot run here. The message says why, and which one can."""
+
+
+class TrainingError(UserError):
+    """Training that cannot continue. The message says what to change."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss that is infinite or NaN. Its batch changed nothing."""
+
+
+class LostProcessError(UserError):
+    """Another process of a distributed run ended, or cannot be reached."""
+
+
 class StoppedError(DrexpertsError):
-    """A signal asked for the end, and what was done is kept. The message says how to go on."""
+    """A signal stopped the work. What was done is kept, and the message says how to continue.
+
+    status: the exit status by a shell's convention, 128 plus the signal's number
+    """
 
     def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message, signal)  # all that makes it again from a pickle
-        self.status = 128 + signal  # as a shell has it
+        super().__init__(message, signal)  # pickle rebuilds the error from these arguments
+        self.status = 128 + signal
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class InternalError(DrexpertsError):
-    """Our bug."""
+    """A bug of ours."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}. This is a bug in drexperts: please report it"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drexperts.runtime import compatibility
-from drexperts.runtime.errors import BundleError, UserError
+from drexperts.runtime.errors import NotTakenError, UserError
 from drexperts.runtime.manifest import PLAN_BACKENDS, Engine
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.scorer import Session
@@ -29,14 +29,6 @@ class Backend(NamedTuple):
 
     device: str
     open: Callable[[Path, Engine, int | None, int], Session]
-
-
-class ChangedFileError(BundleError):
-    """A file of a bundle that is missing, or is not what was recorded."""
-
-
-class NotTakenError(BundleError):
-    """An engine that is not to be run, here or as asked for."""
 
 
 def _open_onnx(

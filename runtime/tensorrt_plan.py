@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.compatibility import Gpu
-from drexperts.runtime.cuda import OutOfMemoryError, Stream
-from drexperts.runtime.errors import BundleError, DeviceError
+from drexperts.runtime.cuda import Stream
+from drexperts.runtime.errors import BundleError, DeviceError, OutOfMemoryError
 from drexperts.runtime.manifest import Engine, Plan, sha256_of
 from drexperts.runtime.places import cache_folder
 

@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 
 from drexperts.runtime.compatibility import Gpu, gpus, library, obstacle, why_no_gpu
 from drexperts.runtime.cuda import (
-    CudaError,
     DeviceBuffer,
     Event,
     Graph,
-    OutOfMemoryError,
     PinnedBuffer,
     Stream,
     bindings,
@@ -35,9 +33,11 @@ from drexperts.runtime.cuda import (
 )
 from drexperts.runtime.errors import (
     BundleError,
+    CudaError,
     DeviceError,
     InternalError,
     MissingDependencyError,
+    OutOfMemoryError,
     UserError,
 )
 from drexperts.runtime.gpu_array import GpuArray

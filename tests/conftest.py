@@ -213,7 +213,7 @@ def tiny() -> Callable[..., Any]:
     """tiny(preset="paper", **switches): a DRExpertsConfig of small sizes, 64 px images."""
     from dataclasses import replace
 
-    from drexperts.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+    from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 
     encoder = EncoderConfig(image_size=64, patch_size=16, width=32, depth=2, heads=2)
     controller = ControllerConfig(48, 16, width=48, depth=2, heads=3, embedding=24)
@@ -233,7 +233,7 @@ def random_model() -> Callable[..., Any]:
     """
     import torch
 
-    from drexperts.model import new_model
+    from drexperts.model.dr_experts import new_model
 
     def make(config: Any, seed: int = 0, spread: float = 0.3) -> Any:
         torch.manual_seed(seed)

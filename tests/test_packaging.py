@@ -1,31 +1,58 @@
-"""What the repository says of itself is true."""
+"""What the repository says about its own layout is true."""
 
 import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("export", "kernels", "runtime")
+LINKED = (
+    "benchmarks",
+    "export",
+    "kernels",
+    "runtime",
+)  # folders at the root, linked into the package
+NOT_IN_THE_WHEEL = "drexperts.benchmarks"
 
 
-def pyproject() -> dict:
+def pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_every_folder_of_the_package_is_in_the_wheel() -> None:
+def packages() -> set[str]:
+    """Every folder with modules, by its dotted name."""
+    roots = {"drexperts": ROOT / "drexperts"} | {f"drexperts.{n}": ROOT / n for n in LINKED}
+    found: set[str] = set()
+    for name, root in roots.items():
+        found |= {".".join([name, *path.relative_to(root).parts]) for path in walk(root)}
+    return found
+
+
+def walk(root: Path) -> set[Path]:
+    """A folder and those below it, where they hold modules. Links are not followed."""
+    below = [p for p in root.iterdir() if p.is_dir() and not p.is_symlink()]
+    own = {root} if any(root.glob("*.py")) else set()
+    return own.union(*(walk(folder) for folder in below))
+
+
+def test_every_package_is_in_the_wheel() -> None:
     setuptools = pyproject()["tool"]["setuptools"]
-    expected = {"drexperts"} | {f"drexperts.{name}" for name in FOLDERS}
-    assert set(setuptools["packages"]) == expected
-    for name, folder in setuptools["package-dir"].items():
-        assert (ROOT / folder / "__init__.py").is_file(), name
-        below = [p for p in (ROOT / folder).iterdir() if p.is_dir() and not p.is_symlink()]
-        assert [p.name for p in below if any(p.glob("*.py"))] == [], "folders are flat"
+    assert set(setuptools["packages"]) == packages() - {NOT_IN_THE_WHEEL}
+    assert len(setuptools["packages"]) == len(set(setuptools["packages"]))
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+def test_every_package_has_an_init() -> None:
+    for name in packages():
+        folder = ROOT.joinpath(*name.removeprefix("drexperts.").split("."))
+        if name == "drexperts" or not folder.is_dir():
+            folder = ROOT.joinpath(*name.split("."))
+        assert (folder / "__init__.py").is_file(), name
+
+
+@pytest.mark.parametrize("name", LINKED)
 def test_links(name: str) -> None:
     link = ROOT / "drexperts" / name
     if link.is_file():
@@ -34,36 +61,20 @@ def test_links(name: str) -> None:
     assert link.resolve() == ROOT / name
 
 
-def test_every_module_has_its_layer() -> None:
+def test_every_package_has_its_layer() -> None:
     (layers,) = [
         contract["layers"]
         for contract in pyproject()["tool"]["importlinter"]["contracts"]
         if contract["type"] == "layers"
     ]
     named = {name for layer in layers for name in re.split(r"\s*\|\s*", layer)}
-    modules = {p.stem for p in (ROOT / "drexperts").glob("*.py")} - {"__init__"}
-    assert named == modules | set(FOLDERS)
+    assert named == {name.split(".")[1] for name in packages() if name != "drexperts"}
 
 
-def tree_in_the_readme() -> set[str]:
-    block = (ROOT / "README.md").read_text().split("```text")[1].split("```")[0]
-    folder, files = "", set()
-    for line in block.splitlines():
-        if match := re.match(r"^(\w+)/", line):
-            folder = match.group(1) + "/"
-        elif match := re.match(r"^  (\w+\.py)\s+\S", line):
-            files.add(folder + match.group(1))
-    return files
-
-
-def test_the_readme_lists_every_file() -> None:
-    wanted = {
-        path.relative_to(ROOT).as_posix()
-        for folder in ("drexperts", "export", "kernels", "runtime", "benchmarks")
-        for path in (ROOT / folder).glob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert tree_in_the_readme() == wanted
+def test_no_file_changes_the_search_path() -> None:
+    for folder in ("drexperts", *LINKED):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "sys.path" not in path.read_text(), path
 
 
 def test_the_lock_file_is_not_tracked() -> None:
@@ -71,5 +82,5 @@ def test_the_lock_file_is_not_tracked() -> None:
         ["git", "ls-files", "uv.lock"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        pytest.skip("not a git checkout")
+        pytest.skip("this is not a git checkout")
     assert listed.stdout == ""

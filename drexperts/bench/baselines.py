@@ -1,0 +1,301 @@
+"""What an engine is measured against, each a function of the same uint8 pixels [B, 3, H, W].
+
+Those of PyTorch run on the kind of device that the engine runs on, and return their results to the
+host as engines do.
+"""
+
+import contextlib
+import copy
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+from drexperts.export.graph.to_onnx import OPSET
+from drexperts.model.backbones import ImageEncoder, PromptEncoder, normalised
+from drexperts.model.checkpoint import load_checkpoint
+from drexperts.model.config import ControllerConfig, DRExpertsConfig
+from drexperts.model.dr_experts import DRExperts, new_model
+from drexperts.runtime.errors import MissingDependencyError, UserError, WeightsError
+from drexperts.runtime.manifest import OUTPUTS
+from drexperts.runtime.onnx_providers import cpu_session, gpu_session, new_options
+from drexperts.runtime.onnx_session import OnnxSession
+
+Pixels = NDArray[np.uint8]
+Contender = Callable[[Pixels], object]
+
+# Forms of the bundle's model, which compute the same.
+FORMS = ("eager-dense", "eager-reduced", "compile", "aotinductor", "onnx-dense")
+# Between their scores, of the larger magnitude; on a GPU PyTorch convolves in TF32.
+ALIKE = {"cpu": 1e-3, "cuda": 1e-2}
+PYIQA = "pyiqa:"  # before the name of one of its metrics
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What contenders are built from.
+
+    checkpoint: None makes random weights, which cost the same
+    crop: side of the pixels
+    max_batch: the largest batch they are called with
+    threads: of ONNX Runtime; PyTorch's are set for the process
+    device: "cpu" or "cuda"
+    """
+
+    config: DRExpertsConfig
+    checkpoint: Path | None
+    crop: int
+    max_batch: int
+    threads: int
+    device: str
+
+    @functools.cached_property
+    def model(self) -> DRExperts:
+        """The bundle's model. Raises WeightsError for a checkpoint of another configuration."""
+        model = baseline_model(self.config, self.checkpoint)
+        if model.config != self.config:
+            raise WeightsError(
+                f"{self.checkpoint} is of another configuration than the bundle: "
+                "name the checkpoint that it was exported from"
+            )
+        return model.to(self.device)
+
+    @functools.cached_property
+    def released(self) -> DRExperts:
+        """The same with prompts that are encoded on each call, where they are."""
+        return released(self.model)
+
+
+def build(name: str, subject: Subject) -> Contender:
+    """A contender, ready but for what its first call brings.
+
+    Raises UserError, whose text says why there is none and what to do, or whatever the library that
+    it is made of raises.
+    """
+    if name.startswith(PYIQA):
+        return incumbent(name.removeprefix(PYIQA), subject)
+    return CONTENDERS[name](subject)
+
+
+def difference(name: str, contender: Contender, subject: Subject, pixels: Pixels) -> float:
+    """How far a contender's scores are from those of the reduced form in PyTorch.
+
+    Weights are the same, and so are the prompts. Of the larger magnitude.
+    """
+    model = subject.released if name == "eager-dense" else subject.model
+    wanted: Any = _called(_Form(model, dense=False), subject)(pixels)
+    found: Any = contender(pixels)
+    scores = np.stack([found["score"], wanted["score"]])
+    return float(np.abs(scores[0] - scores[1]).max() / np.abs(scores).max())
+
+
+def baseline_model(config: DRExpertsConfig, checkpoint: Path | None) -> DRExperts:
+    """The bundle's model: from its checkpoint, or with random weights, which cost the same."""
+    return new_model(config) if checkpoint is None else load_checkpoint(checkpoint).model
+
+
+def released(model: DRExperts) -> DRExperts:
+    """The model with prompts that are encoded on each call, as released; weights are shared.
+
+    A controller that is not DA-CLIP's has no text tower beside it, so its prompts stay constant.
+    """
+    encoding = copy.copy(model)
+    encoding._modules = dict(model._modules)
+    if model.config.controller == ControllerConfig():
+        device = model.score.weight.device
+        encoding.prompts = PromptEncoder(TextTransformer()).eval().to(device)
+        encoding.freeze_prior()
+    return encoding
+
+
+class _Form(nn.Module):
+    """One form of a model from pixels to all outputs: what is run, compiled and exported."""
+
+    def __init__(self, model: DRExperts, *, dense: bool) -> None:
+        super().__init__()
+        self.model, self._dense = model, dense
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        predict = self.model.forward_dense if self._dense else self.model
+        return tuple(predict(normalised(pixels)))
+
+
+def eager_dense(subject: Subject) -> Contender:
+    """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call."""
+    return _called(_Form(subject.released, dense=True), subject)
+
+
+def eager_reduced(subject: Subject) -> Contender:
+    """The CLS-row form in PyTorch."""
+    return _called(_Form(subject.model, dense=False), subject)
+
+
+def compiled(subject: Subject) -> Contender:
+    """The CLS-row form by torch.compile, for each batch size anew, as fast as its options get."""
+    on_gpu = subject.device == "cuda"
+    options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": on_gpu}
+    form = torch.compile(_Form(subject.model, dense=False), dynamic=False, options=options)
+    return _called(form, subject)
+
+
+def aot_inductor(subject: Subject) -> Contender:
+    """The CLS-row form as an AOTInductor package, written and loaded."""
+    with torch.inference_mode(), TemporaryDirectory() as folder:
+        path = torch._inductor.aoti_compile_and_package(
+            _exported(_Form(subject.model, dense=False), subject),
+            package_path=f"{folder}/form.pt2",
+        )
+        return _called(torch._inductor.aoti_load_package(path), subject)
+
+
+def onnx_dense(subject: Subject) -> Contender:
+    """A plain ONNX export of the dense form, its prompts constant: export without reduction."""
+    form = _Form(subject.model, dense=True)
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/dense.onnx"
+        program = torch.onnx.export(
+            _exported(form, subject),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixels"],
+            output_names=OUTPUTS,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path)
+        provider = "cpu" if subject.device == "cpu" else "cuda"
+        session = OnnxSession(
+            path, max_batch=subject.max_batch, threads=subject.threads, provider=provider
+        )
+    return session.run
+
+
+class _Backbones(nn.Module):
+    """Both image towers on inputs of their own, and nothing else."""
+
+    def __init__(self, model: DRExperts) -> None:
+        super().__init__()
+        self.encoder, self.visual = model.encoder, model.controller.visual
+
+    def forward(self, images: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(images), self.visual(small)
+
+
+def backbones(subject: Subject) -> Contender:
+    """The floor: a plain ONNX export of the two backbones alone, inputs already prepared."""
+    config = subject.config
+    sides = {"images": config.encoder.image_size, "small": config.controller.image_size}
+    example = tuple(torch.zeros(2, 3, s, s, device=subject.device) for s in sides.values())
+    program = torch.onnx.export(
+        _Backbones(subject.model).eval(),
+        example,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(sides),
+        dynamic_shapes=({0: _batch(subject)},) * 2,
+        verbose=False,
+    )
+    assert program is not None
+    with TemporaryDirectory() as folder:
+        program.save(f"{folder}/backbones.onnx")
+        session = _session(f"{folder}/backbones.onnx", subject)
+
+    @functools.cache
+    def inputs(rows: int) -> dict[str, NDArray[np.float32]]:
+        draw = np.random.default_rng(0).standard_normal
+        return {n: draw((rows, 3, s, s)).astype(np.float32) for n, s in sides.items()}
+
+    return lambda pixels: session.run(None, inputs(len(pixels)))
+
+
+def timm_backbone(subject: Subject) -> Contender:
+    """The floor of what PyTorch runs: timm's image encoder alone, of the bundle's size."""
+    encoder = ImageEncoder(subject.config.encoder).eval().to(subject.device)
+    return _called(lambda pixels: (encoder(normalised(pixels)),), subject)
+
+
+def incumbent(metric: str, subject: Subject) -> Contender:
+    """A metric of pyiqa, with random weights where its code lets it. Raises UserError without it.
+
+    pyiqa's licence is for non-commercial use: it is not a dependency of ours, nor of our tests.
+    """
+    try:
+        pyiqa = importlib.import_module("pyiqa")
+    except ImportError as cause:
+        raise MissingDependencyError(
+            f"pyiqa is not installed ({cause.name or cause}): pip install pyiqa, if its licence "
+            "for non-commercial use allows what you do"
+        ) from cause
+    if metric not in pyiqa.list_models("NR"):
+        raise UserError(f"pyiqa knows no metric {metric!r} without a reference image")
+    with _weights_stay_random():
+        network = pyiqa.create_metric(metric, device=torch.device(subject.device), pretrained=False)
+    return _called(lambda pixels: (network(pixels.float() / 255),), subject)
+
+
+@contextlib.contextmanager
+def _weights_stay_random() -> Iterator[None]:
+    """Some of pyiqa's metrics fetch their backbone's weights whatever they are told."""
+    make = timm.create_model
+
+    def without_weights(*arguments: Any, **options: Any) -> nn.Module:
+        return make(*arguments, **options | {"pretrained": False})
+
+    timm.create_model = without_weights
+    try:
+        yield
+    finally:
+        timm.create_model = make
+
+
+def _called(form: Callable[[Tensor], tuple[Tensor, ...]], subject: Subject) -> Contender:
+    """From pixels on the host to results on the host, named as an engine's."""
+
+    def run(pixels: Pixels) -> dict[str, NDArray[Any]]:
+        with torch.inference_mode():
+            outputs = form(torch.from_numpy(pixels).to(subject.device))
+            return {n: o.cpu().numpy() for n, o in zip(OUTPUTS, outputs, strict=False)}
+
+    return run
+
+
+def _exported(form: _Form, subject: Subject) -> torch.export.ExportedProgram:
+    crop = subject.crop
+    example = torch.zeros(2, 3, crop, crop, dtype=torch.uint8, device=subject.device)
+    return torch.export.export(form.eval(), (example,), dynamic_shapes=({0: _batch(subject)},))
+
+
+def _batch(subject: Subject) -> torch.export.Dim:
+    """The dynamic dimension, which admits two at least."""
+    return torch.export.Dim("batch", min=1, max=max(2, subject.max_batch))
+
+
+def _session(path: str, subject: Subject) -> Any:
+    """ONNX Runtime on a graph that is none of ours."""
+    runtime = importlib.import_module("onnxruntime")
+    options = new_options(runtime, subject.threads)
+    if subject.device == "cpu":
+        return cpu_session(runtime, path, options)
+    return gpu_session(runtime, path, options, "cuda", 0, subject.max_batch)
+
+
+CONTENDERS: dict[str, Callable[[Subject], Contender]] = {
+    "eager-dense": eager_dense,
+    "eager-reduced": eager_reduced,
+    "compile": compiled,
+    "aotinductor": aot_inductor,
+    "onnx-dense": onnx_dense,
+    "backbones": backbones,
+    "timm-backbone": timm_backbone,
+    f"{PYIQA}musiq": functools.partial(incumbent, "musiq"),
+}

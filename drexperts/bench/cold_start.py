@@ -1,0 +1,109 @@
+"""What a fresh process takes to score with a bundle, in time and memory: start, load, first call.
+
+Run as a module it is that process, in which nothing but the runtime is resident.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_REFUSED = 3  # the status of a process that ends with a UserError; Python itself takes 1 and 2
+
+
+def cold_start(bundle: Path, batch: int, threads: int, gpu: str | None) -> dict[str, Any]:
+    """Measure a process of its own.
+
+    Args:
+        batch: crops of the call that the peaks of "memory" include.
+        threads: of the engine.
+        gpu: index or UUID of the GPU that it runs on; None for the CPU.
+
+    Returns:
+        "cold_start": seconds of import, load and the first call, of one crop, and bytes resident
+        and at most until then, None where the platform does not say. Files come from the page
+        cache where this process has read them before: a load from a cold disk takes longer.
+        "memory": the most bytes of the process after a call of `batch` crops, and of the GPU.
+
+    Raises:
+        UserError: what `runtime.load` refuses, and a process that a signal ended.
+        InternalError: another failure of the process.
+    """
+    arguments = [str(bundle), str(batch), str(threads), gpu or ""]
+    command = [sys.executable, "-P", "-m", __name__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _failure(done)
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def _failure(done: "subprocess.CompletedProcess[str]") -> Exception:
+    from drexperts.runtime.errors import InternalError, UserError  # not before the clock runs
+
+    if done.returncode == _REFUSED:
+        return UserError(json.loads(done.stdout.splitlines()[-1])["error"])
+    if done.returncode < 0 or not done.stderr.strip():
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        return UserError(
+            f"the process that measures the start was ended by {how}, most likely for want of "
+            "memory: close other programs, or ask for smaller batches"
+        )
+    return InternalError(f"measuring the start failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def _measured(bundle: str, batch: int, threads: int, gpu: str | None) -> dict[str, Any]:
+    start = time.perf_counter()
+    from drexperts import runtime
+
+    imported = time.perf_counter()
+    scorer = runtime.load(bundle, threads=threads)
+    loaded = time.perf_counter()
+    import numpy as np
+
+    size = scorer.manifest.preprocessing.crop
+    scorer.session.run(np.zeros((1, 3, size, size), np.uint8))
+    first = time.perf_counter()
+    from drexperts.bench.telemetry import SMI_PERIOD, Window, host_peak_bytes
+
+    resident, peak = _resident_bytes(), host_peak_bytes()
+
+    with Window(gpu) as window:
+        scorer.session.run(np.zeros((batch, 3, size, size), np.uint8))
+        if gpu is not None:
+            time.sleep(10 * SMI_PERIOD)  # what a session takes of a GPU it keeps
+    cold = {
+        "import_s": imported - start,
+        "load_s": loaded - imported,
+        "first_inference_s": first - loaded,
+        "resident_bytes": resident,
+        "peak_bytes": peak,
+    }
+    return {"cold_start": cold, "memory": window.memory()}
+
+
+def _resident_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """Of this process; None where the platform does not say."""
+    lines = status.read_text().splitlines() if status.is_file() else []
+    found = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def _main(bundle: str, batch: str, threads: str, gpu: str) -> int:
+    """Prints what was measured, or the user's error; ends with the status."""
+    try:
+        print(json.dumps(_measured(bundle, int(batch), int(threads), gpu or None)))
+    except Exception as error:
+        from drexperts.runtime.errors import UserError  # not before the clock runs
+
+        if not isinstance(error, UserError):
+            raise
+        print(json.dumps({"error": str(error)}))
+        return _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,284 @@
+"""Where the time of a score goes: decoding, cropping, the parts of the model, its layers.
+
+Everything is in seconds for one whole image: it is decoded and cropped, and the engine runs as
+often as its crops need.
+"""
+
+import importlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drexperts.bench.graph_parts import (
+    CONTROLLER,
+    ENCODER,
+    HEAD,
+    OTHER,
+    PREPARE,
+    PlacedNode,
+    load_graph,
+    part_by_name,
+    placed_nodes,
+)
+from drexperts.bench.timing import SETTLE, seconds
+from drexperts.runtime.compatibility import library
+from drexperts.runtime.errors import InternalError, UserError
+from drexperts.runtime.onnx_providers import cpu_session, new_options
+from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.tensorrt_session import TensorrtSession
+
+DECODE, CROP, BETWEEN = "decode", "crop", "between kernels"
+PARTS = (DECODE, CROP, PREPARE, ENCODER, CONTROLLER, HEAD, OTHER, BETWEEN)
+
+_WARM_UP = 2  # calls before any is counted
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_NAME = re.compile(r"[\w./:-]+")
+
+
+class _EngineTimes(NamedTuple):
+    """Seconds of every call after the warm-up.
+
+    nodes: the layers, in the order in which they run
+    by_layer: [calls, layers]
+    called, plain: [calls], of whole calls with the profiler and without
+    """
+
+    nodes: list[PlacedNode]
+    by_layer: NDArray[np.float64]
+    called: NDArray[np.float64]
+    plain: NDArray[np.float64]
+    note: str
+
+    def layers(self, calls: float) -> list[dict[str, Any]]:
+        """The dearest first, each in the seconds of so many calls."""
+        spent = (calls * np.median(self.by_layer, axis=0)).tolist()
+        layers = [
+            {"name": node.layer, "node": node.node, "op": node.op, "part": node.part, "seconds": s}
+            for node, s in zip(self.nodes, spent, strict=True)
+        ]
+        return sorted(layers, key=lambda layer: -float(layer["seconds"]))
+
+    @property
+    def between(self) -> float:
+        """What a call takes beside its layers."""
+        return float(np.median(self.called - self.by_layer.sum(axis=1)))
+
+    @property
+    def slowdown(self) -> float:
+        return float(np.median(self.called / self.plain))
+
+
+def profile_engine(
+    scorer: Scorer, *, rounds: int, image: bytes, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Where the time of one image goes.
+
+    Args:
+        rounds: calls of which the medians are taken.
+        image: the bytes of a file, to decode and crop.
+
+    Returns:
+        JSON-ready: "batch", the crops of a call of the engine, which are the image's as far as the
+        scorer puts them together; "calls", how many such calls the image's "crops" need, a smaller
+        last one by its share. In seconds of the whole image: "total_s", whose sum the "parts" are
+        (`PARTS`, in that order), and the "layers" of the engine from the dearest on. "note" says
+        what was measured and how. "other" is what serves several parts of the model or cannot be
+        told; "between kernels" the rest of the engine's calls.
+
+    Raises:
+        UserError: of rounds that cannot be, or a provider that does not tell its times.
+        MissingDependencyError: without onnx.
+    """
+    if rounds < 1:
+        raise UserError(f"a profile takes one round at least, got {rounds}")
+    progress("profile: decoding and cropping")
+    image_times, crops = _image_times(scorer, image, rounds)
+    progress("profile: the engine's layers")
+    batch, size = min(crops, scorer.batch), scorer.manifest.preprocessing.crop
+    calls = crops / batch
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
+    engine = _engine_times(scorer, pixels, rounds)
+    layers = engine.layers(calls)
+    parts = dict.fromkeys(PARTS, 0.0) | image_times | {BETWEEN: calls * engine.between}
+    for layer in layers:
+        parts[layer["part"]] += layer["seconds"]
+    return {
+        "batch": batch,
+        "crops": crops,
+        "calls": calls,
+        "backend": scorer.engine.backend,
+        "total_s": sum(parts.values()),
+        "parts": [{"part": part, "seconds": spent} for part, spent in parts.items()],
+        "layers": layers,
+        "slowdown": engine.slowdown,
+        "note": f"Seconds for one whole image: decoding and cropping it ({crops} crops), and "
+        f"{calls:.4g} times a call of the engine with {batch} crops; medians of {rounds} rounds. "
+        f"With the profiler a call takes {engine.slowdown:.2f} times as long as without, and that "
+        f"is not taken off. {engine.note}",
+    }
+
+
+def _image_times(scorer: Scorer, image: bytes, rounds: int) -> tuple[dict[str, float], int]:
+    """Seconds of decoding and of cropping, and how many crops there are."""
+    spec = scorer.manifest.preprocessing
+    opened = decode(image)
+    crops = len(crops_from_image(opened, spec).pixels)
+    times = {
+        DECODE: np.median([seconds(lambda: decode(image)) for _ in range(rounds)]),
+        CROP: np.median([seconds(lambda: crops_from_image(opened, spec)) for _ in range(rounds)]),
+    }
+    return {part: float(spent) for part, spent in times.items()}, crops
+
+
+def _engine_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> _EngineTimes:
+    session = scorer.session
+    if isinstance(session, TensorrtSession):
+        return _tensorrt_times(scorer, session, pixels, rounds)
+    if isinstance(session, OnnxSession) and session.provider == "cpu":
+        return _onnx_times(session, pixels, rounds)
+    raise UserError(
+        f"{session.description} does not tell the times of its kernels: profile the bundle on the "
+        "CPU, or its TensorRT engine on a GPU"
+    )
+
+
+def _onnx_times(session: OnnxSession, pixels: NDArray[np.uint8], rounds: int) -> _EngineTimes:
+    """By ONNX Runtime's profiler, in a second session of the same file and options."""
+    runtime: Any = importlib.import_module("onnxruntime")
+    options = new_options(runtime, session.threads)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        optimised = Path(folder, "optimised.onnx")
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder, "times"))
+        options.optimized_model_filepath = str(optimised)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights"
+        )
+        profiled = cpu_session(runtime, session.path, options)
+        name = profiled.get_inputs()[0].name
+        plain, called = _alternately(
+            lambda: session.run(pixels), lambda: profiled.run(None, {name: pixels}), rounds
+        )
+        events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
+        graph = load_graph(optimised).graph
+    nodes, by_layer = _kernels(events, placed_nodes(graph), _WARM_UP + rounds)
+    note = "Layers are the nodes of ONNX Runtime's optimised graph, by its own profiler."
+    return _EngineTimes(nodes, by_layer[_WARM_UP:], called, plain, note)
+
+
+def _alternately(
+    first: Callable[[], object], second: Callable[[], object], rounds: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Seconds of each call of both, after the warm-up."""
+    times = []
+    for _ in range(_WARM_UP + rounds):
+        for call in (first, second):
+            time.sleep(SETTLE)
+            times.append(seconds(call))
+    kept = np.array(times[2 * _WARM_UP :])
+    return kept[::2], kept[1::2]
+
+
+def _by_call(times: list[float], calls: int) -> NDArray[np.float64]:
+    if not times or len(times) % calls:
+        raise InternalError(f"the profiler told of {len(times)} layers in {calls} equal calls")
+    return np.array(times).reshape(calls, -1)
+
+
+def _kernels(
+    events: list[dict[str, Any]], nodes: list[PlacedNode], calls: int
+) -> tuple[list[PlacedNode], NDArray[np.float64]]:
+    """What ONNX Runtime ran in each call, and seconds [calls, kernels].
+
+    Many nodes have no name by which their events could be told: a kernel is the node at its place
+    of the graph, which is in the order of execution, and of no part where it is another operator.
+    """
+    kernels = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
+    kernels.sort(key=lambda event: event["ts"])
+    by_layer = _by_call([1e-6 * event["dur"] for event in kernels], calls)
+    ran = []
+    for place, event in enumerate(kernels[: by_layer.shape[1]]):
+        name, op = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+        fits = place < len(nodes) and nodes[place].op == op
+        ran.append(nodes[place] if fits else PlacedNode(name, name, op, OTHER))
+    return ran, by_layer
+
+
+def _tensorrt_times(
+    scorer: Scorer, session: TensorrtSession, pixels: NDArray[np.uint8], rounds: int
+) -> _EngineTimes:
+    """By TensorRT's profiler. Exercised against a stand-in; never run on a GPU."""
+    calls = _WARM_UP + rounds
+    watch = _Watch(library(scorer.engine))
+    called = session.observe(pixels, watch.attach, calls)
+    plain = [seconds(lambda: session.run(pixels)) for _ in range(calls)]
+    parts = _parts_of_bundle(scorer, Path(session.path).parent)
+    by_layer = _by_call([spent for _, spent in watch.told], calls)
+    nodes = [watch.placed(name, parts) for name, _ in watch.told[: by_layer.shape[1]]]
+    note = (
+        "Layers are TensorRT's, by its own profiler, without the CUDA graph that scoring uses; "
+        "this way of profiling has never been run on a GPU."
+    )
+    return _EngineTimes(
+        nodes,
+        by_layer[_WARM_UP:],
+        np.array(called[_WARM_UP:]),
+        np.array(plain[_WARM_UP:]),
+        note,
+    )
+
+
+class _Watch:
+    """TensorRT's profiler and inspector of one context.
+
+    told: (name, seconds) of each layer of each call
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.told: list[tuple[str, float]] = []
+        self._module = module
+        self._layers: dict[str, dict[str, Any]] = {}
+
+    def attach(self, context: Any) -> None:
+        watch = self
+
+        def report_layer_time(_: Any, layer_name: str, ms: float) -> None:
+            watch.told.append((layer_name, 1e-3 * ms))
+
+        kind = type("Profiler", (self._module.IProfiler,), {"report_layer_time": report_layer_time})
+        context.profiler = kind()
+        inspector = context.engine.create_engine_inspector()
+        told = inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
+        layers = json.loads(told).get("Layers", [])
+        # Plans that were built to tell little name their layers and no more.
+        self._layers = {layer["Name"]: layer for layer in layers if isinstance(layer, dict)}
+
+    def placed(self, name: str, parts: dict[str, str]) -> PlacedNode:
+        """A layer by the ONNX nodes that it was made of, as far as TensorRT tells.
+
+        parts: of the ONNX nodes
+        """
+        layer = self._layers.get(name, {})
+        nodes = [
+            each.partition(" | ")[0] for each in _ONNX_LAYER.findall(layer.get("Metadata", ""))
+        ]
+        found = {parts[node] for node in nodes or _NAME.findall(name) if node in parts}
+        if len(found) > 1:
+            found.discard(PREPARE)  # what prepares a part's input goes with it
+        part = found.pop() if len(found) == 1 else OTHER
+        return PlacedNode(name, name, layer.get("LayerType", "layer"), part)
+
+
+def _parts_of_bundle(scorer: Scorer, bundle: Path) -> dict[str, str]:
+    """The part of each ONNX node of the bundle's graph, which engines are built from."""
+    graphs = [bundle / each.file for each in scorer.manifest.engines if each.backend == "onnx"]
+    return part_by_name(load_graph(graphs[0])) if graphs and graphs[0].is_file() else {}

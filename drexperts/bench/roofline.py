@@ -1,0 +1,125 @@
+"""What the model asks of a machine and what the machine can do at most: the roofline's numbers.
+
+Needs the `export` extra.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from drexperts.model.config import DRExpertsConfig
+from drexperts.model.dr_experts import DRExperts, new_model
+
+_BUDGET = 0.5  # seconds for each peak
+# A product long enough to fill the machine, and a copy that no cache holds.
+_SIDES = {"cpu": 1024, "cuda": 8192}
+_COPIED = 2**28  # bytes
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def measure(
+    config: DRExpertsConfig, precision: str, threads: int | None, device: str = "cpu"
+) -> dict[str, Any]:
+    """FLOP and bytes of a model, and the peaks of this machine.
+
+    Args:
+        precision: of the weights, such as "fp32" or "int8"; its digits are the bits of each.
+        threads: of the products and copies; None leaves PyTorch's default.
+        device: "cpu", or "cuda" for what runs on a GPU.
+
+    Returns:
+        flop_per_image: of one crop, in products: two a multiplication with its addition.
+        weight_bytes: what one call reads at least.
+        peak_flops: FLOP/s of a large product, the best of those within half a second; None
+            where PyTorch does not see the device.
+        bandwidth: bytes/s of a large copy, read and written, likewise.
+        source: a sentence on how they were measured.
+    """
+    model = new_model(config)
+    with _threads(threads):
+        roof = _roof(device, precision)
+    counted = (
+        "FLOP counted by PyTorch in the reduced model; weights are read once a call, "
+        "activations are not counted."
+    )
+    return {
+        "flop_per_image": flop_per_image(model),
+        "weight_bytes": weight_bytes(model, precision),
+        **roof,
+        "source": f"{counted} {roof['source']}",
+    }
+
+
+def _roof(device: str, precision: str) -> dict[str, Any]:
+    if device == "cuda" and not torch.cuda.is_available():
+        said = "The roof was not measured: this PyTorch sees no GPU."
+        return {"peak_flops": None, "bandwidth": None, "source": said}
+    # A CPU multiplies halves and integers in so many ways that float32 is its one common roof.
+    dtype = _DTYPES.get(precision, torch.float32) if device == "cuda" else torch.float32
+    side = _SIDES[device]
+    return {
+        "peak_flops": _peak_flops(device, dtype, side),
+        "bandwidth": _bandwidth(device),
+        "source": (
+            f"The roof was measured here: torch.mm of {side} x {side} in {dtype} "
+            f"and a copy of {_COPIED // 2**20} MiB."
+        ),
+    }
+
+
+def flop_per_image(model: DRExperts) -> int:
+    """FLOP of convolutions, matrix products and attention for one crop."""
+    size = model.config.encoder.image_size
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, size, size))
+    return int(counter.get_total_flops())
+
+
+def weight_bytes(model: DRExperts, precision: str) -> int:
+    """Bytes of all weights if each has the precision's bits; 32 where its name has no number."""
+    bits = re.search(r"\d+", precision)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return weights * int(bits[0] if bits else 32) // 8
+
+
+def _peak_flops(device: str, dtype: torch.dtype, side: int) -> float:
+    left, right = torch.rand(2, side, side, dtype=dtype, device=device)
+    out = torch.empty_like(left)
+    return 2 * side**3 / _fastest(lambda: torch.mm(left, right, out=out), device)
+
+
+def _bandwidth(device: str) -> float:
+    source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * _COPIED / _fastest(lambda: target.copy_(source), device)
+
+
+def _fastest(call: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest call, after two to warm up."""
+    best, end = float("inf"), time.perf_counter() + _BUDGET
+    rounds = 0
+    while rounds < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken = time.perf_counter() - start
+        best = best if rounds < 2 else min(best, taken)
+        rounds += 1
+    return best
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """PyTorch on so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

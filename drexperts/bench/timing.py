@@ -1,0 +1,61 @@
+"""Times and their statistics."""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Worker threads of PyTorch and ONNX Runtime spin for a while after a call, at the cost of whoever
+# runs next on the same cores.
+SETTLE = 0.1  # seconds between two calls
+PHOTO = (1024, 768)
+QUANTILES = (20, 50, 80, 90, 95, 99)
+UNSTABLE = 0.1  # coefficient of variation from which on a mean says little
+
+
+def statistics(samples: Sequence[float]) -> dict[str, Any]:
+    """Percentiles, mean and coefficient of variation of times, with the samples."""
+    values = np.asarray(samples)
+    quantiles = {f"p{q}": float(np.percentile(values, q)) for q in QUANTILES}
+    mean = float(values.mean())
+    return quantiles | {"mean": mean, "cv": float(values.std() / mean), "samples": values.tolist()}
+
+
+def ratio(baseline: list[float], engine: list[float]) -> dict[str, float]:
+    """Baseline over engine, round by round: the median and the middle 60 %."""
+    ratios = np.divide(baseline, engine)
+    return {f"p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)}
+
+
+def ratio_text(ratio: dict[str, float] | None) -> str:
+    """Such as "2.50 (2.41-2.62)"; nothing for no ratio."""
+    return "" if ratio is None else f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})"
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def photograph() -> bytes:
+    """A JPEG with a photograph's mix of smooth and fine detail; made here, so nothing is needed."""
+    width, height = PHOTO
+    rng = np.random.default_rng(0)
+    layers = [
+        np.asarray(
+            Image.fromarray(
+                rng.integers(0, 256, (height // s, width // s, 3), dtype=np.uint8)
+            ).resize(PHOTO, Image.Resampling.BICUBIC),
+            float,
+        )
+        for s in (96, 24, 6, 2)
+    ]
+    mixed = sum(w * layer for w, layer in zip((0.5, 0.3, 0.15, 0.05), layers, strict=True))
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(mixed).round().astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()

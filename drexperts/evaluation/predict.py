@@ -1,0 +1,318 @@
+"""Scores of a data set, from a checkpoint or a bundle alike: through the runtime's own Scorer."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from drexperts import runtime
+from drexperts.data.dataset import Dataset, Sample
+from drexperts.data.images import ImageStore, Tell, check_images, sizing
+from drexperts.data.recipes import Protocol, Recipe
+from drexperts.model.ablations import Variant
+from drexperts.model.backbones import normalised
+from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.model.config import DISTORTIONS
+from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
+from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest, ScoreScale
+from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.scorer import Score, Scorer
+from drexperts.runtime.selection import parse_device
+
+Pixels = NDArray[np.uint8]
+
+_CHECKERS = 4  # threads that decode
+_MAX_BATCH = 1024  # PyTorch itself has no limit
+
+
+class TorchSession:
+    """A PyTorch model as a `runtime.scorer.Session`, where it is.
+
+    It is put into evaluation mode while it runs, and back into the modes it was in.
+
+    Args:
+        autocast: the type in which products are computed, None for float32.
+    """
+
+    concurrency = 1
+    max_batch = _MAX_BATCH
+
+    def __init__(self, model: Variant, autocast: torch.dtype | None = None) -> None:
+        self._model, self._autocast = model, autocast
+        self._device = model.score.weight.device
+        self.image_size: int | None = model.config.encoder.image_size
+        where = "CPU"
+        if self._device.type == "cuda":
+            where = torch.cuda.get_device_name(self._device)
+        self.description = f"PyTorch {torch.__version__} {where}, {_precision(autocast)}"
+
+    def run(self, pixels: Pixels) -> dict[str, NDArray[np.float32]]:
+        """pixels: uint8 [B, 3, H, W] -> "score" [B], "weights" [B, D], "maps" [B, D, g, g].
+
+        Raises DeviceError where the GPU has not enough memory.
+        """
+        mixed = torch.autocast(
+            self._device.type, self._autocast, enabled=self._autocast is not None
+        )
+        try:
+            with torch.inference_mode(), _evaluating(self._model), mixed:
+                outputs = self._model(normalised(torch.from_numpy(pixels).to(self._device)))
+        except torch.OutOfMemoryError as cause:
+            raise DeviceError(
+                f"the GPU has no memory for {len(pixels)} crops: free some, or use the CPU"
+            ) from cause
+        return {name: getattr(outputs, name).float().cpu().numpy() for name in OUTPUTS}
+
+    def close(self) -> None:
+        """Let go of the model."""
+        del self._model
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def open_model(
+    path: Path,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    scale: ScoreScale | None = None,
+) -> Scorer:
+    """A Scorer on a bundle's best engine, as an application gets it, or on a checkpoint.
+
+    Args:
+        path: a bundle's folder, a checkpoint of ours, or one of the authors' code.
+        device: "auto", "cpu", "cuda", or such as "cuda:1".
+        threads: of the CPU; for a checkpoint, those of all that PyTorch does.
+        scale: of a checkpoint's scores, where its file does not say.
+
+    Raises:
+        ConfigError: a checkpoint does not say what scale its scores are on.
+        UserError: there is nothing at `path`, or its kind of device is not there; what
+            `runtime.load` and `load_checkpoint` raise.
+    """
+    if path.is_dir():
+        return runtime.load(path, device, threads=threads)
+    if not path.exists():
+        raise UserError(f"there is no {path}: name a checkpoint, or a bundle's folder")
+    place = _torch_device(device)
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"--threads {threads}: give one at least")
+        torch.set_num_threads(threads)
+    checkpoint = load_checkpoint(path)
+    checkpoint.model.to(place)
+    return scorer_of(checkpoint._replace(scale=checkpoint.scale or scale))
+
+
+def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Scorer:
+    """A Scorer on a model in memory, where it is; its manifest says so, and is in no bundle.
+
+    Raises ConfigError for a checkpoint without a scale, or that contradicts itself.
+    """
+    model, crop = checkpoint.model, checkpoint.preprocessing.crop
+    if checkpoint.scale is None:
+        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
+    if crop != model.config.encoder.image_size:
+        raise ConfigError(
+            f"the checkpoint cuts {crop} px crops for a model of "
+            f"{model.config.encoder.image_size} px images: save it again with others"
+        )
+    engine = Engine(
+        backend="torch",
+        file="checkpoint",
+        sha256=weights_digest(model),
+        precision=_precision(autocast),
+        max_batch=_MAX_BATCH,
+        versions={"torch": version("torch")},
+        parity=None,
+        invariance=None,
+    )
+    manifest = Manifest(
+        schema=SCHEMA,
+        preset=model.config.preset,
+        config=model.config.as_dict(),
+        preprocessing=checkpoint.preprocessing,
+        scale=checkpoint.scale,
+        distortions=DISTORTIONS,
+        outputs=OUTPUTS,
+        engines=(engine,),
+        created_with={name: version(name) for name in ("drexperts", "torch", "timm")},
+    )
+    return Scorer(manifest, engine, TorchSession(model, autocast))
+
+
+def weights_digest(model: Variant) -> str:
+    """SHA-256 of a model's configuration and tensors, as 64 hex digits."""
+    digest = hashlib.sha256(json.dumps(model.config.as_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _precision(autocast: torch.dtype | None) -> str:
+    return {None: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[autocast]
+
+
+def _torch_device(text: str) -> torch.device:
+    kind, gpu = parse_device(text)
+    there = torch.cuda.device_count()
+    if kind == "cpu" or (kind == "auto" and not there):
+        return torch.device("cpu")
+    if gpu >= there:
+        raise DeviceError(f"PyTorch sees {there} GPUs here, and {text} was asked for: use the CPU")
+    return torch.device("cuda", gpu)
+
+
+class Prediction(NamedTuple):
+    """What a model says of one rated image.
+
+    label: on the data set's scale, mirrored where `Predictions.mirrored`
+    score: mean over the crops, on the model's scale
+    std: population standard deviation over the crops
+    """
+
+    name: str
+    label: float
+    score: float
+    std: float
+    crops: int
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of rated images.
+
+    skipped: why each unusable image was left out, on request, one line each
+    mirrored: whether labels were mirrored in their range, so that higher means the same in both
+    fingerprint: of the scores, see `runtime.scorer.Scorer.fingerprint`
+    """
+
+    rows: tuple[Prediction, ...]
+    skipped: tuple[str, ...]
+    mirrored: bool
+    fingerprint: str
+
+
+def predict(
+    scorer: Scorer,
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    *,
+    protocol: Protocol,
+    recipe: Recipe,
+    seed: int = 0,
+    skip_bad: bool = False,
+    progress: Tell = lambda done, total: None,
+) -> Predictions:
+    """Score rated images, all of which are checked before the first is scored.
+
+    In the protocol `grid` each file goes through the Scorer. In `released` each image, brought to
+    size as for training, gives random crops, mirrored at random where the recipe says so, that go
+    through the same Scorer. An image's crops depend on `seed` and its name, and on nothing else.
+
+    Args:
+        skip_bad: leave out what is no usable image, see `images.check_images`.
+        progress: told how many images are scored, of how many.
+
+    Raises:
+        DataError: there are unusable images and not `skip_bad`, or no others.
+        WeightsError: the model gives no numbers.
+    """
+    store = ImageStore(dataset, sizing(protocol, recipe, scorer.manifest.preprocessing.crop))
+    good, skipped = check_images(
+        store, samples, skip_bad=skip_bad, workers=_CHECKERS, tell=lambda done, total: None
+    )
+    source = scorer if protocol == "grid" else _of_single_crops(scorer)
+    results = (
+        _on_grid(source, store, good)
+        if protocol == "grid"
+        else _on_random_crops(source, store, good, recipe, seed)
+    )
+    mirrored = dataset.scale.higher_is_better != scorer.manifest.scale.higher_is_better
+    ends = dataset.scale.low + dataset.scale.high
+    rows = []
+    for sample, scores in zip(good, results, strict=True):
+        label = ends - sample.label if mirrored else sample.label
+        mean, std = float(np.mean(scores)), float(np.std(scores))
+        rows.append(Prediction(sample.name, label, mean, std, len(scores)))
+        progress(len(rows), len(good))
+    example = dataset.root if protocol == "grid" else np.zeros((1, 1, 3), np.uint8)
+    return Predictions(tuple(rows), skipped, mirrored, source.fingerprint(example))
+
+
+def _on_grid(
+    scorer: Scorer, store: ImageStore, samples: Sequence[Sample]
+) -> Iterator[tuple[float, ...]]:
+    rows = scorer.score_stream(store.dataset.path(sample) for sample in samples)
+    for sample, row in zip(samples, rows, strict=True):
+        _check_scored(store, sample, [row])
+        yield row.raw
+
+
+def _of_single_crops(scorer: Scorer) -> Scorer:
+    """The same engine for pixels that have the size of a crop already."""
+    crop = scorer.manifest.preprocessing.crop
+    manifest = replace(scorer.manifest, preprocessing=Preprocessing(crop, crop, crop, 1))
+    return Scorer(manifest, scorer.engine, scorer.session, batch=scorer.batch)
+
+
+def _on_random_crops(
+    scorer: Scorer, store: ImageStore, samples: Sequence[Sample], recipe: Recipe, seed: int
+) -> Iterator[tuple[float, ...]]:
+    crop = scorer.manifest.preprocessing.crop
+    rows = scorer.score_stream(
+        cut
+        for sample in samples
+        for cut in random_crops(store.pixels(sample), crop, recipe, _generator(seed, sample.name))
+    )
+    for sample in samples:
+        of_it = list(itertools.islice(rows, recipe.test_crops))
+        _check_scored(store, sample, of_it)
+        yield tuple(row.value for row in of_it)
+
+
+def _check_scored(store: ImageStore, sample: Sample, rows: Sequence[Score]) -> None:
+    if any(row.error is not None for row in rows):
+        store.pixels(sample)  # raises DataError if it is the image that has become unreadable
+        raise WeightsError(
+            f"the model gives no number for {sample.name}: its weights are damaged, or have "
+            "diverged, for which a lower learning rate helps"
+        )
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    of_name = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return np.random.default_rng(np.random.SeedSequence([seed, of_name]))
+
+
+def random_crops(
+    pixels: Pixels, crop: int, recipe: Recipe, generator: np.random.Generator
+) -> Iterator[Pixels]:
+    """The released test crops, uint8 [crop, crop, 3], of an image [H, W, 3] that is as large."""
+    height, width, _ = pixels.shape
+    tops = generator.integers(0, height - crop + 1, recipe.test_crops)
+    lefts = generator.integers(0, width - crop + 1, recipe.test_crops)
+    turned = generator.random((recipe.test_crops, 2)) < (0.5 if recipe.test_flips else 0.0)
+    for top, left, (upside_down, mirrored) in zip(tops, lefts, turned, strict=True):
+        cut = pixels[top : top + crop, left : left + crop]
+        yield np.ascontiguousarray(cut[:: -1 if upside_down else 1, :: -1 if mirrored else 1])

@@ -1,0 +1,138 @@
+"""The authors' released code, read as a file format: its checkpoints in the preset `official`.
+
+Only names and shapes are theirs. Their model carries parameters that nothing reads (a classifier
+on the backbone, `L1`, `L2`, eleven zero-linears, CLIP's own image tower twice); they are checked
+and dropped.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drexperts.model.config import DRExpertsConfig, EncoderConfig
+from drexperts.model.daclip import controller_config, daclip_layout, prior_from_daclip
+from drexperts.model.dr_experts import DRExperts, new_model
+from drexperts.model.weight_files import (
+    State,
+    compare_layout,
+    depth_of,
+    load_strictly,
+    shape_of,
+    tensors_of,
+)
+
+# Our prefix -> theirs. Where ours has an expert dimension of one, theirs has none.
+_NAMES = {
+    "encoder.vit.": "backbone.",
+    "saliency.features.norm.": "norm1.",
+    "saliency.keys.project.": "L_hidden.",
+    "saliency.keys.norm.": "norm3_hidden_feature.",
+    "saliency.pooling.norm.": "norm_vit.",
+    "saliency.distortion.query.": "diff_attention.W_q1.",
+    "saliency.distortion.key.": "diff_attention.W_k1.",
+    "saliency.semantic.query.": "diff_attention.W_q2.",
+    "saliency.semantic.key.": "diff_attention.W_k2.",
+    "saliency.value.": "diff_attention.W_v.",
+    "saliency.alpha": "diff_attention.alpha",
+    "weighting.norm.": "attn_norm.",
+    "weighting.ffn.": "group_attn_ffn.",
+    "weighting.lambda_": "lamda_init",
+    "weighting.generator.": "decoder.AttentionActivate.active_unit.fc.",
+    "score.": "score.",
+}
+_HEAD = "head."  # their DA-CLIP
+_LINEARS = "saliency.features.linear."
+
+
+def model_from_upstream(
+    state_dict: Mapping[str, Any], config: DRExpertsConfig | None = None
+) -> DRExperts:
+    """The preset `official` with the weights of the authors' released code.
+
+    It takes the images that code takes, ImageNet-normalised [B, 3, H, W], and gives its score.
+
+    Args:
+        state_dict: their state dict, or their whole checkpoint, which has it under `model`. The
+            model takes its dtype, float32 or float64, from it.
+        config: None reads all sizes from the shapes, with attention heads 64 wide as released.
+
+    Raises:
+        WeightsError: keys are missing, unexpected or of another shape; it names them.
+    """
+    source = "the checkpoint"
+    state = tensors_of(state_dict, "model")
+    config = upstream_config(state, source) if config is None else config
+    model = new_model(config)
+    if state["backbone.patch_embed.proj.weight"].dtype == torch.float64:
+        model.double()
+    own = {k: v for k, v in model.state_dict().items() if _is_own(k)}
+    head = daclip_layout(state, config.controller, source, _HEAD)
+    compare_layout(state, head | _dead_layout(config) | _own_layout(own), source)
+    renamed = {
+        ours: torch.stack([state[name] for name in _theirs(ours)]).reshape(value.shape)
+        for ours, value in own.items()
+    }
+    prior = prior_from_daclip(state, source, _HEAD)
+    prompts = {"prompts.prompts": prior.pop("prompts")}
+    controller = {f"controller.{k}": v for k, v in prior.items()}
+    load_strictly(model, renamed | controller | prompts, source)
+    return model
+
+
+def upstream_config(state: State, source: str) -> DRExpertsConfig:
+    """The preset `official` in the sizes of an authors' state dict."""
+    width, _, patch, _ = shape_of(state, "backbone.patch_embed.proj.weight", 4, source)
+    _, patches, _ = shape_of(state, "backbone.pos_embed", 3, source)
+    image_size = round(patches**0.5) * patch
+    encoder = EncoderConfig(
+        architecture=f"deit3_{'base' if width == 768 else 'small'}_patch16_384",
+        image_size=image_size,
+        patch_size=patch,
+        width=width,
+        depth=depth_of(state, "backbone.blocks.", source),
+        heads=max(1, width // 64),
+    )
+    controller = controller_config(state, source, _HEAD)
+    return DRExpertsConfig.official().with_sizes(encoder, controller)
+
+
+def _is_own(key: str) -> bool:
+    """Whether a key of ours is neither DA-CLIP's nor derived from it."""
+    return not key.startswith(("controller.", "prompts."))
+
+
+def _theirs(ours: str) -> list[str]:
+    """Their names for one of our keys: ten for the per-expert linears of Eq. 1, else one."""
+    if ours.startswith(_LINEARS):
+        return [f"linears.{i}.{ours.removeprefix(_LINEARS)}" for i in range(10)]
+    prefix = next(p for p in _NAMES if ours.startswith(p))
+    name = _NAMES[prefix] + ours.removeprefix(prefix)
+    return [re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", name)]
+
+
+def _own_layout(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Their keys and shapes for what has a counterpart here."""
+    layout: dict[str, tuple[int, ...]] = {}
+    branches = ("saliency.distortion.", "saliency.semantic.")
+    experts = (_LINEARS, *branches, "saliency.value.", "saliency.alpha")
+    for ours, value in own.items():
+        shape = tuple(value.shape[1:] if ours.startswith(experts) else value.shape)
+        shape = (1, *shape) if ours == "weighting.lambda_" else shape
+        layout |= {name: shape for name in _theirs(ours)}
+    return layout
+
+
+def _dead_layout(config: DRExpertsConfig) -> dict[str, tuple[int, ...]]:
+    """Parameters of theirs, outside DA-CLIP, that reach no score."""
+    width, patches = config.encoder.width, config.encoder.grid**2
+    linears = {
+        "backbone.head": (1, width),
+        "L1": (width, config.controller.embedding),
+        "L2": (1, patches),
+    }
+    return {f"{name}.weight": shape for name, shape in linears.items()} | {
+        f"{name}.bias": shape[:1] for name, shape in linears.items()
+    }

@@ -1,0 +1,195 @@
+"""Files of weights: read without trusting them, compared key by key, fetched by name.
+
+No pickle is trusted: `.safetensors` is read as such, `.pt` and `.pth` with torch's weights-only
+unpickler and a short list of inert extras.
+"""
+
+import _codecs
+import json
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from stat import S_IMODE
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from numpy._core.multiarray import scalar
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from drexperts.runtime.errors import WeightsError
+from drexperts.runtime.files import written_whole
+
+State = Mapping[str, Tensor]
+
+
+def load_strictly(module: nn.Module, state: State, source: str) -> None:
+    """Load `state`; missing, extra and misshapen keys are a WeightsError that names them."""
+    compare_layout(state, {k: tuple(v.shape) for k, v in module.state_dict().items()}, source)
+    module.load_state_dict(state)
+
+
+def compare_layout(state: State, layout: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Raise a WeightsError that names every key in which `state` departs from `layout`."""
+    faults = {
+        "missing": sorted(layout.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - layout.keys()),
+        "of another shape": [
+            f"{key} {list(state[key].shape)}, expected {list(layout[key])}"
+            for key in sorted(layout.keys() & state.keys())
+            if tuple(state[key].shape) != layout[key]
+        ],
+    }
+    told = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in faults.items() if keys)
+    if told:
+        raise WeightsError(f"{source} does not fit the model. Keys {told}")
+
+
+def _listed(keys: list[str], most: int = 20) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def shape_of(state: State, key: str, rank: int, source: str) -> tuple[int, ...]:
+    """The shape of a key from which sizes are read; a WeightsError if it is not there."""
+    if key not in state or state[key].ndim != rank:
+        found = f"has shape {list(state[key].shape)}" if key in state else "is missing"
+        raise WeightsError(f"{source}: {key} {found}, expected {rank} dimensions")
+    return tuple(state[key].shape)
+
+
+def depth_of(state: State, prefix: str, source: str) -> int:
+    """How many blocks `prefix{0, 1, ...}.` a state dict has."""
+    indices = {k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)}
+    depth = sum(index.isdigit() for index in indices)
+    if depth == 0:
+        raise WeightsError(f"{source}: no key starts with {prefix}0")
+    return depth
+
+
+def subset(state: State, prefix: str) -> dict[str, Tensor]:
+    """The keys under `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+# What published files hold beside tensors: NumPy scalars under old and new import paths.
+_INERT: list[Any] = [
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+    _codecs.encode,
+    # The authors' training code pickles its settings beside the weights, as this dict.
+    (OrderedDict, "yacs.config.CfgNode"),
+]
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote, without unpickling arbitrary objects.
+
+    Memory-mapped where the format allows, so that optimiser state inside costs no memory.
+    """
+    try:
+        with torch.serialization.safe_globals(_INERT):
+            content = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(path),
+            )
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no file {path}: check the path") from error
+    except Exception as error:  # zip, pickle, end-of-file and runtime errors, by the damage done
+        raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without torch's advice to trust the file."""
+    told = re.search(r"WeightsUnpickler error:\s*(.*?)(?: was not an allowed|\n|$)", str(error))
+    if told:
+        return told.group(1)
+    if str(error).startswith("Weights only load failed"):
+        return "it holds objects that are no weights"
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, from under the first of `wrappers` it has; no `module.`."""
+    if not isinstance(checkpoint, Mapping):
+        raise WeightsError(f"expected a state dict, got a {type(checkpoint).__name__}")
+    inner = next((checkpoint[name] for name in wrappers if name in checkpoint), checkpoint)
+    if not isinstance(inner, Mapping):
+        raise WeightsError(f"expected a state dict of tensors, got a {type(inner).__name__}")
+    strange = [
+        str(key)
+        for key, value in inner.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
+    if strange:
+        raise WeightsError(f"expected a state dict of tensors, but {_listed(strange)} are none")
+    return {key.removeprefix("module."): value for key, value in inner.items()}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a `.safetensors` file."""
+    try:
+        path.open("rb").close()  # the library takes a file that it may not read for none
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no file {path}: check the path") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> None:
+    """Write tensors and metadata, whole or not at all: what was at `path` stays until then.
+
+    Raises OSError where it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with written_whole(path) as aside:
+            aside.touch()
+            mode = aside.stat().st_mode  # which save_file would make 0600
+            save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
+            aside.chmod(S_IMODE(mode))
+            _sort_header(aside)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _sort_header(path: Path) -> None:
+    """The same file for the same content: the library writes metadata in an order of chance.
+
+    A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON
+    and ends in any number of spaces.
+    """
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def fetch(repository: str, filename: str) -> Path:
+    """A file of a Hugging Face repository, from the cache or the network."""
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except Exception as error:  # the hub raises its own, its HTTP client's and the system's
+        url = f"https://huggingface.co/{repository}/resolve/main/{filename}"
+        raise WeightsError(
+            f"could not fetch {filename} of {repository} ({type(error).__name__}). "
+            f"Download {url} where there is a network, and pass the file's path instead"
+        ) from error

@@ -1,0 +1,398 @@
+"""The steps and epochs of a training, and what is saved between them."""
+
+import csv
+import math
+import platform
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drexperts.data.images import ImageStore
+from drexperts.data.recipes import preprocessing
+from drexperts.data.splits import Split
+from drexperts.data.training_crops import TrainingBatches, workers_explained
+from drexperts.evaluation.metrics import Metrics, json_ready, judge
+from drexperts.evaluation.predict import Prediction, predict, scorer_of
+from drexperts.model.ablations import Variant
+from drexperts.model.backbones import normalised
+from drexperts.model.checkpoint import Checkpoint, save_checkpoint
+from drexperts.model.dr_experts import DRExperts
+from drexperts.model.weight_files import load_strictly, read_safetensors, write_safetensors
+from drexperts.runtime.errors import (
+    DataError,
+    MissingDependencyError,
+    NotFiniteError,
+    StoppedError,
+    TrainingError,
+    UserError,
+    WeightsError,
+)
+from drexperts.runtime.files import written_whole
+from drexperts.runtime.progress import Progress
+from drexperts.training.distributed import Processes
+from drexperts.training.run_folder import RunFolder, State
+from drexperts.training.settings import Resources, Run
+from drexperts.training.stopping import StopRequest
+from drexperts.training.trainer import DTYPES, Step, Trainer
+
+ABLATION_FORMAT = "drexperts-ablation-1"
+
+
+class TrainingLoop:
+    """The steps and epochs of one run, and what is saved between them."""
+
+    def __init__(
+        self,
+        run: Run,
+        parts: Split,
+        skipped: Sequence[str],
+        store: ImageStore,
+        model: Variant,
+        folder: RunFolder,
+        processes: Processes,
+        resources: Resources,
+        progress: Progress,
+        request: StopRequest,
+    ) -> None:
+        self.plan, self.parts, self.folder = run, parts, folder
+        self.processes, self.resources, self.progress = processes, resources, progress
+        self.request = request
+        self.images, self.skipped = store.digest, list(skipped)
+        self.model = model.to(processes.device)
+        self.crop: int = model.config.encoder.image_size
+        self.batches = _batches(run, parts, store, self.crop, processes, resources)
+        self.trainer = _trainer(run, self.model, self.batches.steps, processes)
+        if self.batches.batch < run.config.batch:
+            progress.note(
+                f"an epoch has fewer crops than --batch {run.config.batch}: "
+                f"a step takes {self.batches.batch}"
+            )
+        self.epochs: list[dict[str, Any]] = []  # what was found after each
+        self.best = math.nan
+        self.events: Any = None
+        self.saved_at = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """All that is left to do; the result."""
+        self._resume()
+        while True:
+            epoch, first_step = divmod(self.trainer.done, self.batches.steps)
+            if first_step == 0 and len(self.epochs) < epoch:
+                self._judge_epoch(epoch)
+            if self.trainer.done == self.trainer.steps:
+                return self._finish()
+            self._train_epoch(epoch, first_step)
+            self._save()
+
+    def _resume(self) -> None:
+        state = self.folder.load_state()
+        done = 0 if state is None else state.values["done"]
+        if len(set(self.processes.gather([done]))) > 1:
+            raise UserError(
+                f"the processes do not find the same state in {self.folder.path}: it must be on a "
+                "disk that all of them see, by a path that is the same for all"
+            )
+        if self.processes.first:
+            self.folder.cut_log(state)
+            self.events = _events(self.folder.path, done) if self.resources.tensorboard else None
+        if state is None:
+            return
+        if state.values["images"] != self.images:
+            raise DataError(
+                "images were changed, or copied without their times, since the run began: restore "
+                f"them, or remove {self.folder.path} to start over"
+            )
+        if state.values["best"] is not None and not self.folder.best.exists():
+            raise UserError(
+                f"{self.folder.best}, the best model so far, is missing: restore it, or remove "
+                f"{self.folder.path} to start over"
+            )
+        try:
+            self.trainer.load_state(*state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as cause:
+            raise WeightsError(
+                f"the state in {self.folder.path} is no state of this model ({cause}): remove the "
+                "folder to start over"
+            ) from cause
+        self.epochs, self.best = state.values["epochs"], state.values["best"]
+        self.best = math.nan if self.best is None else self.best
+        self.progress.note(f"going on after step {self.trainer.done} of {self.trainer.steps}")
+
+    def _train_epoch(self, epoch: int, first_step: int) -> None:
+        self.model.train()
+        started, crops = time.monotonic(), 0
+        with (
+            workers_explained(),
+            closing(self.batches.epoch(epoch, first_step)) as micro_batches,
+        ):
+            for part in _parts(micro_batches, self.plan.config.accumulate):
+                with self.processes.together():
+                    step = self._step(part)
+                crops += self.batches.batch
+                self._tell(epoch, step, crops / (time.monotonic() - started))
+                stopping = self._is_asked_to_stop()
+                if stopping or self.processes.any(self._is_save_due()):
+                    self._save()
+                if stopping:
+                    self._stop()
+
+    def _step(self, part: Sequence[tuple[Tensor, Tensor, list[str]]]) -> Step:
+        device = self.processes.device
+        try:
+            return self.trainer.step(
+                [
+                    (normalised(pixels.to(device, non_blocking=True)), labels.to(device))
+                    for pixels, labels, _ in part
+                ]
+            )
+        except NotFiniteError as error:
+            place = self.folder.path / f"not-finite-{self.trainer.done + 1}-{self.processes.rank}"
+            _keep_batch(part, place)
+            raise NotFiniteError(f"{error}; its batch is in {place}") from None
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise TrainingError(_memory_advice(len(part[0][0]), len(part))) from error
+
+    def _tell(self, epoch: int, step: Step, rate: float) -> None:
+        if not self.processes.first:
+            return
+        self._log(step.number, loss=step.loss, rate=step.rate, images_per_second=rate)
+        text = (
+            f"epoch {epoch + 1} of {self.plan.config.epochs}, loss {step.loss:.4g}, "
+            f"rate {step.rate:.1e}, {rate:.1f} images/s"
+        )
+        self.progress(text, step.number, step.steps)
+
+    def _is_save_due(self) -> bool:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return self.processes.first and minutes >= self.resources.save_minutes
+
+    def _save(self) -> None:
+        """The first process writes, the others wait, and have its error if there is one."""
+        tensors, values = self.trainer.state()
+        best = None if math.isnan(self.best) else self.best
+        values |= {"epochs": self.epochs, "best": best, "images": self.images}
+        self.processes.from_first(lambda: self.folder.save_state(State(tensors, values)))
+        self.saved_at = time.monotonic()
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any process is: all of them find the same."""
+        return self.processes.any(self.request.signal is not None)
+
+    def _stop(self) -> NoReturn:
+        """Only where the state on disk is that of now."""
+        raise StoppedError(
+            f"stopped after step {self.trainer.done} of {self.trainer.steps}, which is saved: "
+            "the same command goes on",
+            self.request.signal or signal.SIGTERM,
+        )
+
+    def _judge_epoch(self, epoch: int) -> None:
+        """Validate what the epoch came to, and keep it if it is the best so far."""
+        names = self.parts.test if self.plan.select_on_test else self.parts.validation
+        with self.trainer.averaged():
+            found = None if not names else self._judge(names, f"validating epoch {epoch}")[0]
+            value = math.nan if found is None else found.plcc
+            if math.isnan(self.best) or value > self.best:
+                self.best = value
+                self.processes.from_first(self._keep)
+        record = {"epoch": epoch, "plcc": value, "srcc": math.nan if found is None else found.srcc}
+        self.epochs.append({name: None if x != x else x for name, x in record.items()})
+        if self.processes.first:
+            self._log(self.trainer.done, **self.epochs[-1])
+        self._save()
+
+    def _log(self, step: int, **values: Any) -> None:
+        self.folder.log(step=step, **values)
+        for name, value in values.items():
+            if self.events is not None and value is not None:
+                self.events.add_scalar(name, value, step)
+
+    def _judge(
+        self, names: Sequence[str], text: str, resamples: int = 0
+    ) -> tuple[Metrics, list[Prediction]]:
+        """Each process predicts its share of the images; all of them have all predictions."""
+        run, processes = self.plan, self.processes
+        samples = run.dataset.select(names)[processes.rank :: processes.world]
+        scorer = scorer_of(self._checkpoint(), DTYPES.get(run.config.amp))
+        found: list[Prediction] = []
+        with suppress(StoppedError):
+            found += predict(
+                scorer,
+                run.dataset,
+                samples,
+                protocol=run.protocol,
+                recipe=run.recipe,
+                seed=run.config.seed,
+                progress=partial(self._tell_judging, text),
+            ).rows
+        if self._is_asked_to_stop():  # now that each has done or left its part
+            self._stop()
+        predictions = sorted(processes.gather(found), key=lambda one: one.name)
+        labels, scores = ([getattr(p, f) for p in predictions] for f in ("label", "score"))
+        return judge(labels, scores, resamples=resamples), predictions
+
+    def _tell_judging(self, text: str, done: int, total: int) -> None:
+        self.progress(text, done, total)
+        if self.request.signal is not None:
+            raise StoppedError("while it was judged", self.request.signal)
+
+    def _checkpoint(self) -> Checkpoint:
+        spec = preprocessing(self.plan.recipe, self.crop)
+        # An ablation has all that scoring asks of a model.
+        return Checkpoint(cast(DRExperts, self.model), self.plan.dataset.scale, spec)
+
+    def _keep(self) -> None:
+        """The best model so far, ready for `drx export`; of an ablation, its weights only."""
+        if self.plan.variant == "full":
+            save_checkpoint(self._checkpoint(), self.folder.best)
+        else:
+            metadata = {"format": ABLATION_FORMAT, "variant": self.plan.variant}
+            write_safetensors(self.model.state_dict(), metadata, self.folder.best)
+
+    def _finish(self) -> dict[str, Any]:
+        """Test the best model and write the result."""
+        best, _ = self.processes.from_first(lambda: read_safetensors(self.folder.best))
+        load_strictly(self.model, best, str(self.folder.best))
+        metrics, predictions = self._judge(self.parts.test, "testing", resamples=1000)
+        chosen = [record["plcc"] for record in self.epochs]
+        known = [value for value in chosen if value is not None]
+        result = {
+            **self.folder.settings,
+            "images": [len(part) for part in asdict(self.parts).values()],
+            "selected_on": self.plan.selected_on if known else "last epoch",
+            "processes": self.processes.world,
+            "skipped": self.skipped,
+            "test": json_ready(metrics),
+            "epochs": self.epochs,
+            "best_epoch": chosen.index(max(known)) + 1 if known else len(chosen),
+            "versions": {name: version(name) for name in ("drexperts", "torch", "timm")}
+            | {"python": platform.python_version()},
+        }
+        if self.processes.first:
+            _write_predictions(predictions, self.folder.path / "predictions.csv")
+            self.folder.finish(result)
+        if self._is_asked_to_stop():  # of several trainings, the next is not begun
+            self._stop()
+        return result
+
+
+def _batches(
+    run: Run,
+    parts: Split,
+    store: ImageStore,
+    crop: int,
+    processes: Processes,
+    resources: Resources,
+) -> TrainingBatches:
+    return TrainingBatches(
+        store,
+        run.dataset.select(parts.train),
+        crops=run.recipe.train_crops,
+        size=crop,
+        batch=run.config.batch,
+        seed=run.config.seed,
+        rank=processes.rank,
+        world=processes.world,
+        accumulate=run.config.accumulate,
+        workers=resources.processes(),
+        pin=processes.device.type == "cuda",
+    )
+
+
+def _trainer(run: Run, model: nn.Module, epoch_steps: int, processes: Processes) -> Trainer:
+    scores = processes.wrap(_Scores(model))
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return F.smooth_l1_loss(scores(images).float(), labels)
+
+    return Trainer(
+        model,
+        loss,
+        run.config,
+        epoch_steps,
+        last_part=lambda last: processes.last_part(scores, last),
+        average=processes.average,
+    )
+
+
+class _Scores(nn.Module):
+    """A model's scores alone: what the loss reads, and so what gradients are exchanged for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.model(images).score
+        return scores
+
+
+def _events(folder: Path, done: int) -> Any:
+    """TensorBoard's writer, without what an earlier process wrote after step `done`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            '--tensorboard needs it: pip install "drexperts[tensorboard]"'
+        ) from error
+    return SummaryWriter(str(folder / "events"), purge_step=done + 1)
+
+
+def _parts(micro_batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """What a step is made from: `count` micro-batches."""
+    while part := list(islice(micro_batches, count)):
+        yield part
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def _memory_advice(crops: int, parts: int) -> str:
+    """What to change where a step of `parts` micro-batches of `crops` did not fit."""
+    begun = f"out of memory with {crops} crops at once: "
+    if crops == 1:
+        return begun + "take --amp bf16, --size small or --image-size 224"
+    more = next(count for count in range(2, crops + 1) if crops % count == 0)
+    return begun + (
+        f"--accumulate {parts * more} computes the same batch in smaller parts, --amp bf16 in half "
+        "the memory. Either is another run: choose another --out, or remove this one"
+    )
+
+
+def _keep_batch(part: Sequence[tuple[Tensor, Tensor, list[str]]], folder: Path) -> None:
+    """The crops as pictures and their labels and names as a table, to look at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        (name, label, crop)
+        for pixels, labels, names in part
+        for name, label, crop in zip(names, labels.tolist(), pixels, strict=True)
+    ]
+    with open(folder / "batch.csv", "w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("crop", "image", "label"))
+        for number, (name, label, crop) in enumerate(rows):
+            table.writerow((f"{number:03}.png", name, label))
+            Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"{number:03}.png")
+
+
+def _write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+    with written_whole(path) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("path", "label", "score", "std"))
+        table.writerows((p.name, p.label, p.score, p.std) for p in predictions)

@@ -1,0 +1,96 @@
+"""The terminal: where a verb prints, and how it shows the progress of long work."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from drexperts.runtime.progress import Progress
+from drexperts.runtime.scorer import Score
+
+_QUIET = 5.0  # seconds between two progress lines where there is no terminal
+
+
+class Screen:
+    """Where a verb prints: tables on stdout, notes and progress on stderr.
+
+    json_last: print tables on stderr too, because the last line of stdout is a JSON document
+    quiet: print nothing, because another process of a distributed run does
+    """
+
+    def __init__(self, json_last: bool = False, quiet: bool = False) -> None:
+        self.tables, self.notes = (
+            # File names are not markup: `[a]` and `:smile:` stay as they are.
+            Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
+            for stderr in (json_last, True)
+        )
+
+    def note(self, message: str) -> None:
+        """Print one line about what is going on."""
+        self.notes.print(message, style="dim")
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """What long work reports to: a bar on a terminal, else a line every few seconds."""
+        if not self.notes.is_terminal:
+            yield _ProgressLines(self)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=self.notes, transient=True) as bar:
+            yield _ProgressBar(self, bar, bar.add_task("", total=None))
+
+
+class _ProgressBar:
+    def __init__(self, screen: Screen, bar: Bar, task: TaskID) -> None:
+        self._screen, self._bar, self._task = screen, bar, task
+
+    def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
+        self._bar.update(self._task, description=message, completed=done, total=total)
+
+    def note(self, message: str) -> None:
+        self._screen.note(message)
+
+
+class _ProgressLines:
+    def __init__(self, screen: Screen) -> None:
+        self._screen, self._last = screen, -math.inf
+
+    def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
+        if time.monotonic() - self._last >= _QUIET:
+            self._last = time.monotonic()
+            self.note(message if total is None else f"{message}, {done} of {total}")
+
+    def note(self, message: str) -> None:
+        self._screen.note(message)
+
+
+def tracked(scores: Iterator[Score], total: int, screen: Screen) -> Iterator[Score]:
+    """The scores, with a progress bar while they come; none where stderr is no terminal."""
+    rate = TextColumn("{task.fields[rate]:.1f} images/s")
+    columns = (BarColumn(), MofNCompleteColumn(), rate, TextColumn("ETA"), TimeRemainingColumn())
+    hidden = not screen.notes.is_terminal
+    start = time.monotonic()
+    with Bar(*columns, console=screen.notes, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=total, rate=0.0)
+        for count, score in enumerate(scores, 1):
+            yield score
+            progress.update(task, completed=count, rate=count / (time.monotonic() - start))

@@ -1,0 +1,396 @@
+"""Where an engine leaves the reference: the first tensor whose error rounding does not explain.
+
+The reference is the engine's own graph in float32 through ONNX Runtime on the CPU. An engine with
+every tensor for an output is another engine: a builder cannot fuse what it must show, and the
+fault of a fused kernel is gone. So the first look is at tensors that several nodes read, which a
+builder has to write to memory anyway. After it every tensor is shown, a window at a time, up to
+the first that is wrong; if none is, though one was in the first look, a fused kernel is at fault.
+
+The path through ONNX Runtime is executed by the tests. Of the path through TensorRT, parsing and
+building were executed with TensorRT for RTX; running the engine takes a GPU, and was not.
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from rich.table import Table
+
+from drexperts import runtime
+from drexperts.export.engines.source_graph import engine_graph
+from drexperts.export.proof.photographs import verification_images
+from drexperts.export.proof.prove import check_same_model, images_in
+from drexperts.model.checkpoint import load_checkpoint
+from drexperts.runtime.errors import MissingDependencyError, UserError
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest
+from drexperts.runtime.preprocess import crops_from_image, decode
+
+Pixels = NDArray[np.uint8]
+Arrays = dict[str, NDArray[Any]]
+# Runs a graph on pixels [B, 3, H, W], and gives all its outputs by name.
+Execute = Callable[[onnx.ModelProto, Pixels], Arrays]
+
+HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+# What rounding may come to, and how often the worst error that came in. Over every tensor of
+# random models, full-size and tiny, the worst measured were 5e-5, 1.2e-2 and 0.24; no tensor above
+# 1e-2 in float16 had more than twice what came in.
+LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 0.3}
+JUMP = 4.0
+
+WINDOW = 128  # tensors shown at a time: half a gigabyte an image at full size, both sides together
+WIDE = ".float32"
+AROUND = 10  # tensors in a table
+SHOWN = 2  # crops that are looked at
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far one tensor of the engine is from the reference's.
+
+    error: the largest |difference| / (|reference| + its rms); infinite where one is no number
+    cosine: between the two, over the whole tensor
+    inputs: the errors of the nearest tensors before it that were shown as well
+    """
+
+    tensor: str
+    op: str
+    error: float
+    cosine: float
+    inputs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first tensor that rounding does not explain.
+
+    limit: what its error was held to: the precision's limit, or JUMP times the worst error that
+        came in, whichever is more
+    hidden: no tensor up to it was wrong once all were shown: a fused kernel is at fault, between
+        `inputs` and `tensor`
+    """
+
+    tensor: str
+    op: str
+    error: float
+    limit: float
+    inputs: dict[str, float]
+    hidden: bool
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """`first` is None if no tensor diverges; `profile` holds what was shown, in graph order."""
+
+    first: Divergence | None
+    profile: tuple[TensorError, ...]
+
+
+def bundle_layers(
+    bundle: Path,
+    checkpoint: Path | None,
+    images: Path | None,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Engine, LayerReport]]:
+    """`first_divergence` of each engine of a bundle that runs here and can show its tensors.
+
+    Raises:
+        UserError: as `check_comparable`; an engine is of another precision than the bundle's graph,
+            and there is no checkpoint; else as `first_divergence`.
+    """
+    manifest = read_manifest(bundle)
+    check_comparable(manifest)
+    loaded = None if checkpoint is None else load_checkpoint(checkpoint)
+    if loaded is not None:
+        check_same_model(loaded, manifest)
+    picture = verification_images()[0] if images is None else images_in(images)[0]
+    pixels = crops_from_image(decode(picture), manifest.preprocessing).pixels[:SHOWN]
+    for engine in _shown_here(manifest):
+        if engine.plan is not None and engine.plan.plugin_layers:
+            # Else the parser would take the function body, and that is what would be looked at.
+            plugin = importlib.import_module("drexperts.export.engines.tensorrt_plugin")
+            plugin.register(engine.plan.capabilities[0])
+        fused = engine.plan is None or engine.plan.fused_attention
+        proto = engine_graph(bundle, manifest, engine.precision, fused, loaded)
+        execute = EXECUTORS[engine.backend]
+        yield engine, first_divergence(proto, pixels, engine.precision, execute, tell)
+
+
+def check_comparable(manifest: Manifest) -> None:
+    """Raises UserError for an engine that has no float32 twin, which an int8 one has not."""
+    for engine in _shown_here(manifest):
+        if engine.precision not in LIMITS:
+            raise UserError(
+                f"{engine.file} is in {engine.precision}, and layers are compared in "
+                f"{', '.join(LIMITS)} only: export the checkpoint with --precision fp32, look into "
+                "that bundle with --debug-layers, and verify this one without"
+            )
+
+
+def _shown_here(manifest: Manifest) -> list[Engine]:
+    """The engines that run here and can show their tensors."""
+    return [
+        engine
+        for engine in manifest.engines
+        if engine.backend in EXECUTORS and runtime.obstacle(engine) is None
+    ]
+
+
+def first_divergence(
+    proto: onnx.ModelProto,
+    pixels: Pixels,
+    precision: str,
+    execute: Execute,
+    tell: Callable[[str], None],
+) -> LayerReport:
+    """Run an engine's graph beside its float32 twin and find where the two part.
+
+    Args:
+        proto: the graph that the engine was built from.
+        pixels: uint8 [B, 3, H, W]; one or two images are enough.
+        precision: "fp32", "fp16" or "bf16", that of the transformer blocks.
+        execute: the engine, one of `EXECUTORS`.
+        tell: is told what the work is at.
+
+    Raises:
+        MissingDependencyError: polygraphy is not installed.
+        UserError: the engine cannot be built or run on this machine.
+    """
+    graph, twin = DataFlow(proto), float32_twin(proto)
+    rows: dict[str, TensorError] = {}
+
+    def look(tensors: list[str], shown: list[str], hidden: bool) -> Divergence | None:
+        """The first of `tensors` that diverges while `shown` are outputs."""
+        expected = through_onnx_runtime(showing(twin, shown), pixels)
+        got = execute(showing(proto, shown), pixels)
+        rows.update((row.tensor, row) for row in measured(graph, shown, got, expected))
+        return _first([rows[name] for name in tensors], precision, hidden)
+
+    tell("layers: first look")
+    shared = graph.shared()
+    found = suspect = look(shared, shared, hidden=True)
+    names = list(graph.maker)
+    if suspect is not None:
+        names = names[: names.index(suspect.tensor) + 1]
+    for start in range(0, len(names), WINDOW):
+        tell(f"layers: tensor {start + 1} of {len(names)}")
+        window = names[start : start + WINDOW]
+        found = look(window, graph.ordered({*shared, *window}), hidden=False)
+        if found is not None:
+            break
+    profile = tuple(rows[name] for name in graph.ordered(set(rows)))
+    return LayerReport(found or suspect, profile)
+
+
+def _first(rows: Iterable[TensorError], precision: str, hidden: bool) -> Divergence | None:
+    """The first error above the limit that is also far above what came in."""
+    for row in rows:
+        limit = max(LIMITS[precision], JUMP * max(row.inputs.values(), default=0.0))
+        if row.error > limit:
+            return Divergence(row.tensor, row.op, row.error, limit, row.inputs, hidden)
+    return None
+
+
+class DataFlow:
+    """Which tensor is made of which, among the float tensors of a graph."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        graph = proto.graph
+        known = (*graph.value_info, *graph.output)
+        kinds = {value.name: value.type.tensor_type.elem_type for value in known}
+        floats = {name for name, kind in kinds.items() if kind in {*HALVES, TensorProto.FLOAT}}
+        self.maker = {name: node for node in graph.node for name in node.output if name in floats}
+        self._readers = Counter(name for node in graph.node for name in set(node.input))
+        self._outputs = {output.name for output in graph.output}
+
+    def shared(self) -> list[str]:
+        """Tensors that several nodes read, and the graph's outputs, in graph order."""
+        return [name for name in self.maker if self._readers[name] > 1 or name in self._outputs]
+
+    def ordered(self, names: set[str]) -> list[str]:
+        return [name for name in self.maker if name in names]
+
+    def nearest(self, tensor: str, shown: set[str]) -> list[str]:
+        """The shown tensors that a tensor is made of by way of none that is shown."""
+        found, seen = set(), set()
+        waiting = list(self.maker[tensor].input)
+        while waiting:
+            name = waiting.pop()
+            if name in shown:
+                found.add(name)
+            elif name in self.maker and name not in seen:
+                seen.add(name)
+                waiting += self.maker[name].input
+        return self.ordered(found)
+
+
+def measured(
+    graph: DataFlow, tensors: Sequence[str], got: Arrays, expected: Arrays
+) -> list[TensorError]:
+    """The errors of tensors in graph order, each with those of what it is made of."""
+    errors = {name: relative_error(got[name], expected[name]) for name in tensors}
+    shown, rows = set(tensors), []
+    for name in tensors:
+        inputs = {above: errors[above] for above in graph.nearest(name, shown)}
+        angle = cosine(got[name], expected[name])
+        rows.append(TensorError(name, graph.maker[name].op_type, errors[name], angle, inputs))
+    return rows
+
+
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest |difference| / (|expected| + rms of expected); infinite if one is no number.
+
+    A few values of a transformer are a hundred times the rms: their rounding is measured against
+    themselves, that of all others against the rms.
+    """
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    rms = np.sqrt(np.mean(b**2))
+    return float(np.max(np.abs(a - b) / (np.abs(b) + rms + np.finfo(np.float32).tiny)))
+
+
+def cosine(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Of two tensors as vectors; NaN if one is zero or holds what is no number."""
+    a, b = got.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    with np.errstate(all="ignore"):
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def float32_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, tensor names included, with float32 for every float16 and bfloat16."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    graph = twin.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in HALVES:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in (*graph.node, *(node for body in twin.functions for node in body.node)):
+        _widen_attributes(node)
+    return twin
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type in HALVES:
+        wide = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+
+
+def _widen_attributes(node: NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.name == "to" and attribute.i in HALVES:
+            attribute.i = TensorProto.FLOAT
+        _widen(attribute.t)
+
+
+def showing(proto: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy of the graph with tensors as outputs, beside those it has.
+
+    numpy has no bfloat16: such a tensor is shown in float32, under its name and `WIDE`.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    graph = shown.graph
+    known = {value.name: value for value in graph.value_info}
+    for name in tensors:
+        if name not in known:  # an output already: those have no entry of their own
+            continue
+        graph.output.append(known[name])
+        if known[name].type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            output = graph.output[-1]
+            output.name, output.type.tensor_type.elem_type = name + WIDE, TensorProto.FLOAT
+            cast = helper.make_node(
+                "Cast", [name], [output.name], output.name, to=TensorProto.FLOAT
+            )
+            graph.node.append(cast)
+    return shown
+
+
+def through_onnx_runtime(proto: onnx.ModelProto, pixels: Pixels) -> Arrays:
+    """All outputs of a graph, by ONNX Runtime on the CPU; it has no bfloat16."""
+    backend = _polygraphy("backend.onnxrt")
+    session = backend.SessionFromOnnx(proto.SerializeToString())
+    return _outputs(backend.OnnxrtRunner(session), proto, pixels)
+
+
+def through_tensorrt(proto: onnx.ModelProto, pixels: Pixels, *, rtx: bool) -> Arrays:
+    """All outputs of a graph, by an engine built of it for this one batch size; takes a GPU.
+
+    rtx: with TensorRT for RTX. Polygraphy keeps to the library that a process asked for first.
+
+    Raises:
+        UserError: the library did not build the engine, or did not run it.
+    """
+    _polygraphy("config").USE_TENSORRT_RTX = rtx
+    backend = _polygraphy("backend.trt")
+    network = backend.NetworkFromOnnxBytes(proto.SerializeToString(), strongly_typed=True)
+    profile = backend.Profile().add(proto.graph.input[0].name, *[pixels.shape] * 3)
+    engine = backend.EngineFromNetwork(network, backend.CreateConfig(profiles=[profile]))
+    return _outputs(backend.TrtRunner(engine), proto, pixels)
+
+
+# Runs the graph as an engine of the manifest's backend does.
+EXECUTORS: dict[str, Execute] = {
+    "onnx": through_onnx_runtime,
+    "tensorrt": partial(through_tensorrt, rtx=False),
+    "tensorrt-rtx": partial(through_tensorrt, rtx=True),
+}
+
+
+def _outputs(runner: Any, proto: onnx.ModelProto, pixels: Pixels) -> Arrays:
+    """What a polygraphy runner gives, copied: it may use its memory again."""
+    try:
+        with runner:
+            outputs = runner.infer({proto.graph.input[0].name: pixels})
+            return {name.removesuffix(WIDE): np.array(value) for name, value in outputs.items()}
+    except _polygraphy("exception").PolygraphyException as error:
+        raise UserError(f"the graph with more outputs could not be run: {error}") from error
+
+
+def _polygraphy(module: str) -> Any:
+    """One of its modules; its messages go to Python's logging, not to stdout."""
+    try:
+        logger = importlib.import_module("polygraphy.logger").G_LOGGER
+        logger.use_python_logging_system, logger.colors = True, False
+        return importlib.import_module(f"polygraphy.{module}")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            'looking into layers takes polygraphy: pip install "drexperts[debug]"'
+        ) from error
+
+
+def divergence_table(report: LayerReport) -> Table:
+    """The tensors around the first divergence, or around the largest error if there is none."""
+    profile, first = report.profile, report.first
+    if first is None:
+        title = "no tensor diverges; around the largest error"
+        middle = max(range(len(profile)), key=lambda i: profile[i].error)
+    else:
+        title = _title(first)
+        middle = [row.tensor for row in profile].index(first.tensor)
+    table = Table("", "tensor", "operator", title=title)
+    for column in ("error", "error that came in", "cosine"):
+        table.add_column(column, justify="right")
+    start = max(0, min(middle - AROUND // 2, len(profile) - AROUND))
+    for row in profile[start : start + AROUND]:
+        here = "▶" if row is profile[middle] else ""
+        came_in = f"{max(row.inputs.values(), default=0.0):.1e}"
+        table.add_row(here, row.tensor, row.op, f"{row.error:.1e}", came_in, f"{row.cosine:.6f}")
+    return table
+
+
+def _title(first: Divergence) -> str:
+    where = f"{first.op} {first.tensor}"
+    if first.hidden:
+        return f"first divergence before {where}; gone when looked into: a fused kernel's"
+    return f"first divergence: {where}, {first.error:.1e} where {first.limit:.1e} is rounding"

@@ -1,0 +1,61 @@
+"""The graph that an engine of a bundle is built from."""
+
+from pathlib import Path
+
+import onnx
+
+from drexperts.export.graph.attention_fusion import without_fused_attention
+from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.model.checkpoint import Checkpoint
+from drexperts.runtime.errors import BundleError, UserError
+from drexperts.runtime.manifest import Engine, Manifest, sha256_of
+
+
+def source_engine(bundle: Path, manifest: Manifest) -> Engine:
+    """The bundle's ONNX engine, whose graph others are built from.
+
+    Raises BundleError for a bundle without one, or whose file was changed.
+    """
+    for engine in manifest.engines:
+        path = bundle / engine.file
+        if engine.backend == "onnx":
+            if path.is_file() and sha256_of(path) == engine.sha256:
+                return engine
+            raise BundleError(
+                f"{str(path)!r} is missing or was changed: export the bundle again with "
+                "`drx export`"
+            )
+    raise BundleError(
+        f"{str(bundle)!r} has no ONNX engine to build from: export it with `drx export`"
+    )
+
+
+def engine_graph(
+    bundle: Path,
+    manifest: Manifest,
+    precision: str,
+    fused_attention: bool,
+    checkpoint: Checkpoint | None,
+) -> onnx.ModelProto:
+    """The bundle's graph, or in another precision than its own the checkpoint's.
+
+    Args:
+        precision: of the transformer blocks. Another than the bundle's is exported from the
+            checkpoint anew, so that weights are rounded once.
+        fused_attention: False changes it so that no builder fuses attention.
+
+    Raises:
+        BundleError: the bundle has no ONNX engine, or it was changed.
+        UserError: another precision, and no checkpoint.
+    """
+    source = source_engine(bundle, manifest)
+    if precision == source.precision:
+        proto = onnx.load(bundle / source.file)
+    elif checkpoint is not None:
+        proto = onnx_from_model(checkpoint.model, "maps" in manifest.outputs, precision)
+    else:
+        raise UserError(
+            f"the bundle's graph is {source.precision}: name the checkpoint it was exported from "
+            f"with --checkpoint, for one in {precision}"
+        )
+    return proto if fused_attention else without_fused_attention(proto)

@@ -1,0 +1,120 @@
+"""What the linear layers of a folded model read on real images, and weights made easy to quantise.
+
+A transformer's activations have channels a hundred times larger than the others, which leave eight
+bits few steps for the rest. `smoothed` moves part of their size into the weights, exactly
+(SmoothQuant, Xiao et al. 2023, arXiv 2211.10438, Eq. 4).
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from drexperts.export.graph.fold import encoder_blocks
+from drexperts.export.proof.photographs import distorted_crops
+from drexperts.model.dr_experts import DRExperts
+from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+
+STRENGTH = 0.5  # of smoothing: 0 leaves the activations as they are, 1 makes all channels alike
+CHUNK = 4  # crops at a time
+LEAST = 1e-5  # a channel that is never used is not divided by nothing
+
+
+class Peaks(NamedTuple):
+    """The least and the largest value of each input channel, [in] each."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def size(self) -> Tensor:
+        """The largest magnitude of each channel."""
+        return torch.maximum(self.low.abs(), self.high.abs()).clamp(min=LEAST)
+
+    def divided(self, by: Tensor) -> "Peaks":
+        return Peaks(self.low / by, self.high / by)
+
+
+def calibration_crops(images: Sequence[Source], preprocessing: Preprocessing) -> Tensor:
+    """A crop of each image and one of every distortion, mirrored: float32 0..255 [n, 3, H, W].
+
+    Mirrored, since the same photographs are what engines are verified on.
+    """
+    first = [crops_from_image(decode(image), preprocessing).pixels[0] for image in images]
+    changed = distorted_crops(images, preprocessing)[::4]  # of five levels, each in turn
+    first += [crops_from_image(image, preprocessing).pixels[0] for image in changed]
+    return torch.stack([torch.from_numpy(crop) for crop in first]).flip(-1).float()
+
+
+def block_linears(folded: DRExperts) -> dict[str, nn.Linear]:
+    """The linear layers of the transformer blocks by name, "encoder.blocks.0.query" the first."""
+    return {
+        f"{name}.{child}": linear
+        for name, block in encoder_blocks(folded)
+        for child, linear in block.named_children()
+        if isinstance(linear, nn.Linear)
+    }
+
+
+def measured_peaks(folded: DRExperts, crops: Tensor) -> dict[str, Peaks]:
+    """The peaks of what each block's linear layers read, over crops [n, 3, H, W]."""
+    found: dict[str, Peaks] = {}
+
+    def note(name: str, rows: Tensor) -> None:
+        now = Peaks(rows.amin(0), rows.amax(0))
+        old = found.get(name, now)
+        found[name] = Peaks(torch.minimum(old.low, now.low), torch.maximum(old.high, now.high))
+
+    with _watched(folded, note), torch.inference_mode():
+        for chunk in crops.split(CHUNK):
+            folded(chunk)
+    # Inference tensors may not be used where gradients are taken.
+    return {name: Peaks(low.clone(), high.clone()) for name, (low, high) in found.items()}
+
+
+@contextmanager
+def _watched(folded: DRExperts, note: Any) -> Iterator[None]:
+    """`note(name, rows)` is called with what each linear layer reads, [rows, in]."""
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))
+        for name, linear in block_linears(folded).items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def smoothed(folded: DRExperts, peaks: Mapping[str, Peaks]) -> tuple[DRExperts, dict[str, Peaks]]:
+    """An equal model whose linear layers read channels of more equal size, and its peaks.
+
+    A norm's output is scaled in its gain, what the attention gives in the values' projection. What
+    the second layer of an MLP reads has a GELU before it and stays as it is.
+    """
+    easier, found = copy.deepcopy(folded), dict(peaks)
+    with torch.no_grad():
+        for name, block in encoder_blocks(easier):
+            for source, readers in (
+                (block.norm1, ("query", "key", "value")),
+                (block.norm2, ("fc1",)),
+                (block.value, ("proj",)),
+            ):
+                by = _divisor([getattr(block, r) for r in readers], found[f"{name}.{readers[0]}"])
+                source.weight.div_(by if source.weight.ndim == 1 else by[:, None])
+                source.bias.div_(by)
+                for reader in readers:
+                    getattr(block, reader).weight.mul_(by)
+                    found[f"{name}.{reader}"] = found[f"{name}.{reader}"].divided(by)
+    return easier, found
+
+
+def _divisor(linears: Sequence[nn.Linear], peaks: Peaks) -> Tensor:
+    """By what each channel is divided: size^a / weight^(1 - a), of geometric mean 1."""
+    weight = torch.cat([linear.weight for linear in linears]).abs().amax(0).clamp(min=LEAST)
+    by = peaks.size**STRENGTH / weight ** (1 - STRENGTH)
+    result: Tensor = by / by.log().mean().exp()
+    return result

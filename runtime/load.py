@@ -1,0 +1,130 @@
+"""Open a bundle on the best engine that this machine can run."""
+
+import logging
+import os
+from pathlib import Path
+
+from drexperts.runtime.errors import (
+    BundleError,
+    ChangedFileError,
+    DeviceError,
+    MissingDependencyError,
+    NotTakenError,
+    UserError,
+)
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.scorer import PassedOver, Scorer
+from drexperts.runtime.selection import (
+    BACKENDS,
+    by_preference,
+    check_allowed,
+    check_wanted,
+    parse_device,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    allow_unverified: bool = False,
+    trust: bool = False,
+) -> Scorer:
+    """A Scorer on the best engine of a bundle folder that this machine can run.
+
+    `scorer.session.description` says which, `scorer.passed_over` which better ones it cannot run
+    and why; both are logged, too.
+
+    device: "auto", "cpu", "cuda", or such as "cuda:1"
+    threads: CPU threads of the engine; None leaves its default
+    allow_unverified: also take an engine without a passed proof
+    trust: also take a TensorRT engine that was not built here; it can run code of its maker
+
+    Raises BundleError for a bundle that is missing, changed, or without an engine that is proven
+    and runs here, MissingDependencyError without its only engine's library, DeviceError for a GPU
+    that cannot be used, UserError for other arguments.
+    """
+    wanted = parse_device(device)
+    if not isinstance(bundle, (str, os.PathLike)):
+        raise UserError(f"name the bundle's folder, got {bundle!r}")
+    manifest = read_manifest(bundle)
+    failures: list[tuple[Engine, UserError]] = []
+    for engine in by_preference(manifest.engines):
+        try:
+            check_wanted(engine, wanted, unverified=allow_unverified)
+            scorer = open_engine(bundle, manifest, engine, threads, gpu=wanted.gpu, trust=trust)
+        except ChangedFileError:
+            raise
+        except (BundleError, DeviceError, MissingDependencyError) as error:
+            _log.info("%s (%s) passed over: %s", engine.file, engine.backend, error)
+            failures.append((engine, error))
+        else:
+            _log.info("%s on %s", engine.file, scorer.session.description)
+            scorer.passed_over = _passed_over(failures)
+            return scorer
+    raise _none_left(bundle, failures)
+
+
+def open_engine(
+    bundle: str | os.PathLike[str],
+    manifest: Manifest,
+    engine: Engine,
+    threads: int | None = None,
+    *,
+    gpu: int = 0,
+    trust: bool = False,
+) -> Scorer:
+    """A Scorer on one engine of a bundle, proven or not; its file must be the recorded one.
+
+    Raises NotTakenError for an engine that this machine cannot run, or that is not trusted; what
+    `load` raises otherwise.
+    """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
+    check_allowed(engine, gpu, trust=trust)
+    path = Path(bundle) / engine.file
+    _check_unchanged(path, engine)
+    session = BACKENDS[engine.backend].open(path, engine, threads, gpu)
+    crop = manifest.preprocessing.crop
+    if session.image_size not in (None, crop):
+        raise BundleError(
+            f"{str(bundle)!r} cuts crops of {crop} px for an engine that takes "
+            f"{session.image_size} px: export it again with `drx export`"
+        )
+    return Scorer(manifest, engine, session)
+
+
+def _passed_over(failures: list[tuple[Engine, UserError]]) -> tuple[PassedOver, ...]:
+    return tuple(PassedOver(engine.file, engine.backend, str(error)) for engine, error in failures)
+
+
+def _none_left(
+    bundle: str | os.PathLike[str], failures: list[tuple[Engine, UserError]]
+) -> UserError:
+    """What `load` raises when no engine was taken."""
+    if not failures:
+        return BundleError(
+            f"{str(bundle)!r} has no engine this version can run; export it again with `drx export`"
+        )
+    errors = [error for _, error in failures]
+    if len(errors) == 1 and not isinstance(errors[0], NotTakenError):
+        return errors[0]
+    reasons = "; ".join(
+        f"{file} ({backend}): {why}" for file, backend, why in _passed_over(failures)
+    )
+    return BundleError(f"no engine in {str(bundle)!r} can be used here: {reasons}")
+
+
+def _check_unchanged(path: Path, engine: Engine) -> None:
+    if not path.is_file():
+        raise ChangedFileError(
+            f"{str(path)!r} is missing: export the bundle again with `drx export`"
+        )
+    if sha256_of(path) != engine.sha256:
+        raise ChangedFileError(
+            f"{str(path)!r} is not the file that was verified: its SHA-256 differs from the "
+            "manifest's; restore it, or export the bundle again with `drx export`"
+        )

@@ -1,0 +1,193 @@
+"""The page of `drx bench`: what is in it, and how it looks in a browser."""
+
+import io
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import browser, sample_reports
+from support.browser import Browser
+
+from drexperts.bench.page import page
+from drexperts.ui import charts
+
+NEEDED = pytest.mark.skipif(
+    browser.executable() is None, reason=f"no browser: none of {', '.join(browser.NAMES)}"
+)
+EACH = pytest.mark.parametrize("name", sample_reports.REPORTS)
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@EACH
+def test_nothing_runs_and_nothing_is_fetched(name: str) -> None:
+    elements = Elements(page(sample_reports.REPORTS[name]()))
+    assert not elements.of("script")
+    for _, attributes in elements.tags:
+        assert not {"src", "href", "srcset", "onload"} & attributes.keys()
+    assert "url(" not in elements.text
+    assert "@import" not in elements.text
+
+
+def test_what_comes_from_outside_is_text() -> None:
+    report = sample_reports.gpu()
+    elements = Elements(page(report))
+    assert sample_reports.HOSTILE in elements.text
+    assert not elements.of("script")
+    assert not elements.of("a")
+
+
+@EACH
+def test_every_picture_says_what_it_is(name: str) -> None:
+    pictures = Elements(page(sample_reports.REPORTS[name]())).of("svg")
+    for picture in pictures:
+        assert picture.get("aria-label") if picture.get("role") else picture["aria-hidden"]
+
+
+def test_everything_is_there() -> None:
+    report = sample_reports.cpu()
+    elements = Elements(page(report))
+    labels = [picture.get("aria-label") or "" for picture in elements.of("svg")]
+    contenders = [name for name in report["batches"][0]["latency"] if name != "engine again"]
+    for entry in report["batches"]:
+        for name in contenders:
+            assert f"latencies of {name}, batch {entry['batch']}" in labels
+    for said in (
+        "crops a second against batch",
+        "FLOP/s against FLOP for each byte",
+        "time by part of one image",
+    ):
+        assert said in labels
+    for said in ("no NVIDIA GPU", report["source"]["sha256"], report["command"], "Noise floor"):
+        assert said in elements.text
+    assert "1.3e-07" in elements.text
+    assert all("engine again" not in label for label in labels)
+
+
+def test_trials_that_were_stopped_are_marked() -> None:
+    report = sample_reports.cpu()
+    assert "stopped early, of what was answered: " in page(report)
+    assert "no, stopped early" in page(report)
+    for trial in report["scenarios"]["server"]["trials"]:
+        trial["queries"] = trial["planned"]
+    assert "stopped early" not in page(report)
+    assert "every image answered: " in page(report)
+
+
+def test_what_is_missing_has_no_heading() -> None:
+    text = Elements(page(sample_reports.bare())).text
+    assert "Latency" in text
+    for heading in ("Roofline", "Cost of an image", "Agreement", "Left out", "Server"):
+        assert heading not in text
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, made in sample_reports.REPORTS.items():
+        (folder / f"{name}.html").write_text(page(made()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def show(chromium: Browser, page: Path, width: int, dark: bool = False) -> None:
+    chromium.open(page, width, dark=dark)
+    chromium.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+
+
+@NEEDED
+@EACH
+@pytest.mark.parametrize("width", [1280, 360])
+def test_no_text_leaves_its_picture_or_overlaps(
+    chromium: Browser, pages: Path, name: str, width: int
+) -> None:
+    show(chromium, pages / f"{name}.html", width)
+    assert chromium.evaluate("document.querySelectorAll('svg text').length") > 10
+    assert chromium.evaluate(browser.TEXT_FAULTS) == []
+
+
+@NEEDED
+@EACH
+def test_it_asks_for_nothing_and_complains_of_nothing(
+    chromium: Browser, pages: Path, name: str
+) -> None:
+    show(chromium, pages / f"{name}.html", 1280)
+    assert chromium.requests == [(pages / f"{name}.html").as_uri()]
+    assert chromium.messages == []
+
+
+@NEEDED
+@EACH
+def test_a_telephone_scrolls_one_way_only(chromium: Browser, pages: Path, name: str) -> None:
+    show(chromium, pages / f"{name}.html", 360)
+    assert chromium.evaluate("innerWidth") == 360
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@NEEDED
+@EACH
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_can_be_read(chromium: Browser, pages: Path, name: str, dark: bool) -> None:
+    show(chromium, pages / f"{name}.html", 1280, dark)
+    assert chromium.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+    assert chromium.evaluate(browser.CONTRAST_FAULTS) == []
+
+
+@NEEDED
+@pytest.mark.parametrize("dark", [False, True])
+def test_its_series_are_seen(chromium: Browser, pages: Path, dark: bool) -> None:
+    chromium.open(pages / "cpu.html", 1280, height=1600, dark=dark)
+    shown = np.asarray(Image.open(io.BytesIO(chromium.screenshot())).convert("RGB"))
+    assert shown[5, 5].mean() < 60 if dark else shown[5, 5].mean() > 200
+    red, green, blue = np.moveaxis(shown.astype(np.uint32), 2, 0)
+    colours, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
+    seen = dict(zip(colours.tolist(), counts.tolist(), strict=True))
+    contenders = 6
+    for colour in charts.COLOURS[:contenders]:
+        assert seen.get(int(colour[1:], 16), 0) > 100, colour
+
+
+@NEEDED
+def test_faults_would_be_found(chromium: Browser, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(
+        "<body style='color: #777; background: #fff'><p style='width: 800px'>pale</p>"
+        "<svg width=100 height=50><rect width=100 height=50 fill='#333' />"
+        "<text x=10 y=20>one</text><text x=20 y=22>two</text><text x=90 y=40>three</text></svg>"
+        "<img src='nowhere.png'></body><script>console.error('no')</script>"
+    )
+    show(chromium, broken, 360)
+    assert chromium.evaluate(browser.TEXT_FAULTS) == [
+        "one overlaps two",
+        "three leaves its picture",
+    ]
+    faults = chromium.evaluate(browser.CONTRAST_FAULTS)
+    assert [fault.partition(":")[0] for fault in faults] == ["pale", "one", "two"]
+    assert chromium.evaluate("document.documentElement.scrollWidth") > 360
+    assert len(chromium.requests) == 2
+    assert chromium.messages

@@ -1,0 +1,206 @@
+"""The profile adds up and hides nothing. No test asserts a time."""
+
+import dataclasses
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from support.fake_gpu import FakeCuda, FakeTensorrt, engine_of, install, plan_bytes
+from support.tiny_graphs import tiny_graph
+
+from drexperts.bench import profile as profiling
+from drexperts.bench.graph_parts import PlacedNode
+from drexperts.bench.profile import PARTS, profile_engine
+from drexperts.bench.timing import photograph
+from drexperts.runtime import tensorrt_plan
+from drexperts.runtime.errors import InternalError, UserError
+from drexperts.runtime.manifest import Manifest, read_manifest
+from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.tensorrt_session import TensorrtSession
+
+LAYERS = [
+    {"Name": "cast", "LayerType": "cast", "Metadata": "[ONNX Layer: node__to_copy]"},
+    {"Name": "resize_patches", "Metadata": "[ONNX Layer: node_matmul_4]\x1e[ONNX Layer: conv]"},
+    {"Name": "gemm0", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_linear | pooling]"},
+    {"Name": "both", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_linear]\x1e"},
+    {"Name": "{ForeignNode[node_of_pooled]}"},
+    "a layer of which only the name is told",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> onnx.ModelProto:
+    return tiny_graph(tiny, random_model, "paper", "fp32")
+
+
+@pytest.fixture(scope="module")
+def manifest(toy_bundle: Path) -> Manifest:
+    spec = Preprocessing(64, 64, 128, 2)
+    return dataclasses.replace(read_manifest(toy_bundle), preprocessing=spec)
+
+
+@pytest.fixture(scope="module")
+def scorer(
+    model: onnx.ModelProto, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
+) -> Scorer:
+    path = tmp_path_factory.mktemp("profiled") / "model.onnx"
+    onnx.save(model, path)
+    session = OnnxSession(path, max_batch=4, threads=1)
+    return Scorer(manifest, manifest.engines[0], session, batch=3)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "SETTLE", 0.0)
+
+
+def by_part(profile: dict[str, Any]) -> dict[str, float]:
+    return {each["part"]: each["seconds"] for each in profile["parts"]}
+
+
+def layers_by_part(profile: dict[str, Any]) -> dict[str, float]:
+    spent: dict[str, float] = defaultdict(float)
+    for each in profile["layers"]:
+        spent[each["part"]] += each["seconds"]
+    return spent
+
+
+@pytest.mark.usefixtures("quick")
+def test_profile_of_onnx_runtime(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    image = photograph()
+    profile = profile_engine(scorer, rounds=3, image=image, progress=said.append)
+    assert list(tmp_path.iterdir()) == []
+    json.dumps(profile, allow_nan=False)
+    assert len(said) == 2
+    assert (profile["batch"], profile["backend"]) == (3, "onnx")
+    assert (profile["crops"], profile["calls"]) == (4, pytest.approx(4 / 3))
+    parts = by_part(profile)
+    assert tuple(parts) == PARTS
+    assert sum(parts.values()) == pytest.approx(profile["total_s"])
+    for part, spent in layers_by_part(profile).items():
+        assert parts[part] == pytest.approx(spent)
+    assert {"prepare", "encoder", "controller", "head"} <= layers_by_part(profile).keys()
+    assert parts["between kernels"] > 0
+    spent = [each["seconds"] for each in profile["layers"]]
+    assert spent == sorted(spent, reverse=True)
+    assert "1.333 times a call of the engine with 3 crops; medians of 3 rounds" in profile["note"]
+    assert f"{profile['slowdown']:.2f} times" in profile["note"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_layer_is_there(scorer: Scorer, model: onnx.ModelProto) -> None:
+    layers = profile_engine(scorer, rounds=1, image=photograph())["layers"]
+    names = {each["name"] for each in layers}
+    weights = [w.name for w in model.graph.initializer if ".blocks." in w.name]
+    assert weights
+    for weight in weights:
+        assert weight.removeprefix("model.").rpartition(".")[0] in names
+    assert [each["part"] for each in layers if each["op"] == "Gelu"].count("encoder") == 2
+
+
+def test_times_are_of_all_calls_of_an_image(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four crops, three at a time: a call and a third of its 5 ms, of which a layer has 2."""
+    nodes = [PlacedNode("a", "a", "Add", "head")]
+    called = np.full(2, 5e-3)
+    told = profiling._EngineTimes(nodes, np.full((2, 1), 2e-3), called, called, "")
+    asked = []
+    monkeypatch.setattr(
+        profiling, "_engine_times", lambda _, pixels, rounds: asked.append(len(pixels)) or told
+    )
+    profile = profile_engine(scorer, rounds=2, image=photograph())
+    assert asked == [3]
+    assert profile["layers"][0]["seconds"] == pytest.approx(4 / 3 * 2e-3)
+    assert by_part(profile)["head"] == pytest.approx(4 / 3 * 2e-3)
+    assert by_part(profile)["between kernels"] == pytest.approx(4 / 3 * 3e-3)
+
+
+def test_a_kernel_that_the_graph_does_not_know_is_shown() -> None:
+    def event(ts: int, name: str, op: str, dur: int) -> dict[str, Any]:
+        args = {"op_name": op}
+        return {"cat": "Node", "ts": ts, "name": f"{name}_kernel_time", "args": args, "dur": dur}
+
+    nodes = [PlacedNode("a", "a", "Add", "head"), PlacedNode("b", "b", "Mul", "head")]
+    events = [
+        {"cat": "Session", "name": "model_run", "ts": 0, "dur": 9},
+        event(5, "c", "Copy", 50),
+        event(1, "a", "Add", 10),
+        event(3, "a", "Add", 30),
+        event(2, "c", "Copy", 20),
+    ]
+    ran, spent = profiling._kernels(events, nodes, calls=2)
+    assert [(node.layer, node.part) for node in ran] == [("a", "head"), ("c", "other")]
+    np.testing.assert_allclose(spent, [[1e-5, 2e-5], [3e-5, 5e-5]])
+    with pytest.raises(InternalError, match="4 layers in 3 equal calls"):
+        profiling._kernels(events, nodes, calls=3)
+    with pytest.raises(InternalError, match="0 layers"):
+        profiling._kernels(events[:1], nodes, calls=1)
+
+
+@pytest.fixture
+def gpu_scorer(
+    model: onnx.ModelProto,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    """A bundle of a stand-in for an engine beside our graph, on a stand-in for a GPU."""
+    monkeypatch.setattr(tensorrt_plan, "cache_folder", lambda: tmp_path / "cache")
+    cuda = FakeCuda()
+    trt = FakeTensorrt(cuda)
+    trt.layers = LAYERS
+    install(monkeypatch, cuda, trt)
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "model.engine").write_bytes(plan_bytes(((1, 2, 4),)))
+    engine = engine_of(tmp_path / "model.engine")
+    session = TensorrtSession(tmp_path / "model.engine", engine)
+    spec = Preprocessing(32, 32, 64, 2)
+    engines = (engine, *manifest.engines)
+    yield Scorer(
+        dataclasses.replace(manifest, engines=engines, preprocessing=spec), engine, session
+    )
+    session.close()
+    assert cuda.faults == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_profile_of_tensorrt(gpu_scorer: Scorer) -> None:
+    profile = profile_engine(gpu_scorer, rounds=2, image=photograph())
+    json.dumps(profile, allow_nan=False)
+    assert "never been run on a GPU" in profile["note"]
+    told = {each["name"]: each for each in profile["layers"]}
+    assert {name: each["part"] for name, each in told.items()} == {
+        "cast": "prepare",
+        "resize_patches": "prepare",  # the other name is not in the graph
+        "gemm0": "encoder",
+        "both": "encoder",
+        "{ForeignNode[node_of_pooled]}": "head",
+        "a layer of which only the name is told": "other",
+    }
+    assert (told["gemm0"]["op"], told["resize_patches"]["op"]) == ("gemm", "layer")
+    assert (profile["batch"], profile["calls"]) == (4, 1.0)
+    assert told["gemm0"]["seconds"] == pytest.approx(2.5e-3)  # as the stand-in says
+    assert profile["layers"][0]["name"] == LAYERS[-1]
+    assert by_part(profile)["encoder"] == pytest.approx(6e-3)
+
+
+def test_mistakes(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="one round at least, got 0"):
+        profile_engine(scorer, rounds=0, image=photograph())
+    monkeypatch.setattr(scorer.session, "provider", "cuda")
+    with pytest.raises(UserError, match="does not tell the times of its kernels: profile the"):
+        profile_engine(scorer, rounds=1, image=photograph())

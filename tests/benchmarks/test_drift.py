@@ -1,0 +1,353 @@
+"""The drift benchmark: real decoders and resizes, the sets, the figures, the gates."""
+
+import copy
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from drexperts import runtime
+from drexperts.benchmarks import drift, receipt_tables
+from drexperts.benchmarks.drift import (
+    CONTROL,
+    ENCODINGS,
+    RUNTIME,
+    STORED,
+    encoded,
+    figures,
+    pictures_of,
+)
+from drexperts.benchmarks.drift_variants import DECODERS, JPEG, PNG, decoders, resizes, upright
+from drexperts.benchmarks.receipt_arithmetic import claims
+from drexperts.runtime import preprocess
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.manifest import ENOUGH_IMAGES
+from drexperts.runtime.preprocess import decode, resized
+
+# It is the library at hand wherever PyTorch is; its successor is one more.
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of")
+
+# Those that interpolate chroma as Pillow's libjpeg-turbo does by default.
+EXACT = ("simplejpeg", "torchvision", "OpenCV")
+
+
+@pytest.fixture(scope="module")
+def scorer(toy_bundle):
+    return runtime.load(toy_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(photo, encode):
+    """Three to be made smaller, one larger, one as it is; one is a JPEG that lies on its side."""
+    made = {
+        f"{width}x{height}": encode(photo(width, height, width), "PNG")
+        for width, height in ((200, 150), (160, 240), (24, 40), (48, 48))
+    }
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return made | {"turned.jpg": encode(photo(120, 90), "JPEG", quality=80, exif=exif)}
+
+
+@pytest.fixture(scope="module")
+def found(scorer, pictures):
+    return drift.drift(scorer, pictures, lambda _: None)
+
+
+@pytest.fixture
+def decoder():
+    """decoder(name), or a skip that says why it cannot be had."""
+
+    def get(name):
+        have, left_out = decoders()
+        if name in left_out:
+            pytest.skip(f"{name}: {left_out[name]}")
+        return have[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_gives_the_picture_of_the_file(name, decoder, photo):
+    other = decoder(name)
+    assert other.version
+    for kind in other.formats:
+        for size in ((67, 41), (64, 48)):
+            options = {} if kind == PNG else {"quality": 90, "subsampling": "4:2:0"}
+            content = encoded(photo(*size), {"format": kind, **options})
+            pixels = other.stored(content)
+            assert pixels.shape == (size[1], size[0], 3)
+            assert pixels.dtype == np.uint8
+            steps, exchanged = (
+                np.abs(np.asarray(decode(content), int) - each)
+                for each in (pixels, pixels[:, :, ::-1])
+            )
+            assert steps.mean() < 0.2 * exchanged.mean(), "red comes first"
+            assert steps.max() == 0 or kind == JPEG
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("name", EXACT)
+def test_a_decoder_s_pixels_are_turned_as_the_runtime_turns_them(
+    name, orientation, decoder, photo, encode
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(photo(50, 30), "JPEG", quality=95, subsampling="4:4:4", exif=exif)
+    image = upright(decoder(name).stored(content), content)
+    expected = decode(content)
+    assert image.size == expected.size
+    assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).mean() < 1
+
+
+def test_fast_decoding_repeats_chroma(decoder, photo):
+    content = encoded(photo(64, 64), {"format": JPEG, "quality": 90, "subsampling": "4:2:0"})
+    slow, fast = (decoder(name).stored(content) for name in ("simplejpeg", "simplejpeg, fast"))
+    assert np.abs(slow.astype(int) - fast).max() > 2
+
+
+def test_what_is_not_installed_is_left_out_with_its_reason(monkeypatch):
+    for module in ("simplejpeg", "cv2"):
+        monkeypatch.setitem(sys.modules, module, None)
+    have, left_out = decoders()
+    assert "simplejpeg" not in have
+    assert "simplejpeg" in left_out["simplejpeg"]
+    assert "cv2" in left_out["OpenCV"]
+    have_resizes, left_out = resizes()
+    assert "cv2" in left_out["OpenCV"]
+    assert not [name for name in have_resizes if name.startswith("OpenCV")]
+
+
+def test_resizes_give_the_size_and_the_picture(photo):
+    have, _ = resizes()
+    image = photo(400, 300)
+    content = encoded(image, {"format": JPEG, "quality": 95})
+    image = decode(content)
+    pixels = {}
+    for name, resize in have.items():
+        made = resize(content, image, (80, 60))
+        assert made.size == (80, 60)
+        pixels[name] = np.asarray(made, int)
+    contract = np.asarray(image.resize((80, 60), Image.Resampling.BICUBIC), int)
+    steps = {name: np.abs(contract - each).mean() for name, each in pixels.items()}
+    assert min(steps.values()) > 0
+    assert max(steps.values()) < 12
+    assert steps["torch bicubic, antialias"] < 0.5 < steps["torch bicubic"]
+    assert steps["torch bicubic"] > 2 * steps["Pillow Lanczos"]
+
+
+def test_draft_decodes_fewer_pixels_of_a_turned_jpeg(photo, encode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(photo(400, 240), "JPEG", quality=95, exif=exif)
+    draft = resizes()[0]["Pillow bicubic, draft"]
+    made = draft(content, decode(content), (48, 80))
+    plain = decode(content).resize((48, 80), Image.Resampling.BICUBIC)
+    steps = np.abs(np.asarray(made, int) - np.asarray(plain, int))
+    assert 0 < steps.mean() < 4
+
+
+def test_sets_hold_the_files_they_name(found, pictures):
+    sets = {each["set"]: each for each in found["sets"]}
+    assert list(sets) == [STORED, *ENCODINGS, "made smaller", "made larger"]
+    counts = {name: each["images"] for name, each in sets.items()}
+    assert counts == {
+        STORED: 1,
+        **dict.fromkeys(ENCODINGS, 5),
+        "made smaller": 3,
+        "made larger": 1,
+    }
+    for each in found["sets"]:
+        for scores in each["scores"].values():
+            assert len(scores) == each["images"]
+        assert list(each["scores"]) == [RUNTIME, *each["drift"]]
+        assert each["pixels"].keys() == each["drift"].keys()
+    assert found["pictures"] == list(pictures)
+
+
+def test_encodings_are_different_files(found):
+    """Of the same pictures: another quality is another score."""
+    sets = {each["set"]: each["scores"][RUNTIME] for each in found["sets"]}
+    assert len({tuple(sets[name]) for name in ENCODINGS}) == len(ENCODINGS)
+
+
+def test_scores_are_the_runtime_s_of_the_encoded_file(found, scorer, pictures):
+    sets = {each["set"]: each for each in found["sets"]}
+    for name in (CONTROL, "JPEG q40 4:2:0"):
+        contents = [encoded(decode(content), ENCODINGS[name]) for content in pictures.values()]
+        assert sets[name]["scores"][RUNTIME] == [score.value for score in scorer.score(contents)]
+    assert sets[STORED]["scores"][RUNTIME] == [scorer.score(pictures["turned.jpg"]).value]
+
+
+def test_nothing_drifts_without_loss(found):
+    (control,) = [each for each in found["sets"] if each["set"] == CONTROL]
+    for drifted in control["drift"].values():
+        assert drifted["pixel_max"] == drifted["score_max"] == drifted["order_flips"] == 0
+
+
+def test_resizes_drift_and_the_figures_say_how_far(found, scorer, pictures):
+    (smaller,) = [each for each in found["sets"] if each["set"] == "made smaller"]
+    box = smaller["drift"]["Pillow box"]
+    spec = scorer.manifest.preprocessing
+    content = encoded(decode(pictures["200x150"]), drift.TO_RESIZE)
+    contract = resized(decode(content), spec)
+    image = decode(content).resize(contract.size, Image.Resampling.BOX)
+    assert smaller["scores"]["Pillow box"][0] == scorer.score(image).value
+    steps = np.abs(np.asarray(contract, int) - np.asarray(image, int))
+    assert smaller["pixels"]["Pillow box"]["max"][0] == steps.max()
+    assert smaller["pixels"]["Pillow box"]["mean"][0] == pytest.approx(steps.mean())
+    assert box["pixel_max"] == max(smaller["pixels"]["Pillow box"]["max"])
+    assert box["score_max"] >= box["score_mean"] > 0
+
+
+def test_figures():
+    expected = [10.0, 20.0, 30.0, 40.0]
+    found = figures(expected, [10.0, 31.0, 29.0, 40.0], span=100.0)
+    assert found["score_max"] == pytest.approx(0.11)
+    assert found["score_mean"] == pytest.approx(0.03)
+    assert (found["order_flips"], found["pairs"]) == (1, 6)
+    assert found["srcc"] == pytest.approx(0.8)
+    assert found["srcc_interval"] is None, "four pictures"
+    many = np.arange(float(ENOUGH_IMAGES))
+    low, high = figures(many, many + 3 * (many % 2), 60.0)["srcc_interval"].values()
+    assert 0.9 < low < high < 1
+
+
+def test_a_report_computes_again_from_its_scores(found):
+    report = json.loads(json.dumps({"kind": "drift", **found}))
+    made = list(claims(report))
+    assert not [fault for claim in made for fault in claim.faults()]
+    report["sets"][-2]["drift"]["Pillow box"]["score_max"] *= 1.01
+    assert [fault for claim in claims(report) for fault in claim.faults()]
+
+
+def test_gates_hold(found):
+    assert found["gates"] == {"runtime_met_again": True, "fingerprints_apart": True}
+
+
+def test_a_score_that_is_not_met_again_is_a_red_gate(scorer, pictures):
+    class Two(runtime.Scorer):
+        """Another score for pixels than for files."""
+
+        def score(self, source, *, maps=False):
+            result = super().score(source, maps=maps)
+            if isinstance(source, Image.Image):
+                object.__setattr__(result, "value", result.value + 1e-9)
+            return result
+
+    two = Two(scorer.manifest, scorer.engine, scorer.session)
+    few = {"48x48": pictures["48x48"]}
+    assert drift.drift(two, few, lambda _: None)["gates"]["runtime_met_again"] is False
+
+
+def test_a_picture_that_a_decoder_cannot_read(scorer, decoder, pictures):
+    simplejpeg = decoder("simplejpeg")
+    variants = {"simplejpeg": lambda content, _: upright(simplejpeg.stored(content), content)}
+    files = [pictures["turned.jpg"], pictures["48x48"]]  # the second is a PNG
+    with pytest.raises(UserError, match=r"^some, picture 2: simplejpeg cannot read it, leave it"):
+        drift.compared(
+            drift.Judge(scorer), "some", files, lambda image: image, variants, lambda _: None
+        )
+
+
+def test_pictures_of_a_folder(tmp_path, photo, encode):
+    (tmp_path / "b.jpg").write_bytes(encode(photo(40, 30), "JPEG"))
+    (tmp_path / "a.png").write_bytes(encode(photo(40, 30), "PNG"))
+    assert list(pictures_of([str(tmp_path)])) == ["a.png", "b.jpg"]
+    (tmp_path / "c.png").write_bytes(encode(photo(400, 20), "PNG"))
+    with pytest.raises(UserError, match=r"c\.png' is 400x20, no photograph"):
+        pictures_of([str(tmp_path)])
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(tmp_path, photo, encode):
+    for folder in ("one", "other/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").write_bytes(encode(photo(40, 30), "PNG"))
+    given = [str(tmp_path / "one"), str(tmp_path / "other")]
+    assert list(pictures_of(given)) == ["one/a.png", "other/deep/a.png"]
+    assert list(pictures_of(given[:1])) == ["a.png"]
+
+
+def test_a_broken_photograph_is_named_and_is_no_failed_gate(toy_bundle, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    given = [str(toy_bundle), "--weights", "random", "--images", str(tmp_path)]
+    assert drift.main(given) == 2
+    assert "broken.jpg" in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_none_is_no_failed_gate(tmp_path, capsys):
+    assert drift.main([str(tmp_path / "none"), "--weights", "random"]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
+
+
+def test_a_receipt_that_cannot_be_written_is_refused_first(
+    toy_bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(drift, "drift", lambda *_: pytest.fail("it measured"))
+    receipt = tmp_path / "none" / "drift.json"
+    assert drift.main([str(toy_bundle), "--weights", "random", "--receipt", str(receipt)]) == 2
+    assert f"there is no folder {receipt.parent}" in capsys.readouterr().err
+
+
+def test_the_command(toy_bundle, tmp_path, photo, encode, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "one.jpg").write_bytes(encode(photo(120, 90), "JPEG"))
+    (folder / "two.png").write_bytes(encode(photo(90, 120, 1), "PNG"))
+    receipt = tmp_path / "drift.json"
+    given = [str(toy_bundle), "--weights", "random", "--images", str(folder)]
+    assert drift.main([*given, "--receipt", str(receipt)]) == 0
+    shown = capsys.readouterr().out
+    report = json.loads(receipt.read_text())
+    assert (report["kind"], report["weights"]) == ("drift", "random")
+    assert str(tmp_path) not in receipt.read_text()
+    assert shown.startswith(receipt_tables.markdown(receipt_tables.drift(report)))
+    assert drift.WEIGHTS is receipt_tables.WEIGHTS
+    assert "The weights are random: no score here is a quality." in shown
+    assert "| Pillow box | made smaller |" in shown
+
+
+def test_no_receipt_of_a_number_that_is_none(toy_bundle, tmp_path, found, monkeypatch):
+    broken = copy.deepcopy(found)
+    broken["sets"][0]["span"] = math.nan
+    monkeypatch.setattr(drift, "drift", lambda *_: broken)
+    receipt = tmp_path / "drift.json"
+    with pytest.raises(ValueError, match="JSON"):
+        drift.main([str(toy_bundle), "--weights", "random", "--receipt", str(receipt)])
+    assert not receipt.exists()
+
+
+def test_a_fingerprint_is_of_the_runtime_s_decoder_or_of_foreign_pixels(
+    scorer, photo, encode, tmp_path
+):
+    """However pixels were decoded elsewhere, they are never taken for the runtime's own."""
+    content = encode(photo(64, 64), "JPEG")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    pixels = decode(content)
+    own = {scorer.score(source).fingerprint for source in (content, path, str(path))}
+    foreign = {scorer.score(source).fingerprint for source in (pixels, np.asarray(pixels))}
+    with Image.open(io.BytesIO(content)) as lazy:
+        foreign.add(scorer.score(lazy).fingerprint)
+    assert len(own) == len(foreign) == 1
+    assert own.isdisjoint(foreign)
+    assert scorer.score(content).value == scorer.score(pixels).value
+
+
+@pytest.mark.parametrize("library", ["pil", "libjpeg_turbo"])
+def test_a_fingerprint_changes_with_the_decoder_s_libraries(library, scorer, monkeypatch):
+    before = scorer.fingerprint(b"")
+    assert features.version("pil") in scorer.fingerprint_parts(b"")["decoder"]
+    assert features.version("libjpeg_turbo") in scorer.fingerprint_parts(b"")["decoder"]
+    version = features.version
+    newer = {library: "999.0"}
+    monkeypatch.setattr(features, "version", lambda name: newer.get(name) or version(name))
+    preprocess._pillow_decoder.cache_clear()
+    try:
+        assert "999.0" in scorer.fingerprint_parts(b"")["decoder"]
+        assert scorer.fingerprint(b"") != before
+    finally:
+        preprocess._pillow_decoder.cache_clear()

@@ -1,0 +1,124 @@
+"""The demo's data and its training, shortened."""
+
+import hashlib
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+
+from drexperts.data import distortions as synthetic
+from drexperts.demo import training as demo
+from drexperts.model.backbones import normalised
+from drexperts.model.config import DISTORTIONS
+from drexperts.runtime.preprocess import crops_from_image
+from drexperts.training.trainer import Step
+
+
+@pytest.fixture(scope="module")
+def photos() -> dict[str, Image.Image]:
+    return demo.photographs()
+
+
+@pytest.fixture(scope="module")
+def opinions(photos: dict[str, Image.Image]) -> demo.Opinions:
+    return demo.opinions([photos[name] for name in demo.TRAIN])
+
+
+def test_contents_are_disjoint_and_all_there(photos: dict[str, Image.Image]) -> None:
+    assert not demo.TRAIN.keys() & demo.HELD_OUT.keys()
+    assert photos.keys() == demo.TRAIN.keys() | demo.HELD_OUT.keys()
+    hashes = {hashlib.sha256(photo.tobytes()).digest() for photo in photos.values()}
+    assert len(hashes) == len(photos)
+    assert all(photo.mode == "RGB" and min(photo.size) > 100 for photo in photos.values())
+
+
+def test_distortions_grow_with_their_level_and_have_a_prompt() -> None:
+    assert all(synthetic.DISTORTIONS[name].monotone for name in demo.PROMPT_OF)
+    assert set(demo.PROMPT_OF.values()) <= set(DISTORTIONS)
+
+
+def test_labels_fall_with_the_level(opinions: demo.Opinions) -> None:
+    for name in demo.PROMPT_OF:
+        labels = [opinions[name, level] for level in range(6)]
+        assert labels[0] == 100
+        assert all(weaker > stronger > 0 for weaker, stronger in pairwise(labels))
+
+
+def test_similarity_is_one_for_equals_and_symmetric(photos: dict[str, Image.Image]) -> None:
+    first, second = (
+        demo.tensor_from_image(photos[name].resize((64, 48))) for name in ("cat", "coffee")
+    )
+    assert demo.similarity(first, first) == pytest.approx(1)
+    assert demo.similarity(first, second) == pytest.approx(demo.similarity(second, first))
+    assert demo.similarity(first, second) < 0.5
+
+
+def test_the_training_set_holds_every_distortion(
+    photos: dict[str, Image.Image], opinions: demo.Opinions
+) -> None:
+    one, again = (demo.training_set([photos["coins"]], opinions, crops=1, seed=3) for _ in range(2))
+    assert one.pixels.dtype == torch.uint8
+    assert len(one.pixels) == len(one.labels) == len(one.prompts) == len(opinions)
+    assert min(one.pixels.shape[2:]) >= demo.SIDE
+    assert sorted(one.labels.tolist()) == pytest.approx(sorted(opinions.values()))
+    named = {DISTORTIONS[i] for i in one.prompts.tolist() if i >= 0}
+    assert named == set(demo.PROMPT_OF.values())
+    assert torch.equal(one.pixels, again.pixels)
+
+
+def test_held_out_images_fit_the_preprocessing(
+    photos: dict[str, Image.Image], opinions: demo.Opinions
+) -> None:
+    images = demo.held_out({"cat": photos["cat"]}, opinions, seed=0)
+    assert len(images) == 1 + 5 * len(demo.PROMPT_OF)
+    for image in images:
+        assert image.label == opinions.get((image.distortion, image.level), 100)
+        assert crops_from_image(image.image, demo.PREPROCESSING).size == image.image.size
+
+
+def test_frequency_filters_are_orthogonal_and_blind_to_nothing() -> None:
+    filters = demo.frequency_filters(4, 48)
+    luma = filters[:16].flatten(1)
+    gram = luma @ luma.T
+    torch.testing.assert_close(gram, gram.diagonal().diag(), atol=1e-5, rtol=0)
+    assert torch.linalg.matrix_rank(filters.flatten(1)) == 48
+
+
+def test_a_new_model_starts_at_the_mean_label(
+    photos: dict[str, Image.Image], opinions: demo.Opinions
+) -> None:
+    known = demo.training_set([photos["coins"], photos["rocket"]], opinions, crops=2, seed=0)
+    model = demo.untrained_model(known, seed=0)
+    with torch.no_grad():
+        scores = model(normalised(known.pixels[:, :, : demo.SIDE, : demo.SIDE])).score
+    assert (scores - known.labels.mean() / 100).abs().max() < 0.5
+
+
+def test_crops_are_pieces_of_their_own_image_some_mirrored() -> None:
+    rows, columns = torch.arange(6)[:, None], torch.arange(7)
+    image = (10 * rows + columns).to(torch.uint8).expand(40, 3, 6, 7)
+    crops = demo.random_crops(image, 4, torch.Generator().manual_seed(0)).int()
+    steps = crops.diff(dim=-1)
+    mirrored = steps[:, 0, 0, 0] == -1
+    assert 0 < mirrored.sum() < 40
+    assert torch.equal(steps.abs(), torch.ones_like(steps))
+    assert torch.equal(crops.diff(dim=-2), torch.full((40, 3, 3, 4), 10, dtype=torch.int32))
+    corners = torch.where(mirrored, crops[:, 0, 0, -1], crops[:, 0, 0, 0])
+    assert set(corners.tolist()) == {10 * y + x for y in range(3) for x in range(4)}
+
+
+def test_a_shortened_training_runs() -> None:
+    told: list[tuple[str, Step]] = []
+    trained = demo.train_demo(lambda *step: told.append(step), epochs=1, crops=2)
+    assert list(dict.fromkeys(stage for stage, _ in told)) == ["prior", "model"]
+    assert len(told) == len(trained.prior_losses) + len(trained.losses)
+    assert sum(trained.prior_losses[-5:]) < sum(trained.prior_losses[:5])
+    assert {image.content for image in trained.held_out} == set(demo.HELD_OUT)
+    crops = crops_from_image(trained.held_out[0].image, trained.preprocessing).pixels
+    with torch.no_grad():
+        scores = trained.model(normalised(torch.from_numpy(crops))).score
+    assert not trained.model.training
+    assert not any(p.requires_grad for p in trained.model.controller.parameters())
+    # On the scale of the labels already, if not yet near them.
+    assert 40 < scores.mean() < 140

@@ -1,0 +1,321 @@
+"""The search for the first diverging tensor: a fault in one node is found at that node."""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from rich.console import Console
+
+from drexperts.export.bundle import export_bundle
+from drexperts.export.engines import debug_layers
+from drexperts.export.engines.debug_layers import (
+    EXECUTORS,
+    WIDE,
+    Arrays,
+    DataFlow,
+    Divergence,
+    Execute,
+    LayerReport,
+    TensorError,
+    cosine,
+    divergence_table,
+    first_divergence,
+    float32_twin,
+    relative_error,
+    showing,
+    through_onnx_runtime,
+)
+from drexperts.export.graph.to_onnx import OP, onnx_from_model
+from drexperts.export.proof.photographs import verification_images
+from drexperts.model.checkpoint import Checkpoint, save_checkpoint
+from drexperts.runtime.errors import MissingDependencyError, UserError
+from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
+from drexperts.runtime.preprocess import Preprocessing
+
+Change = Callable[[onnx.ModelProto], None]
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+
+
+@pytest.fixture
+def polygraphy() -> None:
+    pytest.importorskip("polygraphy", reason="runs go through polygraphy, an optional extra")
+
+
+@pytest.fixture(scope="module", params=["paper", "official"])
+def exported(
+    request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]
+) -> Callable[[str], onnx.ModelProto]:
+    model = random_model(tiny(request.param))
+    return cache(lambda precision: onnx_from_model(model, maps=True, precision=precision))
+
+
+def evaluator(proto: onnx.ModelProto, pixels: np.ndarray) -> Arrays:
+    """ONNX's own evaluator, which has bfloat16 and sums in another order."""
+    outputs = ReferenceEvaluator(proto).run(None, {"pixels": pixels})
+    names = [output.name.removesuffix(WIDE) for output in proto.graph.output]
+    return dict(zip(names, outputs, strict=True))
+
+
+def faulty(change: Change) -> Execute:
+    """An engine that computes a changed graph."""
+
+    def execute(proto: onnx.ModelProto, pixels: np.ndarray) -> Arrays:
+        change(proto)
+        return through_onnx_runtime(proto, pixels)
+
+    return execute
+
+
+def search(proto: onnx.ModelProto, precision: str, execute: Execute) -> LayerReport:
+    return first_divergence(proto, PIXELS, precision, execute, lambda message: None)
+
+
+def initialiser(suffix: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    def apply(proto: onnx.ModelProto) -> None:
+        (tensor,) = [t for t in proto.graph.initializer if t.name.endswith(suffix)]
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), tensor.name))
+
+    return apply
+
+
+def with_nan(values: np.ndarray) -> np.ndarray:
+    poisoned = values.copy()
+    poisoned.flat[3] = np.nan
+    return poisoned
+
+
+def with_large_epsilon(proto: onnx.ModelProto) -> None:
+    norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
+    (epsilon,) = [a for a in norms[2].attribute if a.name == "epsilon"]
+    epsilon.f = 1e-2
+
+
+def with_summed_maps(proto: onnx.ModelProto) -> None:
+    """The pooling's body adds the two branches instead of subtracting one."""
+    (last,) = [node for node in proto.functions[0].node if node.op_type == "Sub"]
+    last.op_type = "Add"
+
+
+def reader(proto: onnx.ModelProto, suffix: str) -> str:
+    """The tensor made by the one node that reads an initialiser."""
+    (name,) = [t.name for t in proto.graph.initializer if t.name.endswith(suffix)]
+    (node,) = [node for node in proto.graph.node if name in node.input]
+    return str(node.output[0])
+
+
+@pytest.mark.usefixtures("polygraphy")
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        ("encoder.blocks.0.query.weight", lambda values: values * 1.1),
+        ("encoder.blocks.1.fc2.weight", lambda values: values * 1.1),
+        ("vit.blocks.0.key.weight", lambda values: values * 1.1),
+        ("vit.blocks.1.norm2.weight", lambda values: values * 0.9),
+        ("vit.blocks.1.proj.bias", with_nan),
+        ("encoder.patches.weight", lambda values: values * 1.1),
+    ],
+)
+def test_a_changed_weight_is_found_where_it_is_read(
+    suffix: str,
+    change: Callable[[np.ndarray], np.ndarray],
+    exported: Callable[[str], onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(debug_layers, "WINDOW", 40)
+    proto = exported("fp16")
+    report = search(proto, "fp16", faulty(initialiser(suffix, change)))
+    assert report.first is not None
+    assert report.first.tensor == reader(proto, suffix)
+    assert not report.first.hidden
+    assert report.first.error > report.first.limit > max(report.first.inputs.values(), default=0)
+    assert (report.first.error == np.inf) == (change is with_nan)
+
+
+@pytest.mark.usefixtures("polygraphy")
+def test_a_changed_epsilon_is_found(exported: Callable[[str], onnx.ModelProto]) -> None:
+    proto = exported("fp32")
+    norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
+    first = search(proto, "fp32", faulty(with_large_epsilon)).first
+    assert first is not None
+    assert (first.tensor, first.op) == (norms[2].output[0], "LayerNormalization")
+
+
+@pytest.mark.usefixtures("polygraphy")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_fault_inside_the_pooling_is_found_at_its_node(
+    precision: str, exported: Callable[[str], onnx.ModelProto]
+) -> None:
+    proto = exported(precision)
+    (pooling,) = [node for node in proto.graph.node if node.op_type == OP]
+    first = search(proto, precision, faulty(with_summed_maps)).first
+    assert first is not None
+    assert first.op == OP
+    assert first.tensor in pooling.output
+
+
+@pytest.mark.usefixtures("polygraphy")
+def test_a_fault_that_hides_when_looked_at_is_a_fused_kernels(
+    exported: Callable[[str], onnx.ModelProto],
+) -> None:
+    """An engine that is wrong only while nobody sees its attention's softmax."""
+    proto = exported("fp16")
+    softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
+    wrong = faulty(initialiser("encoder.blocks.0.value.weight", lambda values: values * 3))
+
+    def execute(shown: onnx.ModelProto, pixels: np.ndarray) -> Arrays:
+        seen = softmax.output[0] in {output.name for output in shown.graph.output}
+        return (through_onnx_runtime if seen else wrong)(shown, pixels)
+
+    first = search(proto, "fp16", execute).first
+    assert first is not None
+    assert first.hidden
+    assert first.tensor in DataFlow(proto).shared()
+    assert first.inputs
+
+
+@pytest.mark.usefixtures("polygraphy")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_rounding_is_no_divergence(
+    precision: str, exported: Callable[[str], onnx.ModelProto]
+) -> None:
+    proto = exported(precision)
+    report = search(proto, precision, evaluator)
+    assert report.first is None
+    # Every float tensor was seen; what passes as float32 is float32.
+    assert [row.tensor for row in report.profile] == list(DataFlow(proto).maker)
+    worst = max(row.error for row in report.profile)
+    assert worst < debug_layers.LIMITS[precision]
+    assert (worst < debug_layers.LIMITS["fp32"]) == (precision == "fp32")
+
+
+@pytest.mark.usefixtures("polygraphy")
+def test_the_shipping_graph_does_not_diverge(exported: Callable[[str], onnx.ModelProto]) -> None:
+    assert search(exported("fp16"), "fp16", EXECUTORS["onnx"]).first is None
+
+
+@pytest.mark.usefixtures("polygraphy")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could run the engine")
+def test_a_machine_that_cannot_run_the_engine_says_so(
+    exported: Callable[[str], onnx.ModelProto],
+) -> None:
+    """Parsed and built for real, with extra outputs; only running it takes a GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    proto = exported("fp16")
+    shown = showing(proto, DataFlow(proto).shared())
+    with pytest.raises(UserError, match="could not be run"):
+        EXECUTORS["tensorrt-rtx"](shown, PIXELS)
+
+
+def test_polygraphy_is_named_where_it_is_missing(
+    exported: Callable[[str], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    for name in [name for name in sys.modules if name.startswith("polygraphy.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingDependencyError, match=r"drexperts\[debug\]"):
+        search(exported("fp32"), "fp32", through_onnx_runtime)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_twin_is_float32_throughout(
+    precision: str, exported: Callable[[str], onnx.ModelProto]
+) -> None:
+    proto = exported(precision)
+    twin = float32_twin(proto)
+    onnx.checker.check_model(twin, full_check=True)
+    halves = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    inferred = onnx.shape_inference.infer_shapes(twin, strict_mode=True).graph
+    kinds = {value.type.tensor_type.elem_type for value in inferred.value_info}
+    assert not halves & {*kinds, *(tensor.data_type for tensor in twin.graph.initializer)}
+    names = [[list(node.output) for node in each.graph.node] for each in (proto, twin)]
+    assert names[0] == names[1]
+    for mine, wide in zip(proto.graph.initializer, twin.graph.initializer, strict=True):
+        np.testing.assert_array_equal(
+            numpy_helper.to_array(mine).astype(np.float64),
+            numpy_helper.to_array(wide).astype(np.float64),
+        )
+
+
+def test_shown_tensors_are_outputs(exported: Callable[[str], onnx.ModelProto]) -> None:
+    proto = exported("bf16")
+    flow = DataFlow(proto)
+    shown = showing(proto, flow.shared())
+    onnx.checker.check_model(shown)
+    names = [output.name for output in shown.graph.output]
+    assert names[:3] == ["score", "weights", "maps"]
+    assert sorted(name.removesuffix(WIDE) for name in names) == sorted(flow.shared())
+    assert any(name.endswith(WIDE) for name in names)
+
+
+def test_errors() -> None:
+    one = np.array([3.0, 4.0], np.float32)
+    assert relative_error(one, one) == 0.0
+    rms = np.sqrt(12.5)
+    assert relative_error(one + np.float32([0, 1]), one) == pytest.approx(1 / (4 + rms))
+    assert relative_error(np.array([np.nan, 4.0]), one) == np.inf
+    assert relative_error(one, np.array([np.inf, 4.0])) == np.inf
+    assert relative_error(np.zeros(2), np.zeros(2)) == 0.0
+    assert relative_error(np.ones(2), np.zeros(2)) > 1e9
+    assert relative_error(np.ones((2, 1)), np.ones(2)) == np.inf
+    assert cosine(one, 2 * one) == pytest.approx(1.0)
+    assert cosine(one, -one) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("place", [0, 14, 29])
+def test_the_table_shows_what_is_around(place: int) -> None:
+    profile = tuple(TensorError(f"tensor{i}.", "Add", 1e-3, 1.0, {}) for i in range(30))
+    first = Divergence(f"tensor{place}.", "Add", 0.5, 0.1, {}, hidden=False)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(divergence_table(LayerReport(first, profile)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [line for line in text.splitlines() if "│" in line]
+    assert len(rows) == 10
+    (marked,) = [row for row in rows if "▶" in row]
+    assert f"tensor{place}." in marked
+
+
+def test_the_table_without_a_divergence() -> None:
+    profile = tuple(TensorError(f"tensor{i}.", "Add", i * 1e-3, 1.0, {}) for i in range(3))
+    table = divergence_table(LayerReport(None, profile))
+    assert "no tensor diverges" in str(table.title)
+    assert table.row_count == 3
+
+
+def test_the_engines_of_a_bundle_that_run_here(
+    tiny: Callable[..., Any],
+    random_model: Callable[..., Any],
+    planned: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    scale = ScoreScale(0.0, 100.0, higher_is_better=True)
+    checkpoint = Checkpoint(random_model(tiny()), scale, Preprocessing(64, 64, 128, 2))
+    bundle, weights = tmp_path / "bundle", tmp_path / "model.safetensors"
+    save_checkpoint(checkpoint, weights)
+    pictures = verification_images()[:3]
+    manifest = export_bundle(checkpoint, bundle, pictures, precision="fp16", max_batch=1)
+    write_manifest(replace(manifest, engines=(*manifest.engines, planned())), bundle)
+    ((engine, report),) = debug_layers.bundle_layers(bundle, weights, None, lambda _: None)
+    assert engine.file == "model.onnx"
+    assert report.first is None
+    assert max(row.error for row in report.profile) > 0
+
+
+def test_an_int8_engine_has_no_twin(toy_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(toy_bundle)
+    write_manifest(
+        replace(manifest, engines=(replace(manifest.engines[0], precision="int8"),)), tmp_path
+    )
+    with pytest.raises(UserError, match="--precision fp32"):
+        next(debug_layers.bundle_layers(tmp_path, None, None, lambda _: None))

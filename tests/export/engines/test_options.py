@@ -1,0 +1,52 @@
+"""What can be asked of a build."""
+
+from typing import Any
+
+import pytest
+
+from drexperts.export.engines.options import EngineOptions, parse_profiles
+from drexperts.runtime.errors import ConfigError, UserError
+from drexperts.runtime.manifest import Profile
+
+
+def test_profiles() -> None:
+    assert parse_profiles(["1:8:64"]) == (Profile(1, 8, 64),)
+    assert parse_profiles(["4:8:64", "1", "2:2:3"]) == (
+        Profile(4, 8, 64),
+        Profile(1, 1, 1),
+        Profile(2, 2, 3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "there is no profile"),
+        (["2:4:8"], "a batch of 1,"),
+        (["1", "4:4:8"], "a batch of 2,"),
+        (["1:1:2", "5:6:7"], "a batch of 3, and another admits 7: add --batch 3:3:7"),
+        (["1:2"], "--batch 1:2: give MIN:OPT:MAX"),
+        (["a"], "give MIN:OPT:MAX"),
+        (["1:-2:3"], "give MIN:OPT:MAX"),
+        (["\u0661"], "give MIN:OPT:MAX"),
+        (["1:9:8"], "min <= opt <= max"),
+        (["0:1:8"], "min <= opt <= max"),
+    ],
+)
+def test_profiles_that_cannot_be(texts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_profiles(texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimization_level": 6}, "0 to 5"),
+        ({"workspace": 0}, "some bytes"),
+        ({"hardware_compatibility": "ampere"}, "none, ampere. or same-capability"),
+        ({"plugin": "on"}, "require, prefer or off"),
+    ],
+)
+def test_options_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineOptions(**change)

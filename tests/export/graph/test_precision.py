@@ -1,0 +1,277 @@
+"""The precision of each part: what int8 computes, and the fewest islands that keep the gate."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from drexperts import runtime
+from drexperts.export.bundle import export_bundle
+from drexperts.export.engines.inspection import expectation_from_graph
+from drexperts.export.graph import precision
+from drexperts.export.graph.calibration import block_linears
+from drexperts.export.graph.fold import inference_model
+from drexperts.export.graph.precision import Half, Int8, QuantisedLinear, fewest_islands, mixture
+from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.proof.photographs import verification_images
+from drexperts.model.checkpoint import Checkpoint, default_preprocessing
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest
+from drexperts.runtime.progress import SILENT
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> Checkpoint:
+    model = random_model(tiny("official"), spread=0.05)
+    scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
+    return Checkpoint(model, scale, default_preprocessing(model.config))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Any]:
+    return verification_images()[:4]
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint: Checkpoint, photographs: list[Any]) -> Int8:
+    return Int8(checkpoint, photographs, maps=True, max_batch=4)
+
+
+def parity(passed: bool, srcc: float = 0.9) -> Parity:
+    """A report of nothing, which passed or not."""
+    return Parity(
+        images=4,
+        rows=4,
+        reference="none",
+        score_max=0.1,
+        score_mean=0.1,
+        score_p99=0.1,
+        srcc=srcc,
+        plcc=1.0,
+        order_flips=0,
+        pairs=6,
+        weights_max=0.0,
+        maps_max=None,
+        limits={"score_max": 1.0 if passed else 0.01},
+        passed=passed,
+    )
+
+
+class Parts:
+    """A model of some parts that stands for itself: its graph is named by what stays in float32."""
+
+    precision = "int8"
+
+    def __init__(self, count: int) -> None:
+        self.parts = [f"part {i}" for i in range(count)]
+
+    def ranked(self) -> list[str]:
+        return self.parts
+
+    def graph(self, islands: Any) -> onnx.ModelProto:
+        return onnx.ModelProto(producer_name=",".join(islands))
+
+    def session(self, islands: Any) -> Any:
+        return list(islands)
+
+    def weight_bytes(self, islands: Any) -> int:
+        return 100 + len(islands)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 144])
+def test_the_fewest_islands_are_found(count: int) -> None:
+    for needed in range(count + 1):
+        judged = []
+
+        def judge(islands: Any, needed=needed, judged=judged) -> Parity:
+            judged.append(len(islands))
+            return parity(len(islands) >= needed)
+
+        parts = Parts(count)
+        found = fewest_islands(parts, judge, lambda _: None)
+        assert found.islands == tuple(parts.parts[:needed])
+        assert found.graph.producer_name == ",".join(found.islands)
+        assert len(judged) == len(set(judged)) <= 3 + np.log2(count)
+        tried = [each.islands for each in found.frontier]
+        assert tried == sorted(judged)
+        assert all(each.passed == (each.islands >= needed) for each in found.frontier)
+
+
+def test_what_float32_cannot_keep_is_all_float32_and_says_so() -> None:
+    parts = Parts(5)
+    found = fewest_islands(parts, lambda _: parity(passed=False), lambda _: None)
+    assert found.islands == tuple(parts.parts)
+    assert not any(each.passed for each in found.frontier)
+    assert found.frontier[-1].islands == 5
+
+
+def test_a_quantised_layer_is_what_the_graph_computes(int8: Int8) -> None:
+    name = "encoder.blocks.0.fc1"
+    linear = block_linears(int8.folded)[name]
+    given = int8.ranges[name]
+    rows = torch.empty(9, linear.in_features).uniform_(given.low, given.high)
+    got, exact = QuantisedLinear(linear, given)(rows), linear(rows)
+    error = (got - exact).abs().max()
+    assert 0 < error < 0.1 * exact.abs().max()
+    torch.testing.assert_close(QuantisedLinear(linear, given)(rows[3:4]), got[3:4])
+
+
+def test_int8_scores_near_float32_whatever_the_batch(
+    checkpoint: Checkpoint, int8: Int8, tmp_path: Any
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
+    runs = {}
+    for name, graph in (("int8", int8.graph(())), ("fp32", int8.float_graph)):
+        onnx.save(graph, tmp_path / name)
+        session = runtime.onnx_session.OnnxSession(tmp_path / name, max_batch=6)
+        runs[name] = session.run(pixels)["score"]
+        if name == "int8":
+            alone = np.concatenate([session.run(image[None])["score"] for image in pixels])
+            assert np.abs(alone - runs[name]).max() < 1e-5 * checkpoint.scale.span
+    assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * checkpoint.scale.span
+    # The float graph is smoothed, which changes nothing.
+    onnx.save(onnx_from_model(checkpoint.model, maps=True), tmp_path / "plain")
+    plain = runtime.onnx_session.OnnxSession(tmp_path / "plain", max_batch=6).run(pixels)["score"]
+    np.testing.assert_allclose(runs["fp32"], plain, rtol=1e-4, atol=1e-4)
+
+
+def test_islands_of_int8_are_products_in_float32(int8: Int8) -> None:
+    ranked = int8.ranked()
+    assert sorted(ranked) == sorted(int8.ranges)
+    kept = ranked[:3]
+    graph = int8.graph(kept)
+    floats = {node.input[1] for node in graph.graph.node if node.op_type == "Gemm"}
+    assert {f"model.{name}.weight" for name in kept} <= floats
+    lowered = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    assert all(f"model.{name}.weight.int8" not in lowered for name in kept)
+    assert f"model.{ranked[-1]}.weight.int8" in lowered
+    assert graph.ByteSize() > int8.graph(()).ByteSize()
+
+
+def test_islands_of_float16_are_blocks_in_float32(checkpoint: Checkpoint) -> None:
+    island = "encoder.blocks.1"
+    folded = inference_model(checkpoint.model, "fp16", [island])
+    kinds = {name: p.dtype for name, p in folded.named_parameters() if ".blocks." in name}
+    for name, kind in kinds.items():
+        assert kind == (torch.float32 if name.startswith(island) else torch.float16)
+    all_half = expectation_from_graph(onnx_from_model(checkpoint.model, precision="fp16"))
+    mixed = onnx_from_model(checkpoint.model, precision="fp16", islands=[island])
+    counts = [
+        list(found.products.values()).count("fp32")
+        for found in (all_half, expectation_from_graph(mixed))
+    ]
+    # Six linear layers and two products of the attention.
+    assert counts[1] == counts[0] + 8
+
+
+def test_float16_is_ranked_by_blocks(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+    half = Half(checkpoint, photographs, maps=False, max_batch=2)
+    assert sorted(half.ranked()) == [
+        *(f"controller.vit.blocks.{i}" for i in range(2)),
+        *(f"encoder.blocks.{i}" for i in range(2)),
+    ]
+
+
+def test_auto_takes_the_fewest_islands_and_records_the_frontier(
+    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any, monkeypatch: Any
+) -> None:
+    limits = {"score_max": 1e-3}  # int8 does not keep it, a few islands do
+    monkeypatch.setitem(precision.LIMITS, "int8", limits)
+    manifest = export_bundle(
+        checkpoint, tmp_path / "b", photographs, "auto", max_batch=2, target="cpu"
+    )
+    (engine,) = manifest.engines
+    assert engine.precision == "int8"
+    assert 0 < len(engine.islands) < 24
+    passed = {each.islands: each.passed for each in engine.frontier}
+    assert not passed[0]
+    assert passed[len(engine.islands)]
+    assert not passed.get(len(engine.islands) - 1, False)
+    assert read_manifest(tmp_path / "b") == manifest
+    sizes = [each.weight_bytes for each in engine.frontier]
+    assert sizes == sorted(sizes)
+    if engine.proven:
+        assert runtime.load(tmp_path / "b").score(photographs[0]).value
+
+
+def test_int8_says_what_it_lost(
+    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
+) -> None:
+    manifest = export_bundle(checkpoint, tmp_path / "b", photographs, "int8", max_batch=2)
+    (engine,) = manifest.engines
+    assert (engine.precision, engine.islands, engine.frontier) == ("int8", (), ())
+    assert engine.parity is not None
+    assert engine.invariance is not None
+    assert engine.invariance.passed
+    assert engine.parity.score_max > 1e-5
+
+
+def test_a_gpu_engine_is_not_built_from_int8(
+    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
+) -> None:
+    from drexperts.export.engines.build import build_engine
+    from drexperts.export.engines.options import EngineOptions
+
+    bundle = tmp_path / "b"
+    export_bundle(checkpoint, bundle, photographs, "int8", max_batch=2)
+    for backend, asked in (("tensorrt-rtx", None), ("onnx-cuda", None), ("tensorrt", "int8")):
+        with pytest.raises(UserError, match="int8, which is for CPUs"):
+            build_engine(
+                bundle,
+                backend,
+                EngineOptions(),
+                precision=asked,
+                fused_attention=True,
+                checkpoint=None,
+                images=None,
+                progress=SILENT,
+            )
+
+
+def test_an_error_that_is_no_number_is_the_worst() -> None:
+    errors = {"a": 0.1, "b": float("nan"), "c": 5.0, "d": float("inf"), "e": 0.2}
+    assert precision._worst_first(errors) == ["b", "d", "c", "e", "a"]
+
+
+def test_float16_is_judged_in_float16(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+    """A block whose activations are beyond float16 is found, and kept in float32."""
+    model = copy.deepcopy(checkpoint.model)
+    block = model.encoder.vit.blocks[1]
+    with torch.no_grad():  # equal in float32, since the next layer takes it back
+        block.attn.qkv.weight[-32:] *= 1e6
+        block.attn.qkv.bias[-32:] *= 1e6
+        block.attn.proj.weight /= 1e6
+    moved = checkpoint._replace(model=model)
+    half = Half(moved, photographs, maps=False, max_batch=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+    assert not np.isfinite(half.session(()).run(pixels)["score"]).all()
+    assert np.isfinite(half.session(["encoder.blocks.1"]).run(pixels)["score"]).all()
+    assert half.ranked()[0] == "encoder.blocks.1"
+
+
+def test_layers_of_equal_weights_stay_apart(
+    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
+) -> None:
+    model = copy.deepcopy(checkpoint.model)
+    first, second = model.encoder.vit.blocks
+    with torch.no_grad():
+        for layer in ("fc1", "fc2"):
+            for name in ("weight", "bias"):
+                value = getattr(getattr(first.mlp, layer), name)
+                getattr(getattr(second.mlp, layer), name).copy_(value)
+    int8 = Int8(checkpoint._replace(model=model), photographs, maps=False, max_batch=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+    assert np.isfinite(int8.session(()).run(pixels)["score"]).all()
+    kept = int8.session(["encoder.blocks.0.fc1"]).run(pixels)["score"]
+    assert not np.array_equal(kept, int8.session(()).run(pixels)["score"])
+
+
+def test_plain_precisions_have_no_islands(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+    made = mixture(
+        checkpoint, "fp32", "cpu", photographs, maps=False, max_batch=2, tell=lambda _: None
+    )
+    assert (made.precision, made.islands, made.frontier) == ("fp32", (), ())

@@ -1,0 +1,106 @@
+"""Ahead-of-time compilation: the limits, and that the numbers are the machine code's."""
+
+import importlib.util
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from drexperts.kernels.aot import Compiled, Resources, check, compile_specialisation
+from drexperts.kernels.launch import ARCHITECTURES, Launch, Specialisation
+from drexperts.runtime.errors import ArgumentError, InternalError
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is made for Linux only"
+)
+
+
+def compiled(**changes: Any) -> Compiled:
+    fields: dict[str, Any] = dict(
+        name="toy",
+        symbol="toy",
+        target="sm_100a",
+        ptx="ret;",
+        cubin=b"",
+        warps=4,
+        shared=227 * 1024,
+        tensor_memory=512,
+        scratch=0,
+        resources=Resources(255, 0, 0),
+    )
+    return Compiled(**fields | changes)
+
+
+def test_what_just_fits_passes() -> None:
+    check(compiled(), 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shared": 227 * 1024 + 1}, "232449 bytes of shared memory, the limit is 232448"),
+        ({"tensor_memory": 832}, "832 columns of tensor memory, the limit is 512"),
+        ({"ptx": "\ttrap;"}, "a trap instruction"),
+        ({"scratch": 128}, "128 bytes of scratch memory"),
+    ],
+    ids=["shared", "tensor memory", "trap", "scratch"],
+)
+def test_each_limit_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InternalError, match=f"toy for sm_100 has {message}"):
+        check(compiled(**changes), 100)
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    toy = Specialisation("toy", None, {"x": "*fp16"}, {}, ("x",), Launch(4, 1, {}, ""))
+    with pytest.raises(ArgumentError, match="arch: 75"):
+        compile_specialisation(toy, 75)
+
+
+COMPILED = """
+import json, subprocess, tempfile
+
+from drexperts.kernels.aot import assembled, compile_specialisation
+from drexperts.kernels.launch import ARCHITECTURES
+from drexperts.runtime.errors import InternalError
+from support.toy_triton import multiplying
+from triton import knobs
+
+def registers_of(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    return int(text.partition("REG:")[2].split()[0])
+
+report = {"registers": {}}
+for arch in ARCHITECTURES:
+    compiled = compile_specialisation(multiplying(64), arch)
+    report["registers"][arch] = compiled.resources.registers, registers_of(compiled.cubin)
+try:
+    assembled(compiled.ptx.replace("ret;", "rot;"), arch)
+except InternalError as error:
+    report["rejected"] = str(error)
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def report(compiling: Callable[..., subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+    done = compiling("-c", COMPILED)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_registers_are_those_of_the_machine_code(arch: int, report: dict[str, Any]) -> None:
+    reported, in_cubin = report["registers"][str(arch)]
+    assert reported == in_cubin
+
+
+@needs_triton
+def test_what_ptxas_refuses_is_our_bug(report: dict[str, Any]) -> None:
+    assert "ptxas refuses the PTX for sm_120" in report["rejected"]

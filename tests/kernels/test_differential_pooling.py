@@ -1,0 +1,471 @@
+"""The pooling operation: the reference against its formula, the kernels against float64.
+
+The kernels are interpreted on a CPU; with `TRITON_INTERPRET=0` and a GPU they run there.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from drexperts.kernels import differential_pooling
+from drexperts.kernels.backends import interpreted
+from drexperts.kernels.differential_pooling import differential_pooling_reference
+from drexperts.runtime.errors import ArgumentError, BackendError
+
+DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
+NORMS = pytest.mark.parametrize("iterated", [False, True], ids=["single", "iterated"])
+NAMES = ("tokens", "query", "distortion_logits", "alpha", "norm_weight", "norm_bias")
+
+# Root mean square of the error over that of the float64 result.
+LIMITS = {
+    # Twice the largest of these tests: logits near 10 carry 1e-6 into the softmax.
+    torch.float32: 1e-5,
+    # One rounding of weights or normalised tokens to 11 bits is 2.4e-4, and their errors add up.
+    torch.float16: 1e-3,
+    # The same with 8 bits.
+    torch.bfloat16: 8e-3,
+}
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float16,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(
+                DEVICE == "cpu", reason="Triton's interpreter miscomputes bfloat16: needs a GPU"
+            ),
+        ),
+    ],
+    ids=["fp32", "fp16", "bf16"],
+)
+
+
+def case(tokens: int, experts: int = 3, queries: int = 3) -> tuple[Tensor, ...]:
+    torch.manual_seed(tokens)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    return (
+        leaf(2, tokens, 8),
+        leaf(2, queries, 8),
+        leaf(2, experts, tokens),
+        leaf(experts),
+        leaf(8),
+        leaf(8),
+    )
+
+
+def inputs(
+    batch: int,
+    tokens: int,
+    width: int,
+    experts: int = 10,
+    *,
+    shared: bool = False,
+    alpha: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Of a trained model's order: off-centre tokens, logits near 10, gains near 1."""
+    generator = torch.Generator().manual_seed(1000 * tokens + width)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    rows = 1 if shared else experts
+    given = [
+        (2 * draw(batch, tokens, width) + 1).to(dtype),
+        draw(batch, rows, width) * 3 * width**-0.5,
+        draw(batch, experts, tokens) * 3,
+        draw(rows) if alpha is None else torch.full((rows,), alpha),
+        1 + 0.1 * draw(width),
+        0.1 * draw(width),
+    ]
+    return [x.to(DEVICE) for x in given]
+
+
+def doubled(given: list[Tensor]) -> list[Tensor]:
+    return [x.detach().double().requires_grad_() for x in given]
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, relative; what is all but zero is held to 0.1."""
+    difference = (got.detach().double() - expected.detach()).square().mean().sqrt()
+    return float(difference / expected.detach().square().mean().sqrt().clamp_min(0.1))
+
+
+def hold(given: list[Tensor], iterated: bool, factor: float = 1, *, gradients: bool = True) -> None:
+    """Results and gradients of the kernels within `factor` limits of float64's."""
+    limit = factor * LIMITS[given[0].dtype]
+    leaves, exact = [x.detach().requires_grad_() for x in given], doubled(given)
+    got = differential_pooling(*leaves, iterated=iterated, backend="triton")
+    expected = differential_pooling_reference(*exact, iterated=iterated)
+    for name, x, y in zip(("pooled", "maps"), got, expected, strict=True):
+        assert x.dtype == given[1].dtype
+        assert error(x, y) <= limit, name
+    if gradients:
+        down = [torch.randn_like(x) for x in got]
+        ours = torch.autograd.grad(got, leaves, down)
+        theirs = torch.autograd.grad(expected, exact, [x.double() for x in down])
+        for name, x, y, leaf in zip(NAMES, ours, theirs, leaves, strict=True):
+            assert (x.shape, x.dtype) == (leaf.shape, leaf.dtype)
+            assert error(x, y) <= 2 * limit, name
+
+
+# The reference -----------------------------------------------------------------------------------
+
+
+def formula(
+    tokens: Tensor,
+    query: Tensor,
+    logits: Tensor,
+    alpha: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    iterated: bool,
+) -> tuple[Tensor, Tensor]:
+    pooled, maps = torch.empty(2, 3, 8).double(), torch.empty_like(logits)
+    for b in range(2):
+        y = tokens[b]
+        for i in range(3):
+            if i == 0 or iterated:
+                y = F.layer_norm(y, (8,), weight, bias)
+            semantic = torch.softmax(y @ query[b, i % query.shape[1]], 0)
+            maps[b, i] = torch.softmax(logits[b, i], 0) - alpha[i % len(alpha)] * semantic
+            pooled[b, i] = (maps[b, i, :, None] * y).sum(0)
+    return pooled, maps
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17, 65])
+@pytest.mark.parametrize("queries", [1, 3])
+@NORMS
+def test_formula(tokens: int, queries: int, iterated: bool) -> None:
+    given = case(tokens, queries=queries)
+    with torch.no_grad():
+        for got, expected in zip(
+            differential_pooling(*given, iterated=iterated),
+            formula(*given, iterated),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, expected)
+
+
+def test_one_query_and_one_alpha_serve_all_experts() -> None:
+    tokens, query, logits, alpha, weight, bias = case(9, queries=1)
+    got = differential_pooling(tokens, query, logits, alpha[:1], weight, bias)
+    expected = differential_pooling(
+        tokens, query.expand(-1, 3, -1), logits, alpha[:1].expand(3), weight, bias
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@NORMS
+def test_gradients(iterated: bool) -> None:
+    given = case(5)
+    assert torch.autograd.gradcheck(lambda *a: differential_pooling(*a, iterated=iterated), given)
+
+
+def test_extreme_logits_and_constant_rows_stay_finite() -> None:
+    tokens, query, logits, *rest = (t.detach() for t in case(9))
+    tokens[0] = 3.0  # every row constant: its LayerNorm is the bias alone
+    pooled, maps = differential_pooling(tokens, query * 1e4, logits * 1e4, *rest)
+    assert pooled.isfinite().all()
+    assert maps.isfinite().all()
+
+
+def test_the_reference_computes_in_float32_under_autocast() -> None:
+    given = inputs(1, 20, 16)
+    expected = differential_pooling(*given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(differential_pooling(*given), expected, rtol=0, atol=0)
+
+
+# The kernels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@NORMS
+def test_kernels_at_any_number_of_tokens(tokens: int, dtype: torch.dtype, iterated: bool) -> None:
+    hold(inputs(2, tokens, 64, experts=3, dtype=dtype), iterated)
+
+
+@pytest.mark.parametrize("width", [8, 40, 128, 384, 768])
+@DTYPES
+@NORMS
+def test_kernels_at_any_width(width: int, dtype: torch.dtype, iterated: bool) -> None:
+    hold(inputs(1, 33, width, experts=4, dtype=dtype), iterated)
+
+
+@pytest.mark.parametrize("tokens", [197, 577])
+@NORMS
+def test_kernels_at_the_models_shape(tokens: int, iterated: bool) -> None:
+    # The interpreter takes minutes for the gradients of ten experts' chains of LayerNorm.
+    hold(inputs(1, tokens, 384, dtype=torch.float16), iterated, gradients=not iterated)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0, -0.5])
+@pytest.mark.parametrize("shared", [False, True])
+def test_kernels_at_any_alpha(alpha: float, shared: bool) -> None:
+    hold(inputs(2, 20, 64, experts=3, alpha=alpha, shared=shared), iterated=False)
+
+
+@pytest.mark.parametrize("experts", [1, 16])
+@NORMS
+def test_kernels_at_any_number_of_experts(experts: int, iterated: bool) -> None:
+    hold(inputs(1, 18, 32, experts), iterated)
+
+
+@NORMS
+def test_one_query_and_one_alpha_serve_all_experts_of_the_kernels(iterated: bool) -> None:
+    hold(inputs(2, 19, 64, experts=3, shared=True), iterated)
+
+
+@pytest.mark.parametrize("split", [16, 48, 1000])
+@NORMS
+def test_the_splits_do_not_show(
+    split: int, iterated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drexperts.kernels import differential_pooling_triton as kernels
+
+    def splits(n: int, launch: object) -> int:
+        return -(-n // split)
+
+    def constants(*args: object) -> dict[str, object]:
+        return whole(*args) | {"SPLIT": split}
+
+    whole = kernels._pool_constants
+    monkeypatch.setattr(kernels, "_splits", splits)
+    monkeypatch.setattr(kernels, "_pool_constants", constants)
+    hold(inputs(1, 100, 64, experts=3), iterated)
+
+
+@NORMS
+def test_empty_splits_are_neutral(iterated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from drexperts.kernels import differential_pooling_triton as kernels
+
+    def run() -> tuple[Tensor, ...]:
+        leaves = [x.requires_grad_() for x in inputs(2, 30, 64, experts=3)]
+        pooled, maps = differential_pooling(*leaves, iterated=iterated, backend="triton")
+        return pooled, maps, *torch.autograd.grad((pooled.sum() + maps.square().sum(),), leaves)
+
+    expected = run()
+    monkeypatch.setattr(kernels, "_splits", lambda n, launch: 4)
+    for got, wanted in zip(run(), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@NORMS
+def test_one_launch_gives_the_same(iterated: bool, poisoned: None) -> None:
+    from drexperts.kernels.differential_pooling_triton import forward_whole
+
+    given = inputs(2, 70, 64, experts=3, dtype=torch.float16)
+    got = forward_whole(tuple(given), 1e-5, iterated)
+    expected = differential_pooling_reference(*doubled(given), iterated=iterated)
+    for x, y in zip(got, expected, strict=True):
+        assert error(x, y) <= LIMITS[torch.float16]
+
+
+@NORMS
+def test_kernels_write_all_they_return(iterated: bool, poisoned: None) -> None:
+    hold(inputs(2, 37, 40, experts=3), iterated)
+
+
+@NORMS
+def test_kernels_on_constant_rows(iterated: bool) -> None:
+    given = inputs(2, 40, 64, experts=3)
+    given[0][0] = 3.0
+    given[0][1, 5:9] = -7.0
+    with torch.no_grad():
+        got = differential_pooling(*given, iterated=iterated, backend="triton")
+        expected = differential_pooling_reference(*doubled(given), iterated=iterated)
+    for x, y in zip(got, expected, strict=True):
+        assert error(x, y) <= LIMITS[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@NORMS
+def test_kernels_on_extreme_logits(dtype: torch.dtype, iterated: bool) -> None:
+    given = inputs(1, 40, 64, experts=3, dtype=dtype)
+    given[1] *= 1e5  # beyond float16's largest number
+    given[2] *= 1e5
+    with torch.no_grad():
+        got = differential_pooling(*given, iterated=iterated, backend="triton")
+        expected = differential_pooling_reference(*doubled(given), iterated=iterated)
+    for x, y in zip(got, expected, strict=True):  # one token has all the weight
+        assert error(x, y) <= LIMITS[dtype]
+
+
+def test_kernels_leave_out_tokens_of_minus_infinity() -> None:
+    given = inputs(1, 70, 64, experts=3)
+    given[2][:, :, :40] = float("-inf")  # more than the first tile
+    hold(given, iterated=False, gradients=False)
+
+
+def test_kernels_on_tokens_of_very_different_size() -> None:
+    given = inputs(1, 40, 64, experts=3, dtype=torch.float16)
+    given[0][:, ::2] *= 1000
+    hold(given, iterated=False, gradients=False)
+
+
+@NORMS
+def test_kernels_on_views(iterated: bool) -> None:
+    tokens, query, logits, alpha, weight, bias = inputs(2, 20, 64, experts=3)
+    views = (
+        tokens.mT.contiguous().mT,
+        query[:1].expand(2, -1, -1),
+        logits.transpose(0, 1).contiguous().transpose(0, 1),
+        alpha[:1].expand(3),
+        torch.stack((weight, weight), 1)[:, 0],
+        bias,
+    )
+    assert not any(view.is_contiguous() for view in views[:-1])
+    hold(list(views), iterated)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_kernels_with_one_gradient_only(which: int) -> None:
+    given = inputs(1, 20, 64, experts=3)
+    leaves, exact = [x.requires_grad_() for x in given], doubled(given)
+    got = differential_pooling(*leaves, backend="triton")[which]
+    expected = differential_pooling_reference(*exact)[which]
+    down = torch.randn_like(got)
+    # The maps do not depend on the bias: its gradient is none here, zero there.
+    ours = torch.autograd.grad(got, leaves, down, materialize_grads=True)
+    theirs = torch.autograd.grad(expected, exact, down.double(), materialize_grads=True)
+    for x, y in zip(ours[:5], theirs[:5], strict=True):
+        assert error(x, y) <= 2 * LIMITS[torch.float32]
+
+
+@NORMS
+def test_without_maps(iterated: bool) -> None:
+    given = inputs(1, 20, 64, experts=3)
+    for backend in ("reference", "triton"):
+        leaves = [x.clone().requires_grad_() for x in given]
+        pooled, _ = differential_pooling(*leaves, backend=backend, iterated=iterated)
+        alone, nothing = differential_pooling(
+            *leaves, backend=backend, iterated=iterated, return_maps=False
+        )
+        assert nothing is None
+        assert torch.equal(alone, pooled)
+        for x, y in zip(
+            torch.autograd.grad(alone.sum(), leaves),
+            torch.autograd.grad(pooled.sum(), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(x, y)
+
+
+@NORMS
+def test_an_images_numbers_depend_neither_on_the_run_nor_on_its_batch(iterated: bool) -> None:
+    def run(given: list[Tensor]) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in given]
+        pooled, maps = differential_pooling(*leaves, iterated=iterated, backend="triton")
+        loss = pooled.square().sum() + maps.square().sum()
+        return [pooled, maps, *torch.autograd.grad(loss, leaves[:3])]
+
+    given = inputs(3, 170, 32, experts=3, dtype=torch.float16)  # two splits
+    together = run(given)
+    assert all(torch.equal(x, y) for x, y in zip(together, run(given), strict=True))
+    alone = run([*(x[1:2] for x in given[:3]), *given[3:]])
+    assert all(torch.equal(x[1:2], y) for x, y in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@NORMS
+def test_a_batch_of_none(backend: str, iterated: bool) -> None:
+    given = inputs(0, 20, 64, experts=3)
+    leaves = [x.requires_grad_() for x in given]
+    pooled, maps = differential_pooling(*leaves, iterated=iterated, backend=backend)
+    assert pooled.shape == (0, 3, 64)
+    assert maps.shape == (0, 3, 20)
+    for leaf, grad in zip(leaves, torch.autograd.grad(pooled.sum(), leaves), strict=True):
+        assert grad.shape == leaf.shape
+        assert not grad.any()
+
+
+@NORMS
+def test_the_operator_is_one_to_pytorch(iterated: bool) -> None:
+    given = [x.requires_grad_() for x in inputs(2, 20, 32, experts=3)]
+    torch.library.opcheck(op_overload(), (*given, 1e-5, iterated, True))
+
+
+def test_compiled_whole() -> None:
+    def pool(*given: Tensor) -> Tensor:
+        return differential_pooling(*given, backend="triton")[0].sin()
+
+    given = [x.requires_grad_() for x in inputs(2, 20, 32, experts=3)]
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), pool(*given))
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(*given).sum(), given),
+        torch.autograd.grad(pool(*given).sum(), given),
+    )
+
+
+def op_overload() -> object:
+    return torch.ops.drexperts.differential_pooling.default
+
+
+# Wrong use ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokens", lambda x: x[0]),
+        ("tokens", lambda x: x[:, :0]),
+        ("query", lambda x: x[:, :2]),
+        ("query", lambda x: x[..., :32]),
+        ("query", lambda x: x[:1]),
+        ("distortion_logits", lambda x: x[:, :, :-1]),
+        ("distortion_logits", lambda x: x[:, :0]),
+        ("alpha", lambda x: x[:2]),
+        ("alpha", lambda x: x.sum()),
+        ("alpha", lambda x: x.to("meta")),
+        ("norm_weight", lambda x: x[:-1]),
+        ("norm_weight", lambda x: x.int()),
+        ("query", lambda x: x.to(torch.float8_e4m3fn)),
+        ("norm_bias", lambda x: x[None]),
+        ("norm_bias", lambda x: x.double()),
+        ("tokens", lambda x: x.double()),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_an_argument_that_does_not_fit_is_named(name: str, change: object, backend: str) -> None:
+    given = dict(zip(NAMES, inputs(2, 20, 64, experts=3), strict=True))
+    given[name] = change(given[name])  # type: ignore[operator]
+    with pytest.raises(ArgumentError, match=f"^{name}: "):
+        differential_pooling(**given, backend=backend)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what a CPU cannot run")
+def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs(1, 20, 64, experts=3)
+    with pytest.raises(ArgumentError, match="'cuda' is none of reference, triton"):
+        differential_pooling(*given, backend="cuda")
+    with pytest.raises(BackendError, match="float64"):
+        differential_pooling(*(x.double() for x in given), backend="triton")
+    with pytest.raises(BackendError, match="miscomputes bfloat16"):
+        differential_pooling(given[0].bfloat16(), *given[1:], backend="triton")
+    with pytest.raises(ArgumentError, match=r"width up to 1024.*backend='reference'"):
+        differential_pooling(*inputs(1, 2, 1040, experts=3), backend="triton")
+    with pytest.raises(ArgumentError, match=r"distortion_logits: .* experts up to 16, got 17"):
+        differential_pooling(*inputs(1, 2, 64, experts=17), backend="triton")
+    with pytest.raises(ArgumentError, match="eps: a positive number"):
+        differential_pooling(*given, eps=0.0)
+    with pytest.raises(ArgumentError, match="alpha: a tensor is needed, got float"):
+        differential_pooling(*given[:3], 0.5, *given[4:])  # type: ignore[call-overload]
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(BackendError, match=r"on cpu.*GPU.*use backend='reference'"):
+        differential_pooling(*given, backend="triton")
+
+
+def test_the_reference_serves_a_cpu() -> None:
+    given = inputs(1, 20, 64, experts=3)
+    expected = differential_pooling(*given, backend="reference")
+    assert all(
+        torch.equal(x, y) for x, y in zip(differential_pooling(*given), expected, strict=True)
+    )

@@ -1,0 +1,106 @@
+"""The presets and their switches."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from drexperts.model.config import DISTORTIONS, ControllerConfig, DRExpertsConfig, EncoderConfig
+from drexperts.runtime.errors import ConfigError
+
+# The table of the two presets: switch -> (official, paper).
+SWITCHES = {
+    "clip_norm": ("twice", "once"),
+    "clip_antialias": (False, True),
+    "distortion_source": ("pooled", "tokens"),
+    "distortion_keys": ("hidden", "embedding"),
+    "projections": ("shared", "per_expert"),
+    "semantic_norm": ("iterated", "single"),
+    "value_order": ("distortion_first", "semantic_first"),
+    "alpha": ("shared", "per_expert"),
+    "group_features": ("refined", "distortion"),
+    "score_bias": ("outside", "inside"),
+    "warmup_epochs": (3, 0),
+    "grid": (24, None),
+}
+
+
+def test_presets_differ_in_the_tabled_switches_only() -> None:
+    official, paper = DRExpertsConfig.official(), DRExpertsConfig.paper()
+    assert paper == DRExpertsConfig()
+    for field in fields(DRExpertsConfig):
+        values = getattr(official, field.name), getattr(paper, field.name)
+        if field.name in SWITCHES:
+            assert values == SWITCHES[field.name]
+        else:
+            assert values[0] == values[1], field.name
+
+
+def test_ten_distortions_in_the_papers_order() -> None:
+    assert len(DISTORTIONS) == 10
+    assert (DISTORTIONS[0], DISTORTIONS[3], DISTORTIONS[9]) == (
+        "motion-blurry",
+        "low-light",
+        "uncompleted",
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "width", "grid"),
+    [
+        ("small", 384, 384, 24),
+        ("small", 224, 384, 14),
+        ("base", 384, 768, 24),
+        ("base", 224, 768, 14),
+    ],
+)
+def test_sizes(size: str, image_size: int, width: int, grid: int) -> None:
+    encoder = DRExpertsConfig.paper(size, image_size).encoder
+    assert (encoder.width, encoder.grid, encoder.heads) == (width, grid, width // 64)
+    assert encoder.architecture == f"deit3_{size}_patch16_{image_size}"
+
+
+def test_official_at_224_says_that_its_grid_is_fixed() -> None:
+    with pytest.raises(ConfigError, match=r"grid is fixed at 24x24.*14x14.*grid=None"):
+        DRExpertsConfig.official("small", 224)
+
+
+@pytest.mark.parametrize("name", [n for n, (a, _) in SWITCHES.items() if isinstance(a, str)])
+def test_unknown_choice_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}='nonsense'.*choose"):
+        DRExpertsConfig(**{name: "nonsense"})
+
+
+def test_unknown_size() -> None:
+    with pytest.raises(ConfigError, match="small or base"):
+        DRExpertsConfig.paper("large")
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_dictionary_round_trip(preset: str) -> None:
+    config = getattr(DRExpertsConfig, preset)()
+    assert DRExpertsConfig.from_dict(config.as_dict()) == config
+    assert config.preset == preset
+    with pytest.raises(ConfigError, match="colour"):
+        DRExpertsConfig.from_dict({"colour": "blue"})
+
+
+def test_preset_name_survives_other_sizes_but_no_other_switch() -> None:
+    config = DRExpertsConfig.official().with_sizes(
+        EncoderConfig(image_size=64, width=36), ControllerConfig(width=48)
+    )
+    assert (config.preset, config.grid) == ("official", 4)
+    assert replace(config, clip_antialias=True).preset == "custom"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, r"encoder\.width must be a positive integer, got 0"),
+        ({"depth": 2.0}, r"encoder\.depth must be a positive integer"),
+        ({"image_size": 385}, "16 px must fill 385 px"),
+        ({"heads": 5}, "its 5 heads the width 384"),
+    ],
+)
+def test_sizes_that_cannot_be(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DRExpertsConfig(encoder=EncoderConfig(**changes))

@@ -1,0 +1,326 @@
+import collections
+import csv
+import errno
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.waiting import HOLD, holding
+
+from drexperts.cli import main
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.preprocess import FORMATS
+from drexperts.runtime.results import SUFFIXES, ResultFile, find_images
+from drexperts.runtime.scorer import Score
+
+NAMES = tuple(f"distortion {i}" for i in range(10))
+AWKWARD = [
+    "plain.jpg",
+    'quo"te,comma.jpg',
+    "two\nlines\r.jpg",
+    "照片.jpg",
+    os.fsdecode(b"\xff.jpg"),
+]
+
+
+def scored(source, error=None, fingerprint="f" * 16):
+    failed = error is not None
+    return Score(
+        source=source,
+        value=math.nan if failed else 0.1 + 0.2,
+        std=math.nan if failed else 1.5,
+        raw=() if failed else (0.1, 0.2 + 0.3),
+        distortions={} if failed else {name: i / 7 for i, name in enumerate(NAMES)},
+        scale=ScoreScale(0.0, 100.0, higher_is_better=True),
+        fingerprint=fingerprint,
+        error=error,
+    )
+
+
+def opened(path, **options):
+    return ResultFile(path, **{"fingerprint": "f" * 16, "distortions": NAMES} | options)
+
+
+def write(path, scores, **options):
+    with opened(path, **options) as results:
+        for score in scores:
+            results.append(score)
+        return results.done
+
+
+def rows_of(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def sources_of(path):
+    return [row["source"] for row in rows_of(path)]
+
+
+@pytest.fixture(params=["r.jsonl", "r.csv", "r.CSV"])
+def path(request, tmp_path):
+    return tmp_path / "new folder" / request.param
+
+
+# find_images
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["b.JPG", "a.png", "notes.txt", "sub/a.png", "sub/deep/c.tiff", ".hidden/d.jpg"]
+    for name in [*names, "sub/._b.jpg", "empty/readme.md"]:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return tmp_path
+
+
+def found(*arguments):
+    return [path.as_posix() for path in find_images(arguments)]
+
+
+def test_folders_are_searched_to_the_bottom(tree):
+    assert found(".") == ["a.png", "b.JPG", "sub/a.png", "sub/deep/c.tiff"]
+    assert found("sub", "sub/deep") == ["sub/a.png", "sub/deep/c.tiff"]
+
+
+def test_a_named_file_is_taken_whatever_its_suffix(tree):
+    assert found("notes.txt", ".hidden/d.jpg") == [".hidden/d.jpg", "notes.txt"]
+
+
+def test_patterns(tree):
+    assert found("*.png") == ["a.png"]
+    assert found("**/*.png") == ["a.png", "sub/a.png"]
+    assert found("*") == found(".")  # hidden ones and text files are left out, folders searched
+    Path("[x].jpg").touch()
+    assert found("[x].jpg") == ["[x].jpg"]  # a file of that name comes before the pattern
+
+
+def test_each_file_once_however_it_is_named(tree):
+    assert found("a.png", "./a.png", "sub/../a.png", str(tree / "a.png"), "*.png") == ["a.png"]
+
+
+def test_nothing_found_says_what_was_looked_for(tree):
+    with pytest.raises(UserError, match=r"no image in 'empty'.*\.jpg"):
+        find_images(["empty"])
+    for argument in ("none.jpg", "none/*.jpg"):
+        with pytest.raises(UserError, match="check the path"):
+            find_images(["a.png", argument])
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may list any folder")
+def test_a_folder_that_cannot_be_listed(tree):
+    Path("sub").chmod(0)
+    with pytest.raises(UserError, match="cannot list"):
+        find_images(["."])
+
+
+def test_a_circle_of_links_ends(tree):
+    Path("sub/loop").symlink_to(tree)
+    assert found("sub") == ["sub/a.png", "sub/deep/c.tiff"]
+
+
+def test_suffixes_are_those_of_the_formats_that_are_decoded():
+    registered = Image.registered_extensions()
+    decoded = {suffix for suffix, name in registered.items() if name in (*FORMATS, "MPO")}
+    # PFM holds floating point, which preprocessing refuses.
+    assert decoded - {".pfm"} == SUFFIXES
+
+
+# ResultFile
+
+
+def test_rows_hold_everything(path):
+    write(path, [scored("a.jpg"), scored("b.jpg", error='a "bad"\nfile')])
+    good, bad = rows_of(path)
+    if path.suffix == ".jsonl":
+        assert good == scored("a.jpg").as_row()
+        assert bad["value"] is None
+    else:
+        assert float(good["value"]) == 0.1 + 0.2
+        assert [float(x) for x in good["raw"].split()] == [0.1, 0.2 + 0.3]
+        assert [float(good[name]) for name in NAMES] == [i / 7 for i in range(10)]
+        assert (good["scale_low"], good["scale_high"]) == ("0.0", "100.0")
+        assert good["higher_is_better"] == "True"
+        assert good["fingerprint"] == "f" * 16
+        assert good["error"] == ""
+        assert bad["value"] == bad["raw"] == bad[NAMES[0]] == ""
+    assert bad["error"] == 'a "bad"\nfile'
+
+
+def test_a_row_is_in_the_file_when_append_returns(path):
+    with opened(path) as results:
+        for count, source in enumerate(AWKWARD, 1):
+            results.append(scored(source))
+            assert sources_of(path) == AWKWARD[:count]
+
+
+def test_a_later_run_goes_on(path):
+    assert write(path, map(scored, AWKWARD)) == {}
+    done = write(path, [scored("more.jpg", error="no")])
+    assert done == dict.fromkeys(AWKWARD, True)
+    assert write(path, []) == dict.fromkeys(AWKWARD, True) | {"more.jpg": False}
+    assert sources_of(path) == [*AWKWARD, "more.jpg"]
+
+
+def test_every_torn_end_is_mended(path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # hundreds take seconds
+    write(path, map(scored, AWKWARD))
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):  # 7 meets every part of a row
+        path.write_bytes(whole[:length])
+        with opened(path) as results:
+            kept = list(results.done)
+            assert kept == AWKWARD[: len(kept)]
+            for source in AWKWARD[len(kept) :]:
+                results.append(scored(source))
+        assert path.read_bytes() == whole
+
+
+def test_retrying_errors_drops_their_rows(path):
+    write(path, [scored("a.jpg"), scored("b.jpg", error="no"), scored("c.jpg")])
+    assert write(path, [scored("b.jpg")], retry_errors=True) == {"a.jpg": True, "c.jpg": True}
+    assert sources_of(path) == ["a.jpg", "c.jpg", "b.jpg"]
+    assert len(write(path, [], retry_errors=True)) == 3
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_overwrite_starts_over(path):
+    path.parent.mkdir()
+    path.write_text("something else")
+    assert write(path, [scored("a.jpg")], overwrite=True) == {}
+    assert write(path, [scored("b.jpg", fingerprint="0")], overwrite=True, fingerprint="0") == {}
+    assert sources_of(path) == ["b.jpg"]
+
+
+def test_rows_of_another_fingerprint_are_refused_and_kept(path):
+    write(path, [scored("a.jpg")])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"ffff, this run makes 0000: .*--overwrite"):
+        opened(path, fingerprint="0000")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["x", "a,b\n1,2\n", '{"a": 1}', '{"a": 1}\n', "[]\n", "\0\0"])
+def test_a_file_of_something_else_is_refused_and_kept(path, content):
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UserError, match="--overwrite"):
+        opened(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("damage", [b"junk\n", b"\n", b'{"source": "a"}\n', b'"a,b"\n'])
+def test_a_damaged_row_is_refused_by_its_number(path, damage):
+    write(path, [scored("a.jpg")])
+    before = path.read_bytes() + damage
+    path.write_bytes(before)
+    with pytest.raises(UserError, match=r"row [23] of .* is not a score"):
+        opened(path)
+    assert path.read_bytes() == before
+
+
+def test_csv_of_other_distortions_is_refused(tmp_path):
+    write(tmp_path / "r.csv", [])
+    with pytest.raises(UserError, match="other columns"):
+        opened(tmp_path / "r.csv", distortions=NAMES[:9])
+
+
+@pytest.mark.parametrize("name", ["r.parquet", "r", "r.json", ".csv"])
+def test_other_suffixes(tmp_path, name):
+    with pytest.raises(UserError, match=r"\.jsonl or a \.csv"):
+        opened(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder.csv", tmp_path / "file" / "r.csv"):
+        with pytest.raises(UserError, match="cannot write"):
+            opened(path)
+
+
+def test_a_full_disk(path, monkeypatch):
+    def half(record):
+        real.write(record[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with opened(path) as results:
+        results.append(scored("a.jpg"))
+        real = results._stream
+        monkeypatch.setattr(results, "_write", half)
+        with pytest.raises(UserError, match="No space left"):
+            results.append(scored("b.jpg"))
+    assert write(path, [scored("b.jpg")]) == {"a.jpg": True}
+    assert sources_of(path) == ["a.jpg", "b.jpg"]
+
+
+# A killed `drx score`
+
+# Slow enough to be killed between rows, and writing each row in two halves.
+TORN = """
+import sys
+from pathlib import Path
+from drexperts.runtime import results
+
+class Torn:
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def __enter__(self): return self
+    def __exit__(self, *error): self.stream.close()
+    def write(self, data):
+        tear = Path(self.stream.name).read_bytes().count(b"\\n") >= LINES
+        written = self.stream.write(bytes(data)[:max(1, len(data) // 2)])
+        tear and HOLD
+        return written
+
+initialise = results.ResultFile.__init__
+def torn(self, *args, **kwargs):
+    initialise(self, *args, **kwargs)
+    self._stream = Torn(self._stream)
+results.ResultFile.__init__ = torn
+
+from drexperts.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def scoring_torn(arguments, lines):
+    """A process that has written so many lines and half a one."""
+    code = TORN.replace("LINES", str(lines)).replace("HOLD", HOLD)
+    return holding([sys.executable, "-P", "-c", code, "score", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_killed_runs_are_completed_with_each_image_once(toy_bundle, tmp_path, photo, suffix):
+    def score():
+        return main(["score", str(toy_bundle), str(photos), "--out", str(out)])
+
+    photos, out = tmp_path / "photos", tmp_path / f"r{suffix}"
+    photos.mkdir()
+    for seed in range(200):
+        photo(40, 34, seed).save(photos / f"{seed:03}.png")
+    (photos / "100.png").write_bytes(b"junk")
+    for count in (5, 60, 130):
+        process = scoring_torn([toy_bundle, photos, "--out", out], count)
+        process.kill()
+        process.communicate()
+        left = out.read_bytes()
+        assert left.count(b"\n") == count
+        assert not left.endswith(b"\n")
+    assert score() == 0
+    counts = collections.Counter(sources_of(out))
+    assert counts == {str(path): 1 for path in photos.iterdir()}
+    failed = [row["source"] for row in rows_of(out) if row["error"]]
+    assert failed == [str(photos / "100.png")]
+    before = out.read_bytes()
+    assert score() == 0
+    assert out.read_bytes() == before
