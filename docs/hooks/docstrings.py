@@ -41,8 +41,12 @@ def listed(paragraph: str, names: set[str]) -> str:
     lines = paragraph.split("\n")
     if not described(lines[0], names):
         return paragraph
-    return "\n".join(f"- **{line.replace(':', '**:', 1)}" if described(line, names) else line
-                     for line in lines)  # fmt: skip
+    return "\n".join(item(line) if described(line, names) else line for line in lines)
+
+
+def item(line: str) -> str:
+    names, _, meaning = line.partition(": ")
+    return f"- **{names}**: {meaning}"
 
 
 def described(line: str, names: set[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Fills reference/manifest.md with every field, read from the dataclasses in runtime/manifest.py."""
+"""Fills reference/manifest.md with every field of the dataclasses in runtime/manifest.py."""
 
 import dataclasses
 import inspect
