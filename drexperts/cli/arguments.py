@@ -2,6 +2,9 @@
 
 import argparse
 import math
+import re
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     Parser = argparse.ArgumentParser
     Verbs = argparse._SubParsersAction[Parser]
     Run = Callable[[argparse.Namespace, Screen], "Outcome"]
+
 
 DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -53,3 +57,36 @@ def add_scale(parser: "Parser") -> None:
     parser.add_argument(
         "--scale", metavar="LOW:HIGH[:lower-is-better]", help="of the scores; --scale=-1:1"
     )
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
+def check_out(path: Path) -> None:
+    """Before the work whose result is to be there."""
+    from drexperts.runtime.errors import UserError
+
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from error
+
+
+def add_trust(verb: "Parser") -> None:
+    verb.add_argument(
+        "--trust", action="store_true", help="also TensorRT engines that were not built here"
+    )
+
+
+def byte_count(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGT]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"give bytes such as 512M or 4G, not {text!r}")
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")

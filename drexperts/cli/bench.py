@@ -20,10 +20,10 @@ _DESCRIPTION = (
 )
 
 
-def add_bench_verb(verbs: "Verbs") -> None:
+def add(verbs: "Verbs") -> None:
     """Its parser."""
     summary = "latency of an engine, or cost of a training step, against baselines"
-    verb = add_verb(verbs, "bench", _bench, summary, "export")
+    verb = add_verb(verbs, "bench", run, summary, "export")
     verb.description = _DESCRIPTION
     verb.add_argument("bundle", type=Path, nargs="?")
     verb.add_argument("--batch", type=_sizes, metavar="1,4", help="batch sizes")
@@ -94,7 +94,7 @@ def _add_training_options(verb: "Parser") -> None:
     )
 
 
-def _bench(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.runtime.errors import UserError
 
     if arguments.train:

@@ -13,7 +13,7 @@ from drexperts.bench import lineup as entrants
 from drexperts.bench import report as bench_report
 from drexperts.bench import training_step as bench_training
 from drexperts.bench.bundle import ROUNDS, SCENARIOS, Settings
-from drexperts.cli import main
+from drexperts.cli.main import main
 
 Call = Callable[..., tuple[int, Any, dict[str, Any]]]
 

@@ -12,7 +12,7 @@ import pytest
 from support.waiting import PATIENCE
 
 from drexperts import __version__
-from drexperts.cli import main
+from drexperts.cli.main import main
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
 from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest

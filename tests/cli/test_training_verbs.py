@@ -19,7 +19,7 @@ from support import miniature
 from support.run_training import tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from drexperts.cli import main
+from drexperts.cli.main import main
 from drexperts.data.layouts import NAMES, open_dataset
 from drexperts.data.splits import read_splits
 from drexperts.export.bundle import export_bundle

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support.waiting import HOLD, holding
 
-from drexperts.cli import main
+from drexperts.cli.main import main
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import FORMATS
@@ -288,7 +288,7 @@ def torn(self, *args, **kwargs):
     self._stream = Torn(self._stream)
 results.ResultFile.__init__ = torn
 
-from drexperts.cli import main
+from drexperts.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -1,0 +1,45 @@
+"""`drx info`: what a bundle is, and what was proven of it."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_verb
+from drexperts.cli.proofs import bundle_document
+
+if TYPE_CHECKING:
+    from drexperts.cli.arguments import Verbs
+    from drexperts.ui.screen import Screen
+
+
+def add(verbs: "Verbs") -> None:
+    verb = add_verb(verbs, "info", run, "what a bundle is, and what it was proven on")
+    verb.add_argument("bundle", type=Path)
+
+
+def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.runtime import obstacle, read_manifest
+    from drexperts.ui.tables import bundle_table, engine_table, proof_table
+
+    bundle: Path = arguments.bundle
+    manifest = read_manifest(bundle)
+    states = {
+        engine.file: _state(bundle / engine.file, engine.sha256) for engine in manifest.engines
+    }
+    screen.tables.print(bundle_table(str(bundle), manifest))
+    for engine in manifest.engines:
+        path = bundle / engine.file
+        size = path.stat().st_size if path.is_file() else None
+        table = engine_table(engine, states[engine.file], size, obstacle(engine))
+        screen.tables.print(table, proof_table(engine))
+    intact = all(state == "intact" for state in states.values())
+    document = bundle_document(bundle, manifest) | {"files": states, "intact": intact}
+    return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)
+
+
+def _state(path: Path, sha256: str) -> str:
+    from drexperts.runtime.manifest import sha256_of
+
+    if not path.is_file():
+        return "MISSING"
+    return "intact" if sha256_of(path) == sha256 else "CHANGED"

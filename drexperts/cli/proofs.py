@@ -1,0 +1,31 @@
+"""What the verbs that prove a bundle show and return."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome
+
+if TYPE_CHECKING:
+    from drexperts.runtime import Manifest
+    from drexperts.ui.screen import Screen
+
+
+def proof_outcome(bundle: Path, manifest: "Manifest", screen: "Screen") -> Outcome:
+    from drexperts.runtime import obstacle
+    from drexperts.ui.tables import proof_table
+
+    for engine in manifest.engines:
+        screen.tables.print(proof_table(engine))
+        if reason := obstacle(engine):
+            screen.note(f"{engine.file} ({engine.backend}) does not run here: {reason}")
+    document = bundle_document(bundle, manifest)
+    return Outcome(DONE if document["proven"] else GATE_FAILED, document)
+
+
+def bundle_document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
+    """A bundle is proven by one engine, and not by one that failed its proof beside it."""
+    engines = manifest.engines
+    refuted = any(engine.refuted for engine in engines)
+    proven = any(engine.proven for engine in engines) and not refuted
+    return {"bundle": str(bundle), "proven": proven, "manifest": dataclasses.asdict(manifest)}

@@ -1,0 +1,45 @@
+"""`drx triton-repo`: a bundle as a model repository of Triton Inference Server."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drexperts.cli.arguments import DONE, Outcome, add_verb
+
+if TYPE_CHECKING:
+    from drexperts.cli.arguments import Verbs
+    from drexperts.ui.screen import Screen
+
+
+def add(verbs: "Verbs") -> None:
+    summary = "a bundle as a model repository of Triton Inference Server"
+    verb = add_verb(verbs, "triton-repo", run, summary)
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--name", default="drexperts", help="what the models' names begin with")
+    verb.add_argument("--instances", type=int, default=1, metavar="N", help="of each model")
+    verb.add_argument(
+        "--max-queue-delay",
+        type=int,
+        default=500,
+        metavar="MICROSECONDS",
+        help="how long a request waits for others to share its batch",
+    )
+    verb.add_argument(
+        "--allow-unverified", action="store_true", help="engines without a proof, too"
+    )
+
+
+def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.export.triton_repository import write_repository
+
+    files = write_repository(
+        arguments.bundle,
+        arguments.out,
+        name=arguments.name,
+        instances=arguments.instances,
+        max_queue_delay=arguments.max_queue_delay,
+        allow_unverified=arguments.allow_unverified,
+    )
+    screen.tables.print(f"wrote {arguments.out}; its README.md says what is in it and what is not")
+    return Outcome(DONE, {"out": str(arguments.out), "files": [str(file) for file in files]})

@@ -1,0 +1,62 @@
+"""`drx verify`: measure the proof of a bundle again."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drexperts.cli.arguments import GATE_FAILED, Outcome, add_trust, add_verb
+from drexperts.cli.proofs import proof_outcome
+
+if TYPE_CHECKING:
+    from drexperts.cli.arguments import Verbs
+    from drexperts.ui.screen import Screen
+
+
+def add(verbs: "Verbs") -> None:
+    summary = "measure parity and batch invariance again, rewrite the proof"
+    verb = add_verb(verbs, "verify", run, summary, "export")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--checkpoint", type=Path, help="the weights to hold it against")
+    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb.add_argument(
+        "--debug-layers", action="store_true", help="the first tensor that is wrong, if one is"
+    )
+    add_trust(verb)
+
+
+def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.export.proof.prove import verify_bundle
+
+    if arguments.debug_layers:
+        from drexperts.export.engines.debug_layers import check_comparable
+        from drexperts.runtime import read_manifest
+
+        check_comparable(read_manifest(arguments.bundle))
+    with screen.progress() as progress:
+        manifest = verify_bundle(
+            arguments.bundle,
+            checkpoint=arguments.checkpoint,
+            images=arguments.images,
+            progress=progress,
+            trust=arguments.trust,
+        )
+    outcome = proof_outcome(arguments.bundle, manifest, screen)
+    return _debug_layers(arguments, screen, outcome) if arguments.debug_layers else outcome
+
+
+def _debug_layers(arguments: argparse.Namespace, screen: "Screen", outcome: Outcome) -> Outcome:
+    from drexperts.export.engines.debug_layers import bundle_layers, divergence_table
+
+    layers: dict[str, Any] = {}
+    with screen.progress() as progress:
+        checkpoint, images = arguments.checkpoint, arguments.images
+        reports = list(bundle_layers(arguments.bundle, checkpoint, images, progress))
+    for engine, report in reports:
+        screen.tables.print(f"{engine.file} ({engine.backend})", divergence_table(report))
+        first = report.first
+        layers[engine.file] = None if first is None else first.tensor
+        if first is not None and first.hidden:
+            screen.note("build it with --no-fused-attention if the kernel is an attention")
+    diverged = any(tensor is not None for tensor in layers.values())
+    document = outcome.document | {"first_divergence": layers}
+    return Outcome(GATE_FAILED if diverged else outcome.status, document)
