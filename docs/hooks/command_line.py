@@ -15,9 +15,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.src_uri != PAGE:
         return markdown
     sys.path.insert(0, str(ROOT))
-    from drexperts.cli.main import _parser
+    from drexperts.cli.main import parser
 
-    return markdown.replace(MARK, "\n".join(verbs(_parser())))
+    return markdown.replace(MARK, "\n".join(verbs(parser())))
 
 
 def verbs(parser: argparse.ArgumentParser) -> Iterator[str]:
