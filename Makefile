@@ -25,7 +25,7 @@ docs:
 # The picture in the README. `drx demo` makes the bundle, and takes some minutes.
 picture:
 	uv run drx demo --out runs/demo
-	uv run drx explain runs/demo/bundle docs/images/cat.jpg --out runs/explanation.png
+	uv run drx explain runs/demo/bundle docs/images/coffee-blurred.png --out runs/explanation.png
 	uv run python -c "from PIL import Image; \
 	    Image.open('runs/explanation.png').save('docs/images/explanation.jpg', quality=85)"
 

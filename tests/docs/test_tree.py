@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 # Folders of data, and folders inside a named folder that mirror others.
 UNNAMED = re.compile(r"tests/(?!support|fixtures)|tests/fixtures/|docs/(?!hooks)|\.github/")
