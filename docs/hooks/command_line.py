@@ -38,8 +38,8 @@ def sentence(text: str) -> str:
 
 
 def usage(verb: argparse.ArgumentParser) -> str:
-    """The usage line as `drx VERB --help` prints it, 88 columns wide."""
-    formatter = argparse.HelpFormatter(verb.prog, width=88)
+    """The usage line as `drx VERB --help` prints it, 72 columns wide."""
+    formatter = argparse.HelpFormatter(verb.prog, width=72)
     formatter.add_usage(verb.usage, verb._actions, verb._mutually_exclusive_groups)
     return formatter.format_help().strip()
 

@@ -36,7 +36,9 @@ def section(package: str) -> Iterator[str]:
     if homes:
         yield from (f"## drexperts.{package}", "", PACKAGES[package], "")
         for name, module in homes.items():
-            yield from (f"::: drexperts.{package}.{module}.{name}", "")
+            yield f"::: drexperts.{package}.{module}.{name}"
+            # The heading is where it is imported from, not the module that defines it.
+            yield from ("    options:", f"      heading: {package}.{name}", "")
 
 
 def public_names(package: str) -> dict[str, str]:
