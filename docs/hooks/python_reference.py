@@ -7,19 +7,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGE, MARK = "reference/python.md", "<!-- api -->"
-# In the order of the page, with what a reader looks for there.
+# In the order of the page, with what each needs and the verbs that call it.
 PACKAGES = {
-    "runtime": "Score images. Needs numpy, Pillow and one inference library.",
-    "training": "Fine-tune a model: what `drx train` does. Extra `train`.",
-    "evaluation": "Evaluate and explain models: `drx eval`, `drx explain`. Extra `train`.",
-    "data": "Rated and synthetic data sets: `drx synth`. Extra `train`.",
-    "export": "Make, extend and verify bundles: `drx export`, `build`, `verify`, `triton-repo`. "
-    "Extra `export`.",
-    "bench": "Measure a bundle or a training step: `drx bench`. Extra `export`.",
-    "paper": "Reproduce the paper's tables: `drx reproduce`. Extra `train`.",
-    "demo": "Every stage on a small model: `drx demo`. Extra `export`.",
-    "model": "The model, its configuration and its checkpoints. Extra `train`.",
-    "kernels": "The two operations, in Triton and in PyTorch. Needs torch.",
+    "runtime": "numpy, Pillow and one inference library (`cpu` or `gpu`); `drx score`, `info`",
+    "training": "the extra `train`; `drx train`",
+    "evaluation": "the extra `train`; `drx eval`, `explain`",
+    "data": "the extra `train`; `drx synth`",
+    "export": "the extra `export`; `drx export`, `build`, `verify`, `triton-repo`",
+    "bench": "the extras `export` and `report`; `drx bench`",
+    "paper": "the extra `train`; `drx reproduce`",
+    "demo": "the extras `export` and `report`; `drx demo`",
+    "model": "the extra `train`; `drx convert-prior`",
+    "kernels": "torch, and triton on a GPU",
 }
 
 
@@ -31,14 +30,23 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def section(package: str) -> Iterator[str]:
-    """A heading, what the package is for, and a mkdocstrings block for each of its names."""
+    """A mkdocstrings block for the package's own docstring, and one for each of its names."""
     homes = public_names(package)
     if homes:
-        yield from (f"## drexperts.{package}", "", PACKAGES[package], "")
+        needs, _, verbs = PACKAGES[package].partition("; ")
+        yield from block(
+            f"drexperts.{package}", f"drexperts.{package}", "heading_level: 2", "members: []"
+        )
+        yield from (f"Needs {needs}." + (f" Used by {verbs}." if verbs else ""), "")
         for name, module in homes.items():
-            yield f"::: drexperts.{package}.{module}.{name}"
             # The heading is where it is imported from, not the module that defines it.
-            yield from ("    options:", f"      heading: {package}.{name}", "")
+            yield from block(f"drexperts.{package}.{module}.{name}", f"{package}.{name}")
+
+
+def block(identifier: str, heading: str, *options: str) -> Iterator[str]:
+    """The lines that make mkdocstrings describe one object."""
+    lines = (f"heading: {heading}", *options)
+    yield from (f"::: {identifier}", "    options:", *(f"      {line}" for line in lines), "")
 
 
 def public_names(package: str) -> dict[str, str]:
