@@ -50,10 +50,11 @@ def block(identifier: str, heading: str, *options: str) -> Iterator[str]:
 
 
 def public_names(package: str) -> dict[str, str]:
-    """The module of each name in a package's `__all__`, in alphabetic order, functions first.
+    """The module of each public name of a package: functions, then classes, then errors.
 
-    Read from its `__init__.py` without importing it: from the imports there, those under
-    TYPE_CHECKING included, and from the dictionary that it gives to `lazy_exports`.
+    Read from its `__init__.py` without importing it. Public is what `__all__` has or, without it,
+    what is imported under its own name (`from m import x as x`). Where a name is defined is said
+    by the imports, those under TYPE_CHECKING included, and by the table for `lazy_exports`.
     """
     tree = ast.parse((ROOT / "drexperts" / package / "__init__.py").read_text(encoding="utf-8"))
     exported: set[str] = set()
@@ -62,8 +63,9 @@ def public_names(package: str) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("drexperts."):
             module = (node.module or "").removeprefix(f"drexperts.{package}.")
             homes.update({alias.name: module for alias in node.names})
+            exported.update(alias.name for alias in node.names if alias.asname == alias.name)
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            exported = {str(each) for each in ast.literal_eval(node.value)}
+            exported.update(ast.literal_eval(node.value))
         elif isinstance(node, ast.Dict) and node.keys and all(map(is_text, node.keys)):
             homes.update(ast.literal_eval(node))
     return {name: homes[name] for name in sorted(exported, key=order) if name in homes}
