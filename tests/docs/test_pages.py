@@ -1,9 +1,12 @@
 """The README and the pages of docs/ are of the size and in the places that they promise."""
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
+
+from drexperts.cli.main import parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples/README.md"])
@@ -29,3 +32,17 @@ def test_the_site_has_every_page() -> None:
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in site, page
+
+
+def test_every_command_that_a_page_shows_is_one_of_drx() -> None:
+    """Each `drx VERB --option` in a code block exists; the values are not tried."""
+    (verbs,) = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    shown = 0
+    for page in PAGES:
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        lines = "".join(blocks).replace("\\\n", " ").splitlines()
+        for verb, rest in re.findall(r"\bdrx ([a-z-]+)([^#\n]*)", "\n".join(lines)):
+            known = {flag for a in verbs.choices[verb]._actions for flag in a.option_strings}
+            assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, (page.name, verb, rest)
+            shown += 1
+    assert shown > 30
