@@ -88,9 +88,8 @@ def section(kind: type) -> str:
     lines.append("|---|---|---|")
     for name, hint in typing.get_type_hints(kind).items():
         needed = "" if required(kind, name) else ", optional"
-        lines.append(
-            f"| `{name}` | {json_type(hint)}{needed} | {described.get(name, MEANINGS.get(name, ''))} |"
-        )
+        meaning = described.get(name, MEANINGS.get(name, ""))
+        lines.append(f"| `{name}` | {json_type(hint)}{needed} | {meaning} |")
     return "\n".join([*lines, ""])
 
 
