@@ -35,7 +35,7 @@ from drexperts.runtime.progress import SILENT, Prefixed, Progress
 from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.tensorrt_session import TensorrtSession
-from drexperts.ui import html as page
+from drexperts.ui import markdown as page
 
 WARM_UP = 1  # calls of each contender before any is timed, beside those that admitted it
 ROUNDS = 15

@@ -4,10 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from drexperts.bench import tables
 from drexperts.bench.flame import COLOURS, flame
 from drexperts.ui import charts
-from drexperts.ui.html import STYLE, Table, document, html_table
+from drexperts.ui.markdown import Table
+from drexperts.ui.pages import render
 
 Report = Mapping[str, Any]
 
@@ -15,36 +18,14 @@ Report = Mapping[str, Any]
 _ANSWERED = "every image answered"
 _STOPPED = "stopped early, of what was answered"
 
-_STYLE = (
-    STYLE
-    + """
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem;
-       margin: 1.4rem 0; padding: 0 }
-.tiles div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
-       padding: .7rem .9rem }
-.tiles dt { color: var(--soft); font-size: .86rem }
-.tiles dd { margin: 0; font-size: 1.5rem; font-weight: 600 }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: start }
-.pair > * { flex: 1 1 min(100%, 440px); min-width: 0; max-width: 620px }
-.pair > .scroll { flex: 0 1 auto; max-width: 100% }
-.pair > .small { display: grid; gap: .4rem 1rem;
-       grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)) }
-figure { margin: 0 0 .8rem } figcaption { color: var(--soft); font-size: .9rem }
-.small figcaption { color: var(--ink); font-weight: 600 }
-svg.chart { width: 100%; font: 13px system-ui, sans-serif }
-.grid { stroke: var(--line) } .tick { font-size: 12px }
-svg.chart text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px }
-summary { font-weight: 600; font-size: 1.1rem; cursor: pointer; margin: .8rem 0 }
-.rule { stroke: currentColor; stroke-width: 2; stroke-dasharray: 6 4 }
-.median, .slow { stroke: currentColor; stroke-width: 1.5 } .slow { stroke-dasharray: 4 3 }
-/* Its own background and ink are for a white page. */
-.flame { margin-top: 1rem } .flame svg { max-width: none !important }
-.flame svg > rect:first-child { fill: none } .flame svg > text { fill: currentColor }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0;
-       font-size: .92rem } .legend svg { vertical-align: -3px }
-.alarm { background: var(--alarm); border-radius: 8px; padding: .7rem 1rem .7rem 2rem }
-"""
-)
+
+def html_table(table: Table) -> str:
+    """A table as HTML."""
+    return render("table.html.j2", content=table)
+
+
+def _calls(contenders: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: times["samples"] for name, times in contenders.items()}
 
 
 def page(report: Report) -> str:
@@ -66,7 +47,8 @@ def page(report: Report) -> str:
         *_tables("Left out", tables.left_out(report)),
         *_tables("Where this is from", tables.machine(report)),
     ]
-    return document(f"drx bench: {title}", _STYLE, body)
+    parts = map(Markup, body)
+    return render("bench.html.j2", title=f"drx bench: {title}", parts=parts)
 
 
 def _tiles(report: Report) -> str:
@@ -114,14 +96,14 @@ def _latency(report: Report) -> Iterator[str]:
 def _batch(entry: Mapping[str, Any]) -> Iterator[str]:
     contenders, batch = tables.contenders(entry), entry["batch"]
     strips = _figure(
-        charts.strips(contenders, f"every call of each contender, batch {batch}"),
+        charts.strips(_calls(contenders), f"every call of each contender, batch {batch}"),
         "A tick is a call, the band has the middle 60 % of them, the mark is the median. The "
         "histograms have the same calls, with a line at p50 and a dashed one at p99.",
     )
     histograms = "".join(
         f"<figure><figcaption>{escape(name)}</figcaption>"
-        f"{charts.histogram(times, f'latencies of {name}, batch {batch}', i)}</figure>"
-        for i, (name, times) in enumerate(contenders.items())
+        f"{charts.histogram(calls, f'latencies of {name}, batch {batch}', i)}</figure>"
+        for i, (name, calls) in enumerate(_calls(contenders).items())
     )
     yield f'<div class="pair">{strips}<div class="small">{histograms}</div></div>'
     yield html_table(tables.latency([entry]))
@@ -141,11 +123,7 @@ def _throughput(report: Report) -> Iterator[str]:
         return
     words = charts.Words("crops a second against batch", "crops in a batch", "crops/s")
     yield "<h2>Throughput</h2>"
-    yield _beside(charts.curves(points, words) + _legend(points), tables.throughput(report))
-
-
-def _legend(names: Iterable[str]) -> str:
-    return charts.legend({name: charts.colour(i) for i, name in enumerate(names)})
+    yield _beside(charts.curves(points, words, base=2), tables.throughput(report))
 
 
 def _scenarios(report: Report) -> Iterator[str]:
@@ -172,9 +150,9 @@ def _server(server: Mapping[str, Any]) -> str:
         "p99 latency against the rate of arrivals",
         "images/s asked for, logarithmic",
         "p99 in ms, logarithmic",
-        f"bound {charts.number(bound)} ms",
+        f"bound {tables.text(bound)} ms",
     )
-    return charts.curves(kept, words, bound, logarithmic=True) + _legend(kept)
+    return charts.curves(kept, words, bound, logarithmic=True)
 
 
 def _roofline(report: Report) -> Iterator[str]:
@@ -201,7 +179,6 @@ def _cost(report: Report) -> Iterator[str]:
     yield "<h2>Cost of an image by part</h2>"
     yield f'<p class="note">{escape(profile["note"])}</p>'
     bar = charts.shares(parts, COLOURS, "time by part of one image")
-    bar += charts.legend({name: COLOURS[name] for name in parts})
     yield _beside(bar, tables.parts(report))
     yield '<div class="scroll flame" tabindex="0" role="region" aria-label="cost by layer">'
     yield f"{flame(profile)}</div>"

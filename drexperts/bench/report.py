@@ -8,7 +8,7 @@ from typing import Any
 from drexperts.bench import tables
 from drexperts.bench.page import page
 from drexperts.runtime.files import written_whole
-from drexperts.ui.html import Table, markdown_table, markdown_text
+from drexperts.ui.markdown import Table, markdown_table, markdown_text
 
 Report = Mapping[str, Any]
 

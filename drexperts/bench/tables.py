@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from drexperts.bench.timing import ratio_text
-from drexperts.ui.html import Table
+from drexperts.ui.markdown import Table
 
 Report = Mapping[str, Any]
 
