@@ -11,7 +11,7 @@ import numpy as np
 from drexperts import runtime
 from drexperts.bench import tables
 from drexperts.bench.bundle import Settings, bench_bundle
-from drexperts.demo.training import HeldOut, train_demo
+from drexperts.demo.training import PREPROCESSING, SCALE, HeldOut, train_demo
 from drexperts.evaluation.metrics import plcc, srcc
 from drexperts.export.bundle import export_bundle
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
@@ -99,7 +99,7 @@ def run_demo(out: Path, progress: Progress = SILENT) -> DemoReport:
 
     progress("distorting photographs")
     trained = train_demo(tell)
-    checkpoint = Checkpoint(trained.model, trained.scale, trained.preprocessing)
+    checkpoint = Checkpoint(trained.model, SCALE, PREPROCESSING)
     save_checkpoint(checkpoint, out / "model.safetensors")
     bundle = out / "bundle"
     verified_on = [item.image for item in _evenly(trained.held_out, VERIFIED_ON)]

@@ -302,7 +302,7 @@ def test_a_target_without_usable_images_costs_only_its_cell(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[TorchSession] = []
-    monkeypatch.setattr(TorchSession, "close", closed.append)
+    monkeypatch.setattr(TorchSession, "close", lambda session: closed.append(session))
     work.run("table1", "koniq10k")
     lenient = replace(RESOURCES, skip_bad=True)
     here = replace(work, root=tmp_path / "data", out=tmp_path / "out", resources=lenient)
