@@ -1,19 +1,59 @@
-"""Times and their statistics."""
+"""Times, and the statistics that are computed from them when a report is shown."""
 
 import io
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
-# Worker threads of PyTorch and ONNX Runtime spin for a while after a call, at the cost of whoever
-# runs next on the same cores.
+# Worker threads of PyTorch and ONNX Runtime spin for a while after a call, and that slows down
+# whatever runs next on the same cores.
 SETTLE = 0.1  # seconds between two calls
 PHOTO = (1024, 768)
 QUANTILES = (20, 50, 80, 90, 95, 99)
-UNSTABLE = 0.1  # coefficient of variation from which on a mean says little
+UNSTABLE = 0.1  # coefficient of variation above which a mean says little
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Percentiles, mean and coefficient of variation of samples, in the samples' unit."""
+
+    p20: float
+    p50: float
+    p80: float
+    p90: float
+    p95: float
+    p99: float
+    mean: float
+    cv: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Self:
+        """The summary of one sample or more; percentiles are interpolated linearly."""
+        values = np.asarray(samples, float)
+        quantiles = {f"p{q}": float(np.percentile(values, q)) for q in QUANTILES}
+        mean = float(values.mean())
+        return cls(**quantiles, mean=mean, cv=float(values.std() / mean))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median and the middle 60 % of ratios. As text: "2.50 (2.41-2.62)"."""
+
+    p20: float
+    p50: float
+    p80: float
+
+    @classmethod
+    def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Self:
+        """Of two series that were timed in the same rounds, so each ratio is of one round."""
+        return cls(*map(float, np.percentile(np.divide(numerators, denominators), (20, 50, 80))))
+
+    def __str__(self) -> str:
+        return f"{self.p50:.2f} ({self.p20:.2f}-{self.p80:.2f})"
 
 
 def statistics(samples: Sequence[float]) -> dict[str, Any]:
