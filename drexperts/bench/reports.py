@@ -7,8 +7,10 @@ seconds, in the order in which they were measured.
 
 import math
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
+from drexperts.bench.graph_parts import CONTROLLER, ENCODER, HEAD, OTHER, PREPARE
 from drexperts.bench.provenance import Gpu, Machine, Source
 from drexperts.bench.timing import Ratio, Summary
 
@@ -18,6 +20,10 @@ Seconds = tuple[float, ...]
 ENGINE = "engine"
 AGAIN = "engine again"  # the engine's second turn in a round, which shows the noise
 OURS = "ours"  # of training
+
+# Parts of the time of an image. OTHER serves several parts of the model, or cannot be told.
+DECODE, CROP, BETWEEN = "decode", "crop", "between kernels"
+PARTS = (DECODE, CROP, PREPARE, ENCODER, CONTROLLER, HEAD, OTHER, BETWEEN)
 
 ENOUGH = 100  # samples below which a p99 is little more than the slowest one
 FEWEST = 20  # queries below which a trial of the server shows nothing
@@ -204,7 +210,7 @@ class Layer:
     name: the module whose weights it reads, else as `node`
     node: its name in the engine
     part: of the model
-    seconds: median of one call
+    seconds: the median of one call
     """
 
     name: str
@@ -220,7 +226,7 @@ class Profile:
 
     batch: crops in a call of the engine
     crops: of the image, so that it needs crops / batch calls
-    layers: the slowest first
+    layers: in the order in which they run
     in_layers: all layers of each call
     called, plain: each call with the profiler, and without it
     method: how layers were timed
@@ -240,6 +246,17 @@ class Profile:
     def calls(self) -> float:
         """Calls that one image needs, a smaller last one by its share."""
         return self.crops / self.batch
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of one image by part, `PARTS` in their order."""
+        between = [call - layers for call, layers in zip(self.called, self.in_layers, strict=True)]
+        parts = dict.fromkeys(PARTS, 0.0)
+        parts[DECODE], parts[CROP] = median(self.decode), median(self.crop)
+        parts[BETWEEN] = self.calls * median(between)
+        for layer in self.layers:
+            parts[layer.part] += self.calls * layer.seconds
+        return parts
 
     @property
     def slowdown(self) -> Ratio:
@@ -307,13 +324,13 @@ class TrainingVariant:
     """Steps of one form of the model.
 
     loss: of the first step that was timed
-    peak_bytes: above what was resident before the first step
+    peak_bytes: above what was resident before the first step; None where it is not known
     """
 
     amp: str
     seconds: Seconds
     loss: float
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,8 +354,10 @@ class TrainingReport:
     parts: dict[str, Seconds]
     data: Seconds
 
-    def ratio(self, name: str) -> Ratio:
-        """A variant's time over ours, within each round."""
+    def ratio(self, name: str) -> Ratio | None:
+        """A variant's time over ours, within each round; None for ours."""
+        if name == OURS:
+            return None
         return Ratio.of(self.variants[name].seconds, self.variants[OURS].seconds)
 
     @property
