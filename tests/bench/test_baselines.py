@@ -64,7 +64,8 @@ def test_a_difference_is_relative_to_the_larger_score(subject: Subject) -> None:
 
 
 def test_lower_bounds_run_the_encoders_alone(subject: Subject) -> None:
-    tokens, pooled, *_ = build("backbones", subject)(PIXELS)  # type: ignore[misc]
+    run: Any = build("backbones", subject)
+    tokens, pooled, *_ = run(PIXELS)
     assert tokens.shape == (3, 17, 32)
     assert len(pooled) == 3
     features: Any = build("timm-backbone", subject)(PIXELS)
@@ -85,10 +86,15 @@ def test_released_recipe_encodes_its_prompts_on_each_call() -> None:
     config = DRExpertsConfig.official()
     model = new_model(replace(config, encoder=replace(config.encoder, depth=1)))
     encoded = []
-    kept = PromptEncoder.forward
+    encode = PromptEncoder.forward
+
+    def counted(prompts: PromptEncoder, like: torch.Tensor) -> Any:
+        encoded.append(prompts)
+        return encode(prompts, like)
+
     dense = released(model).forward_dense
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(PromptEncoder, "forward", lambda s, like: encoded.append(1) or kept(s, like))
+        patch.setattr(PromptEncoder, "forward", counted)
         for _ in range(2):
             dense(torch.zeros(1, 3, 384, 384))
     assert len(encoded) == 2
