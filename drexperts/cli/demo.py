@@ -28,14 +28,14 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.bench.bundle import print_report
+    from drexperts.bench.report import print_report
     from drexperts.demo.run import AIM, run_demo
     from drexperts.ui.tables import proof_table
 
     with screen.progress() as progress:
         report = run_demo(arguments.out, progress)
     screen.tables.print(proof_table(report.engine))
-    if report.engine.proven:
+    if report.bench is not None:  # the engine is proven
         screen.tables.print(_score_table(report.held_out))
         screen.tables.print(
             f"{len(report.held_out)} images of photographs that were not trained on: SRCC "

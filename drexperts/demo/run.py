@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drexperts import runtime
-from drexperts.bench import tables
-from drexperts.bench.bundle import Settings, bench_bundle
+from drexperts.bench import BenchOptions, BenchReport, bench, tables
+from drexperts.bench.report import with_summary
 from drexperts.demo.training import PREPROCESSING, SCALE, HeldOut, train_demo
 from drexperts.evaluation.metrics import plcc, srcc
 from drexperts.export.bundle import export_bundle
@@ -41,15 +41,12 @@ class ScoredVersion(NamedTuple):
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo made and measured. Without a proven engine, nothing is scored or timed.
-
-    bench: a report of `drexperts.bench`
-    """
+    """What the demo made and measured. Without a proven engine, nothing is scored or timed."""
 
     bundle: Path
     engine: Engine
     held_out: tuple[ScoredVersion, ...] = ()
-    bench: Any = None
+    bench: BenchReport | None = None
     page: Path | None = None
 
     @property
@@ -79,7 +76,8 @@ class DemoReport:
             return document
         held_out = {"images": len(self.held_out), "contents": self.contents}
         held_out |= {"srcc": self.srcc, "plcc": self.plcc}
-        return document | {"held_out": held_out, "bench": self.bench, "page": str(self.page)}
+        timed = None if self.bench is None else with_summary(self.bench)
+        return document | {"held_out": held_out, "bench": timed, "page": str(self.page)}
 
 
 def run_demo(out: Path, progress: Progress = SILENT) -> DemoReport:
@@ -110,9 +108,9 @@ def run_demo(out: Path, progress: Progress = SILENT) -> DemoReport:
     scores = runtime.load(bundle).score([item.image for item in trained.held_out])
     progress("explaining some of them")
     pictures = _explain(bundle, trained.held_out, out)
-    bench = bench_bundle(bundle, Settings(baselines=("eager-dense", "eager-reduced")), progress)
+    measured = bench(bundle, BenchOptions(baselines=("eager-dense", "eager-reduced")), progress)
     held_out = tuple(map(_scored, trained.held_out, scores))
-    report = DemoReport(bundle, engine, held_out, bench, out / "index.html")
+    report = DemoReport(bundle, engine, held_out, measured, out / "index.html")
     (out / "index.html").write_text(_page(report, pictures), encoding="utf-8")
     return report
 
@@ -152,7 +150,7 @@ def _page(report: DemoReport, pictures: Sequence[str]) -> str:
         report=report,
         plot=scatter(groups, Words("score against label", "label", "score")),
         proof=Table(("measure", "value", "limit"), _proof(report.engine)),
-        latency=tables.latency(report.bench["batches"]),
+        latency=tables.latency(report.bench.batches if report.bench else ()),
         pictures=pictures,
     )
 
