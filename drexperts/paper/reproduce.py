@@ -35,7 +35,7 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.progress import Progress
 from drexperts.training.distributed import Processes
-from drexperts.training.run import start_digest, train_run
+from drexperts.training.run import start_digest, train
 from drexperts.training.run_folder import BEST
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import TrainConfig
@@ -226,8 +226,7 @@ class _Runs:
         # Before the training: it is to no avail without its target.
         target = None if cell.target is None else self.data(cell.target)
         run, folder = self.run(cell.training, split), self.plan.folder(cell.training, split)
-        result = train_run(run, self.plan.new_model, folder, self.resources, self.progress)
-        _check_result(result, folder / _RESULT)
+        train(run, self.plan.new_model, folder, resources=self.resources, progress=self.progress)
         if target is not None and self.first:
             self._transfer(run, folder, target, split)
 
@@ -239,15 +238,14 @@ class _Runs:
             part = reduced(part, dataset, int(training.share) / 100)
         recipe = RECIPES[training.dataset]
         return Run(
-            dataset,
-            part,
-            part.digest,
-            recipe,
-            self.plan.config(recipe),
-            self.plan.protocol,
-            self.plan.select_on_test,
-            training.variant,
-            self.plan.fresh,
+            dataset=dataset,
+            split=part,
+            recipe=recipe,
+            config=self.plan.config(recipe),
+            protocol=self.plan.protocol,
+            select_on_test=self.plan.select_on_test,
+            variant=training.variant,
+            fresh=self.plan.fresh,
         )
 
     def found(self, cell: Cell, split: int) -> dict[str, Any] | None:
