@@ -130,11 +130,11 @@ def _trained(results: "dict[Path, TrainingResult]", screen: "Screen") -> Outcome
     from drexperts.training.run_folder import BEST
     from drexperts.ui.tables import metrics_table
 
-    documents = [result.as_json() for result in results.values()]
-    screen.tables.print(metrics_table([document["test"] for document in documents]))
+    screen.tables.print(metrics_table([result.test for result in results.values()]))
     for folder, result in results.items():
         screen.tables.print(
             f"split {result.split_digest}: tested on {result.test.images} images, epoch "
             f"{result.best_epoch}, chosen on: {result.selected_on}; {folder / BEST}"
         )
+    documents = [result.as_json() for result in results.values()]
     return Outcome(DONE, {"out": [str(folder) for folder in results], "results": documents})

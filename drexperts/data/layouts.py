@@ -271,11 +271,6 @@ def _listed(folder: Path, folders: bool = False) -> list[str]:
 # One function per layout yields the ratings in the order of the label file.
 
 
-def _koniq10k(root: Path) -> Iterator[Row]:
-    path = root / "koniq10k_scores_and_distributions.csv"
-    return ratings_in(path, read_table(path), "1024x768/", "image_name", "MOS_zscore")
-
-
 def _livec(root: Path) -> Iterator[Row]:
     images = read_matlab(root / "Data" / "AllImages_release.mat", "AllImages_release")
     labels = read_matlab(root / "Data" / "AllMOS_release.mat", "AllMOS_release")
@@ -283,16 +278,6 @@ def _livec(root: Path) -> Iterator[Row]:
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         if i >= _LIVEC_PRACTICE:
             yield Row(f"AllMOS_release.mat entry {i + 1}", below("Images/", image), label)
-
-
-def _spaq(root: Path) -> Iterator[Row]:
-    path = root / "Annotations" / "MOS and Image attribute scores.xlsx"
-    return ratings_in(path, read_table(path), "TestImage/", "Image name", "MOS")
-
-
-def _livefb(root: Path) -> Iterator[Row]:
-    path = root / "labels_image.csv"
-    return ratings_in(path, read_table(path), "database/", "name", "mos")
 
 
 def _bid(root: Path) -> Iterator[Row]:
@@ -377,11 +362,6 @@ def _tid2013(root: Path) -> Iterator[Row]:
         yield Row(where, below("distorted_images/", name), label, f"I{name[1:3]}.BMP")
 
 
-def _kadid10k(root: Path) -> Iterator[Row]:
-    path = root / "dmos.csv"
-    return ratings_in(path, read_table(path), "images/", "dist_img", "dmos", "ref_img")
-
-
 def _folder(path: Path) -> Iterator[Row]:
     table = read_table(path)
     group = "group" if "group" in table.names else None
@@ -390,6 +370,25 @@ def _folder(path: Path) -> Iterator[Row]:
 
 _PERCENT = ScoreScale(0.0, 100.0, higher_is_better=True)
 
+
+def _tabular(
+    file: str,
+    folder: str,
+    image: str,
+    label: str,
+    group: str | None = None,
+    *,
+    scale: ScoreScale = _PERCENT,
+) -> _Layout:
+    """A data set whose label file is a table with these columns."""
+
+    def read(root: Path) -> Iterator[Row]:
+        path = root / file
+        return ratings_in(path, read_table(path), folder, image, label, group)
+
+    return _Layout(read, (file, folder), f"{folder}<{image}>", scale)
+
+
 _LAYOUTS = {
     "livec": _Layout(
         _livec,
@@ -397,19 +396,13 @@ _LAYOUTS = {
         "Images/<name>",
         _PERCENT,
     ),
-    "koniq10k": _Layout(
-        _koniq10k,
-        ("koniq10k_scores_and_distributions.csv", "1024x768/"),
-        "1024x768/<image_name>",
-        _PERCENT,
+    "koniq10k": _tabular(
+        "koniq10k_scores_and_distributions.csv", "1024x768/", "image_name", "MOS_zscore"
     ),
-    "spaq": _Layout(
-        _spaq,
-        ("Annotations/MOS and Image attribute scores.xlsx", "TestImage/"),
-        "TestImage/<Image name>",
-        _PERCENT,
+    "spaq": _tabular(
+        "Annotations/MOS and Image attribute scores.xlsx", "TestImage/", "Image name", "MOS"
     ),
-    "livefb": _Layout(_livefb, ("labels_image.csv", "database/"), "database/<name>", _PERCENT),
+    "livefb": _tabular("labels_image.csv", "database/", "name", "mos"),
     "bid": _Layout(
         _bid,
         ("DatabaseGrades.xlsx",),
@@ -419,11 +412,7 @@ _LAYOUTS = {
     ),
     "live": _Layout(
         _live,
-        (
-            "dmos_realigned.mat",
-            "refnames_all.mat",
-            *(f"{folder}/" for folder in _LIVE_COUNTS),
-        ),
+        ("dmos_realigned.mat", "refnames_all.mat", *(f"{folder}/" for folder in _LIVE_COUNTS)),
         "<folder>/img1.bmp and so on",
         ScoreScale(0.0, 100.0, higher_is_better=False),
         beyond=50.0,
@@ -440,11 +429,13 @@ _LAYOUTS = {
         "distorted_images/<name>",
         ScoreScale(0.0, 9.0, higher_is_better=True),
     ),
-    "kadid10k": _Layout(
-        _kadid10k,
-        ("dmos.csv", "images/"),
-        "images/<dist_img>",
-        ScoreScale(1.0, 5.0, higher_is_better=True),
+    "kadid10k": _tabular(
+        "dmos.csv",
+        "images/",
+        "dist_img",
+        "dmos",
+        "ref_img",
+        scale=ScoreScale(1.0, 5.0, higher_is_better=True),
     ),
 }
 
