@@ -53,5 +53,5 @@ def test_samples_are_selected_in_the_order_asked_for() -> None:
 
 
 def test_a_name_of_other_data_is_refused() -> None:
-    with pytest.raises(DataError, match=r"2 images are not in live at anywhere, first a\.bmp"):
+    with pytest.raises(DataError, match=r"2 images.* live .*a\.bmp"):
         DMOS.select(["wn/img1.bmp", "a.bmp", "b.bmp"])

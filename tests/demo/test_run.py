@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from drexperts import runtime
+from drexperts.bench import BenchOptions
 from drexperts.cli import demo as verb
 from drexperts.cli.arguments import DONE, GATE_FAILED
 from drexperts.demo import run as demo
@@ -21,6 +22,7 @@ from drexperts.ui.screen import Screen
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.DemoReport]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "train_demo", partial(train_demo, epochs=1, crops=1))
+        patch.setattr(demo, "BenchOptions", partial(BenchOptions, batches=(1,), repeats=2))
         yield demo.run_demo(tmp_path_factory.mktemp("demo"))
 
 
