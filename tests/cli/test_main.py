@@ -13,7 +13,6 @@ from support.waiting import PATIENCE
 
 from drexperts import __version__
 from drexperts.cli.main import main
-from drexperts.demo.run import DemoReport
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
 from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
@@ -540,6 +539,8 @@ def test_score_says_which_engines_it_did_not_take(bundle, call, planned, photos)
 
 
 def test_demo(call, monkeypatch, bundle):
+    from drexperts.demo.run import DemoReport
+
     (engine,) = read_manifest(bundle).engines
     report = DemoReport(bundle, dataclasses.replace(engine, parity=None))
     calls = provide(monkeypatch, "drexperts.demo.run", run_demo=report, AIM=0.8)
