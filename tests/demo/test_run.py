@@ -57,6 +57,7 @@ def test_the_verb_prints_the_results_and_fails_a_low_correlation(
     good, better = (report.held_out[0]._replace(label=x, score=x) for x in (40.0, 50.0))
     judged = dataclasses.replace(report, held_out=(good, better._replace(score=score)))
     monkeypatch.setattr(demo, "run_demo", lambda out, progress: judged)
+    monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
     outcome = verb.run(argparse.Namespace(out=report.bundle.parent), Screen())
     assert outcome.status == (DONE if passed else GATE_FAILED)
     assert outcome.document == judged.to_json()
