@@ -84,7 +84,7 @@ class _ProgressLines:
 
 
 def tracked(scores: Iterator[Score], total: int, screen: Screen) -> Iterator[Score]:
-    """Pass the scores on, and show a progress bar while they come if stderr is a terminal."""
+    """The scores, with a progress bar while they come; none where stderr is no terminal."""
     rate = TextColumn("{task.fields[rate]:.1f} images/s")
     columns = (BarColumn(), MofNCompleteColumn(), rate, TextColumn("ETA"), TimeRemainingColumn())
     hidden = not screen.notes.is_terminal
