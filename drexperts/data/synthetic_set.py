@@ -198,7 +198,7 @@ class _Written(NamedTuple):
     rows: list[_Row]
     blocks: dict[str, Blocks]
     made: int  # images that were not there yet
-    skipped: str | None  # why there are none
+    skipped: str | None  # why the picture was left out
 
 
 class _Version(NamedTuple):

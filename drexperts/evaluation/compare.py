@@ -150,17 +150,14 @@ def evaluate(
         part: the part of each split; None means "test", or "all" without splits.
         recipe: how images are cropped; None takes the data set's own.
         seed: for the crops of the protocol `released`, and for the intervals.
-        skip_bad: leave out images that cannot be read.
+        skip_bad: leave out unusable images.
 
     Example:
-        dataset = open_dataset("koniq10k", Path("koniq10k"))
         found = evaluate([Path("best.safetensors"), Path("bundle")], dataset)
         print(found.models[0].median.srcc.median, found.differences[0].score_max)
 
-    Raises:
-        DataError: the splits are of other data, a part has no images, or an image is unusable and
-            `skip_bad` is not set.
-        UserError: a part was named without splits, or a model cannot be opened.
+    Raises DataError for splits of other data, an empty part or an unusable image; UserError for a
+    part without splits, or a model that cannot be opened.
     """
     part = part or ("all" if splits is None else "test")
     recipe = recipe or RECIPES[dataset.name]

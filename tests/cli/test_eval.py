@@ -107,7 +107,7 @@ def test_what_cannot_be_evaluated(
     call: Call,
 ) -> None:
     refused(call("eval", tmp_path / "no.safetensors", *livec), "no.safetensors")
-    refused(call("eval", tmp_path, *livec), "drx export")
+    refused(call("eval", tmp_path, *livec), tmp_path)
     refused(call("eval", start, *livec, "--part", "test"), "--splits", "--part all")
     folder = ["--data", "folder", table, "--device", "cpu"]
     refused(call("eval", start, *folder, "--splits", done[0] / "splits.json"), "livec", "folder")

@@ -24,7 +24,7 @@ def test_dmos_is_mirrored_in_its_range() -> None:
     assert [(s.name, s.group) for s in turned.samples] == [(s.name, s.group) for s in DMOS.samples]
 
 
-def test_what_is_the_right_way_up_stays_so() -> None:
+def test_labels_where_higher_is_better_stay() -> None:
     turned = higher_is_better(DMOS)
     assert higher_is_better(turned) is turned
 

@@ -90,7 +90,7 @@ def test_non_contiguous_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_seed_decides_what_is_random(name: str) -> None:
+def test_the_seed_decides_all_randomness(name: str) -> None:
     image = photograph("astronaut", 64, 64)
     first, again, other = (distort(image, name, 5, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)

@@ -130,7 +130,7 @@ def test_reduced_without_validation() -> None:
 
 
 @pytest.mark.parametrize("share", [0.9, 0.1, 0.0])
-def test_reduced_to_what_is_not_there(share: float) -> None:
+def test_reduced_refuses_shares_that_do_not_fit(share: float) -> None:
     dataset = rated(10)
     with pytest.raises(DataError, match=f"{share:g}"):
         reduced(make_splits(dataset, count=1).splits[0], dataset, share)
@@ -197,7 +197,7 @@ def _with_a_split(train: object, test: str) -> dict[str, Any]:
         (_with_a_split(["a"], "a"), "split 0"),
     ],
 )
-def test_files_that_cannot_be_used(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_invalid_files(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     path.write_text(json.dumps(_document()))
     assert read_splits(path).splits[0].train == ("a", "b")

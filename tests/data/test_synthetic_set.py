@@ -81,7 +81,7 @@ def test_every_type_and_level_by_default(tmp_path: Path, photo: Callable[..., Im
     assert not (tmp_path / "out" / "blocks.json").exists()
 
 
-def test_rows_are_what_the_files_are(clean: Path, tmp_path: Path) -> None:
+def test_rows_describe_the_files(clean: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = synthesise(clean, out, FEW, workers=1)
     assert (report.pictures, report.images, report.skipped) == (3, 27, ())
@@ -120,7 +120,7 @@ def test_flat_and_transparent_pictures_have_labels_of_the_scale(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("grey", [0, 128, 254, 255])
-def test_no_two_flat_pictures_are_more_than_equal(grey: int) -> None:
+def test_the_similarity_of_flat_pictures_is_at_most_one(grey: int) -> None:
     first, second = (torch.full((3, 40, 40), value / 255) for value in (grey, max(grey - 1, 0)))
     assert similarity(first, first) == pytest.approx(1, abs=1e-9)
     assert similarity(first, second) <= 1 + 1e-9
@@ -230,7 +230,7 @@ def test_processes_make_the_same_set(clean: Path, tmp_path: Path) -> None:
     assert "27 images" in screen.messages[-1]
 
 
-def test_a_second_call_makes_what_is_missing_or_torn(clean: Path, tmp_path: Path) -> None:
+def test_a_second_call_replaces_missing_and_damaged_images(clean: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     synthesise(clean, out, FEW, workers=1)
     before = files_of(out)
@@ -293,7 +293,7 @@ def test_a_folder_of_something_else_is_left_alone(clean: Path, tmp_path: Path) -
     assert len(files_of(out)) == 2
 
 
-def test_pictures_that_cannot_be_used_cost_only_themselves(
+def test_unusable_pictures_are_left_out(
     clean: Path, tmp_path: Path, photo: Callable[..., Image.Image]
 ) -> None:
     (clean / "torn.png").write_bytes((clean / "a.png").read_bytes()[:200])
@@ -309,7 +309,7 @@ def test_pictures_that_cannot_be_used_cost_only_themselves(
     assert tuple(about["skipped"]) == report.skipped
 
 
-def test_no_picture_at_all(clean: Path, tmp_path: Path) -> None:
+def test_a_set_needs_a_usable_picture(clean: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=str(empty)):

@@ -189,7 +189,7 @@ def test_a_resumed_epoch_is_the_tail(first_step, dataset):
     same(list(made.epoch(1, first_step)), whole[2 * first_step :])
 
 
-def test_what_is_skipped_is_not_read(copied):
+def test_skipped_images_are_not_read(copied):
     made = batches(copied, crops=1, batch=4)
     skipped, *rest = made.epoch(0)
     for name in skipped.names:

@@ -59,7 +59,7 @@ def test_agrees_with_scipy(values: int, seed: int) -> None:
 
 
 def test_tau_b_by_hand() -> None:
-    """Of six pairs one is tied in the first, one discordant: (4 - 1) / sqrt(5 * 6)."""
+    """Six pairs, of which one is tied in the first and one discordant: (4 - 1) / sqrt(5 * 6)."""
     assert krcc([1, 1, 2, 3], [1, 2, 4, 3]) == pytest.approx(3 / math.sqrt(30))
 
 
@@ -158,7 +158,7 @@ def test_the_fit_is_never_worse_than_the_scores(rows: list[tuple[int, int]]) -> 
     [([1, 2, 3, 4], [1, 2, 3, 5]), ([1] * 9, range(9)), (range(9), [0.1] * 9), ([1], [1])],
     ids=["four images", "constant labels", "constant scores", "one image"],
 )
-def test_no_fit(labels: list[float], scores: list[float]) -> None:
+def test_the_fit_needs_five_images_and_variation(labels: list[float], scores: list[float]) -> None:
     assert np.isnan(fitted(labels, scores)).all()
     metrics = judge(labels, scores, resamples=50)
     assert math.isnan(metrics.plcc_fitted)
@@ -191,7 +191,7 @@ def test_intervals_are_those_of_the_seed() -> None:
 
 
 def test_the_interval_of_a_correlation_is_fishers() -> None:
-    """Of normal values, atanh of Pearson's is normal with the deviation 1 / sqrt(n - 3)."""
+    """For normal values, atanh of Pearson's is normal with standard deviation 1 / sqrt(n - 3)."""
     rng = np.random.default_rng(1)
     labels = rng.normal(size=500)
     scores = labels + rng.normal(size=500)

@@ -156,7 +156,7 @@ def test_a_checkpoint_scores_as_the_model(file: Path, model: DRExperts, dataset:
         assert row.std == pytest.approx(raw.std(), abs=1e-3)
 
 
-def test_the_manifest_of_a_checkpoint_says_what_it_is(file: Path, checkpoint: Checkpoint) -> None:
+def test_a_checkpoint_has_a_manifest_without_proof(file: Path, checkpoint: Checkpoint) -> None:
     manifest = open_model(file, "cpu").manifest
     (engine,) = manifest.engines
     assert (engine.backend, engine.precision, engine.evidence) == ("torch", "fp32", "built")

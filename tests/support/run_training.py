@@ -3,11 +3,8 @@
 Given a number of steps, the script holds after it logged the last of them and before it saves it.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from drexperts.training.result import TrainingResult
 from drexperts.training.run_folder import RunFolder, State
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import TrainConfig
-from support.reporting import Recorder
 
 
 def tiny_model(preset: str = "paper") -> DRExperts:
@@ -54,19 +50,6 @@ def train(
 ) -> TrainingResult:
     asked: dict[str, Any] = {"device": "cpu", "workers": 0, "save_minutes": 0.0} | changes
     return training.train(run, make, out, resources=Resources(**asked), progress=Printed())
-
-
-def train_until(run: Run, out: Path, phase: str) -> None:
-    """Stop by SIGTERM at the first image of a phase, such as "validating epoch 2"."""
-
-    def stop(text: str, number: int, _: int | None) -> None:
-        if text.startswith(phase) and number == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    resources, progress = Resources("cpu", workers=0), Recorder(at=stop)
-    with suppress(StoppedError):
-        training.train(run, tiny_model, out, resources=resources, progress=progress)
-        raise AssertionError(f"the run ended without {phase}")
 
 
 def hold_after(steps: int) -> None:

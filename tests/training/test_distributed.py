@@ -56,7 +56,7 @@ with Processes("cpu") as group:
             group.from_first(stops)
         except (StoppedError, InternalError) as error:
             found["errors"].append([str(error), getattr(error, "status", 0)])
-    found["goes on"] = group.from_first(lambda: rank)
+    found["continues"] = group.from_first(lambda: rank)
 
     torch.manual_seed(0)
     inner = nn.Linear(2, 1)
@@ -145,7 +145,7 @@ def test_both_know_the_group_and_one_is_first(found: list[dict[str, object]]) ->
             "errors",
             [["stopped", 143], ["odd. This is a bug in drexperts: please report it", 0]],
         ),
-        ("goes on", 0),
+        ("continues", 0),
     ],
 )
 def test_both_find_the_same(name: str, expected: object, found: list[dict[str, object]]) -> None:

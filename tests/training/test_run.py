@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from support import miniature
-from support.run_training import run_of, tiny_model, train, train_until
+from support.reporting import Recorder
+from support.run_training import run_of, tiny_model, train
 from support.waiting import PATIENCE, holding
 
 from drexperts.evaluation.predict import open_model
@@ -22,12 +23,15 @@ from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import (
     DataError,
     NotFiniteError,
+    StoppedError,
     TrainingError,
     UserError,
     WeightsError,
 )
+from drexperts.training import run as training
 from drexperts.training.distributed import Processes
 from drexperts.training.loop import _memory_advice
+from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import StepSchedule
 
 SCRIPT = Path(__file__).parent.parent / "support" / "run_training.py"
@@ -77,6 +81,19 @@ def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None
         name, _, score, _ = row.split(",")
         again = scorer.score(root / name).value
         assert float(score) == pytest.approx(again, abs=1e-4)
+
+
+def train_until(run: Run, out: Path, phase: str) -> None:
+    """Stop by SIGTERM at the first image of a phase, such as "validating epoch 2"."""
+
+    def stop(text: str, number: int, _: int | None) -> None:
+        if text.startswith(phase) and number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    resources, progress = Resources("cpu", workers=0), Recorder(at=stop)
+    with pytest.raises(StoppedError) as error:
+        training.train(run, tiny_model, out, resources=resources, progress=progress)
+    assert error.value.status == 128 + signal.SIGTERM
 
 
 def logged(count: int, root: Path, out: Path) -> subprocess.Popen[str]:

@@ -141,7 +141,7 @@ def test_without_its_settings_a_run_is_nobodys(folder: RunFolder, name: str) -> 
 
 
 @pytest.mark.parametrize("below", ["", "run"])
-def test_a_file_is_no_folder(tmp_path: Path, below: str) -> None:
+def test_a_file_is_not_a_folder(tmp_path: Path, below: str) -> None:
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(UserError, match="notes"):
         RunFolder(tmp_path / "notes" / below, SETTINGS)
@@ -233,7 +233,7 @@ def test_a_result_ends_the_run(folder: RunFolder) -> None:
     assert folder.load_state() is None
 
 
-def test_a_result_that_json_cannot_hold_leaves_the_state(folder: RunFolder) -> None:
+def test_an_invalid_result_leaves_the_state(folder: RunFolder) -> None:
     folder.save_state(state(1))
     with pytest.raises(ValueError, match="JSON compliant"):
         folder.finish(finished(versions={"a": float("inf")}))
@@ -279,7 +279,7 @@ write_safetensors({"a": torch.zeros(1 << 20)}, {}, Path(sys.argv[1]))
 """
 
 
-def test_what_a_kill_in_safetensors_left_is_removed(folder: RunFolder) -> None:
+def test_temporary_files_of_safetensors_are_removed(folder: RunFolder) -> None:
     command = [sys.executable, "-P", "-c", KILLED_SAVING, str(folder.path / "state.safetensors")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGXFSZ
     assert list(folder.path.glob(".tmp*"))
@@ -288,7 +288,7 @@ def test_what_a_kill_in_safetensors_left_is_removed(folder: RunFolder) -> None:
     assert not list(folder.path.glob(".tmp*"))
 
 
-def test_what_a_killed_process_left_is_removed(folder: RunFolder) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(folder: RunFolder) -> None:
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"

@@ -119,7 +119,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_what_decays_is_what_the_released_code_decays(model: DRExperts) -> None:
+def test_the_same_parameters_decay_as_in_the_released_code(model: DRExperts) -> None:
     trainer = trainer_of(model)
     decaying, free = trainer._optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
