@@ -27,7 +27,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "said"),
+    ("code", "error", "named"),
     [
         (
             "import os; os.kill(os.getpid(), 9)",
@@ -39,11 +39,11 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_that_fails(
-    code: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+    code: str, error: type[Exception], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=named):
         cold_start(Path("bundle"), 1, 1, None)
 
 

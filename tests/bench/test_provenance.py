@@ -140,14 +140,14 @@ def test_an_unknown_package_is_an_error() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-@pytest.mark.parametrize(("told", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
+@pytest.mark.parametrize(("siblings", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
 def test_hardware_threads_of_a_core_count_once(
-    told: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    siblings: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for cpu, siblings in enumerate(told):
+    for cpu, threads in enumerate(siblings):
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+        (folder / "thread_siblings_list").write_text(f"{threads}\n")
     monkeypatch.setattr(provenance, "CPUS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert physical_cores() == expected
