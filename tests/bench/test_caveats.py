@@ -1,4 +1,4 @@
-"""What is said beside the numbers."""
+"""What is shown beside the numbers."""
 
 from dataclasses import replace
 

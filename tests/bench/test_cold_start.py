@@ -21,13 +21,21 @@ def test_measured(toy_bundle: Path) -> None:
     assert memory.device_bytes is None
 
 
+def test_nothing_of_ours_is_imported_before_the_clock_runs() -> None:
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); "
+        "assert not [name for name in sys.modules if name.startswith('drexperts')]"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, measuring.__file__], check=True)
+
+
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=tmp_path.name):
         cold_start(tmp_path, 1, 1, None)
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "said"),
+    ("code", "error", "named"),
     [
         (
             "import os; os.kill(os.getpid(), 9)",
@@ -39,11 +47,11 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_that_fails(
-    code: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+    code: str, error: type[Exception], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=named):
         cold_start(Path("bundle"), 1, 1, None)
 
 

@@ -134,7 +134,7 @@ def test_equal_weights_stored_once(exported: dict[str, Any]) -> None:
                 node.input[place] = "model.encoder.norm_out.bias"
                 renamed += 1
     assert renamed >= 8
-    # One input of these nodes alone is told by its name, so those names must not decide.
+    # Only one input of these nodes has a known name, so those names must not decide.
     for node in graph.node:
         if "model.encoder.norm_out.bias" in node.input:
             node.input[1] = "model.encoder.norm_out.bias"

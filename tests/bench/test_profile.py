@@ -32,7 +32,7 @@ LAYERS = [
     {"Name": "gemm0", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_linear | pooling]"},
     {"Name": "both", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_linear]\x1e"},
     {"Name": "{ForeignNode[node_of_pooled]}"},
-    "a layer of which only the name is told",
+    "a layer with nothing but its name",
 ]
 
 
@@ -163,7 +163,7 @@ def test_profile_of_tensorrt(gpu_scorer: Scorer) -> None:
         "gemm0": "encoder",
         "both": "encoder",
         "{ForeignNode[node_of_pooled]}": "head",
-        "a layer of which only the name is told": "other",
+        "a layer with nothing but its name": "other",
     }
     assert (layers["gemm0"].op, layers["resize_patches"].op) == ("gemm", "layer")
     assert (profile.batch, profile.calls) == (4, 1.0)

@@ -1,14 +1,13 @@
 """Memory and energy, from files in the form of the kernel's and a stand-in for NVML."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from support.fake_nvml import FakeNvml
 
 from drexperts.bench import telemetry
 from drexperts.bench.reports import Energy
@@ -20,88 +19,38 @@ Powercap = Callable[..., Path]
 
 
 @pytest.fixture
-def powercap() -> Iterator[Powercap]:
+def powercap(tmp_path: Path) -> Powercap:
     """powercap({folder: (name, microjoules)}, range): the class folder, as the kernel lays it out.
 
-    Zones inside a package lie in its folder, and all are linked side by side. Everybody may look
-    in, which no folder of pytest's allows.
+    It lists zones inside a package beside it, too.
     """
-    holder = tempfile.TemporaryDirectory()
 
     def make(zones: Zones, most: int = RANGE) -> Path:
-        sys_folder = Path(holder.name)
-        sys_folder.chmod(0o755)
-        root = sys_folder / "class" / "powercap"
-        device = sys_folder / "devices" / "virtual" / "powercap" / "intel-rapl"
-        root.mkdir(parents=True)
-        device.mkdir(parents=True)
-        (root / "intel-rapl").symlink_to(device)
-        (device / "enabled").write_text("1\n")
+        root = tmp_path / "class" / "powercap"
         for folder, (name, energy) in zones.items():
-            parts = folder.split(":")
-            nested = [":".join(parts[: i + 1]) for i in range(1, len(parts))]
-            path = device.joinpath(*nested)
-            path.mkdir()
-            (path / "name").write_text(f"{name}\n")
-            (path / "energy_uj").write_text(f"{energy}\n")
-            (path / "max_energy_range_uj").write_text(f"{most}\n")
-            (root / folder).symlink_to(path)
+            (root / folder).mkdir(parents=True)
+            (root / folder / "name").write_text(f"{name}\n")
+            (root / folder / "max_energy_range_uj").write_text(f"{most}\n")
+            write(root, folder, energy)
         return root
 
-    with holder:
-        yield make
+    return make
 
 
 def write(root: Path, folder: str, energy: int) -> None:
     (root / folder / "energy_uj").write_text(f"{energy}\n")
 
 
-class FakeNvmlError(Exception):
-    pass
-
-
-class FakeNvml:
-    """NVML on a machine with GPU 0, also known as "GPU-0f".
-
-    millijoules, used: what the GPU reports; None is unsupported
-    """
-
-    NVMLError = FakeNvmlError
-
-    def __init__(self, millijoules: int | None = 1000, used: int | None = 512 << 20) -> None:
-        self.millijoules, self.used = millijoules, used
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        pass
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        return self._handle(index == 0)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        return self._handle(uuid == "GPU-0f")
-
-    def _handle(self, found: bool) -> str:
-        if not found:
-            raise FakeNvmlError("Not Found")
-        return "handle"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        return self._told(self.millijoules)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
-        return SimpleNamespace(used=self._told(self.used))
-
-    def _told(self, value: int | None) -> int:
-        if value is None:
-            raise FakeNvmlError("Not Supported")
-        return value
-
-
 @pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml()
-    monkeypatch.setattr(telemetry, "pynvml", fake)
-    return fake
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What GPU 0 reports."""
+    reports = {
+        "UUID": "GPU-0f",
+        "TotalEnergyConsumption": 1000,
+        "MemoryInfo": SimpleNamespace(used=512 << 20),
+    }
+    monkeypatch.setattr(telemetry, "pynvml", FakeNvml(reports))
+    return reports
 
 
 SERVER: Zones = {
@@ -144,23 +93,18 @@ def test_a_counter_that_may_have_started_over_twice(powercap: Powercap) -> None:
         meter.joules(66)
 
 
-@pytest.fixture
-def unprivileged() -> Iterator[None]:
-    """Root may read everything, so it becomes nobody."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    yield
-    os.seteuid(user)
-
-
 def test_counters_that_only_root_may_read(
-    powercap: Powercap, request: pytest.FixtureRequest
+    powercap: Powercap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = powercap(SERVER)
-    counter = root / "intel-rapl:0" / "energy_uj"
-    counter.chmod(0o400 if os.geteuid() == 0 else 0)
-    request.getfixturevalue("unprivileged")
+    counter, read = root / "intel-rapl:0" / "energy_uj", Path.read_text
+
+    def refused(path: Path) -> str:
+        if path == counter:
+            raise PermissionError
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_text", refused)
     with Window(powercap=root) as window:
         pass
     energy = window.energy(1)
@@ -197,32 +141,33 @@ def test_energy_of_each_image(powercap: Powercap) -> None:
     assert window.memory().device_bytes is None
 
 
-@pytest.mark.parametrize("gpu", ["0", "GPU-0f"])
+@pytest.mark.parametrize("name", ["0", "GPU-0f"])
 def test_a_gpu_and_the_cpu_beside_it(
-    gpu: str, nvml: FakeNvml, powercap: Powercap, tmp_path: Path
+    name: str, gpu: dict[str, Any], powercap: Powercap, tmp_path: Path
 ) -> None:
     root = powercap(SERVER)
-    with Window(gpu, root) as both:
-        nvml.millijoules = 31_000
+    with Window(name, root) as both:
+        gpu["TotalEnergyConsumption"] = 31_000
         write(root, "intel-rapl:0", 1000 + 50_000_000)
-    with Window(gpu, tmp_path / "none") as alone:
-        nvml.millijoules = 32_000
+    with Window(name, tmp_path / "none") as alone:
+        gpu["TotalEnergyConsumption"] = 32_000
     assert both.energy(1).joules == pytest.approx(80)
-    assert both.energy(1).source.endswith(f"GPU {gpu} + RAPL package-0, dram, package-1, dram")
+    assert both.energy(1).source.endswith(f"GPU {name} + RAPL package-0, dram, package-1, dram")
     assert alone.energy(1).joules == pytest.approx(1)
     assert "without the CPU" in alone.energy(1).source
     assert alone.memory().device_bytes == 512 << 20
 
 
-def test_a_gpu_that_does_not_count_its_energy(nvml: FakeNvml, powercap: Powercap) -> None:
-    nvml.millijoules = None
+def test_a_gpu_that_does_not_count_its_energy(gpu: dict[str, Any], powercap: Powercap) -> None:
+    del gpu["TotalEnergyConsumption"]
     with Window("0", powercap(SERVER)) as window:
         pass
     assert window.energy(1).joules is None, "the CPU's energy alone is not that of the work"
     assert window.memory().device_bytes == 512 << 20
 
 
-def test_a_gpu_that_nvml_does_not_know(nvml: FakeNvml, powercap: Powercap) -> None:
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_that_nvml_does_not_know(powercap: Powercap) -> None:
     with Window("7", powercap(SERVER)) as window:
         pass
     assert window.energy(1) == Energy(None, 1, "NVML does not report GPU 7: Not Found")
