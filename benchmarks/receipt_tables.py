@@ -8,7 +8,7 @@ import numpy as np
 from drexperts.bench import tables as bench_tables
 from drexperts.bench.timing import ratio_text
 from drexperts.runtime.errors import UserError
-from drexperts.ui.html import Table, markdown_table, markdown_text
+from drexperts.ui.markdown import Table, markdown_table, markdown_text
 
 Report = dict[str, Any]
 Part = str | Table  # a paragraph or a table

@@ -26,7 +26,7 @@ _QUIET = 5.0  # seconds between two progress lines where there is no terminal
 class Screen:
     """Where a verb prints: tables on stdout, notes and progress on stderr.
 
-    json_last: print tables on stderr too, because the last line of stdout is a JSON document
+    json_last: print tables on stderr too, because stdout is for a JSON document
     quiet: print nothing, because another process of a distributed run does
     """
 
@@ -43,7 +43,7 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """What long work reports to: a bar on a terminal, else a line every few seconds."""
+        """Show the progress of long work: a bar on a terminal, else a line every few seconds."""
         if not self.notes.is_terminal:
             yield _ProgressLines(self)
             return

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from drexperts.data.distortions import DISTORTIONS, distort
+from drexperts.data.distortions import SYNTHETIC_TYPES, distort
 from drexperts.runtime.errors import MissingDependencyError
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
 
@@ -90,7 +90,7 @@ def distorted_crops(images: Sequence[Source], preprocessing: Preprocessing) -> l
     grids = [crops_from_image(decode(i), preprocessing).pixels for i in images[: len(NAMES)]]
     grids = [crops for crops in grids if _is_coloured(crops)] or grids
     changed = []
-    for turn, kind in enumerate(DISTORTIONS):
+    for turn, kind in enumerate(SYNTHETIC_TYPES):
         crops = grids[turn % len(grids)]
         pixels = crops[turn // len(grids) % len(crops)]
         crop = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

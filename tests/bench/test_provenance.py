@@ -1,81 +1,153 @@
 import json
 import os
 import subprocess
+import sys
+import types
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from support.fake_nvml import FakeNvml
 
 from drexperts.bench import provenance
 from drexperts.bench.provenance import (
-    gpu_cards,
-    head,
-    machine_card,
+    Source,
+    gpus,
     physical_cores,
-    source_card,
-    source_hash,
+    staleness,
+    this_machine,
+    this_source,
 )
 
-SMI = "NVIDIA H200, 580.1, 9.0, 143771 MiB, 1980 MHz, 3201 MHz, 1980 MHz, 77.1 W, 700.00 W, 31, P0"
+IDLE = {
+    "Name": "NVIDIA H200",
+    "CudaComputeCapability": (9, 0),
+    "PowerUsage": 77100,
+    "EnforcedPowerLimit": 700000,
+    ("ClockInfo", "sm"): 1410,
+    ("MaxClockInfo", "sm"): 1980,
+    "CurrentClocksThrottleReasons": 0x1,  # idle
+}
+BUSY = IDLE | {"CurrentClocksThrottleReasons": 0x24}
 
 
-def test_a_head_is_json_and_names_the_libraries():
-    made = head("bench", "drx bench BUNDLE", ("drexperts.bench.timing",), 2)
-    assert json.loads(json.dumps(made)) == made
-    assert made["machine"]["threads"] == 2
-    assert {"numpy", "torch", "drexperts"} <= made["machine"]["versions"].keys()
+def test_a_machine_is_json_and_names_the_libraries() -> None:
+    machine = this_machine(2)
+    assert json.loads(json.dumps(asdict(machine)))["threads"] == 2
+    assert {"numpy", "torch", "drexperts"} <= machine.versions.keys()
+    assert machine.cores >= 1
 
 
-def test_a_package_stands_for_its_files(tmp_path, monkeypatch):
-    package = tmp_path / "some_measured_package"
-    package.mkdir()
-    for name in ("__init__.py", "one.py", "two.py"):
-        (package / name).write_text(f"# {name}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    before = source_hash(package.name), source_hash(f"{package.name}.one")
-    (package / "two.py").write_text("# changed\n")
-    after = source_hash(package.name), source_hash(f"{package.name}.one")
-    assert before[0] != after[0]
-    assert before[1] == after[1]
-    (package / "two.py").rename(package / "three.py")
-    assert source_hash(package.name) != after[0]
-
-
-def test_source_does_not_depend_on_the_order_of_modules():
-    names = ("drexperts.bench.timing", "drexperts.kernels")
-    assert source_hash(*names) == source_hash(*names[::-1])
-    assert source_card(*names)["modules"] == list(names)
-
-
-def test_an_unknown_module_is_an_error():
-    with pytest.raises(ModuleNotFoundError, match="no_such"):
-        source_hash("drexperts.no_such")
+def test_each_gpu_with_what_it_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(IDLE, BUSY))
+    first, second = gpus()
+    assert (first.name, first.driver, first.compute_capability) == ("NVIDIA H200", "580.1", "9.0")
+    assert (first.sm_mhz, first.max_sm_mhz, first.memory_mhz) == (1410, 1980, None)
+    assert [first.watts, first.limit_watts] == pytest.approx([77.1, 700])
+    assert (first.throttled, second.throttled) == ((), ("power cap", "software thermal limit"))
+    assert this_machine().gpus == (first, second)
+    assert this_machine().missing == {}
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"), [(None, 0), ("", 0), (f"{SMI}, 0x0\n{SMI}, 0x4", 2), ("No devices", 0)]
+    ("error", "found"), [("NVMLError_LibraryNotFound", ()), ("NVMLError", None)]
 )
-def test_what_nvidia_smi_says(said, expected, monkeypatch):
-    monkeypatch.setattr(provenance, "_output", lambda *_: said)
-    cards = gpu_cards()
-    assert len(cards) == expected
-    assert all(card["compute_cap"] == "9.0" and card["clocks.sm"] == "1980 MHz" for card in cards)
-    assert machine_card(None)["gpus"] == cards
+def test_no_driver_is_no_gpu_but_a_failing_one_is_unknown(
+    error: str, found: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(fails=error))
+    machine = this_machine()
+    assert machine.gpus == found
+    assert ("gpus" in machine.missing) == (found is None)
 
 
-def test_a_copy_within_another_repository_has_no_commit(tmp_path, monkeypatch):
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    installed = tmp_path / "provenance.py"
-    installed.touch()
-    monkeypatch.setattr(provenance, "__file__", str(installed))
-    assert source_card("json")["commit"] is None
+def test_without_its_library_pytorch_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = types.SimpleNamespace(name="NVIDIA H200", major=9, minor=0, total_memory=150 << 30)
+    cuda = types.SimpleNamespace(device_count=lambda: 1, get_device_properties=lambda _: card)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    machine = this_machine()
+    assert machine.gpus is not None
+    assert (machine.gpus[0].name, machine.gpus[0].throttled) == ("NVIDIA H200", None)
+    assert "nvidia-ml-py" in machine.missing["gpus"]
+    monkeypatch.delitem(sys.modules, "torch")
+    assert this_machine().gpus is None
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository that holds a package and the module `provenance`."""
+    folder = tmp_path / "some_measured_package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "one.py").write_text("# one\n")
+    here = tmp_path / "provenance.py"
+    here.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    # Asking for a module of it imports the package.
+    monkeypatch.delitem(sys.modules, folder.name, raising=False)
+    monkeypatch.setattr(provenance, "__file__", str(here))
+    git(tmp_path, "init", "--quiet")
+    commit_all(tmp_path)
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True)
+
+
+def commit_all(folder: Path) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "a change")
+
+
+def test_a_source_is_stale_when_its_packages_change(checkout: Path) -> None:
+    package = this_source("some_measured_package")
+    module = this_source("some_measured_package.one")
+    assert package.dirty is False
+    (checkout / "elsewhere.py").touch()
+    commit_all(checkout)
+    assert (staleness(package), staleness(module)) == ("current", "current")
+    (checkout / "some_measured_package" / "two.py").touch()
+    commit_all(checkout)
+    assert (staleness(package), staleness(module)) == ("stale", "current")
+    git(checkout, "rm", "--quiet", "some_measured_package/one.py")
+    assert staleness(module) == "stale"
+
+
+def test_no_commit_holds_a_source_with_changes(checkout: Path) -> None:
+    (checkout / "some_measured_package" / "two.py").touch()
+    source = this_source("some_measured_package")
+    assert source.dirty is True
+    assert staleness(source) == "unknown"
+
+
+def test_a_commit_that_is_not_here_is_unknown(checkout: Path) -> None:
+    source = this_source("some_measured_package")
+    assert staleness(replace(source, commit="0" * 40)) == "unknown"
+
+
+def test_a_copy_within_another_repository_has_no_commit(checkout: Path) -> None:
+    git(checkout, "rm", "--quiet", "--cached", "provenance.py")
+    assert this_source("json") == Source(None, None, ("json",))
+    assert staleness(Source("0" * 40, False, ("json",))) == "unknown"
+
+
+def test_an_unknown_package_is_an_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such"):
+        this_source("drexperts.no_such")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-@pytest.mark.parametrize(("said", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
-def test_hardware_threads_of_a_core_count_once(said, expected, tmp_path, monkeypatch):
-    for cpu, siblings in enumerate(said):
+@pytest.mark.parametrize(("siblings", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
+def test_hardware_threads_of_a_core_count_once(
+    siblings: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cpu, threads in enumerate(siblings):
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+        (folder / "thread_siblings_list").write_text(f"{threads}\n")
     monkeypatch.setattr(provenance, "CPUS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert physical_cores() == expected

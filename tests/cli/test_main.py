@@ -538,11 +538,13 @@ def test_score_says_which_engines_it_did_not_take(bundle, call, planned, photos)
     assert call("score", bundle, photos, "--device", "cuda")[0] == 2
 
 
-@pytest.mark.parametrize("passed", [True, False])
-def test_demo(call, monkeypatch, passed):
-    calls = provide(monkeypatch, "drexperts.demo.run", run_demo={"passed": passed})
-    status, document, _ = call("demo")
-    assert (status, document) == (0 if passed else 1, {"passed": passed})
+def test_demo(call, monkeypatch, bundle):
+    from drexperts.demo.run import DemoReport
+
+    (engine,) = read_manifest(bundle).engines
+    report = DemoReport(bundle, dataclasses.replace(engine, parity=None))
+    calls = provide(monkeypatch, "drexperts.demo.run", run_demo=report, AIM=0.8)
+    assert call("demo")[:2] == (1, {"passed": False, "bundle": str(bundle)})
     assert calls["run_demo"][0][0] == Path("runs/demo")
 
 

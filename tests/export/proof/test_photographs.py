@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from drexperts.data.distortions import DISTORTIONS
+from drexperts.data.distortions import SYNTHETIC_TYPES
 from drexperts.export.proof.photographs import (
     NAMES,
     distorted_crops,
@@ -24,7 +24,7 @@ def test_verification_images() -> None:
 def test_all_levels_of_a_distortion_are_on_one_crop() -> None:
     images = [photograph(name) for name in NAMES[:5]]
     crops = distorted_crops(images, SPEC)
-    assert len(crops) == 5 * len(DISTORTIONS) - 1  # JPEG 2000 gets no smaller
+    assert len(crops) == 5 * len(SYNTHETIC_TYPES) - 1  # JPEG 2000 gets no smaller
     blurs = [np.asarray(crop, float) for crop in crops[:5]]
     detail = [np.abs(np.diff(blur, axis=0)).mean() for blur in blurs]
     assert detail == sorted(detail, reverse=True)
