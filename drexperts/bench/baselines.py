@@ -1,7 +1,7 @@
-"""What an engine is measured against, each a function of the same uint8 pixels [B, 3, H, W].
+"""What an engine is compared with: functions of the same uint8 pixels [B, 3, H, W].
 
-Those of PyTorch run on the kind of device that the engine runs on, and return their results to the
-host as engines do.
+Baselines in PyTorch run on the engine's kind of device, and return their results to the host as
+engines do.
 """
 
 import contextlib
@@ -32,22 +32,22 @@ from drexperts.runtime.onnx_providers import cpu_session, gpu_session, new_optio
 from drexperts.runtime.onnx_session import OnnxSession
 
 Pixels = NDArray[np.uint8]
-Contender = Callable[[Pixels], object]
+Baseline = Callable[[Pixels], object]
 
-# Forms of the bundle's model, which compute the same.
+# Forms of the bundle's model, which compute the same scores.
 FORMS = ("eager-dense", "eager-reduced", "compile", "aotinductor", "onnx-dense")
-# Between their scores, of the larger magnitude; on a GPU PyTorch convolves in TF32.
+# Most between their scores, relative to the larger one. On a GPU, PyTorch convolves in TF32.
 ALIKE = {"cpu": 1e-3, "cuda": 1e-2}
 PYIQA = "pyiqa:"  # before the name of one of its metrics
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What contenders are built from.
+    """What baselines are built from.
 
-    checkpoint: None makes random weights, which cost the same
+    checkpoint: None makes random weights, which take the same time
     crop: side of the pixels
-    max_batch: the largest batch they are called with
+    max_batch: the largest batch that they are called with
     threads: of ONNX Runtime; PyTorch's are set for the process
     device: "cpu" or "cuda"
     """
@@ -65,49 +65,50 @@ class Subject:
         model = baseline_model(self.config, self.checkpoint)
         if model.config != self.config:
             raise WeightsError(
-                f"{self.checkpoint} is of another configuration than the bundle: "
-                "name the checkpoint that it was exported from"
+                f"{self.checkpoint} has another configuration than the bundle: "
+                "name the checkpoint that the bundle was exported from"
             )
         return model.to(self.device)
 
     @functools.cached_property
     def released(self) -> DRExperts:
-        """The same with prompts that are encoded on each call, where they are."""
+        """The same model with prompts that are encoded on each call, where it can encode them."""
         return released(self.model)
 
 
-def build(name: str, subject: Subject) -> Contender:
-    """A contender, ready but for what its first call brings.
+def build(name: str, subject: Subject) -> Baseline:
+    """A baseline, ready except for what its first call adds.
 
-    Raises UserError, whose text says why there is none and what to do, or whatever the library that
-    it is made of raises.
+    Raises UserError, which says why it cannot be built and what to do, or whatever the library that
+    it uses raises.
     """
     if name.startswith(PYIQA):
         return incumbent(name.removeprefix(PYIQA), subject)
-    return CONTENDERS[name](subject)
+    return BASELINES[name](subject)
 
 
-def difference(name: str, contender: Contender, subject: Subject, pixels: Pixels) -> float:
-    """How far a contender's scores are from those of the reduced form in PyTorch.
+def difference(name: str, run: Baseline, subject: Subject, pixels: Pixels) -> float:
+    """How far scores are from those of the reduced form in PyTorch, relative to the larger ones.
 
-    Weights are the same, and so are the prompts. Of the larger magnitude.
+    Both have the same weights and the same prompts.
     """
     model = subject.released if name == "eager-dense" else subject.model
     wanted: Any = _called(_Form(model, dense=False), subject)(pixels)
-    found: Any = contender(pixels)
+    found: Any = run(pixels)
     scores = np.stack([found["score"], wanted["score"]])
     return float(np.abs(scores[0] - scores[1]).max() / np.abs(scores).max())
 
 
 def baseline_model(config: DRExpertsConfig, checkpoint: Path | None) -> DRExperts:
-    """The bundle's model: from its checkpoint, or with random weights, which cost the same."""
+    """The model of a checkpoint, or one with random weights, which takes the same time."""
     return new_model(config) if checkpoint is None else load_checkpoint(checkpoint).model
 
 
 def released(model: DRExperts) -> DRExperts:
-    """The model with prompts that are encoded on each call, as released; weights are shared.
+    """The model with prompts that are encoded on each call, as in the released code.
 
-    A controller that is not DA-CLIP's has no text tower beside it, so its prompts stay constant.
+    Weights are shared. Only DA-CLIP has a text tower: with another controller, prompts stay
+    constant.
     """
     encoding = copy.copy(model)
     encoding._modules = dict(model._modules)
@@ -119,7 +120,7 @@ def released(model: DRExperts) -> DRExperts:
 
 
 class _Form(nn.Module):
-    """One form of a model from pixels to all outputs: what is run, compiled and exported."""
+    """One form of a model, from pixels to all outputs, to run, compile or export."""
 
     def __init__(self, model: DRExperts, *, dense: bool) -> None:
         super().__init__()
@@ -130,26 +131,26 @@ class _Form(nn.Module):
         return tuple(predict(normalised(pixels)))
 
 
-def eager_dense(subject: Subject) -> Contender:
+def eager_dense(subject: Subject) -> Baseline:
     """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call."""
     return _called(_Form(subject.released, dense=True), subject)
 
 
-def eager_reduced(subject: Subject) -> Contender:
+def eager_reduced(subject: Subject) -> Baseline:
     """The CLS-row form in PyTorch."""
     return _called(_Form(subject.model, dense=False), subject)
 
 
-def compiled(subject: Subject) -> Contender:
-    """The CLS-row form by torch.compile, for each batch size anew, as fast as its options get."""
+def compiled(subject: Subject) -> Baseline:
+    """The CLS-row form by torch.compile, for each batch size anew, with its fastest options."""
     on_gpu = subject.device == "cuda"
     options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": on_gpu}
     form = torch.compile(_Form(subject.model, dense=False), dynamic=False, options=options)
     return _called(form, subject)
 
 
-def aot_inductor(subject: Subject) -> Contender:
-    """The CLS-row form as an AOTInductor package, written and loaded."""
+def aot_inductor(subject: Subject) -> Baseline:
+    """The CLS-row form as an AOTInductor package."""
     with torch.inference_mode(), TemporaryDirectory() as folder:
         path = torch._inductor.aoti_compile_and_package(
             _exported(_Form(subject.model, dense=False), subject),
@@ -158,8 +159,8 @@ def aot_inductor(subject: Subject) -> Contender:
         return _called(torch._inductor.aoti_load_package(path), subject)
 
 
-def onnx_dense(subject: Subject) -> Contender:
-    """A plain ONNX export of the dense form, its prompts constant: export without reduction."""
+def onnx_dense(subject: Subject) -> Baseline:
+    """A plain ONNX export of the dense form with constant prompts: export without reduction."""
     form = _Form(subject.model, dense=True)
     with TemporaryDirectory() as folder:
         path = f"{folder}/dense.onnx"
@@ -181,7 +182,7 @@ def onnx_dense(subject: Subject) -> Contender:
 
 
 class _Backbones(nn.Module):
-    """Both image towers on inputs of their own, and nothing else."""
+    """Both image towers with an input each, and nothing else."""
 
     def __init__(self, model: DRExperts) -> None:
         super().__init__()
@@ -191,8 +192,8 @@ class _Backbones(nn.Module):
         return self.encoder(images), self.visual(small)
 
 
-def backbones(subject: Subject) -> Contender:
-    """The floor: a plain ONNX export of the two backbones alone, inputs already prepared."""
+def backbones(subject: Subject) -> Baseline:
+    """The lower bound: a plain ONNX export of the two backbones alone, with prepared inputs."""
     config = subject.config
     sides = {"images": config.encoder.image_size, "small": config.controller.image_size}
     example = tuple(torch.zeros(2, 3, s, s, device=subject.device) for s in sides.values())
@@ -218,16 +219,17 @@ def backbones(subject: Subject) -> Contender:
     return lambda pixels: session.run(None, inputs(len(pixels)))
 
 
-def timm_backbone(subject: Subject) -> Contender:
-    """The floor of what PyTorch runs: timm's image encoder alone, of the bundle's size."""
+def timm_backbone(subject: Subject) -> Baseline:
+    """The lower bound for PyTorch: timm's image encoder alone, as large as the bundle's."""
     encoder = ImageEncoder(subject.config.encoder).eval().to(subject.device)
     return _called(lambda pixels: (encoder(normalised(pixels)),), subject)
 
 
-def incumbent(metric: str, subject: Subject) -> Contender:
-    """A metric of pyiqa, with random weights where its code lets it. Raises UserError without it.
+def incumbent(metric: str, subject: Subject) -> Baseline:
+    """A metric of pyiqa, with random weights where its code allows them.
 
-    pyiqa's licence is for non-commercial use: it is not a dependency of ours, nor of our tests.
+    pyiqa's licence is for non-commercial use, so neither we nor our tests depend on it. Raises
+    UserError where it is not installed or lacks the metric.
     """
     try:
         pyiqa = importlib.import_module("pyiqa")
@@ -237,7 +239,7 @@ def incumbent(metric: str, subject: Subject) -> Contender:
             "for non-commercial use allows what you do"
         ) from cause
     if metric not in pyiqa.list_models("NR"):
-        raise UserError(f"pyiqa knows no metric {metric!r} without a reference image")
+        raise UserError(f"pyiqa has no metric {metric!r} that needs no reference image")
     with _weights_stay_random():
         network = pyiqa.create_metric(metric, device=torch.device(subject.device), pretrained=False)
     return _called(lambda pixels: (network(pixels.float() / 255),), subject)
@@ -245,7 +247,7 @@ def incumbent(metric: str, subject: Subject) -> Contender:
 
 @contextlib.contextmanager
 def _weights_stay_random() -> Iterator[None]:
-    """Some of pyiqa's metrics fetch their backbone's weights whatever they are told."""
+    """Some of pyiqa's metrics download their backbone's weights whatever their arguments say."""
     make = timm.create_model
 
     def without_weights(*arguments: Any, **options: Any) -> nn.Module:
@@ -258,8 +260,8 @@ def _weights_stay_random() -> Iterator[None]:
         timm.create_model = make
 
 
-def _called(form: Callable[[Tensor], tuple[Tensor, ...]], subject: Subject) -> Contender:
-    """From pixels on the host to results on the host, named as an engine's."""
+def _called(form: Callable[[Tensor], tuple[Tensor, ...]], subject: Subject) -> Baseline:
+    """From pixels on the host to results on the host, with an engine's names."""
 
     def run(pixels: Pixels) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
@@ -276,12 +278,12 @@ def _exported(form: _Form, subject: Subject) -> torch.export.ExportedProgram:
 
 
 def _batch(subject: Subject) -> torch.export.Dim:
-    """The dynamic dimension, which admits two at least."""
+    """The dynamic dimension; torch.export needs a range that includes two."""
     return torch.export.Dim("batch", min=1, max=max(2, subject.max_batch))
 
 
 def _session(path: str, subject: Subject) -> Any:
-    """ONNX Runtime on a graph that is none of ours."""
+    """ONNX Runtime on a graph without our inputs and outputs."""
     runtime = importlib.import_module("onnxruntime")
     options = new_options(runtime, subject.threads)
     if subject.device == "cpu":
@@ -289,7 +291,7 @@ def _session(path: str, subject: Subject) -> Any:
     return gpu_session(runtime, path, options, "cuda", 0, subject.max_batch)
 
 
-CONTENDERS: dict[str, Callable[[Subject], Contender]] = {
+BASELINES: dict[str, Callable[[Subject], Baseline]] = {
     "eager-dense": eager_dense,
     "eager-reduced": eager_reduced,
     "compile": compiled,

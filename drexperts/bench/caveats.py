@@ -1,130 +1,107 @@
-"""What is said beside a benchmark's numbers: what its boundaries are here, and what weakens it."""
+"""What is said beside a benchmark's numbers: what its boundaries mean here, and what weakens it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from drexperts.bench.tables import best_trial, contenders, text
-from drexperts.bench.timing import UNSTABLE
-from drexperts.runtime.scorer import Scorer
+from drexperts.bench.reports import ENOUGH, BenchReport, EngineDescription, Seconds
+from drexperts.bench.timing import Summary
+from drexperts.runtime.manifest import PLAN_BACKENDS
 from drexperts.runtime.selection import BACKENDS
 
-ENOUGH = 100  # samples below which a p99 is little more than the slowest
+UNSTABLE = 0.1  # coefficient of variation above which a mean says little
 
-# Bits of nvidia-smi's clocks_throttle_reasons.active, as NVML defines them.
-_THROTTLED = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x20: "software thermal limit",
-    0x40: "hardware thermal limit",
-    0x80: "power brake",
-}
-
-Series = Mapping[str, Mapping[str, Any]]
-Cards = Sequence[Mapping[str, str]]
+Series = Mapping[str, Seconds]
 
 
-def boundaries(scorer: Scorer) -> dict[str, str]:
-    """What the name of each boundary stands for with this engine."""
-    copies, kernel = "", "on a CPU none is timed apart: folded into engine_gpu"
-    compute = "on a CPU the compute alone: ONNX Runtime on bound tensors, nothing copied"
-    if BACKENDS[scorer.engine.backend].device == "cuda":
+def boundaries(engine: EngineDescription) -> dict[str, str]:
+    """What the name of each boundary means for an engine."""
+    copies, kernel = "", "not timed separately on a CPU: part of engine_gpu"
+    compute = "on a CPU, the computation alone: ONNX Runtime on bound tensors, nothing copied"
+    if BACKENDS[engine.backend].device == "cuda":
         copies = ", with the copies to the GPU and back"
         kernel = "of single operations, by `python benchmarks/bench_kernels.py`"
         compute = (
             "CUDA's events around the engine's work, pixels and results on the GPU, no CUDA graph"
-            if scorer.engine.plan is not None
+            if engine.backend in PLAN_BACKENDS
             else "the host's clock around ONNX Runtime, pixels and results on the GPU"
         )
     return {
         "kernel": kernel,
         "engine_gpu": compute,
-        "engine_e2e": f"uint8 crops of the host in, float32 results on the host out{copies}",
-        "image_e2e": "a file's bytes in, a Score out: decoding, cropping, the engine, averaging",
+        "engine_e2e": f"from uint8 crops on the host to float32 results on the host{copies}",
+        "image_e2e": "from a file's bytes to a Score: decoding, cropping, the engine, averaging",
     }
 
 
-def warnings(report: Mapping[str, Any], before: Cards, after: Cards) -> list[str]:
-    """What weakens a report's numbers.
-
-    before, after: `provenance.gpu_cards` at both ends of the measurement
-    """
+def warnings(report: BenchReport) -> list[str]:
+    """What weakens a report's numbers."""
     rounds, queries = _rounds(report), _queries(report)
     return [
         *_server(report),
-        *_unstable(rounds | queries | _verdict(report)),
+        *_unstable({**rounds, **queries, **_verdict(report)}),
         *_few(rounds, "samples", f"--repeats {ENOUGH}"),
         *_few(queries, "queries", "more --seconds"),
-        *_throttled(before, after),
+        *_throttled(report),
     ]
 
 
-def _rounds(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Statistics of what is repeated as often as was asked for, by what they are of."""
-    entries = [(e, "") for e in report["batches"]]
-    entries += [(e, " engine_gpu") for e in report["engine_gpu"]]
+def _rounds(report: BenchReport) -> Series:
+    """Samples of what is repeated as often as the user asked, by what they are of."""
+    entries = [(entry, "") for entry in report.batches]
+    entries += [(entry, " engine_gpu") for entry in report.engine_gpu]
     found = {
-        f"{name}{boundary} batch {entry['batch']}": times
+        f"{name}{boundary} batch {entry.batch}": times
         for entry, boundary in entries
-        for name, times in contenders(entry).items()
+        for name, times in entry.shown.items()
     }
-    return found | {name: report["image"][name] for name in ("preprocess", "image_e2e")}
+    image = report.image
+    return found | {"preprocess": image.preprocess, "image_e2e": image.image_e2e}
 
 
-def _queries(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Statistics of a scenario's queries, as many as its time allowed."""
-    streams = ("single_stream", "multi_stream")
-    return {name: report["scenarios"][name] for name in streams if name in report["scenarios"]}
+def _queries(report: BenchReport) -> Series:
+    """Samples of a scenario's queries, as many as its time allowed."""
+    found = report.scenarios
+    streams = {"single_stream": found.single_stream, "multi_stream": found.multi_stream}
+    return {name: times for name, times in streams.items() if times is not None}
 
 
-def _verdict(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Statistics of the trial that the server's verdict rests on; its note speaks of its count."""
-    server = report["scenarios"].get("server")
-    best = None if server is None else best_trial(server)
-    return {} if best is None else {f"server at {text(best['rate'])}/s": best["latency"]}
+def _verdict(report: BenchReport) -> Series:
+    """Samples of the trial that the server's verdict rests on; its note speaks of their number."""
+    server = report.scenarios.server
+    best = None if server is None else server.best
+    return {} if best is None else {f"server at {best.rate:.4g}/s": best.seconds}
 
 
-def _server(report: Mapping[str, Any]) -> Iterator[str]:
-    server = report["scenarios"].get("server")
-    if server is not None and server["note"] is not None:
-        yield f"server: {server['note']}"
+def _server(report: BenchReport) -> Iterator[str]:
+    server = report.scenarios.server
+    if server is not None and server.note is not None:
+        yield f"server: {server.note}"
 
 
 def _unstable(series: Series) -> Iterator[str]:
-    found = [
-        f"{name} {times['cv']:.0%}" for name, times in series.items() if times["cv"] > UNSTABLE
-    ]
+    variation = {name: Summary.of(times).cv for name, times in series.items()}
+    found = [f"{name} {cv:.0%}" for name, cv in variation.items() if cv > UNSTABLE]
     if found:
         yield (
-            f"unstable, their mean says little: coefficient of variation above {UNSTABLE:.0%} of "
-            + ", ".join(found)
+            f"unstable, so that the mean says little: the coefficient of variation exceeds "
+            f"{UNSTABLE:.0%} for {', '.join(found)}"
         )
 
 
 def _few(series: Series, kind: str, remedy: str) -> Iterator[str]:
-    counts = {name: len(times["samples"]) for name, times in series.items()}
+    counts = {name: len(times) for name, times in series.items()}
     few = [name for name, count in counts.items() if count < ENOUGH]
     if few:
-        fewest = min(counts.values())
-        named = "" if len(few) == len(series) else f", of {', '.join(few)},"
+        named = "" if len(few) == len(series) else f" for {', '.join(few)}"
         yield (
-            f"p99 of {fewest} {kind}{named} is little more than the slowest: {remedy} for one "
-            "that says something"
+            f"the p99 of {min(counts.values())} {kind}{named} is little more than the slowest: "
+            f"use {remedy} for one that means something"
         )
 
 
-def _throttled(before: Cards, after: Cards) -> Iterator[str]:
-    for number, cards in enumerate(zip(before, after, strict=False)):
-        active = 0
-        for card in cards:
-            active |= _bits(card.get("clocks_throttle_reasons.active", ""))
-        reasons = [reason for bit, reason in _THROTTLED.items() if active & bit]
+def _throttled(report: BenchReport) -> Iterator[str]:
+    for number, states in enumerate(
+        zip(report.machine.gpus or (), report.gpus_after, strict=False)
+    ):
+        reasons = [reason for state in states for reason in state.throttled or ()]
         if reasons:
-            yield f"GPU {number} lowered its clocks: {', '.join(reasons)}"
-
-
-def _bits(text: str) -> int:
-    """Such as 0x0000000000000001; none of what the driver does not report."""
-    try:
-        return int(text, 16)
-    except ValueError:
-        return 0
+            yield f"GPU {number} lowered its clocks: {', '.join(dict.fromkeys(reasons))}"

@@ -1,6 +1,6 @@
-"""What a fresh process takes to score with a bundle, in time and memory: start, load, first call.
+"""What a fresh process needs to score with a bundle, in time and memory: start, load, first call.
 
-Run as a module it is that process, in which nothing but the runtime is resident.
+Run as a module, this is that process, in which nothing but the runtime is resident.
 """
 
 import json
@@ -8,36 +8,40 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drexperts.bench.reports import ColdStart, Memory
 
 _REFUSED = 3  # the status of a process that ends with a UserError; Python itself takes 1 and 2
 
 
-def cold_start(bundle: Path, batch: int, threads: int, gpu: str | None) -> dict[str, Any]:
+def cold_start(
+    bundle: Path, batch: int, threads: int, gpu: str | None
+) -> tuple["ColdStart", "Memory"]:
     """Measure a process of its own.
 
+    Files come from the page cache where this process has read them before: a load from a cold disk
+    takes longer.
+
     Args:
-        batch: crops of the call that the peaks of "memory" include.
+        batch: crops of the call that the memory includes.
         threads: of the engine.
         gpu: index or UUID of the GPU that it runs on; None for the CPU.
-
-    Returns:
-        "cold_start": seconds of import, load and the first call, of one crop, and bytes resident
-        and at most until then, None where the platform does not say. Files come from the page
-        cache where this process has read them before: a load from a cold disk takes longer.
-        "memory": the most bytes of the process after a call of `batch` crops, and of the GPU.
 
     Raises:
         UserError: what `runtime.load` refuses, and a process that a signal ended.
         InternalError: another failure of the process.
     """
+    from drexperts.bench.reports import ColdStart, Memory
+
     arguments = [str(bundle), str(batch), str(threads), gpu or ""]
     command = [sys.executable, "-P", "-m", __name__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise _failure(done)
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return ColdStart(**measured["cold_start"]), Memory(**measured["memory"])
 
 
 def _failure(done: "subprocess.CompletedProcess[str]") -> Exception:
@@ -48,7 +52,7 @@ def _failure(done: "subprocess.CompletedProcess[str]") -> Exception:
     if done.returncode < 0 or not done.stderr.strip():
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
         return UserError(
-            f"the process that measures the start was ended by {how}, most likely for want of "
+            f"the process that measures the start was ended by {how}, most likely for lack of "
             "memory: close other programs, or ask for smaller batches"
         )
     return InternalError(f"measuring the start failed: {done.stderr.strip().splitlines()[-1]}")
@@ -66,33 +70,22 @@ def _measured(bundle: str, batch: int, threads: int, gpu: str | None) -> dict[st
     size = scorer.manifest.preprocessing.crop
     scorer.session.run(np.zeros((1, 3, size, size), np.uint8))
     first = time.perf_counter()
-    from drexperts.bench.telemetry import SMI_PERIOD, Window, host_peak_bytes
+    from drexperts.bench import telemetry
 
-    resident, peak = _resident_bytes(), host_peak_bytes()
-
-    with Window(gpu) as window:
-        scorer.session.run(np.zeros((batch, 3, size, size), np.uint8))
-        if gpu is not None:
-            time.sleep(10 * SMI_PERIOD)  # what a session takes of a GPU it keeps
     cold = {
         "import_s": imported - start,
         "load_s": loaded - imported,
         "first_inference_s": first - loaded,
-        "resident_bytes": resident,
-        "peak_bytes": peak,
+        "resident_bytes": telemetry.resident_bytes(),
+        "peak_bytes": telemetry.host_peak_bytes(),
     }
-    return {"cold_start": cold, "memory": window.memory()}
-
-
-def _resident_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """Of this process; None where the platform does not say."""
-    lines = status.read_text().splitlines() if status.is_file() else []
-    found = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
-    return 1024 * int(found[0]) if found else None
+    with telemetry.Window(gpu) as window:
+        scorer.session.run(np.zeros((batch, 3, size, size), np.uint8))
+    return {"cold_start": cold, "memory": vars(window.memory())}
 
 
 def _main(bundle: str, batch: str, threads: str, gpu: str) -> int:
-    """Prints what was measured, or the user's error; ends with the status."""
+    """Print what was measured, or the user's error; return the exit status."""
     try:
         print(json.dumps(_measured(bundle, int(batch), int(threads), gpu or None)))
     except Exception as error:

@@ -1,8 +1,8 @@
 """Which part of the model each node of its ONNX graph belongs to.
 
-A graph changes on its way to a kernel: weights are reordered, cast or quantised, nodes are fused
-and renamed. What stays is the data flow, and the modules' names within most weights' names. So a
-node that reads a weight whose module can be told belongs there, and the others follow the flow:
+A graph changes on its way to an engine: weights are reordered, cast or quantised, nodes are fused
+and renamed. The data flow stays, and so do the modules' names inside most weights' names. So a node
+that reads a weight with a known module belongs to that module, and the others follow the flow:
 
     prepare -> encoder    -> head
             -> controller ->
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 PREPARE, ENCODER, CONTROLLER, HEAD = "prepare", "encoder", "controller", "head"
-OTHER = "other"  # what serves several parts, or cannot be told
+OTHER = "other"  # serves several parts, or cannot be told
 
 _PART_OF_MODULE = {
     "encoder": ENCODER,
@@ -31,18 +31,18 @@ _PART_OF_MODULE = {
     "weighting": HEAD,
     "score": HEAD,
 }
-# A quantised weight has its float one's name and a suffix, one that was cast a prefix too.
+# A quantised weight is named as its float original with a suffix; a cast one also has a prefix.
 _WEIGHT = re.compile(rf"model\.(({'|'.join(_PART_OF_MODULE)})\.[\w.]+)")
 _PARAMETER = re.compile(r"(\.(weight|bias)\w*|_quantized|_scale)$")
-# A tower begins with its convolution, whose weights lose their name where they are reordered.
+# A tower begins with a convolution, whose weights lose their name where they are reordered.
 _ENTRY = re.compile("Conv|Reorder")
 
 
 class PlacedNode(NamedTuple):
     """A node of a graph.
 
-    node: its name in the graph, else that of its first output
-    layer: the module whose weights it reads, as "encoder.blocks.0.fc1", else as `node`
+    node: its name in the graph, or the name of its first output
+    layer: the module whose weights it reads, such as "encoder.blocks.0.fc1", else as `node`
     part: "prepare", "encoder", "controller", "head" or "other"
     """
 
@@ -72,7 +72,7 @@ def placed_nodes(graph: "onnx.GraphProto") -> list[PlacedNode]:
 
 
 def part_by_name(model: "onnx.ModelProto") -> dict[str, str]:
-    """The part of each node by the name that TensorRT's parser gives it, function bodies too."""
+    """The part of each node, also inside functions, by the name that TensorRT's parser gives it."""
     bodies = {(each.domain, each.name): each.node for each in model.functions}
     parts = {}
     for node, placed in zip(model.graph.node, placed_nodes(model.graph), strict=True):
@@ -82,7 +82,10 @@ def part_by_name(model: "onnx.ModelProto") -> dict[str, str]:
 
 
 def load_graph(path: Path) -> "onnx.ModelProto":
-    """A model without the weights that lie in another file. Raises MissingDependencyError."""
+    """A model, without weights that are stored in another file.
+
+    Raises MissingDependencyError where onnx is not installed.
+    """
     try:
         onnx: Any = importlib.import_module("onnx")
     except ImportError as cause:
@@ -95,7 +98,8 @@ def load_graph(path: Path) -> "onnx.ModelProto":
 def _modules(graph: "onnx.GraphProto") -> dict[str, str]:
     """The module of each weight that has one in its name.
 
-    Single numbers are left out: equal ones, as zero points are, become one under any of the names.
+    Single numbers are left out: equal ones, such as zero points, are stored once under any of their
+    names.
     """
     found = {}
     for weight in graph.initializer:
@@ -116,12 +120,12 @@ def _part_of_module(module: str) -> str:
 
 
 def _last(parts: Iterable[str]) -> str | None:
-    """The part that comes last on the way of the data."""
+    """The part that comes last in the data flow."""
     return max(parts, key=(PREPARE, ENCODER, CONTROLLER, HEAD).index, default=None)
 
 
 def _ahead(graph: "onnx.GraphProto", named: list[str | None]) -> list[set[str]]:
-    """For each node the parts named next on the ways that lead on from it."""
+    """For each node, the parts that are named next on the paths that lead from it."""
     wanted: dict[str, set[str]] = {}
     ahead = []
     for node, part in zip(reversed(graph.node), reversed(named), strict=True):
@@ -138,7 +142,7 @@ def _part(op: str, behind: set[str], named: str | None, ahead: set[str]) -> str:
     behind: the parts that its inputs come from; none where they are constants
     named: the part whose weights it reads. Equal weights of two modules are stored once, under the
         name of the first, so a name that contradicts the flow does not count.
-    ahead: the parts named next on the ways that lead on
+    ahead: the parts that are named next on the paths that lead from it
     """
     reached = behind - {PREPARE}
     if named is not None and (named == HEAD or reached <= {named}):

@@ -1,8 +1,4 @@
-"""Where the time of a score goes: decoding, cropping, the parts of the model, its layers.
-
-Everything is in seconds for one whole image: it is decoded and cropped, and the engine runs as
-often as its crops need.
-"""
+"""Where the time of a score goes: decoding, cropping, and the layers of the engine."""
 
 import importlib
 import json
@@ -17,9 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.bench.graph_parts import (
-    CONTROLLER,
-    ENCODER,
-    HEAD,
     OTHER,
     PREPARE,
     PlacedNode,
@@ -27,6 +20,7 @@ from drexperts.bench.graph_parts import (
     part_by_name,
     placed_nodes,
 )
+from drexperts.bench.reports import Layer, Profile
 from drexperts.bench.timing import SETTLE, seconds
 from drexperts.runtime.compatibility import library
 from drexperts.runtime.errors import InternalError, UserError
@@ -36,9 +30,6 @@ from drexperts.runtime.preprocess import crops_from_image, decode
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.tensorrt_session import TensorrtSession
-
-DECODE, CROP, BETWEEN = "decode", "crop", "between kernels"
-PARTS = (DECODE, CROP, PREPARE, ENCODER, CONTROLLER, HEAD, OTHER, BETWEEN)
 
 _WARM_UP = 2  # calls before any is counted
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
@@ -57,87 +48,48 @@ class _EngineTimes(NamedTuple):
     by_layer: NDArray[np.float64]
     called: NDArray[np.float64]
     plain: NDArray[np.float64]
-    note: str
-
-    def layers(self, calls: float) -> list[dict[str, Any]]:
-        """The dearest first, each in the seconds of so many calls."""
-        spent = (calls * np.median(self.by_layer, axis=0)).tolist()
-        layers = [
-            {"name": node.layer, "node": node.node, "op": node.op, "part": node.part, "seconds": s}
-            for node, s in zip(self.nodes, spent, strict=True)
-        ]
-        return sorted(layers, key=lambda layer: -float(layer["seconds"]))
-
-    @property
-    def between(self) -> float:
-        """What a call takes beside its layers."""
-        return float(np.median(self.called - self.by_layer.sum(axis=1)))
-
-    @property
-    def slowdown(self) -> float:
-        return float(np.median(self.called / self.plain))
+    method: str
 
 
 def profile_engine(
     scorer: Scorer, *, rounds: int, image: bytes, progress: Progress = SILENT
-) -> dict[str, Any]:
+) -> Profile:
     """Where the time of one image goes.
 
     Args:
-        rounds: calls of which the medians are taken.
+        rounds: calls that are timed.
         image: the bytes of a file, to decode and crop.
 
-    Returns:
-        JSON-ready: "batch", the crops of a call of the engine, which are the image's as far as the
-        scorer puts them together; "calls", how many such calls the image's "crops" need, a smaller
-        last one by its share. In seconds of the whole image: "total_s", whose sum the "parts" are
-        (`PARTS`, in that order), and the "layers" of the engine from the dearest on. "note" says
-        what was measured and how. "other" is what serves several parts of the model or cannot be
-        told; "between kernels" the rest of the engine's calls.
-
     Raises:
-        UserError: of rounds that cannot be, or a provider that does not tell its times.
-        MissingDependencyError: without onnx.
+        UserError: fewer than one round, or a provider that does not report its times.
+        MissingDependencyError: onnx is not installed.
     """
     if rounds < 1:
-        raise UserError(f"a profile takes one round at least, got {rounds}")
+        raise UserError(f"a profile takes at least one round, got {rounds}")
     progress("profile: decoding and cropping")
-    image_times, crops = _image_times(scorer, image, rounds)
-    progress("profile: the engine's layers")
-    batch, size = min(crops, scorer.batch), scorer.manifest.preprocessing.crop
-    calls = crops / batch
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
-    engine = _engine_times(scorer, pixels, rounds)
-    layers = engine.layers(calls)
-    parts = dict.fromkeys(PARTS, 0.0) | image_times | {BETWEEN: calls * engine.between}
-    for layer in layers:
-        parts[layer["part"]] += layer["seconds"]
-    return {
-        "batch": batch,
-        "crops": crops,
-        "calls": calls,
-        "backend": scorer.engine.backend,
-        "total_s": sum(parts.values()),
-        "parts": [{"part": part, "seconds": spent} for part, spent in parts.items()],
-        "layers": layers,
-        "slowdown": engine.slowdown,
-        "note": f"Seconds for one whole image: decoding and cropping it ({crops} crops), and "
-        f"{calls:.4g} times a call of the engine with {batch} crops; medians of {rounds} rounds. "
-        f"With the profiler a call takes {engine.slowdown:.2f} times as long as without, and that "
-        f"is not taken off. {engine.note}",
-    }
-
-
-def _image_times(scorer: Scorer, image: bytes, rounds: int) -> tuple[dict[str, float], int]:
-    """Seconds of decoding and of cropping, and how many crops there are."""
-    spec = scorer.manifest.preprocessing
-    opened = decode(image)
+    spec, opened = scorer.manifest.preprocessing, decode(image)
     crops = len(crops_from_image(opened, spec).pixels)
-    times = {
-        DECODE: np.median([seconds(lambda: decode(image)) for _ in range(rounds)]),
-        CROP: np.median([seconds(lambda: crops_from_image(opened, spec)) for _ in range(rounds)]),
-    }
-    return {part: float(spent) for part, spent in times.items()}, crops
+    decoding = [seconds(lambda: decode(image)) for _ in range(rounds)]
+    cropping = [seconds(lambda: crops_from_image(opened, spec)) for _ in range(rounds)]
+    progress("profile: the engine's layers")
+    shape = min(crops, scorer.batch), 3, spec.crop, spec.crop
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    engine = _engine_times(scorer, pixels, rounds)
+    medians = np.median(engine.by_layer, axis=0).tolist()
+    return Profile(
+        batch=len(pixels),
+        crops=crops,
+        decode=tuple(decoding),
+        crop=tuple(cropping),
+        layers=tuple(
+            Layer(node.layer, node.node, node.op, node.part, spent)
+            for node, spent in zip(engine.nodes, medians, strict=True)
+        ),
+        in_layers=tuple(engine.by_layer.sum(axis=1).tolist()),
+        called=tuple(engine.called.tolist()),
+        plain=tuple(engine.plain.tolist()),
+        method=engine.method,
+    )
 
 
 def _engine_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> _EngineTimes:
@@ -147,13 +99,13 @@ def _engine_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> _En
     if isinstance(session, OnnxSession) and session.provider == "cpu":
         return _onnx_times(session, pixels, rounds)
     raise UserError(
-        f"{session.description} does not tell the times of its kernels: profile the bundle on the "
-        "CPU, or its TensorRT engine on a GPU"
+        f"{session.description} does not report the times of its kernels: profile the bundle on "
+        "the CPU, or its TensorRT engine on a GPU"
     )
 
 
 def _onnx_times(session: OnnxSession, pixels: NDArray[np.uint8], rounds: int) -> _EngineTimes:
-    """By ONNX Runtime's profiler, in a second session of the same file and options."""
+    """By ONNX Runtime's profiler, in a second session with the same file and options."""
     runtime: Any = importlib.import_module("onnxruntime")
     options = new_options(runtime, session.threads)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -171,8 +123,8 @@ def _onnx_times(session: OnnxSession, pixels: NDArray[np.uint8], rounds: int) ->
         events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
         graph = load_graph(optimised).graph
     nodes, by_layer = _kernels(events, placed_nodes(graph), _WARM_UP + rounds)
-    note = "Layers are the nodes of ONNX Runtime's optimised graph, by its own profiler."
-    return _EngineTimes(nodes, by_layer[_WARM_UP:], called, plain, note)
+    method = "Layers are the nodes of ONNX Runtime's optimised graph, by its own profiler."
+    return _EngineTimes(nodes, by_layer[_WARM_UP:], called, plain, method)
 
 
 def _alternately(
@@ -190,7 +142,7 @@ def _alternately(
 
 def _by_call(times: list[float], calls: int) -> NDArray[np.float64]:
     if not times or len(times) % calls:
-        raise InternalError(f"the profiler told of {len(times)} layers in {calls} equal calls")
+        raise InternalError(f"the profiler reported {len(times)} layers in {calls} equal calls")
     return np.array(times).reshape(calls, -1)
 
 
@@ -199,8 +151,9 @@ def _kernels(
 ) -> tuple[list[PlacedNode], NDArray[np.float64]]:
     """What ONNX Runtime ran in each call, and seconds [calls, kernels].
 
-    Many nodes have no name by which their events could be told: a kernel is the node at its place
-    of the graph, which is in the order of execution, and of no part where it is another operator.
+    Many nodes have no name that would identify their events. So a kernel is taken for the node at
+    its place in the graph, which is in the order of execution, and belongs to no part where that
+    node is another operator.
     """
     kernels = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
     kernels.sort(key=lambda event: event["ts"])
@@ -224,7 +177,7 @@ def _tensorrt_times(
     parts = _parts_of_bundle(scorer, Path(session.path).parent)
     by_layer = _by_call([spent for _, spent in watch.told], calls)
     nodes = [watch.placed(name, parts) for name, _ in watch.told[: by_layer.shape[1]]]
-    note = (
+    method = (
         "Layers are TensorRT's, by its own profiler, without the CUDA graph that scoring uses; "
         "this way of profiling has never been run on a GPU."
     )
@@ -233,12 +186,12 @@ def _tensorrt_times(
         by_layer[_WARM_UP:],
         np.array(called[_WARM_UP:]),
         np.array(plain[_WARM_UP:]),
-        note,
+        method,
     )
 
 
 class _Watch:
-    """TensorRT's profiler and inspector of one context.
+    """TensorRT's profiler and inspector for one context.
 
     told: (name, seconds) of each layer of each call
     """
@@ -259,11 +212,11 @@ class _Watch:
         inspector = context.engine.create_engine_inspector()
         told = inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
         layers = json.loads(told).get("Layers", [])
-        # Plans that were built to tell little name their layers and no more.
+        # A plan that was built with little verbosity has only the names of its layers.
         self._layers = {layer["Name"]: layer for layer in layers if isinstance(layer, dict)}
 
     def placed(self, name: str, parts: dict[str, str]) -> PlacedNode:
-        """A layer by the ONNX nodes that it was made of, as far as TensorRT tells.
+        """A layer, in the part of the ONNX nodes that it was made of, as far as TensorRT tells.
 
         parts: of the ONNX nodes
         """

@@ -1,22 +1,22 @@
-"""What the model asks of a machine and what the machine can do at most: the roofline's numbers.
+"""The numbers of a roofline: what the model asks of a machine, and what the machine can do at most.
 
-Needs the `export` extra.
+Needs PyTorch, of the extra `export`.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from drexperts.bench.reports import Roofline
 from drexperts.model.config import DRExpertsConfig
 from drexperts.model.dr_experts import DRExperts, new_model
 
 _BUDGET = 0.5  # seconds for each peak
-# A product long enough to fill the machine, and a copy that no cache holds.
+# A product that is large enough to fill the machine, and a copy that fits no cache.
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _COPIED = 2**28  # bytes
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -24,52 +24,33 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 def measure(
     config: DRExpertsConfig, precision: str, threads: int | None, device: str = "cpu"
-) -> dict[str, Any]:
+) -> Roofline:
     """FLOP and bytes of a model, and the peaks of this machine.
 
     Args:
         precision: of the weights, such as "fp32" or "int8"; its digits are the bits of each.
         threads: of the products and copies; None leaves PyTorch's default.
         device: "cpu", or "cuda" for what runs on a GPU.
-
-    Returns:
-        flop_per_image: of one crop, in products: two a multiplication with its addition.
-        weight_bytes: what one call reads at least.
-        peak_flops: FLOP/s of a large product, the best of those within half a second; None
-            where PyTorch does not see the device.
-        bandwidth: bytes/s of a large copy, read and written, likewise.
-        source: a sentence on how they were measured.
     """
     model = new_model(config)
-    with _threads(threads):
-        roof = _roof(device, precision)
+    demands = flop_per_image(model), weight_bytes(model, precision)
     counted = (
-        "FLOP counted by PyTorch in the reduced model; weights are read once a call, "
+        "FLOP counted by PyTorch in the reduced model; weights are read once per call, "
         "activations are not counted."
     )
-    return {
-        "flop_per_image": flop_per_image(model),
-        "weight_bytes": weight_bytes(model, precision),
-        **roof,
-        "source": f"{counted} {roof['source']}",
-    }
-
-
-def _roof(device: str, precision: str) -> dict[str, Any]:
     if device == "cuda" and not torch.cuda.is_available():
-        said = "The roof was not measured: this PyTorch sees no GPU."
-        return {"peak_flops": None, "bandwidth": None, "source": said}
+        unknown = "The roof was not measured, because this PyTorch sees no GPU."
+        return Roofline(*demands, None, None, f"{counted} {unknown}")
     # A CPU multiplies halves and integers in so many ways that float32 is its one common roof.
     dtype = _DTYPES.get(precision, torch.float32) if device == "cuda" else torch.float32
     side = _SIDES[device]
-    return {
-        "peak_flops": _peak_flops(device, dtype, side),
-        "bandwidth": _bandwidth(device),
-        "source": (
-            f"The roof was measured here: torch.mm of {side} x {side} in {dtype} "
-            f"and a copy of {_COPIED // 2**20} MiB."
-        ),
-    }
+    with _threads(threads):
+        peak, bandwidth = _peak_flops(device, dtype, side), _bandwidth(device)
+    measured = (
+        f"The roof was measured here: torch.mm of {side} x {side} in {dtype} "
+        f"and a copy of {_COPIED // 2**20} MiB."
+    )
+    return Roofline(*demands, peak, bandwidth, f"{counted} {measured}")
 
 
 def flop_per_image(model: DRExperts) -> int:
@@ -81,7 +62,7 @@ def flop_per_image(model: DRExperts) -> int:
 
 
 def weight_bytes(model: DRExperts, precision: str) -> int:
-    """Bytes of all weights if each has the precision's bits; 32 where its name has no number."""
+    """Bytes of all weights if each has the precision's bits, or 32 where its name has no digits."""
     bits = re.search(r"\d+", precision)
     weights = sum(parameter.numel() for parameter in model.parameters())
     return weights * int(bits[0] if bits else 32) // 8
@@ -100,7 +81,7 @@ def _bandwidth(device: str) -> float:
 
 
 def _fastest(call: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest call, after two to warm up."""
+    """Seconds of the fastest call, after two that warm up."""
     best, end = float("inf"), time.perf_counter() + _BUDGET
     rounds = 0
     while rounds < 5 or time.perf_counter() < end:
@@ -116,7 +97,7 @@ def _fastest(call: Callable[[], object], device: str) -> float:
 
 @contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
-    """PyTorch on so many threads for a while."""
+    """PyTorch runs on so many threads inside this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

@@ -1,107 +1,133 @@
-"""Four MLPerf-style scenarios: how images may come to a Scorer, each from its bytes to its Score.
+"""Four MLPerf-style scenarios: how images may arrive at a Scorer, from their bytes to their Scores.
 
-Not MLPerf: their queries are fewer and their time is shorter than its rules ask.
+They are not MLPerf's: there are fewer queries and less time than its rules require.
 
-The server is a queue in front of the Scorer. Whoever is free takes every image that waits, as one
-stream: crops of several images share batches when images come faster than they are scored, and
-none waits for a batch to fill. An endless `Scorer.score_stream` would be no server: it keeps a
-batch open until later images have filled it.
+The server is a queue in front of the Scorer. A free thread takes all images that wait, as one
+stream: crops of several images share batches when images arrive faster than they are scored, and
+none waits for a batch to fill. An endless `Scorer.score_stream` would be no server, because it
+keeps a batch open until later images have filled it.
 """
 
 import bisect
+import functools
 import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from drexperts.bench.timing import seconds, statistics
+from drexperts.bench.reports import (
+    FEWEST,
+    FIRST_LOAD,
+    TOLERANCE,
+    Offline,
+    Scenarios,
+    Seconds,
+    Server,
+    Trial,
+)
+from drexperts.bench.timing import seconds
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Score, Scorer
 
-ENOUGH = 100  # queries below which a p99 is little more than the slowest
-FEWEST = 20  # queries below which a trial says nothing
+SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 IMAGES_PER_QUERY = 8  # of the multi-stream scenario
-TOLERANCE = 1.05  # between a rate that meets the bound and one that does not
-FIRST_LOAD = 0.25  # of the single-stream rate, where the search begins: nearly all meet it there
+TIME_LIMIT, SERVER_TIME_LIMIT = 20.0, 240.0  # seconds
 
 _SEED = 0  # of every trial's arrivals
-_SPIN = 2e-4  # seconds before an arrival from which on sleeping is too coarse
+_SPIN = 2e-4  # seconds before an arrival, from which on sleeping is too coarse
 
 Clock = Callable[[], float]
 Wait = Callable[[float], None]
+
+
+def measure(
+    names: Iterable[str],
+    scorer: Scorer,
+    images: Sequence[bytes],
+    *,
+    single_s: float,
+    bound_s: float,
+    time_limit: float | None = None,
+    progress: Progress = SILENT,
+) -> Scenarios:
+    """Those of `SCENARIOS` that are named.
+
+    Args:
+        images: files' bytes, taken in turn.
+        single_s: seconds for an image alone.
+        bound_s: on the server's p99 latency.
+        time_limit: seconds for each scenario; None is 20, and 240 for the server.
+
+    Raises UserError for an image that cannot be scored, and whatever the Scorer raises.
+    """
+    limit = {} if time_limit is None else {"time_limit": time_limit}
+    runs: dict[str, Callable[..., Any]] = {
+        "single_stream": single_stream,
+        "multi_stream": multi_stream,
+        "server": functools.partial(server, bound_s=bound_s, single_s=single_s),
+        "offline": offline,
+    }
+    measured = {name: runs[name](scorer, images, progress=progress, **limit) for name in names}
+    return Scenarios(**measured, images_per_query=IMAGES_PER_QUERY)
 
 
 def single_stream(
     scorer: Scorer,
     images: Sequence[bytes],
     *,
-    time_limit: float = 20.0,
+    time_limit: float = TIME_LIMIT,
     queries: int = 200,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Seconds:
     """One image after another, each as soon as the one before it is scored.
 
     Args:
-        images: files' bytes, taken in turn.
-        time_limit: seconds after which no query begins; one is made at least.
+        time_limit: seconds after which no query begins; there is at least one.
         queries: at most.
 
-    Returns:
-        `timing.statistics` of a query's latency.
-
-    Raises whatever the Scorer raises.
+    Returns the latency of each query.
     """
     turns = itertools.cycle(images)
-    taken = _timed(
-        lambda: scorer.score(next(turns)), time_limit, queries, "single stream", progress
-    )
-    return statistics(taken)
+    return _timed(lambda: scorer.score(next(turns)), time_limit, queries, "single stream", progress)
 
 
 def multi_stream(
     scorer: Scorer,
     images: Sequence[bytes],
     *,
-    time_limit: float = 20.0,
+    time_limit: float = TIME_LIMIT,
     queries: int = 100,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """Like `single_stream`, `IMAGES_PER_QUERY` images in a query, which ends with the last."""
+) -> Seconds:
+    """Like `single_stream`, with `IMAGES_PER_QUERY` images in a query, which ends with the last."""
     turns = itertools.cycle(images)
 
     def query() -> None:
         for score in scorer.score([next(turns) for _ in range(IMAGES_PER_QUERY)]):
             _require_scored(score)
 
-    taken = _timed(query, time_limit, queries, "multi stream", progress)
-    return {"images_per_query": IMAGES_PER_QUERY} | statistics(taken)
+    return _timed(query, time_limit, queries, "multi stream", progress)
 
 
 def offline(
     scorer: Scorer,
     images: Sequence[bytes],
     *,
-    time_limit: float = 20.0,
+    time_limit: float = TIME_LIMIT,
     count: int = 1000,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Offline:
     """All images at once, as one stream.
 
     Args:
-        images: files' bytes, taken in turn.
-        time_limit: seconds after which no image is begun; one is scored at least.
+        time_limit: seconds after which no image is begun; at least one is scored.
         count: of images, at most.
-
-    Returns:
-        images, seconds until the last is scored, images_per_s.
-
-    Raises UserError for an image that cannot be scored, and whatever the Scorer raises.
     """
     scorer.score(images[0])  # warm
     start = time.perf_counter()
@@ -114,8 +140,7 @@ def offline(
         _require_scored(score)
         done += 1
         progress(f"offline: {done} images")
-    taken = time.perf_counter() - start
-    return {"images": done, "seconds": taken, "images_per_s": done / taken}
+    return Offline(done, time.perf_counter() - start)
 
 
 def server(
@@ -124,58 +149,54 @@ def server(
     bound_s: float,
     single_s: float,
     *,
-    time_limit: float = 240.0,
+    time_limit: float = SERVER_TIME_LIMIT,
     queries: int = 400,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """The highest rate of `arrivals` whose p99 latency meets a bound.
+) -> Server:
+    """The search for the highest rate of `arrivals` whose p99 latency meets a bound.
 
-    A trial takes half of the time left at most. Raises as `offline` does.
+    A trial takes at most half of the time that is left.
 
     Args:
         bound_s: on the p99 latency.
-        single_s: seconds for an image alone, the median of `single_stream`.
+        single_s: seconds for an image alone.
         time_limit: seconds for the search; what has arrived by then is still scored.
         queries: images in a trial, at most.
-
-    Returns:
-        bound_s; images_per_s, None where no rate met the bound; trials, see `_verdict`; note,
-        None or what weakens the verdict.
     """
     end = time.perf_counter() + time_limit
-    trials: list[dict[str, Any]] = []
+    trials: list[Trial] = []
 
     def meets(rate: float) -> bool | None:
         planned = arrivals(rate, queries, (end - time.perf_counter()) / 2, _SEED)
         if len(planned) < FEWEST:
             return None
         progress(f"server: trial {len(trials) + 1}, {rate:.3g} images/s")
-        latency = Trial(scorer, images, planned, bound_s).run()
-        trials.append(_verdict(rate, len(planned), latency, bound_s))
-        return bool(trials[-1]["met"])
+        latency = Queue(scorer, images, planned, bound_s).run()
+        trials.append(Trial(rate, len(planned), tuple(latency)))
+        return trials[-1].meets(bound_s)
 
-    best = highest_rate(meets, FIRST_LOAD / single_s) if single_s <= bound_s else None
-    note = _note(best, trials, bound_s, single_s)
-    return {"bound_s": bound_s, "images_per_s": best, "trials": trials, "note": note}
+    if single_s <= bound_s:
+        search(meets, FIRST_LOAD / single_s)
+    return Server(bound_s, single_s, tuple(trials))
 
 
 def arrivals(rate: float, queries: int, most: float, seed: int) -> list[float]:
-    """Seconds at which images arrive: a Poisson process given its count, from its seed.
+    """Seconds at which images arrive: a Poisson process with a given number of events.
 
-    The first comes at once, and as many as `rate` a second admits until `most` seconds, at most
-    `queries` in all. The gaps are drawn, then scaled so that their mean is 1 / rate exactly: what
-    a trial is said to bear is what it was given, however slow the draw.
+    The first arrives at once. The others are as many as `rate` per second makes until `most`
+    seconds, at most `queries` in all. The gaps are drawn from the seed, then scaled so that their
+    mean is exactly 1 / rate: a trial gets the rate that it reports, however slow the draw is.
     """
     gaps = int(min(queries - 1, rate * max(0.0, most)))
     ends = np.cumsum(np.random.default_rng(seed).exponential(1.0, gaps))
     return [0.0, *(ends / ends[-1:] * (gaps / rate)).tolist()]
 
 
-def highest_rate(meets: Callable[[float], bool | None], first: float) -> float | None:
-    """The highest rate that met the bound, None if none did.
+def search(meets: Callable[[float], bool | None], first: float) -> None:
+    """Try rates until the highest that meets the bound is known within `TOLERANCE`.
 
     Doubles or halves the first rate until one meets the bound and another does not, then tries
-    their geometric mean until they are within `TOLERANCE`.
+    their geometric mean.
 
     meets: whether a rate does; None where there is no time to tell, which ends the search
     """
@@ -186,7 +207,6 @@ def highest_rate(meets: Callable[[float], bool | None], first: float) -> float |
         else:
             high = rate
         rate = _between(low, high)
-    return low or None
 
 
 def _between(low: float, high: float) -> float:
@@ -196,21 +216,23 @@ def _between(low: float, high: float) -> float:
 
 
 def precise_wait(duration: float) -> None:
-    """Return after so many seconds, to some microseconds; at once if there are none."""
+    """Return after so many seconds, within some microseconds; at once if there are none."""
     end = time.perf_counter() + duration
     if duration > _SPIN:
         time.sleep(duration - _SPIN)
     while time.perf_counter() < end:
-        time.sleep(0)  # whoever else has work may have the interpreter
+        time.sleep(0)  # lets other threads run
 
 
-class Trial:
+class Queue:
     """A server under one schedule of arrivals.
 
-    Latency counts from when an image was to arrive until its Score: waiting is part of it, and a
-    slow server does not slow its clients.
+    Latency counts from when an image was to arrive until its Score: it includes waiting, and a slow
+    server does not slow its clients.
 
-    clock, wait: seconds now, and until then
+    planned: seconds at which images arrive
+    clock: returns the time in seconds
+    wait: returns after so many seconds
     """
 
     def __init__(
@@ -232,8 +254,8 @@ class Trial:
         self._stopped = False
 
     def run(self) -> list[float]:
-        """Latencies of what was answered: everything, unless the bound is missed before."""
-        # One more than the engine admits: it decodes while the others compute.
+        """Latencies of what was answered: everything, unless the bound is missed before that."""
+        # One more than the engine takes: it decodes while the others compute.
         workers = self._scorer.session.concurrency + 1
         with ThreadPoolExecutor(workers, "drexperts-server") as pool:
             self._start = self._clock()
@@ -246,7 +268,7 @@ class Trial:
         return self.latency
 
     def serve(self) -> None:
-        """Score what waits until nothing more arrives, or the p99 must miss its bound."""
+        """Score what waits until nothing more arrives, or the p99 cannot meet its bound."""
         try:
             while group := self._take():
                 self._score(group)
@@ -270,7 +292,7 @@ class Trial:
         for i, score in zip(group, self._scorer.score_stream(sources), strict=True):
             _require_scored(score)
             self.latency.append(self._now() - self._planned[i])
-            if self._must_miss():
+            if self._cannot_meet():
                 self._stopped = True
             if self._stopped:
                 return
@@ -278,59 +300,28 @@ class Trial:
     def _now(self) -> float:
         return self._clock() - self._start
 
-    def _must_miss(self) -> bool:
+    def _cannot_meet(self) -> bool:
         late = sum(taken > self._bound_s for taken in self.latency)
         return late > allowed_late(len(self._planned))
 
 
 def allowed_late(queries: int) -> int:
-    """How many of the queries may be late before their p99, linearly interpolated, must be."""
+    """How many queries may be late before their p99, linearly interpolated, must be late too."""
     return queries - 1 - int(0.99 * (queries - 1))
 
 
 def _timed(
     query: Callable[[], object], time_limit: float, queries: int, name: str, progress: Progress
-) -> list[float]:
+) -> Seconds:
     query()  # warm
     taken: list[float] = []
     end = time.perf_counter() + time_limit
     while not taken or (len(taken) < queries and time.perf_counter() < end):
         taken.append(seconds(query))
         progress(f"{name}: {len(taken)} queries")
-    return taken
+    return tuple(taken)
 
 
 def _require_scored(score: Score) -> None:
     if score.error is not None:
-        raise UserError(f"nothing can be timed on what cannot be scored: {score.error}")
-
-
-def _verdict(rate: float, planned: int, latency: list[float], bound_s: float) -> dict[str, Any]:
-    """A trial: its rate; images planned, and queries answered, fewer where it was stopped early;
-    whether it met the bound; the latency's statistics, of those answered, and their p99."""
-    times = statistics(latency)
-    met = len(latency) == planned and times["p99"] <= bound_s
-    counted = {"planned": planned, "queries": len(latency)}
-    return {"rate": rate, "p99": times["p99"], **counted, "met": met, "latency": times}
-
-
-def _note(
-    best: float | None, trials: list[dict[str, Any]], bound_s: float, single_s: float
-) -> str | None:
-    """What weakens the verdict, if anything."""
-    if single_s > bound_s:
-        return f"no rate can meet {bound_s:.3g} s: an image alone takes {single_s:.3g} s"
-    if not trials:
-        first = FIRST_LOAD / single_s
-        return f"no verdict: at {first:.3g}/s fewer than {FEWEST} images come in half of the time"
-    rates = [trial["rate"] for trial in trials]
-    if best is None:
-        return f"none met the bound of the rates that time allowed, down to {min(rates):.3g}/s"
-    missed = [trial["rate"] for trial in trials if not trial["met"]]
-    queries = trials[rates.index(best)]["queries"]
-    notes = []
-    if min(missed, default=math.inf) > TOLERANCE * best:
-        notes.append("time was up before the search was narrow: higher rates may meet the bound")
-    if queries < ENOUGH:
-        notes.append(f"time allowed {queries} queries, fewer than the {ENOUGH} a p99 needs")
-    return "; ".join(notes) or None
+        raise UserError(f"an image that cannot be scored cannot be timed: {score.error}")

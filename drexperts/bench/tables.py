@@ -1,22 +1,50 @@
-"""The tables of a report of `drx bench`, as text: the same in Markdown and in HTML.
+"""The tables of a report, as text: the same on the terminal, in Markdown and in HTML.
 
-What a report does not have makes no row, or a "-".
+What a report lacks makes no row, or a "-".
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
 
-from drexperts.bench.timing import ratio_text
-from drexperts.ui.html import Table
+from drexperts.bench import caveats
+from drexperts.bench.provenance import Gpu, Machine, Source
+from drexperts.bench.reports import (
+    AGAIN,
+    ENGINE,
+    BatchTimes,
+    BenchReport,
+    EngineDescription,
+    Profile,
+    Roofline,
+    Seconds,
+    TrainingReport,
+)
+from drexperts.bench.timing import Summary
+from drexperts.ui.markdown import Table
 
-Report = Mapping[str, Any]
-
-AGAIN = "engine again"  # the engine's second turn in a round: the noise floor, and no contender
 CALLS = ("p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "cv")
 _NO_CALLS = ("-",) * len(CALLS)
-_DIGITS = 12  # of an engine's SHA-256, as many as tell files apart
-_UNNAMED = "an unnamed CPU"
+_DIGITS = 12  # of an engine's SHA-256, enough to tell files apart
 _LAYERS = 20  # of the slowest, in a table
+
+
+def sections(report: BenchReport) -> dict[str, list[Table]]:
+    """All tables by the title of their section; those without a row are left out."""
+    found = {
+        "Latency, engine_e2e": [latency(report.batches)],
+        "Computation alone, engine_gpu": [latency(report.engine_gpu)],
+        "Throughput": [throughput(report)],
+        "Scenarios": [scenarios(report), server_trials(report)],
+        "Roofline": [roofline(report)],
+        "Time of an image by part": [parts(report), layers(report)],
+        "What is timed": [boundaries(report), image(report)],
+        "Start, memory, size, energy": [costs(report)],
+        "Agreement": [agreement(report)],
+        "Left out": [left_out(report)],
+        "Where this is from": [origin(report)],
+    }
+    kept = {title: [table for table in tables if table.rows] for title, tables in found.items()}
+    return {title: tables for title, tables in kept.items() if tables}
 
 
 def text(value: float | None, unit: float = 1.0) -> str:
@@ -32,302 +60,311 @@ def milliseconds(seconds: float | None) -> str:
     return text(seconds, 1e-3)
 
 
-def calls(times: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns `CALLS` of what `timing.statistics` says."""
-    shown = (milliseconds(times[name]) for name in ("p50", "p90", "p95", "p99", "mean"))
-    return (*shown, f"{100 * times['cv']:.1f} %")
+def calls(times: Seconds) -> tuple[str, ...]:
+    """The columns `CALLS` for some samples."""
+    found = Summary.of(times)
+    shown = (found.p50, found.p90, found.p95, found.p99, found.mean)
+    return (*map(milliseconds, shown), f"{100 * found.cv:.1f} %")
 
 
-def title(report: Report) -> str:
+def title(report: BenchReport) -> str:
     """What was measured, in one line."""
-    bundle, card = report["bundle"], report["machine"]
-    on_gpu = bundle["backend"] != "onnx" and card["gpus"]
-    machine = card["gpus"][0]["name"] if on_gpu else card["cpu"] or _UNNAMED
-    return f"DR.Experts {bundle['preset']}, {bundle['backend']} {bundle['precision']}, on {machine}"
+    bundle, machine = report.bundle, report.machine
+    on_gpu = bundle.backend != "onnx" and machine.gpus
+    name = machine.gpus[0].name if machine.gpus and on_gpu else _cpu(machine)
+    return f"DR.Experts {bundle.preset}, {bundle.backend} {bundle.precision}, on {name}"
 
 
-def latency(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Contenders that were timed alternately, batch by batch."""
-    compared = any(entry.get("ratio") for entry in entries)
-    headings = ("batch", "contender", *CALLS, "crops/s", *["times the engine"] * compared)
+def latency(entries: Sequence[BatchTimes]) -> Table:
+    """Variants that were timed in the same rounds, by batch."""
+    compared = any(len(entry.shown) > 1 for entry in entries)
+    headings = ("batch", "variant", *CALLS, "crops/s", *["times the engine"] * compared)
     rows = [
         (
-            str(entry["batch"]),
+            str(entry.batch),
             name,
             *calls(times),
-            text(entry["batch"] / times["p50"]),
-            *[ratio_text(entry["ratio"].get(name)) for _ in range(compared)],
+            text(entry.batch / median(times)),
+            *[str(entry.ratio(name) or "")] * compared,
         )
         for entry in entries
-        for name, times in contenders(entry).items()
+        for name, times in entry.shown.items()
     ]
     return Table(headings, rows)
 
 
-def contenders(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The latencies of a batch by contender."""
-    return {name: times for name, times in entry["latency"].items() if name != AGAIN}
-
-
-def throughput(report: Report) -> Table:
-    """Crops a second of each contender."""
-    rates = throughput_points(report)
-    batches = [entry["batch"] for entry in report["batches"]]
+def throughput(report: BenchReport) -> Table:
+    """Crops per second of each variant."""
+    batches = [entry.batch for entry in report.batches]
     headings = ("crops/s", *(f"batch {batch}" for batch in batches))
     rows = [
         (name, *(text(dict(points).get(batch)) for batch in batches))
-        for name, points in rates.items()
+        for name, points in throughput_points(report).items()
     ]
     return Table(headings, rows)
 
 
-def throughput_points(report: Report) -> dict[str, list[tuple[float, float]]]:
-    """For each contender, (batch, crops a second at the median)."""
+def throughput_points(report: BenchReport) -> dict[str, list[tuple[float, float]]]:
+    """For each variant, (batch, crops per second at the median)."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for entry in sorted(report["batches"], key=lambda entry: entry["batch"]):
-        for name, times in contenders(entry).items():
-            rate = entry["batch"] / times["p50"]
-            points.setdefault(name, []).append((entry["batch"], rate))
+    for entry in sorted(report.batches, key=lambda entry: entry.batch):
+        for name, times in entry.shown.items():
+            points.setdefault(name, []).append((entry.batch, entry.batch / median(times)))
     return points
 
 
-def image(report: Report) -> Table:
-    """The photograph, from its bytes on."""
-    found = report.get("image")
-    steps = {} if found is None else {"decode and crop": "preprocess", "image_e2e": "image_e2e"}
-    rows = [(shown, *calls(found[name])) for shown, name in steps.items() if found]
+def image(report: BenchReport) -> Table:
+    """A photograph, from its bytes on."""
+    found = report.image
+    rows = [
+        ("decode and crop", *calls(found.preprocess)),
+        ("image_e2e", *calls(found.image_e2e)),
+    ]
     return Table(("of a photograph", *CALLS), rows)
 
 
-def boundaries(report: Report) -> Table:
+def boundaries(report: BenchReport) -> Table:
     """What is timed, by its name."""
-    return Table((), list(report["boundaries"].items()))
+    return Table((), list(caveats.boundaries(report.bundle).items()))
 
 
-def scenarios(report: Report) -> Table:
-    """One row a scenario; latency is that of a query."""
-    found = report["scenarios"]
-    rows = [
-        row
-        for name, row_of in _SCENARIOS.items()
-        if (measured := found.get(name)) is not None
-        for row in [row_of(measured)]
-    ]
-    return Table(("scenario", "images/s", *CALLS), rows)
+def scenarios(report: BenchReport) -> Table:
+    """One row per scenario; latency is that of a query."""
+    return Table(("scenario", "images/s", *CALLS), list(_scenarios(report)))
 
 
-def _single_stream(times: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("single-stream: one image after another", text(1 / times["mean"]), *calls(times))
+def _scenarios(report: BenchReport) -> Iterator[tuple[str, ...]]:
+    found = report.scenarios
+    if (times := found.single_stream) is not None:
+        rate = text(1 / Summary.of(times).mean)
+        yield ("single-stream: one image after another", rate, *calls(times))
+    if (times := found.multi_stream) is not None:
+        images = found.images_per_query
+        rate = text(images / Summary.of(times).mean)
+        yield (f"multi-stream: {images} images per query", rate, *calls(times))
+    if (server := found.server) is not None:
+        best = server.best
+        name = f"server: Poisson arrivals, p99 within {milliseconds(server.bound_s)} ms"
+        shown = ("-", *_NO_CALLS) if best is None else (text(best.rate), *calls(best.seconds))
+        yield (name, *shown)
+    if (offline := found.offline) is not None:
+        rate = text(offline.images_per_s)
+        yield (f"offline: {offline.images} images at once", rate, *_NO_CALLS)
 
 
-def _multi_stream(times: Mapping[str, Any]) -> tuple[str, ...]:
-    images = times["images_per_query"]
-    return (f"multi-stream: {images} images a query", text(images / times["mean"]), *calls(times))
+def server_trials(report: BenchReport) -> Table:
+    """The rates that the server was tried with.
 
-
-def _server(found: Mapping[str, Any]) -> tuple[str, ...]:
-    best = best_trial(found)
-    name = f"server: Poisson arrivals, p99 within {milliseconds(found['bound_s'])} ms"
-    times = _NO_CALLS if best is None else calls(best["latency"])
-    return (name, text(found["images_per_s"]), *times)
-
-
-def best_trial(server: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The trial whose rate is the verdict; None where no rate met the bound."""
-    rate = server["images_per_s"]
-    return next((trial for trial in server["trials"] if trial["rate"] == rate), None)
-
-
-def _offline(found: Mapping[str, Any]) -> tuple[str, ...]:
-    return (f"offline: {found['images']} images at once", text(found["images_per_s"]), *_NO_CALLS)
-
-
-_SCENARIOS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {
-    "single_stream": _single_stream,
-    "multi_stream": _multi_stream,
-    "server": _server,
-    "offline": _offline,
-}
-
-
-def server_trials(report: Report) -> Table:
-    """The rates that were tried in the scenario `server`.
-
-    Of a trial that was stopped early the latency is that of what was answered.
+    The latency of a trial that was stopped early is that of what was answered.
     """
-    found = report["scenarios"].get("server")
-    trials = [] if found is None else sorted(found["trials"], key=lambda trial: trial["rate"])
-    rows = [
-        (
-            text(trial["rate"]),
-            f"{trial['queries']} of {trial['planned']}",
-            *calls(trial["latency"]),
-            "yes" if trial["met"] else "no" + ", stopped early" * stopped_early(trial),
-        )
-        for trial in trials
-    ]
+    server = report.scenarios.server
+    rows = (
+        [
+            (
+                text(trial.rate),
+                f"{len(trial.seconds)} of {trial.planned}",
+                *calls(trial.seconds),
+                "yes"
+                if trial.meets(server.bound_s)
+                else "no" + ", stopped early" * (not trial.is_complete),
+            )
+            for trial in sorted(server.trials, key=lambda trial: trial.rate)
+        ]
+        if server
+        else []
+    )
     return Table(("images/s asked for", "answered", *CALLS, "within the bound"), rows)
 
 
-def stopped_early(trial: Mapping[str, Any]) -> bool:
-    """Whether a trial of the server ended before everything was answered."""
-    return bool(trial["queries"] < trial["planned"])
-
-
-def parts(report: Report) -> Table:
+def parts(report: BenchReport) -> Table:
     """Where the time of one image goes, by part."""
-    profile = report.get("profile")
-    if profile is None:
-        return Table((), [])
-    total = sum(part["seconds"] for part in profile["parts"])
+    found = {} if report.profile is None else report.profile.parts
+    total = sum(found.values())
     rows = [
-        (part["part"], milliseconds(part["seconds"]), f"{100 * part['seconds'] / total:.1f} %")
-        for part in profile["parts"]
+        (part, milliseconds(spent), f"{100 * spent / total:.1f} %") for part, spent in found.items()
     ]
     return Table(("part", "ms", "share"), rows)
 
 
-def layers(report: Report) -> Table:
+def layers(report: BenchReport) -> Table:
     """The slowest layers, where the engine's backend times layers."""
-    profile = report.get("profile")
-    slowest = [] if profile is None else profile["layers"][:_LAYERS]
+    profile = report.profile
+    found = () if profile is None else profile.layers
+    slowest = sorted(found, key=lambda layer: -layer.seconds)[:_LAYERS]
+    calls_of_image = 1.0 if profile is None else profile.calls
     rows = [
-        (layer["name"], layer["op"], layer["part"], milliseconds(layer["seconds"]))
+        (layer.name, layer.op, layer.part, milliseconds(calls_of_image * layer.seconds))
         for layer in slowest
     ]
     return Table(("layer", "operator", "part", "ms"), rows)
 
 
-def roofline_points(report: Report) -> dict[int, tuple[float, float]]:
-    """From batches to (FLOP a byte, FLOP/s) of the engine.
+def profile_note(profile: Profile) -> str:
+    """How the profile was measured."""
+    slower = profile.slowdown.p50
+    return (
+        f"Times are for one whole image: decoding and cropping it ({profile.crops} crops), and "
+        f"{profile.calls:.4g} calls of the engine with {profile.batch} crops; medians of "
+        f"{len(profile.called)} rounds. With the profiler a call takes {slower:.2f} times as long "
+        f"as without, and that is not subtracted. {profile.method}"
+    )
 
-    Weights are read once a call at least, so FLOP a byte is what it is at most. Computing alone is
-    taken where it was timed, for copies are no part of the roof.
+
+def roofline_points(report: BenchReport) -> dict[int, tuple[float, float]]:
+    """For each batch, (FLOP per byte, FLOP/s) of the engine.
+
+    A call reads the weights at least once, so FLOP per byte is an upper bound. Speed is that of the
+    computation alone where it was timed, because copies do not count towards the roof.
     """
-    found = report.get("roofline")
+    found = report.roofline
     if found is None:
         return {}
-    entries = report["engine_gpu"] or report["batches"]
-    flop = found["flop_per_image"]
     return {
-        entry["batch"]: (
-            flop * entry["batch"] / found["weight_bytes"],
-            flop * entry["batch"] / entry["latency"]["engine"]["p50"],
+        entry.batch: (
+            found.flop_per_image * entry.batch / found.weight_bytes,
+            found.flop_per_image * entry.batch / median(entry.seconds[ENGINE]),
         )
-        for entry in entries
+        for entry in report.engine_gpu or report.batches
     }
 
 
-def roofline(report: Report) -> Table:
-    """Position under the roof, a row a batch."""
+def roofline(report: BenchReport) -> Table:
+    """The position under the roof, one row per batch."""
     rows = []
     for batch, (intensity, speed) in sorted(roofline_points(report).items()):
-        roof = attainable(report["roofline"], intensity)
+        roof = None if report.roofline is None else attainable(report.roofline, intensity)
         share = "-" if roof is None else f"{100 * speed / roof:.0f} %"
         rows.append((str(batch), text(intensity), text(speed, 1e9), text(roof, 1e9), share))
     headings = ("batch", "FLOP/byte", "GFLOP/s", "attainable GFLOP/s", "of attainable")
     return Table(headings, rows)
 
 
-def attainable(found: Mapping[str, Any], intensity: float) -> float | None:
+def attainable(found: Roofline, intensity: float) -> float | None:
     """min(peak, intensity x bandwidth) in FLOP/s; None where either is not known."""
-    if found["peak_flops"] is None or found["bandwidth"] is None:
+    if found.peak_flops is None or found.bandwidth is None:
         return None
-    return float(min(found["peak_flops"], intensity * found["bandwidth"]))
+    return min(found.peak_flops, intensity * found.bandwidth)
 
 
-def costs(report: Report) -> Table:
+def costs(report: BenchReport) -> Table:
     """Cold start, memory, size and energy."""
-    cold = report.get("cold_start") or {}
-    memory, energy, bundle = report["memory"], report["energy"], report["bundle"]
-    rows = [
-        ("import of the runtime", _with_unit(cold.get("import_s"), 1, "s")),
-        ("load, page cache warm", _with_unit(cold.get("load_s"), 1, "s")),
-        ("first inference", _with_unit(cold.get("first_inference_s"), 1, "s")),
-        ("memory after it", _with_unit(cold.get("resident_bytes"), 2**20, "MiB")),
-        ("peak memory until then", _with_unit(cold.get("peak_bytes"), 2**20, "MiB")),
-        ("peak memory, largest batch", _with_unit(memory["host_peak_bytes"], 2**20, "MiB")),
-        ("peak memory on the device", _with_unit(memory["device_peak_bytes"], 2**20, "MiB")),
-        ("file of the engine", _with_unit(bundle["bytes"], 2**20, "MiB")),
-        ("energy of an image", _energy(energy)),
-    ]
-    return Table((), rows)
-
-
-def _energy(energy: Mapping[str, Any]) -> str:
-    joules = _with_unit(energy["joules_per_image"], 1, "J")
-    return f"{joules} ({energy['source']})"
+    cold, memory, energy = report.cold_start, report.memory, report.energy
+    seconds = {
+        "import of the runtime": cold.import_s,
+        "load, page cache warm": cold.load_s,
+        "first inference": cold.first_inference_s,
+    }
+    sizes = {
+        "memory after it": cold.resident_bytes,
+        "peak memory until then": cold.peak_bytes,
+        "peak memory, largest batch": memory.host_peak_bytes,
+        "memory of the device, largest batch": memory.device_bytes,
+        "file of the engine": report.bundle.bytes,
+    }
+    joules = f"{_with_unit(energy.joules_per_image, 1, 'J')} ({energy.source})"
+    rows = [(name, _with_unit(value, 1, "s")) for name, value in seconds.items()]
+    rows += [(name, _with_unit(value, 2**20, "MiB")) for name, value in sizes.items()]
+    return Table((), [*rows, ("energy of an image", joules)])
 
 
 def _with_unit(value: float | None, unit: float, name: str) -> str:
     return "-" if value is None else f"{text(value, unit)} {name}"
 
 
-def agreement(report: Report) -> Table:
+def agreement(report: BenchReport) -> Table:
     """How far the scores of forms of the model are from those of the reduced one in PyTorch."""
-    rows = [(name, f"{apart:.1e}") for name, apart in report.get("agreement", {}).items()]
-    return Table(("contender", "scores apart from eager-reduced, relative"), rows)
+    rows = [(name, f"{apart:.1e}") for name, apart in report.agreement.items()]
+    return Table(("variant", "relative difference of scores from eager-reduced"), rows)
 
 
-def left_out(report: Report) -> Table:
+def left_out(report: BenchReport) -> Table:
     """What cannot run here, and why."""
-    return Table(("what", "why it is left out"), list(report["left_out"].items()))
+    return Table(("what", "why it is left out"), list(report.left_out.items()))
 
 
-def machine(report: Report) -> Table:
+def origin(report: BenchReport) -> Table:
     """What was measured, on what, from which source, and how to do it again."""
-    card, bundle, source = report["machine"], report["bundle"], report["source"]
     rows = [
-        ("engine", _engine(bundle)),
-        ("session", bundle["session"]),
-        *((name, _engine(other)) for name, other in report.get("against", {}).items()),
-        ("baselines' weights", report["weights"]),
-        ("CPU", f"{card['cpu'] or _UNNAMED}, {card['cores']} cores"),
-        ("threads", "the default" if card["threads"] is None else str(card["threads"])),
-        *_gpus("", card["gpus"]),
-        *_gpus(" after the last round", report.get("gpus_after", ())),
-        ("system", card["system"]),
-        ("Python", card["python"]),
-        ("versions", _pairs(card["versions"])),
-        ("command", report["command"]),
-        ("source", ", ".join(source["modules"])),
-        ("SHA-256 of it", source["sha256"]),
-        ("commit", source["commit"] or "-"),
+        ("engine", _engine(report.bundle)),
+        ("session", report.bundle.session),
+        *((name, _engine(other)) for name, other in report.against.items()),
+        ("baselines' weights", report.weights),
+        *_machine(report.machine, report.gpus_after),
+        ("command", report.command),
+        *_source(report.source),
     ]
     return Table((), rows)
 
 
-def _gpus(when: str, cards: Iterable[Mapping[str, str]]) -> Iterator[tuple[str, str]]:
-    for i, card in enumerate(cards):
-        yield f"GPU {i}{when}", _pairs(card)
+def _machine(machine: Machine, gpus_after: Sequence[Gpu] = ()) -> Iterator[tuple[str, str]]:
+    yield "CPU", f"{_cpu(machine)}, {machine.cores} cores"
+    yield "threads", "the default" if machine.threads is None else str(machine.threads)
+    yield from _gpus("", machine.gpus or ())
+    yield from _gpus(" after the last round", gpus_after)
+    yield from ((f"unknown: {name}", reason) for name, reason in machine.missing.items())
+    yield "system", machine.system
+    yield "Python", machine.python
+    yield "versions", ", ".join(f"{name} {found}" for name, found in machine.versions.items())
 
 
-def _engine(card: Mapping[str, Any]) -> str:
-    digest = f", SHA-256 {card['sha256'][:_DIGITS]}" if "sha256" in card else ""
-    return f"{card['engine']}: {card['backend']}, {card['precision']}{digest}"
+def _source(source: Source) -> Iterator[tuple[str, str]]:
+    changed = {True: ", with changes", None: "", False: ""}[source.dirty]
+    yield "source", ", ".join(source.packages)
+    yield "commit", "-" if source.commit is None else source.commit + changed
 
 
-def _pairs(values: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _cpu(machine: Machine) -> str:
+    return machine.cpu or "an unnamed CPU"
 
 
-def noise_floor(report: Report) -> str:
-    """What a ratio must leave to say something, for each batch; a sentence or two."""
+def _gpus(when: str, gpus: Iterable[Gpu]) -> Iterator[tuple[str, str]]:
+    for i, gpu in enumerate(gpus):
+        known = {name: value for name, value in vars(gpu).items() if value not in (None, ())}
+        throttled = {"throttled": ", ".join(gpu.throttled)} if gpu.throttled else {}
+        yield f"GPU {i}{when}", _pairs(known | throttled)
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+
+
+def _engine(engine: EngineDescription) -> str:
+    digest = engine.sha256[:_DIGITS]
+    return f"{engine.engine}: {engine.backend}, {engine.precision}, SHA-256 {digest}"
+
+
+def noise_floor(report: BenchReport) -> str:
+    """By how much a ratio must differ from 1 to mean something, for each batch."""
     floors = [
-        (ratio_text(entry["ratio"][AGAIN]), f"with batch {entry['batch']}")
-        for entry in report["batches"]
-        if AGAIN in entry["ratio"]
+        f"{entry.ratio(AGAIN)} with batch {entry.batch}"
+        for entry in report.batches
+        if AGAIN in entry.seconds
     ]
     if not floors:
         return "The noise floor was not measured."
-    (first, batch), *others = floors
-    shown = ", ".join([f"{first} times as slow {batch}", *map(" ".join, others)])
     return (
-        f"Noise floor: the engine against itself, in the same rounds, is {shown}. A ratio within "
-        "the range of its batch says nothing."
+        f"Noise floor: the engine's time over its own, in the same rounds, is {', '.join(floors)}. "
+        "A ratio within the range of its batch means nothing."
     )
 
 
-def shown(tables: Iterable[Table]) -> list[Table]:
-    """Those with any rows."""
-    return [table for table in tables if table.rows]
+def training(report: TrainingReport) -> Table:
+    """Steps of each variant."""
+    headings = ("", "type", "p50 s", "p90 s", "cv", "times ours", "peak MB", "times ours")
+    ours = next(iter(report.variants.values())).peak_bytes
+    rows = []
+    for name, variant in report.variants.items():
+        times, peak, ratio = Summary.of(variant.seconds), variant.peak_bytes, report.ratio(name)
+        times_ours = "" if ratio is None or not (peak and ours) else f"{peak / ours:.2f}"
+        shown = (f"{times.p50:.2f}", f"{times.p90:.2f}", f"{times.cv:.0%}", str(ratio or ""))
+        rows.append((name, variant.amp, *shown, text(peak, 1e6), times_ours))
+    return Table(headings, rows)
+
+
+def training_parts(report: TrainingReport) -> Iterator[str]:
+    """What our step consists of, and what making its batch takes."""
+    medians = {name: median(times) for name, times in report.parts.items()}
+    whole = sum(medians.values())
+    split = (f"{name} {1e3 * p:.0f} ms ({p / whole:.0%})" for name, p in medians.items())
+    yield f"our step of {report.batch} crops: {', '.join(split)}"
+    yield f"data: {1e3 * median(report.data):.0f} ms of one core per batch, beside the step"

@@ -1,20 +1,23 @@
 """Times, and the statistics that are computed from them when a report is shown."""
 
 import io
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
+from drexperts.runtime.progress import SILENT, Progress
+
 # Worker threads of PyTorch and ONNX Runtime spin for a while after a call, and that slows down
 # whatever runs next on the same cores.
 SETTLE = 0.1  # seconds between two calls
+WARM_UP = 1  # rounds before any is timed
 PHOTO = (1024, 768)
 QUANTILES = (20, 50, 80, 90, 95, 99)
-UNSTABLE = 0.1  # coefficient of variation above which a mean says little
 
 
 @dataclass(frozen=True)
@@ -56,34 +59,33 @@ class Ratio:
         return f"{self.p50:.2f} ({self.p20:.2f}-{self.p80:.2f})"
 
 
-def statistics(samples: Sequence[float]) -> dict[str, Any]:
-    """Percentiles, mean and coefficient of variation of times, with the samples."""
-    values = np.asarray(samples)
-    quantiles = {f"p{q}": float(np.percentile(values, q)) for q in QUANTILES}
-    mean = float(values.mean())
-    return quantiles | {"mean": mean, "cv": float(values.std() / mean), "samples": values.tolist()}
-
-
-def ratio(baseline: list[float], engine: list[float]) -> dict[str, float]:
-    """Baseline over engine, round by round: the median and the middle 60 %."""
-    ratios = np.divide(baseline, engine)
-    return {f"p{q}": float(np.percentile(ratios, q)) for q in (20, 50, 80)}
-
-
-def ratio_text(ratio: dict[str, float] | None) -> str:
-    """Such as "2.50 (2.41-2.62)"; nothing for no ratio."""
-    return "" if ratio is None else f"{ratio['p50']:.2f} ({ratio['p20']:.2f}-{ratio['p80']:.2f})"
+def alternately(
+    calls: Mapping[str, Callable[[], object]], rounds: int, progress: Progress = SILENT
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each call: one in every round, in random order."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    shuffle = random.Random(0).shuffle
+    for i in range(-WARM_UP, rounds):
+        progress(f"round {max(0, i + 1)} of {rounds}")
+        turns = list(calls)
+        shuffle(turns)
+        for name in turns:
+            time.sleep(SETTLE)
+            taken = seconds(calls[name])
+            if i >= 0:
+                times[name].append(taken)
+    return {name: tuple(taken) for name, taken in times.items()}
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """How long one call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def photograph() -> bytes:
-    """A JPEG with a photograph's mix of smooth and fine detail; made here, so nothing is needed."""
+    """A JPEG that is made here, with the mix of smooth and fine detail that photographs have."""
     width, height = PHOTO
     rng = np.random.default_rng(0)
     layers = [

@@ -1,6 +1,5 @@
-"""A step of training against the dense form and the released recipe, each in its own process."""
+"""A step of training beside the dense form and the released recipe, each in its own process."""
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drexperts.bench.baselines import baseline_model, released
-from drexperts.bench.provenance import head
-from drexperts.bench.timing import SETTLE, photograph, ratio, ratio_text, seconds, statistics
+from drexperts.bench.provenance import this_machine, this_source
+from drexperts.bench.reports import OURS, TrainingReport, TrainingVariant
+from drexperts.bench.telemetry import host_peak_bytes, resident_bytes
+from drexperts.bench.timing import SETTLE, photograph, seconds
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.data.images import GridSize, ImageStore
 from drexperts.data.recipes import RECIPES, preprocessing
@@ -33,30 +31,23 @@ from drexperts.runtime.manifest import ScoreScale, sha256_of
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.trainer import Amp, TrainConfig, Trainer
 
-OURS = "ours"
 ROUNDS = 9
-WARM_UP = 2  # steps of each contender before any is timed; the optimiser's state comes in the first
-# What a step consists of; the batch is made beside it, by processes of their own.
+WARM_UP = 2  # steps of each variant before any is timed; the first makes the optimiser's state
+# What a step consists of. Other processes make the batch meanwhile.
 PARTS = ("backbone", "controller", "head", "optimiser")
-ALIKE = 1e-4  # between the first losses of float32 forms of the same weights, relative
 
-# Whose source the numbers speak of.
-MODULES = (
-    "drexperts.bench.training_step",
-    "drexperts.model.config",
-    "drexperts.bench.baselines",
-    "drexperts.data.images",
-    "drexperts.data.training_crops",
-    "drexperts.training.trainer",
-    "drexperts.model.dr_experts",
-    "drexperts.model.experts",
-    "drexperts.model.backbones",
+# The source that the numbers depend on.
+PACKAGES = (
+    "drexperts.bench",
+    "drexperts.data",
     "drexperts.kernels",
+    "drexperts.model",
+    "drexperts.training",
 )
 
 
-class Task(NamedTuple):
-    """What every contender trains, and with how much."""
+class Step(NamedTuple):
+    """What every variant trains, and with how much."""
 
     config: DRExpertsConfig
     checkpoint: Path | None
@@ -64,21 +55,34 @@ class Task(NamedTuple):
     threads: int | None
 
 
-class Contender(NamedTuple):
-    """Whether prompts are encoded on each call, whether all rows are computed, and in what type."""
+class Variant(NamedTuple):
+    """A form of the model that is trained.
+
+    encodes: whether prompts are encoded on each call
+    dense: whether all rows are computed
+    """
 
     encodes: bool
     dense: bool
     amp: Amp
 
 
-def contenders(amp: Amp) -> dict[str, Contender]:
-    """Ours first. The others are in float32, in which the released code trains on a CPU."""
-    found = {OURS: Contender(encodes=False, dense=False, amp=amp)}
+class Measured(NamedTuple):
+    """One step. peak_bytes: of memory until now, above the start's; None where it is not known"""
+
+    loss: float
+    seconds: float
+    parts: dict[str, float]
+    peak_bytes: int | None
+
+
+def variants(amp: Amp) -> dict[str, Variant]:
+    """Ours first. The others use float32, in which the released code trains on a CPU."""
+    found = {OURS: Variant(encodes=False, dense=False, amp=amp)}
     if amp != "fp32":
-        found["ours, fp32"] = Contender(encodes=False, dense=False, amp="fp32")
-    found["dense"] = Contender(encodes=False, dense=True, amp="fp32")
-    found["released"] = Contender(encodes=True, dense=True, amp="fp32")
+        found["ours, fp32"] = Variant(encodes=False, dense=False, amp="fp32")
+    found["dense"] = Variant(encodes=False, dense=True, amp="fp32")
+    found["released"] = Variant(encodes=True, dense=True, amp="fp32")
     return found
 
 
@@ -91,48 +95,53 @@ def bench_training(
     threads: int | None = None,
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> TrainingReport:
     """Measure a step of the trainer on this machine's CPU: Smooth L1, backward, clipping, AdamW.
 
-    Contenders have the same weights and crops. Each lives in a process of its own, so that its peak
-    of memory and the state of its allocator are its own, and one computes at a time: once in every
+    Variants have the same weights and crops. Each lives in its own process, so that its peak of
+    memory and the state of its allocator are its own, and one computes at a time: once in every
     round, in random order. Ratios are taken within a round. Linux only.
 
     Args:
-        amp: of our step; without fp32, ours in fp32 is a contender too.
+        amp: of our step; for another type than fp32, ours in fp32 is a variant too.
         threads: of PyTorch; None leaves its default.
-        checkpoint: weights and configuration; None makes random weights, which cost the same.
+        checkpoint: weights and configuration; None makes random weights, which take the same time.
 
-    Returns:
-        A JSON-ready report: times in seconds, memory in bytes above what is resident before the
-        first step. `data` is the time in which one core makes a batch of 1024x768 JPEGs.
+    Raises UserError for what cannot be measured, and where the process of a variant ended.
 
-    Raises UserError for what cannot be measured, and where a contender's process ended.
+    Example:
+        from drexperts.bench import bench_training
+        from drexperts.model.config import DRExpertsConfig
+
+        report = bench_training(DRExpertsConfig.paper(), batch=2, rounds=5)
+        report.ratio("released").p50
     """
     if min(batch, rounds) < 1:
         raise ConfigError(f"a measurement needs a batch and a round at least: {batch}, {rounds}")
-    entrants = contenders(amp)
-    progress("building the contenders")
-    with _workers(entrants, Task(config, checkpoint, batch, threads)) as workers:
+    trained = variants(amp)
+    machine, source = this_machine(threads), this_source(*PACKAGES)
+    progress("starting a process for each variant")
+    with _workers(trained, Step(config, checkpoint, batch, threads)) as workers:
         steps = _rounds(workers, rounds, progress)
-    taken = {name: [step["seconds"] for step in found] for name, found in steps.items()}
-    peaks = {name: found[-1]["peak_bytes"] for name, found in steps.items()}
-    losses = {name: found[0]["loss"] for name, found in steps.items()}
-    command = _command(config, checkpoint, batch, rounds, amp, threads)
-    return head("training", command, MODULES, threads) | {
-        "preset": config.preset,
-        "weights": "random" if checkpoint is None else sha256_of(checkpoint),
-        "batch": batch,
-        "amp": {name: contender.amp for name, contender in entrants.items()},
-        "loss": losses,
-        "gates": {"losses": _agree(losses, entrants)},
-        "latency": {name: statistics(times) for name, times in taken.items()},
-        "ratio": {name: ratio(taken[name], taken[OURS]) for name in entrants if name != OURS},
-        "peak_bytes": peaks,
-        "peak_ratio": {name: peaks[name] / peaks[OURS] for name in entrants if name != OURS},
-        "parts": {part: statistics([s["parts"][part] for s in steps[OURS]]) for part in PARTS},
-        "data": statistics(_data_times(config, batch, rounds)),
-    }
+    return TrainingReport(
+        command=_command(config, checkpoint, batch, rounds, amp, threads),
+        machine=machine,
+        source=source,
+        preset=config.preset,
+        weights="random" if checkpoint is None else sha256_of(checkpoint),
+        batch=batch,
+        variants={
+            name: TrainingVariant(
+                trained[name].amp,
+                tuple(step.seconds for step in found),
+                found[0].loss,
+                found[-1].peak_bytes,
+            )
+            for name, found in steps.items()
+        },
+        parts={part: tuple(step.parts[part] for step in steps[OURS]) for part in PARTS},
+        data=_data_times(config, batch, rounds),
+    )
 
 
 def _command(
@@ -143,23 +152,17 @@ def _command(
     amp: Amp,
     threads: int | None,
 ) -> str:
-    """What measures the same again; paths are left out."""
+    """The command that measures the same again; paths are left out."""
     command = f"drx bench --train --preset {config.preset} --batch {batch} --repeats {rounds}"
     command += f" --amp {amp}" + (f" --threads {threads}" if threads is not None else "")
     return command + " --checkpoint FILE" * (checkpoint is not None)
 
 
-def _agree(losses: dict[str, float], entrants: dict[str, Contender]) -> bool:
-    """Whether the dense form in float32 has our loss there, of the same weights and crops."""
-    ours = next(name for name, entrant in entrants.items() if entrant.amp == "fp32")
-    return math.isclose(losses[ours], losses["dense"], rel_tol=ALIKE)
-
-
 def _rounds(
     workers: dict[str, "_Worker"], rounds: int, progress: Progress
-) -> dict[str, list[dict[str, Any]]]:
-    """What each contender measured of its steps, without those of the warm-up."""
-    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+) -> dict[str, list[Measured]]:
+    """The steps of each variant, without those of the warm-up."""
+    steps: dict[str, list[Measured]] = {name: [] for name in workers}
     shuffle = random.Random(0).shuffle
     for i in range(WARM_UP + rounds):
         progress(f"round {max(0, i + 1 - WARM_UP)} of {rounds}")
@@ -172,30 +175,30 @@ def _rounds(
 
 
 class _Worker:
-    """A contender in a process of its own."""
+    """A variant in its own process."""
 
-    def __init__(self, name: str, contender: Contender, task: Task) -> None:
+    def __init__(self, name: str, variant: Variant, what: Step) -> None:
         self.name = name
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])  # imports once for all
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender, task), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, variant, what), daemon=True)
         self._process.start()
         theirs.close()
 
-    def step(self) -> dict[str, Any]:
-        """What a step took: seconds, in all and in parts, and the peak of memory up to now."""
+    def step(self) -> Measured:
+        """Take a step."""
         self._pipe.send(None)
-        measured: dict[str, Any] = self.answer()
+        measured: Measured = self.answer()
         return measured
 
     def answer(self) -> Any:
-        """What the process sends next. Raises UserError where it is an error or none comes."""
+        """What the process sends next. Raises UserError where it sends one, or has ended."""
         try:
             answer = self._pipe.recv()
         except EOFError:
             raise UserError(
-                f"the process that trains {self.name!r} ended, most likely for want of memory: "
+                f"the process that trains {self.name!r} ended, most likely for lack of memory: "
                 "take a smaller batch, or a machine with more"
             ) from None
         if isinstance(answer, UserError):
@@ -203,19 +206,19 @@ class _Worker:
         return answer
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process, whatever it does."""
         self._process.kill()
         self._process.join()
         self._pipe.close()
 
 
 @contextmanager
-def _workers(entrants: dict[str, Contender], task: Task) -> Iterator[dict[str, _Worker]]:
-    """A process for each contender, ready to train; all are ended afterwards."""
+def _workers(trained: dict[str, Variant], what: Step) -> Iterator[dict[str, _Worker]]:
+    """A process for each variant, ready to train; all are ended afterwards."""
     workers: dict[str, _Worker] = {}
     try:
-        for name, contender in entrants.items():
-            workers[name] = _Worker(name, contender, task)
+        for name, variant in trained.items():
+            workers[name] = _Worker(name, variant, what)
         for worker in workers.values():
             worker.answer()
         yield workers
@@ -224,10 +227,10 @@ def _workers(entrants: dict[str, Contender], task: Task) -> Iterator[dict[str, _
             worker.end()
 
 
-def _serve(pipe: Connection, contender: Contender, task: Task) -> None:
-    """A contender's process: a step for each message, until it is ended."""
+def _serve(pipe: Connection, variant: Variant, what: Step) -> None:
+    """The process of a variant: a step for each message, until it is ended."""
     try:
-        step = _Step(contender, task)
+        step = _Trained(variant, what)
     except UserError as error:
         pipe.send(error)
         return
@@ -238,7 +241,7 @@ def _serve(pipe: Connection, contender: Contender, task: Task) -> None:
 
 
 class _Scores(nn.Module):
-    """The scores of one form of a model: what is trained."""
+    """The scores of one form of a model, which is trained."""
 
     def __init__(self, model: DRExperts, dense: bool) -> None:
         super().__init__()
@@ -250,45 +253,43 @@ class _Scores(nn.Module):
         return scores
 
 
-class _Step:
-    """A contender's step of the trainer, and its measurement."""
+class _Trained:
+    """A variant that takes one step of the trainer per call, and measures it."""
 
-    def __init__(self, contender: Contender, task: Task) -> None:
-        if task.threads is not None:
-            torch.set_num_threads(task.threads)
-        torch.manual_seed(0)  # the same weights and crops for everybody
-        model = baseline_model(task.config, task.checkpoint).train()
+    def __init__(self, variant: Variant, what: Step) -> None:
+        if what.threads is not None:
+            torch.set_num_threads(what.threads)
+        torch.manual_seed(0)  # the same weights and crops for all variants
+        model = baseline_model(what.config, what.checkpoint).train()
         size = model.config.encoder.image_size
-        pixels = torch.randint(0, 256, (task.batch, 3, size, size), dtype=torch.uint8)
-        self._batch = normalised(pixels), torch.rand(task.batch)
+        pixels = torch.randint(0, 256, (what.batch, 3, size, size), dtype=torch.uint8)
+        self._batch = normalised(pixels), torch.rand(what.batch)
         self._clock = _Clock(model)
-        scores = _Scores(released(model) if contender.encodes else model, contender.dense)
+        scores = _Scores(released(model) if variant.encodes else model, variant.dense)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return F.smooth_l1_loss(scores(images).float(), labels)
 
-        # One epoch holds all steps, so that the rate stays what it is.
-        config = TrainConfig(task.batch, amp=contender.amp)
+        # One epoch holds all steps, so that the learning rate stays the same.
+        config = TrainConfig(what.batch, amp=variant.amp)
         self._trainer = Trainer(model, loss, config, epoch_steps=1_000_000)
-        self._resident = _forget_peak()
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted
+        self._resident = resident_bytes()
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Measured:
         start = time.perf_counter()
         loss = self._trainer.step([self._batch]).loss
         end = time.perf_counter()
-        return {
-            "loss": loss,
-            "seconds": end - start,
-            "parts": self._clock.parts(start, end),
-            "peak_bytes": _memory("VmHWM") - self._resident,
-        }
+        peak = host_peak_bytes()
+        above = None if peak is None else peak - self._resident
+        return Measured(loss, end - start, self._clock.parts(start, end), above)
 
 
 class _Clock:
     """When the parts of a step begin and end, by hooks on a model.
 
-    The backbone is the encoder's forward and backward pass; the head includes the loss, the
-    optimiser the clipping.
+    The backbone is the encoder's forward and backward pass. The head includes the loss, and the
+    optimiser includes the clipping.
     """
 
     def __init__(self, model: DRExperts) -> None:
@@ -310,7 +311,7 @@ class _Clock:
         tokens.register_hook(self._mark("head's backward ends"))
 
     def parts(self, start: float, end: float) -> dict[str, float]:
-        """Seconds of each of `PARTS` in the step that began and ended then."""
+        """Seconds of each of `PARTS` in the step that began at `start` and ended at `end`."""
         at = self._at
         forward = at["encoder ends"] - at["encoder begins"]
         backward = at["backward ends"] - at["head's backward ends"]
@@ -321,21 +322,8 @@ class _Clock:
         return dict(zip(PARTS, (backbone, controller, head, rest), strict=True))
 
 
-def _forget_peak() -> int:
-    """Bytes resident now, from which on the peak is counted."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
-
-
-def _memory(field: str) -> int:
-    """Bytes, of a line of this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (found,) = (line for line in lines if line.startswith(field + ":"))
-    return 1024 * int(found.split()[1])
-
-
-def _data_times(config: DRExpertsConfig, batch: int, rounds: int) -> list[float]:
-    """Seconds in which one core decodes, crops, mirrors and normalises each of some batches."""
+def _data_times(config: DRExpertsConfig, batch: int, rounds: int) -> tuple[float, ...]:
+    """Seconds in which one core decodes, crops, mirrors and normalises each of `rounds` batches."""
     size = config.encoder.image_size
     with TemporaryDirectory() as folder:
         samples = tuple(Sample(f"{i}.jpg", 0.5, str(i)) for i in range(batch * rounds))
@@ -347,24 +335,5 @@ def _data_times(config: DRExpertsConfig, batch: int, rounds: int) -> list[float]
         store = ImageStore(dataset, GridSize(preprocessing(RECIPES["folder"], size)))
         batches = TrainingBatches(store, samples, crops=1, size=size, batch=batch, seed=0)
         micro_batches = batches.epoch(0)
-        return [seconds(lambda: normalised(next(micro_batches).images)) for _ in range(rounds)]
-
-
-def print_training_report(report: dict[str, Any], console: Console) -> None:
-    """The report as a table, and what our step consists of."""
-    machine = report["machine"]
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; training, {report['preset']}")
-    headings = ("", "type", "p50 s", "p90 s", "cv", "times ours", "peak MB", "times ours")
-    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
-    for name, times in report["latency"].items():
-        shown = ratio_text(report["ratio"].get(name))
-        peak, peak_ratio = report["peak_bytes"][name], report["peak_ratio"].get(name)
-        numbers = [f"{times['p50']:.2f}", f"{times['p90']:.2f}", f"{times['cv']:.0%}", shown]
-        memory = [f"{peak / 1e6:.0f}", "" if peak_ratio is None else f"{peak_ratio:.2f}"]
-        table.add_row(name, report["amp"][name], *numbers, *memory)
-    console.print(table)
-    parts = {name: times["p50"] for name, times in report["parts"].items()}
-    whole = sum(parts.values())
-    split = ", ".join(f"{name} {1e3 * p:.0f} ms ({p / whole:.0%})" for name, p in parts.items())
-    console.print(f"our step of {report['batch']} crops: {split}")
-    console.print(f"data, beside it: {1e3 * report['data']['p50']:.0f} ms of one core a batch")
+        taken = [seconds(lambda: normalised(next(micro_batches).images)) for _ in range(rounds)]
+        return tuple(taken)

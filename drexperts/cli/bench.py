@@ -1,8 +1,8 @@
-"""The verb that measures: bench, of a bundle or of a step of training."""
+"""`drx bench`: measures a bundle, or a step of training."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import DONE, Outcome, add_verb
 
@@ -10,35 +10,51 @@ if TYPE_CHECKING:
     from drexperts.cli.arguments import Parser, Verbs
     from drexperts.ui.screen import Screen
 
-_EVERY = ("single_stream", "multi_stream", "server", "offline")
+_SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 # Options that --train does not take.
 _OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
 _DESCRIPTION = (
-    "Latency of a bundle's engine, alone or alternately with baselines in one run, or with --train "
-    "the cost of a training step. A full-size bundle on a CPU takes about a minute as it is; each "
-    "baseline adds its own time, --scenario up to 20 s (server: 240 s), --profile some seconds."
+    "Latency of a bundle's engine, alone or beside baselines in the same rounds, or with --train "
+    "the cost of a training step. A full-size bundle on a CPU takes about a minute by itself; each "
+    "baseline adds its own time, --scenario up to 20 s (server: 240 s), --profile a few seconds."
 )
 
 
 def add(verbs: "Verbs") -> None:
-    """Its parser."""
-    summary = "latency of an engine, or cost of a training step, against baselines"
+    """Add the parser of this verb."""
+    summary = "latency of an engine, or cost of a training step, compared with baselines"
     verb = add_verb(verbs, "bench", run, summary, "export")
     verb.description = _DESCRIPTION
-    verb.add_argument("bundle", type=Path, nargs="?")
-    verb.add_argument("--batch", type=_sizes, metavar="1,4", help="batch sizes")
-    verb.add_argument("--repeats", type=int, metavar="N", help="rounds; 15, of --train 9")
-    verb.add_argument("--threads", type=int, metavar="N")
+    verb.add_argument("bundle", type=Path, nargs="?", help="the bundle to measure")
+    verb.add_argument(
+        "--batch",
+        type=_sizes,
+        metavar="1,4",
+        help="batch sizes (default: 1,4 as far as the bundle takes them; with --train 4)",
+    )
+    verb.add_argument(
+        "--repeats", type=int, metavar="N", help="timing rounds (default: 15, with --train 9)"
+    )
+    verb.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of engines and of PyTorch (default: one per physical core; with --train "
+        "PyTorch's own default)",
+    )
     verb.add_argument(
         "--checkpoint",
         type=Path,
-        help="the weights of the baselines: what the bundle was exported from",
+        metavar="FILE",
+        help="the weights of the baselines, which the bundle was exported from (default: random "
+        "weights, which take the same time)",
     )
     verb.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="the report: JSON, raw times, Markdown, a page; of --train JSON alone",
+        help="write the report there: JSON, Markdown, an HTML page, and a trace of the profile; "
+        "with --train, JSON alone",
     )
     _add_bundle_options(verb)
     _add_training_options(verb)
@@ -50,9 +66,10 @@ def _add_bundle_options(verb: "Parser") -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="repeatable: all, or eager-dense, eager-reduced, compile, aotinductor, onnx-dense, "
-        "backbones, timm-backbone, pyiqa:METRIC, tensorrt, tensorrt-rtx, onnx-tensorrt, onnx-cuda; "
-        "who cannot run is listed with the reason",
+        help="also time this baseline: all, or eager-dense, eager-reduced, compile, aotinductor, "
+        "onnx-dense, backbones, timm-backbone, pyiqa:METRIC, tensorrt, tensorrt-rtx, "
+        "onnx-tensorrt, onnx-cuda; may be repeated; baselines that cannot run are listed with the "
+        "reason",
     )
     verb.add_argument(
         "--against",
@@ -60,37 +77,53 @@ def _add_bundle_options(verb: "Parser") -> None:
         default=[],
         type=Path,
         metavar="BUNDLE",
-        help="another bundle of the same model, in the same run; repeatable",
+        help="also time another bundle of the same model, in the same rounds; may be repeated",
     )
     verb.add_argument(
         "--scenario",
         action="append",
         default=[],
-        choices=("all", *_EVERY),
-        help="how images may come, repeatable; none",
+        choices=("all", *_SCENARIOS),
+        help="also measure this way in which images may arrive; may be repeated (default: none)",
     )
     verb.add_argument(
         "--p99-bound",
         type=float,
         metavar="SECONDS",
-        help="of the server; 3 times what an image alone takes",
+        help="highest p99 latency of the server (default: 3 times what an image alone takes)",
     )
     verb.add_argument(
-        "--seconds", type=float, metavar="S", help="most for each scenario; 20, the server 240"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time limit for each scenario (default: 20, for the server 240)",
     )
-    verb.add_argument("--profile", action="store_true", help="also where the time goes")
+    verb.add_argument("--profile", action="store_true", help="also measure where the time goes")
     verb.add_argument(
-        "--images", type=Path, metavar="DIR", help="photographs, 100 at most; one that is made"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="a folder of photographs, at most 100 of which are used (default: one that is made)",
     )
 
 
 def _add_training_options(verb: "Parser") -> None:
     verb.add_argument(
-        "--train", action="store_true", help="a step, against the dense form and the released one"
+        "--train",
+        action="store_true",
+        help="measure a training step, beside the dense form and the released recipe",
     )
-    verb.add_argument("--preset", choices=("paper", "official"), default="paper", help="of --train")
     verb.add_argument(
-        "--amp", choices=("fp32", "fp16", "bf16"), default="fp32", help="of our step in --train"
+        "--preset",
+        choices=("paper", "official"),
+        default="paper",
+        help="the model of --train (default: paper)",
+    )
+    verb.add_argument(
+        "--amp",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="the type in which --train runs our step (default: fp32)",
     )
 
 
@@ -105,6 +138,9 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         _check_writable(arguments.out)
     if arguments.train:
         return _bench_training(arguments, screen)
+    if arguments.out is not None:
+        # A library that the page needs is missed now, and not after the measurement.
+        import drexperts.bench.page  # noqa: F401
     return _bench_bundle(arguments, screen)
 
 
@@ -113,14 +149,14 @@ def _check_training(arguments: argparse.Namespace) -> None:
     from drexperts.runtime.errors import UserError
 
     values = {name: getattr(arguments, name) for name in _OF_BUNDLES}
-    # A zero is given, too.
+    # A number that is zero was given, too.
     named = [name for name, value in values.items() if value or type(value) is float]
     given = [f"--{name.replace('_', '-')}" for name in named]
     given += ["BUNDLE"] * (arguments.bundle is not None)
     if given:
         raise UserError(f"--train measures no bundle: leave out {', '.join(given)}")
     if arguments.repeats is not None and arguments.repeats < 1:
-        raise UserError(f"a measurement needs one repeat at least, got {arguments.repeats}")
+        raise UserError(f"a measurement needs at least one repeat, got {arguments.repeats}")
     if arguments.batch is not None and len(arguments.batch) > 1:
         raise UserError("--train measures one batch size: name one with --batch")
 
@@ -142,43 +178,44 @@ def _check_writable(folder: Path) -> None:
 
 
 def _bench_bundle(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.bench.bundle import ROUNDS, Settings, bench_bundle, print_report
-    from drexperts.bench.lineup import names_of
+    from drexperts.bench import bundle
+    from drexperts.bench.report import print_report, with_summary, write_report
+    from drexperts.bench.variants import names_of
 
-    settings = Settings(
+    options = bundle.BenchOptions(
         baselines=tuple(arguments.baseline),
-        others=names_of(arguments.against),
+        against=names_of(arguments.against),
         batches=arguments.batch,
-        repeats=ROUNDS if arguments.repeats is None else arguments.repeats,
+        repeats=bundle.ROUNDS if arguments.repeats is None else arguments.repeats,
         threads=arguments.threads,
         checkpoint=arguments.checkpoint,
         images=arguments.images,
-        scenarios=_EVERY if "all" in arguments.scenario else tuple(arguments.scenario),
+        scenarios=_SCENARIOS if "all" in arguments.scenario else tuple(arguments.scenario),
         p99_bound=arguments.p99_bound,
         seconds=arguments.seconds,
         profile=arguments.profile,
     )
     with screen.progress() as progress:
-        report = bench_bundle(arguments.bundle, settings, progress)
+        report = bundle.bench(arguments.bundle, options, progress)
     print_report(report, screen.tables)
     if arguments.out is not None:
-        from drexperts.bench.report import write_report
-
         write_report(report, arguments.out)
         screen.note(f"wrote {arguments.out / 'index.html'}, and the same as JSON and Markdown")
-    return Outcome(DONE, report)
+    return Outcome(DONE, with_summary(report))
 
 
 def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.bench.training_step import ROUNDS, bench_training, print_training_report
+    from drexperts.bench import training_step
+    from drexperts.bench.json_files import write_json
+    from drexperts.bench.report import print_training_report, with_summary
     from drexperts.model.config import DRExpertsConfig
 
     presets = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
     with screen.progress() as progress:
-        report = bench_training(
+        report = training_step.bench_training(
             presets[arguments.preset](),
             batch=(arguments.batch or (4,))[0],
-            rounds=ROUNDS if arguments.repeats is None else arguments.repeats,
+            rounds=training_step.ROUNDS if arguments.repeats is None else arguments.repeats,
             amp=arguments.amp,
             threads=arguments.threads,
             checkpoint=arguments.checkpoint,
@@ -186,19 +223,8 @@ def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         )
     print_training_report(report, screen.tables)
     if arguments.out is not None:
-        _write_json(report, arguments.out)
-    return Outcome(DONE, report)
-
-
-def _write_json(report: dict[str, Any], folder: Path) -> None:
-    import json
-
-    from drexperts.runtime.files import written_whole
-
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=1, allow_nan=False)
-    with written_whole(folder / "report.json") as file:
-        file.write_text(text + "\n", encoding="utf-8")
+        write_json(report, arguments.out / "report.json")
+    return Outcome(DONE, with_summary(report))
 
 
 def _sizes(text: str) -> tuple[int, ...]:

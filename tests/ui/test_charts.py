@@ -1,121 +1,133 @@
-"""Charts: round ticks, marks where the values are."""
+"""Charts: every value is drawn where it is, and every name is text."""
 
-import math
-import re
+import inspect
+from collections.abc import Callable
+from functools import partial
+from html import unescape
+from xml.etree import ElementTree
 
+import matplotlib
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from support.sample_reports import HOSTILE
 
-from drexperts.bench.timing import statistics
-from drexperts.ui.charts import (
-    COLOURS,
-    Axis,
-    Roof,
-    Words,
-    curves,
-    histogram,
-    number,
-    roofline,
-    shares,
-)
-from drexperts.ui.charts import strips as draw_strips
+from drexperts.ui import charts
+from drexperts.ui.charts import Roof, Words
 
-WORDS = Words("what", "across", "upward", "the rule")
+WORDS = Words("what <is> shown", "across", "upward", "the limit")
+CALLS = {HOSTILE: [0.2, 0.3, 0.4], "_$a$ \udcff": [0.2, 0.2]}
+POINTS = {HOSTILE: [(1, 10.0), (4, 20.0)], "_$a$ \udcff": [(1, 5.0)]}
+TIMES = {HOSTILE: 0.003, "_$a$ \udcff": 0.001}
+PALETTE = dict(zip(TIMES, charts.COLOURS, strict=False))
+UNDER_A_ROOF = {1: (80.0, 1e11), 4: (320.0, 2e11)}
 
-
-@pytest.mark.parametrize(
-    ("low", "high", "logarithmic", "ticks"),
-    [
-        (0, 10, False, [0, 2, 4, 6, 8, 10]),
-        (0.31, 0.34, False, [0.31, 0.32, 0.33, 0.34]),
-        (3, 300, True, [5, 10, 20, 50, 100, 200]),
-        (1, 1e6, True, [1, 10, 100, 1000, 1e4, 1e5, 1e6]),
-        (310, 330, True, [310, 315, 320, 325, 330]),
-    ],
-)
-def test_ticks_are_round(low: float, high: float, logarithmic: bool, ticks: list[float]) -> None:
-    assert Axis(low, high, 0, 1, logarithmic).ticks() == pytest.approx(ticks)
-
-
-def test_an_axis_places_values() -> None:
-    assert Axis(0, 10, 100, 0).place(2.5) == 75
-    assert Axis(1, 100, 0, 50, logarithmic=True).place(10) == pytest.approx(25)
+# Those that name series, then the others.
+NAMING: dict[str, Callable[[], str]] = {
+    "strips": partial(charts.strips, CALLS, WORDS.label),
+    "curves": partial(charts.curves, POINTS, WORDS, 15.0),
+    "curves, logarithmic": partial(charts.curves, POINTS, WORDS, logarithmic=True, base=2),
+    "shares": partial(charts.shares, TIMES, PALETTE, WORDS.label),
+    "scatter": partial(charts.scatter, POINTS, WORDS),
+}
+CHARTS = NAMING | {
+    "histogram": partial(charts.histogram, [0.2, 0.3, 0.4], WORDS.label),
+    "histogram of equal calls": partial(charts.histogram, [0.3] * 5, WORDS.label),
+    "histogram of one call": partial(charts.histogram, [0.3], WORDS.label),
+    "strips of equal calls": partial(charts.strips, {"a": [0.0, 0.0]}, WORDS.label),
+    "roofline": partial(charts.roofline, UNDER_A_ROOF, Roof(3e11, 2e10), WORDS.label),
+}
 
 
-def test_numbers() -> None:
-    assert [number(x) for x in (0.012345, 12.345, 1234.5, 123456)] == [
-        *("0.0123", "12.3", "1234", "1.23e+05")
-    ]
+def axes_of(chart: Callable[..., str], *args: object) -> Axes:
+    """The axes of a chart before it is written as SVG."""
+    (axes,) = inspect.unwrap(chart)(*args).axes
+    return axes
 
 
-def test_a_histogram_counts_every_call() -> None:
-    samples = [0.01 * (1 + i % 7) for i in range(50)]
-    counts = re.findall(r": (\d+) calls", histogram(statistics(samples), "label"))
-    assert sum(map(int, counts)) == 50
+def bars(axes: Axes) -> list[Rectangle]:
+    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
-def test_a_histogram_of_equal_times_and_of_one() -> None:
-    for samples in ([0.3] * 5, [0.3]):
-        drawn = histogram(statistics(samples), "label")
-        assert f"{len(samples)} calls" in drawn
-        assert "nan" not in drawn
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter() if element.text]
 
 
-def test_strips_have_every_contender_and_equal_times() -> None:
-    times = statistics([0.2, 0.2, 0.2])
-    drawn = draw_strips({"<a>": times, "b" * 60: times}, "label")
-    assert "&lt;a&gt;" in drawn
-    assert "b" * 31 + "…" in drawn
-    assert f"{'b' * 60}: p50 200 ms" in drawn  # the whole name where it is pointed at
-    assert "nan" not in drawn
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_is_the_same_each_time_and_says_what_it_is(name: str) -> None:
+    svg = CHARTS[name]()
+    with matplotlib.rc_context({"font.size": 30, "text.usetex": True}):
+        assert CHARTS[name]() == svg
+    picture = ElementTree.fromstring(svg)
+    assert picture.get("aria-label") == WORDS.label
+    assert "nan" not in svg
+    assert "currentColor" in svg
+    assert "#0102" not in svg
 
 
-def test_curves_pass_through_their_points() -> None:
-    drawn = curves({"a": [(1, 10.0), (4, 20.0)], "b": [(1, 5.0)]}, WORDS, rule=15.0)
-    assert "a: 20 at 4" in drawn
-    assert "the rule" in drawn
-    first, last = re.findall(r'<polyline points="(\S+) (\S+)"', drawn)[0]
-    (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in (first, last))
-    assert x1 < x2
-    assert y1 > y2  # upward is less
+@pytest.mark.parametrize("name", NAMING)
+def test_names_are_text_whatever_is_in_them(name: str) -> None:
+    said = "".join(texts(NAMING[name]()))
+    assert HOSTILE[:30] in said
+    assert "_$a$ \\udcff" in said
 
 
-def test_crowded_ticks_are_thinned() -> None:
-    drawn = curves({"a": [(15, 1.0), (16, 2.0), (64, 3.0)]}, WORDS)
-    labels = re.findall(r'<text [^>]*text-anchor="middle" class="tick">([^<]*)<', drawn)
-    assert labels == ["15", "64"]
+def test_long_names_are_shortened() -> None:
+    assert charts.strips({"b" * 60: [0.2]}, "").count("b" * 39 + "…") == 1
+
+
+def test_every_call_is_drawn() -> None:
+    axes = axes_of(charts.histogram, [0.01 * (1 + i % 7) for i in range(50)], "")
+    assert sum(bar.get_bbox().height for bar in bars(axes)) == 50
+    axes = axes_of(charts.strips, {"a": [0.2, 0.3, 0.3]}, "")
+    drawn = np.unique(axes.lines[0].get_xdata())
+    np.testing.assert_allclose(drawn, [200, 300], rtol=2e-3)  # to a pixel
 
 
 def test_shares_are_as_wide_as_their_times() -> None:
-    drawn = shares({"a": 0.003, "b": 0.001}, {"a": COLOURS[0], "b": COLOURS[1]}, "label")
-    wide, narrow = map(float, re.findall(r'<rect [^>]*width="([\d.]+)"', drawn))
-    assert (wide + 1) / (narrow + 1) == pytest.approx(3, rel=0.01)
-    assert "a 75 %" in drawn
+    axes = axes_of(charts.shares, TIMES, PALETTE, "")
+    assert [bar.get_bbox().width for bar in bars(axes)] == pytest.approx([3, 1])
+    assert any("75%" in text for text in texts(charts.shares(TIMES, PALETTE, "")))
 
 
-def rules(drawn: str) -> int:
-    return drawn.count('class="rule"')
-
-
-def test_a_roof_is_drawn_as_far_as_it_is_known() -> None:
-    points = {1: (80.0, 1e11), 4: (320.0, 2e11)}
-    assert rules(roofline(points, Roof(3e11, 2e10), "label")) == 2
-    assert rules(roofline(points, Roof(3e11, None), "label")) == 1
-    assert rules(roofline(points, Roof(None, 2e10), "label")) == 0
-    assert "roof" not in roofline(points, Roof(None, None), "label")
-
-
-def test_a_roof_has_its_ridge_where_memory_suffices() -> None:
-    """At peak / bandwidth FLOP a byte the slope meets the flat part."""
-    drawn = roofline({1: (10.0, 1e10)}, Roof(1e12, 1e10), "label")
-    lines = re.findall(r'x1="(\S+)" y1="(\S+)" x2="(\S+)" y2="(\S+)" class="rule"', drawn)
-    slope, flat = ([float(each) for each in line] for line in lines)
-    assert slope[2:] == flat[:2]
-    assert flat[1] == flat[3]
-    # Both axes are logarithmic and a slope of one decade a decade: from (10/3, ..) to (100, ..).
-    assert slope[1] > slope[3]
-    assert all(math.isfinite(each) for each in slope)
+@pytest.mark.parametrize(
+    ("roof", "limits"),
+    [
+        # The ridge is at 15 FLOP per byte.
+        (Roof(3e11, 2e10), {6.0: 120.0, 15.0: 300.0, 100.0: 300.0}),
+        (Roof(3e11, None), {50.0: 300.0, 100.0: 300.0}),
+        (Roof(None, 2e10), None),
+        (Roof(None, None), None),
+    ],
+)
+def test_a_roof_is_drawn_as_far_as_it_is_known(
+    roof: Roof, limits: dict[float, float] | None
+) -> None:
+    svg = charts.roofline(UNDER_A_ROOF, roof, "")
+    assert any("roof" in text for text in texts(svg)) == (limits is not None)
+    if limits is not None:
+        line = axes_of(charts.roofline, UNDER_A_ROOF, roof, "").lines[-1]
+        across, upward = np.asarray(line.get_data(), dtype=float)
+        drawn = np.interp(list(limits), across, upward)
+        np.testing.assert_allclose(drawn, list(limits.values()))
 
 
 def test_large_numbers_are_in_tera() -> None:
-    assert "TFLOP/s" in roofline({1: (100.0, 3e13)}, Roof(7e14, 2e12), "label")
-    assert "GFLOP/s" in roofline({1: (100.0, 3e10)}, Roof(7e11, 2e10), "label")
+    assert "TFLOP/s" in charts.roofline({1: (100.0, 3e13)}, Roof(7e14, 2e12), "")
+    assert "GFLOP/s" in charts.roofline({1: (100.0, 3e10)}, Roof(7e11, 2e10), "")
+
+
+@pytest.mark.parametrize(
+    ("x", "base", "ticks"),
+    [
+        ((1, 64), 2, ["1", "2", "4", "8", "16", "32", "64"]),
+        ((3, 50), 10, ["5", "10", "20", "50"]),
+        ((310, 330), 10, ["300", "320", "340", "360"]),
+    ],
+)
+def test_logarithmic_axes_have_round_numbers(
+    x: tuple[int, int], base: int, ticks: list[str]
+) -> None:
+    svg = charts.curves({"a": [(each, 1.0) for each in x]}, WORDS, base=base)
+    assert [text for text in texts(svg) if text in ticks] == ticks, texts(unescape(svg))

@@ -1,13 +1,15 @@
-"""Tables and text of pages: whatever is in them is shown as it is."""
+"""Pages and Markdown tables show what is in them as it is."""
 
 import re
 from html import unescape
 
 import pytest
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from support import sample_reports
 
-from drexperts.ui.html import Table, document, html_table, markdown_table, markdown_text
+from drexperts.ui.markdown import Table, markdown_table, markdown_text
+from drexperts.ui.pages import render
 
 HOSTILE = (
     "a|b",
@@ -24,6 +26,10 @@ def cells(html: str) -> list[str]:
     found = re.findall(r"<t[dh](?: [^>]*)?>(.*?)</t[dh]>", html, re.DOTALL)
     assert not any("<" in cell for cell in found)
     return [unescape(cell) for cell in found]
+
+
+def html_table(table: Table) -> str:
+    return render("table.html.j2", content=table)
 
 
 def test_markdown_shows_cells_as_they_are() -> None:
@@ -50,10 +56,12 @@ def test_columns_of_numbers_are_aligned_right() -> None:
     assert html.count('class="number"') == 4
 
 
-def test_rows_are_as_long_as_the_headings() -> None:
+def test_rows_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         html_table(Table(("a", "b"), [("1", "2"), ("1",)]))
 
 
-def test_a_title_is_text() -> None:
-    assert "<title>&lt;b&gt;</title>" in document("<b>", "", [])
+def test_a_page_escapes_its_title_and_needs_every_value() -> None:
+    assert "<title>&lt;b&gt;</title>" in render("bench.html.j2", title="<b>", parts=[])
+    with pytest.raises(UndefinedError, match="parts"):
+        render("bench.html.j2", title="")
