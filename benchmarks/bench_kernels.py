@@ -220,7 +220,8 @@ class KernelBenchmark:
         limits = f"bound {_short(least)}, " if least else ""
         floor = _short(self.floors[row.mode])
         yield f"\n{row.problem}, {row.mode} ({limits}timing itself {floor})"
-        yield f"  {'':30}{'p20':>11}{'p50':>11}{'p80':>11}{'p99':>11}{'rounds':>7}  of bound  of ours"
+        headings = "".join(f"{name:>11}" for name in ("p20", "p50", "p80", "p99"))
+        yield f"  {'':30}{headings} rounds  of bound  of ours"
         ratios = self.receipt().ratios(row)
         for name, taken in row.seconds.items():
             times = Summary.of(taken)

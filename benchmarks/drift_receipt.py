@@ -8,7 +8,7 @@ import numpy as np
 from drexperts.benchmarks.answers import agreement
 from drexperts.benchmarks.receipt import WEIGHTS, Part, Receipt, left_out, machine_line
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.ui.html import Table, markdown_text
+from drexperts.ui.markdown import Table, markdown_text
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drexperts.benchmarks.receipt import Part, Receipt, machine_line
-from drexperts.ui.html import Table
+from drexperts.ui.markdown import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class EngineBuild:
     capabilities: compute capabilities that it was built for
     fused_attention: whether attention was allowed to be fused
     seconds: the build took
-    weights: bytes of weights
+    weights: bytes of weights; None if not known
     inspected: whether the engine's layers could be read back
     products: how many matrix products run in each combination of types
     asked, found: matrix products in the graph, and those of them that were found in the engine
@@ -26,7 +26,7 @@ class EngineBuild:
     fused_attention: bool
     seconds: float
     bytes: int
-    weights: int
+    weights: int | None
     inspected: bool
     products: dict[str, int]
     asked: int

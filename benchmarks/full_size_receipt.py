@@ -9,7 +9,7 @@ from drexperts.bench.reports import ENGINE, BatchTimes, BenchReport
 from drexperts.bench.timing import Ratio, Summary
 from drexperts.benchmarks.receipt import Part, left_out, machine_line, three_digits
 from drexperts.runtime.manifest import BatchInvariance, Parity
-from drexperts.ui.html import Table, markdown_text
+from drexperts.ui.markdown import Table, markdown_text
 
 RELEASED, INT8 = "eager-dense", "engine-int8"
 SHOWN = 4  # caveats
@@ -114,7 +114,7 @@ def parts(receipt: FullSizeReceipt) -> Iterator[Part]:
     yield "MLPerf-style scenarios, from an image's bytes to its Score:"
     yield tables.scenarios(report)
     yield Table((), list(_costs(report)))
-    yield f"Boundaries. {_joined(caveats.boundaries(report))}."
+    yield f"Boundaries. {_joined(caveats.boundaries(report.bundle))}."
     yield from left_out(report.left_out)
     if weaknesses := caveats.warnings(report):
         first, rest = weaknesses[:SHOWN], weaknesses[SHOWN:]

@@ -84,9 +84,10 @@ class Checker:
 class ProgramSession:
     """A program as a `Session`, which takes and gives arrays in host memory."""
 
-    concurrency, max_batch, image_size, description = 1, 1, None, "PyTorch"
+    concurrency, max_batch, description = 1, 1, "PyTorch"
 
     def __init__(self, program: Program, device: torch.device) -> None:
+        self.image_size: int | None = None
         self._program, self._device = program, device
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

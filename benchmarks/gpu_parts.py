@@ -126,9 +126,7 @@ def why_no_gpu() -> str | None:
     """Why no part can begin; None if PyTorch finds a CUDA device."""
     command = [sys.executable, "-c", PROBE]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBING, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBING, check=False)
     except subprocess.TimeoutExpired:
         return f"PyTorch did not come up in {PROBING:g} s"
     return last_words(done.stderr) if done.returncode else None

@@ -113,7 +113,7 @@ def _attention(shape: Shape, tensors: int, products: int) -> Work:
 def pooling_forward(shape: Shape, iterated: bool) -> Work:
     """From tokens, and a query and logits per expert, to the pooled tokens and the maps.
 
-    Two products per expert, one with and one by the tokens; if iterated, also the norms' arithmetic.
+    Two products per expert, one with and one by the tokens; if iterated, the norms' arithmetic too.
     """
     results = _rows(shape) + _logits(shape)
     return _pooling(shape, _pooling_operands(shape) + results, 2, iterated)

@@ -83,7 +83,7 @@ class Comparison:
 
 
 def problems(cuda: bool) -> Iterator[Problem]:
-    """Every problem, the most informative first; without CUDA, only the module's reference forms."""
+    """Every problem, the most informative first; without CUDA, the module's reference forms."""
     if not cuda:
         for form, batch in product(("official", "paper"), (1, 4)):
             yield Problem("saliency", form, batch, 577, torch.float32)

@@ -14,7 +14,7 @@ from drexperts.benchmarks.receipt import (
     machine_line,
     three_digits,
 )
-from drexperts.ui.html import Table
+from drexperts.ui.markdown import Table
 
 OURS, EAGER, BASELINE = "ours", "eager", "baseline"
 SHOWN = "/B64/N577/float16"  # the problems that a page shows of a GPU

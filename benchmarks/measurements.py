@@ -17,6 +17,7 @@ from typing import Any
 
 from drexperts.bench.json_files import read_json
 from drexperts.bench.provenance import staleness
+from drexperts.bench.reports import TrainingReport
 from drexperts.benchmarks import (
     drift_receipt,
     engine_receipt,
@@ -26,6 +27,7 @@ from drexperts.benchmarks import (
     precision_receipt,
     training_receipt,
 )
+from drexperts.benchmarks.full_size_receipt import FullSizeReceipt
 from drexperts.benchmarks.receipt import Part, Receipt, markdown
 from drexperts.runtime.errors import UserError
 
@@ -55,9 +57,7 @@ FULL_SIZE = Kind("full-size-*.json", full_size_receipt.FullSizeReceipt, full_siz
 SECTIONS = {
     "measured": (FULL_SIZE,),
     "head": (Kind("kernels-cpu.json", kernel_receipt.KernelReceipt, kernel_receipt.cpu_parts),),
-    "training": (
-        Kind("training-*.json", training_receipt.TrainingReceipt, training_receipt.parts),
-    ),
+    "training": (Kind("training-*.json", TrainingReport, training_receipt.parts),),
     "precision": (
         Kind("precision*.json", precision_receipt.PrecisionReceipt, precision_receipt.parts),
     ),
@@ -71,7 +71,7 @@ SECTIONS = {
 WITHOUT = {"gpu": NO_GPU}  # what a section says that has no receipt
 
 
-def receipts(kinds: Iterable[Kind], folder: Path) -> Iterator[tuple[Path, Receipt, Kind]]:
+def receipts(kinds: Iterable[Kind], folder: Path) -> Iterator[tuple[Path, Any, Kind]]:
     """The receipts of some kinds. Raises UserError for a file that is not one."""
     for kind in kinds:
         for path in sorted(folder.glob(kind.files)):
@@ -87,7 +87,7 @@ def section(name: str, folder: Path = FOLDER) -> str:
     return "".join(found) + "\n" if found else WITHOUT.get(name, "\n")
 
 
-def measured_by(receipt: Receipt) -> str:
+def measured_by(receipt: Receipt | FullSizeReceipt | TrainingReport) -> str:
     """The command that measured, and the commit that it ran at."""
     commit = receipt.source.commit
     at = "outside a checkout" if commit is None else f"at commit `{commit[:7]}`"

@@ -16,7 +16,7 @@ from drexperts.benchmarks.receipt import (
 )
 from drexperts.export.proof.parity import INVARIANCE
 from drexperts.runtime.manifest import invariance_limits, within
-from drexperts.ui.html import Table
+from drexperts.ui.markdown import Table
 
 DENSE, REDUCED, FOLDED = "dense", "reduced", "folded"
 AGAIN = "first again"  # the first variant's second turn in a round, which shows the noise
@@ -61,7 +61,7 @@ class VariantCheck:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is the form that the paper writes, a baseline of which only parity is asked."""
+        """Whether it is the form that the paper writes, of which only parity is asked."""
         return self.variant.startswith(DENSE)
 
     def mistakes(self, reference: Reference) -> list[str]:

@@ -14,7 +14,7 @@ from drexperts.benchmarks.receipt import (
     three_digits,
 )
 from drexperts.export.proof.parity import INVARIANCE
-from drexperts.ui.html import Table
+from drexperts.ui.markdown import Table
 
 FLOAT, SMOOTHED, CHOSEN = "float32", "static, smoothed", "auto"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drexperts.bench.provenance import Gpu, Machine, Source
-from drexperts.ui.html import Table, markdown_table, markdown_text
+from drexperts.ui.markdown import Table, markdown_table, markdown_text
 
 Part = str | Table  # a paragraph or a table of a page
 Samples = tuple[float, ...]  # seconds, one per round

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from drexperts.bench.reports import OURS, TrainingReport
 from drexperts.bench.timing import Summary
 from drexperts.benchmarks.receipt import Part, machine_line
-from drexperts.ui.html import Table
+from drexperts.ui.markdown import Table
 
 FLOAT, DENSE, RELEASED = "ours, fp32", "dense", "released"
 
@@ -34,13 +34,13 @@ def parts(report: TrainingReport) -> Iterator[Part]:
 
 def _cells(report: TrainingReport, name: str) -> tuple[str, ...]:
     variant, ours = report.variants[name], report.variants[OURS]
-    times, is_ours = Summary.of(variant.seconds), name == OURS
+    times, peak, our_peak = Summary.of(variant.seconds), variant.peak_bytes, ours.peak_bytes
     return (
         name,
         variant.amp,
         f"{times.p50:.2f}",
         f"{times.p90:.2f}",
-        "" if is_ours else str(report.ratio(name)),
-        f"{variant.peak_bytes / 1e6:.0f}",
-        "" if is_ours else f"{variant.peak_bytes / ours.peak_bytes:.2f}",
+        str(report.ratio(name) or ""),
+        "" if peak is None else f"{peak / 1e6:.0f}",
+        f"{peak / our_peak:.2f}" if peak and our_peak and name != OURS else "",
     )
