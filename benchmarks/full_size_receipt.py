@@ -69,7 +69,7 @@ def summary(receipt: FullSizeReceipt) -> Iterator[Part]:
         f"{machine.cpu}, {'no GPU' if not machine.gpus else 'a GPU'}, random weights:"
     )
     headings = ("", "ms (median)", "times the released recipe's speed", "MB")
-    names = {"float32": ENGINE, "int8 (`--precision auto`)": INT8}
+    names = {"float32": ENGINE, "int8 (--precision auto)": INT8}
     released = three_digits(1e3 * Summary.of(one.seconds[RELEASED]).p50)
     rows = [
         ("released recipe, in PyTorch", released, "1", "", ""),
