@@ -12,6 +12,7 @@ from drexperts.benchmarks.receipt import (
     Samples,
     left_out,
     machine_line,
+    require_gpu,
     three_digits,
 )
 from drexperts.ui.markdown import Table
@@ -151,6 +152,7 @@ def _cpu_cells(row: Row) -> tuple[str, ...]:
 
 def gpu_parts(receipt: KernelReceipt) -> Iterator[Part]:
     """Ours against the fastest other implementation, on the largest problems."""
+    require_gpu(receipt.trial, receipt.device)
     yield machine_line(receipt.machine, f"PyTorch {receipt.machine.versions['torch']}")
     if not receipt.is_correct:
         yield "**The check of correctness failed: there are no times.**"

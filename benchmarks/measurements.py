@@ -71,14 +71,14 @@ SECTIONS = {
 WITHOUT = {"gpu": NO_GPU}  # what a section says that has no receipt
 
 
-def receipts(kinds: Iterable[Kind], folder: Path) -> Iterator[tuple[Path, Any, Kind]]:
+def receipts(kinds: Iterable[Kind], folder: Path | None = None) -> Iterator[tuple[Path, Any, Kind]]:
     """The receipts of some kinds. Raises UserError for a file that is not one."""
     for kind in kinds:
-        for path in sorted(folder.glob(kind.files)):
+        for path in sorted((folder or FOLDER).glob(kind.files)):
             yield path, read_json(path, kind.receipt), kind
 
 
-def section(name: str, folder: Path = FOLDER) -> str:
+def section(name: str, folder: Path | None = None) -> str:
     """What a section of the page shows of its receipts."""
     found = [
         markdown([measured_by(receipt), *kind.parts(receipt)])
@@ -95,7 +95,7 @@ def measured_by(receipt: Receipt | FullSizeReceipt | TrainingReport) -> str:
     return f"Measured {at}{changed} by `{receipt.command}`."
 
 
-def page(text: str, folder: Path = FOLDER) -> str:
+def page(text: str, folder: Path | None = None) -> str:
     """The page with every section as its receipts give it.
 
     Raises UserError if the page lacks a section, or for a file that is not a receipt.
@@ -107,7 +107,7 @@ def page(text: str, folder: Path = FOLDER) -> str:
     return text
 
 
-def readme(text: str, folder: Path = FOLDER) -> str:
+def readme(text: str, folder: Path | None = None) -> str:
     """The README with its one table; unchanged if it has no place for it."""
     for _, receipt, _ in receipts([FULL_SIZE], folder):
         text, _ = filled(text, "measured", markdown(full_size_receipt.summary(receipt)) + "\n")
@@ -134,7 +134,7 @@ def main(given: list[str] | None = None) -> int:
                 sys.stdout.writelines(difference(path.name, before, after))
             else:
                 path.write_text(after, encoding="utf-8")
-        sys.stdout.writelines(state(FOLDER))
+        sys.stdout.writelines(state())
     except UserError as error:
         sys.exit(str(error))
     return int(only_check and differs)
@@ -146,10 +146,10 @@ def difference(name: str, before: str, after: str) -> Iterator[str]:
     return difflib.unified_diff(old, new, name, "from the receipts")
 
 
-def state(folder: Path) -> Iterator[str]:
+def state() -> Iterator[str]:
     """A line per receipt: its commit, and whether the source it depends on is still the same."""
     for kinds in SECTIONS.values():
-        for path, receipt, _ in receipts(kinds, folder):
+        for path, receipt, _ in receipts(kinds):
             commit = (receipt.source.commit or "no commit")[:9]
             yield f"{path.name}: {commit}, {staleness(receipt.source)}\n"
 

@@ -12,6 +12,7 @@ from drexperts.benchmarks.receipt import (
     Samples,
     left_out,
     machine_line,
+    require_gpu,
     three_digits,
 )
 from drexperts.export.proof.parity import INVARIANCE
@@ -157,6 +158,7 @@ class ModelReceipt(Receipt):
 
 def parts(receipt: ModelReceipt) -> Iterator[Part]:
     """The time of every variant, and how far it is from float32."""
+    require_gpu(receipt.trial, receipt.device)
     yield machine_line(receipt.machine, f"PyTorch {receipt.machine.versions['torch']}")
     weights = "random weights" if receipt.weights == "random" else "trained weights"
     yield f"The whole model, preset `{receipt.preset}`, {weights}; {receipt.boundary}."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drexperts.bench.provenance import Gpu, Machine, Source
+from drexperts.runtime.errors import UserError
 from drexperts.ui.markdown import Table, markdown_table, markdown_text
 
 Part = str | Table  # a paragraph or a table of a page
@@ -60,6 +61,12 @@ def machine_line(machine: Machine, *more: str) -> str:
     """The GPUs, the CPU, and what else there is to say, as a sentence."""
     gpus = [f"{gpu.name}, driver {gpu.driver or 'unknown'}" for gpu in machine.gpus or ()]
     return "; ".join([*gpus, f"{machine.cpu}, {machine.cores} cores", *more]) + "."
+
+
+def require_gpu(trial: bool, device: str | None) -> None:
+    """Raise UserError for a receipt that was not measured on a GPU."""
+    if trial or device is None:
+        raise UserError("a trial, or a receipt from a CPU, has no place in the section for GPUs")
 
 
 def left_out(reasons: dict[str, str]) -> Iterator[str]:

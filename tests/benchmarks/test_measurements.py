@@ -1,214 +1,226 @@
-"""The README's measured sections are what the committed receipts say."""
+"""The committed receipts, and the tables that are computed from them."""
 
-import json
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import sample_reports
 
-from drexperts.bench import tables as bench_tables
-from drexperts.bench.provenance import source_card
-from drexperts.benchmarks import readme_table, receipt_tables
-from drexperts.benchmarks.readme_table import README, SECTIONS, section, written
-from drexperts.benchmarks.receipt_tables import markdown
-from drexperts.benchmarks.receipts import FOLDER, MODULES
+from drexperts.bench.json_files import read_json, write_json
+from drexperts.bench.provenance import Gpu, Machine, Source
+from drexperts.benchmarks import kernel_receipt, measurements, model_receipt
+from drexperts.benchmarks.answers import Answers, Reference
+from drexperts.benchmarks.kernel_receipt import Check, KernelReceipt, Row
+from drexperts.benchmarks.measurements import FOLDER, PAGE, SECTIONS, page, readme, section
+from drexperts.benchmarks.model_receipt import AGAIN, BatchDrift, BatchRow, VariantCheck
+from drexperts.benchmarks.receipt import markdown
 from drexperts.runtime.errors import UserError
 
-Report = dict[str, Any]
 KERNELS = "kernels-cpu.json"
-SCENARIOS = ("| single-stream", "| multi-stream", "| server", "| offline")
+H100 = Machine(
+    cpu="Xeon",
+    cores=16,
+    threads=None,
+    system="Linux",
+    python="3.11",
+    versions={"torch": "2.15.0"},
+    gpus=(Gpu("NVIDIA H100", "580.1"),),
+)
+SOURCE = Source("0123456789abcdef", False, ("drexperts.kernels",))
 
 
-def test_the_readme_is_what_the_receipts_say(capsys: pytest.CaptureFixture[str]) -> None:
-    assert readme_table.main(["--check"]) == 0, capsys.readouterr().out
-
-
-def test_an_edit_by_hand_is_shown_and_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_the_page_and_the_readme_are_what_the_receipts_give(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    readme = tmp_path / "README.md"
-    shown = section("head", FOLDER)
-    readme.write_text(README.read_text().replace(shown, shown.replace("training step", "step")))
-    monkeypatch.setattr(readme_table, "README", readme)
-    assert readme_table.main(["--check"]) == 1
-    said = capsys.readouterr().out
-    assert "-| 1 | step |" in said
-    assert "+| 1 | training step |" in said
-    assert readme_table.main([]) == 0
-    assert readme.read_text() == README.read_text()
+    assert measurements.main(["--check"]) == 0, capsys.readouterr().out
+
+
+COMMITTED = [
+    (path, kind) for kinds in SECTIONS.values() for path, _, kind in measurements.receipts(kinds)
+]
+
+
+def test_every_committed_receipt_has_its_place() -> None:
+    assert {path for path, _ in COMMITTED} == set(FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize(("path", "kind"), COMMITTED, ids=lambda given: getattr(given, "stem", ""))
+def test_a_committed_receipt_holds_what_was_asked(path: Path, kind: Any) -> None:
+    receipt = read_json(path, kind.receipt)
+    assert receipt.source.commit
+    assert receipt.source.dirty is False
+    assert not getattr(receipt, "failures", [])
+    assert getattr(receipt, "is_correct", True)
+    assert getattr(receipt, "losses_agree", True)
 
 
 @pytest.fixture
-def edited(tmp_path: Path) -> Callable[[Callable[[Report], None]], Path]:
-    """edited(change): a folder with the kernels' receipt, changed."""
-
-    def make(change: Callable[[Report], None]) -> Path:
-        report = json.loads((FOLDER / KERNELS).read_text())
-        report["source"] = source_card(*MODULES["kernels"])
-        change(report)
-        (tmp_path / KERNELS).write_text(json.dumps(report))
-        return tmp_path
-
-    return make
+def committed() -> KernelReceipt:
+    return read_json(FOLDER / KERNELS, KernelReceipt)
 
 
-def test_a_changed_number_changes_the_table(edited: Callable[..., Path]) -> None:
-    def change(report: Report) -> None:
-        report["rows"][0]["latency"]["CLS row"]["p50"] = 0.0123
-
-    shown = section("head", edited(change))
-    assert "| 1 | forward | 12.3 |" in shown
-    assert "**These numbers do not hold" in shown
-
-
-def test_an_older_source_is_said(edited: Callable[..., Path]) -> None:
-    def change(report: Report) -> None:
-        report["source"] |= {"sha256": "0" * 64, "commit": "abc1234"}
-
-    assert "older source" not in section("head", edited(lambda _: None))
-    assert section("head", edited(change)).startswith("\n*Measured on an older source: abc1234.*\n")
-
-
-def test_a_failed_gate_is_said(edited: Callable[..., Path]) -> None:
-    def fail(report: Report) -> None:
-        next(iter(report["verdicts"].values()))[0]["repeatable"] = False
-        report["gates"]["correct"] = False
-
-    def accept(report: Report) -> None:
-        fail(report)
-        report["known_negative"] = {"correct": "sums come in any order."}
-
-    assert "**These numbers do not hold" in section("head", edited(fail))
-    assert "Failed: correct.**" in section("head", edited(fail))
-    known = "*Known negative result, correct: sums come in any order.*"
-    assert known in section("head", edited(accept))
-    assert "do not hold" not in section("head", edited(accept))
+def test_an_edit_by_hand_is_shown_and_undone(
+    tmp_path: Path,
+    committed: KernelReceipt,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_json(committed, tmp_path / KERNELS)
+    monkeypatch.setattr(measurements, "FOLDER", tmp_path)
+    empty = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in SECTIONS)
+    for name in ("PAGE", "README"):
+        monkeypatch.setattr(measurements, name, tmp_path / f"{name}.md")
+        (tmp_path / f"{name}.md").write_text(empty if name == "PAGE" else "no markers")
+    assert measurements.main([]) == 0
+    written = (tmp_path / "PAGE.md").read_text()
+    assert (tmp_path / "README.md").read_text() == "no markers"
+    capsys.readouterr()
+    (tmp_path / "PAGE.md").write_text(written.replace("| 28 (27-30) |", "| 82 (27-30) |"))
+    assert measurements.main(["--check"]) == 1
+    shown = capsys.readouterr().out
+    assert "-| 1 | forward | 4.3 | 122 | 82 (27-30) |" in shown
+    assert "+| 1 | forward | 4.3 | 122 | 28 (27-30) |" in shown
+    assert f"{KERNELS}: 95acbe43e, stale" in shown
+    assert measurements.main([]) == 0
+    assert (tmp_path / "PAGE.md").read_text() == written
 
 
-def test_a_benchmark_with_everything_in_it() -> None:
-    report = sample_reports.cpu()
-    report["machine"]["versions"]["torch"] = "2.15.0"
-    report["against"] = {"engine-int8": report["bundle"] | {"precision": "int8", "bytes": 13e7}}
-    shown = markdown(receipt_tables.bench(report))
-    assert "engine-int8 preset `official`, int8, 130 MB" in shown
-    assert "| 1 | eager-dense | 1951 | 2642 | 2731 | 6.38 (6.09-6.76) |" in shown
-    assert "| engine again |" not in shown
-    assert "is 1.01 (0.98-1.02) times as slow" in shown
-    assert len([line for line in shown.splitlines() if line.startswith(SCENARIOS)]) == 4
-    assert "Left out. tensorrt (no NVIDIA GPU); " in shown
-    assert "| peak memory, host | 3400 MB |" in shown
+def test_the_tables_follow_the_samples(tmp_path: Path, committed: KernelReceipt) -> None:
+    first, *others = committed.rows
+    slower = replace(first, seconds={name: (0.0123,) * 3 for name in first.seconds})
+    write_json(replace(committed, rows=(slower, *others)), tmp_path / KERNELS)
+    shown = section("head", tmp_path)
+    assert "Measured at commit `95acbe4` by `python benchmarks/bench_kernels.py" in shown
+    assert "| 1 | forward | 12.3 | 12 | 1 (1-1) |" in shown
 
 
-def test_a_search_for_precision() -> None:
-    parity = {"srcc": 0.9995, "srcc_interval": {"low": 0.9993, "high": 0.9997}, "score_max": 0.012}
-    way = {"bytes": 120e6, "parity": parity, "batch_drift": 0.0, "invariant": True}
-    report = sample_reports.head() | {"preset": "official", "weights": "random", "images": 60}
-    report |= {"layers": 149, "islands": ["a"], "searched": [{"islands": 1, "passed": True}]}
-    report |= {"ways": {"auto": way}, "latency": {"auto": {"p50": 0.1}}, "ratio": {}}
-    shown = markdown(receipt_tables.precision(report))
-    assert "| auto | 120 | 100 |  | 0.9995 (0.9993-0.9997) | 1.2 | yes |" in shown
-    assert "keeps 1 of 149 linear layers in float32. Tried: 1 (kept)." in shown
+def test_without_receipts(tmp_path: Path) -> None:
+    assert "No measurement on a GPU is committed" in section("gpu", tmp_path)
+    assert section("head", tmp_path) == "\n"
+    text = "<!-- measured -->\nas it is\n<!-- end of measured -->"
+    assert readme(text, tmp_path) == text
 
 
-def test_drift() -> None:
-    same = {"pixel_max": 0, "srcc_interval": None}
-    other = {"pixel_max": 17, "pixel_mean": 1.104, "score_max": 0.02, "score_mean": 0.003}
-    other |= {"srcc": 0.99, "srcc_interval": {"low": 0.98, "high": 0.995}}
-    other |= {"order_flips": 3, "pairs": 10}
-    sets = [
-        {
-            "set": f"JPEG q{quality}",
-            "span": 100.0,
-            "reference": "the runtime",
-            "scores": {"the runtime": [50.0, 60.0, 90.0]},
-            "drift": {"OpenCV": same, "fast": other},
-        }
-        for quality in (95, 75)
-    ]
-    report = {
-        "bundle": {"preset": "paper", "session": "onnxruntime 1.31"},
-        "weights": "demo",
-        "pictures": ["a", "b", "c"],
-        "decoders": {"OpenCV": "5.0"},
-        "left_out": {"nvImageCodec": "there is no GPU"},
-        "sets": sets,
-    }
-    shown = markdown(receipt_tables.drift(report))
-    assert "3 pictures, scores from 50 to 90, half of them below 60; preset `paper`" in shown
-    assert "| OpenCV | JPEG q95, JPEG q75 | the same |" in shown
-    cells = "17, 1.10 | 2 | 0.3 | 2 | 0.9900 (0.9800-0.9950) | 3 of 10 |"
-    assert f"| fast | JPEG q75 | {cells}" in shown
-    assert "Left out. nvImageCodec (there is no GPU)." in shown
+def test_a_page_without_a_section_is_an_error(tmp_path: Path) -> None:
+    for name in SECTIONS:
+        with pytest.raises(UserError, match=f"<!-- {name} -->"):
+            page(PAGE.read_text().replace(f"<!-- end of {name} -->", ""), tmp_path)
 
 
-def on_a_gpu(kind: str) -> Report:
-    head = sample_reports.head()
-    head["machine"]["versions"]["torch"] = "2.15.0"
-    head["machine"]["gpus"] = [{"name": "NVIDIA H100", "driver_version": "580.1"}]
-    return head | {"kind": kind}
+def test_a_file_that_is_not_a_receipt_is_named(tmp_path: Path) -> None:
+    (tmp_path / KERNELS).write_text('{"rows": []}')
+    with pytest.raises(UserError, match=KERNELS):
+        section("head", tmp_path)
 
 
-def test_kernels_on_a_gpu() -> None:
+# Receipts of a GPU, of which none is committed --------------------------------------------------
+
+
+def check(name: str, role: str) -> Check:
+    return Check(name, role, {"result 0": 1e-4}, {"result 0": 1e-3}, True, {}, False)
+
+
+@pytest.fixture
+def kernels_on_a_gpu(committed: KernelReceipt) -> KernelReceipt:
+    problem = "pooling/single/B64/N577/float16"
     medians = {"ours": 1e-5, "ours, other": 9e-6, "eager": 9e-5, "compiled": 2e-5}
-    row = sample_reports.batch(64, medians, 9) | {"ours": ["ours", "ours, other"]}
-    row |= {"problem": "pooling/single/B64/N577/float16", "mode": "forward, hot, graph"}
-    left_out = row | {"problem": "pooling/single/B1/N577/float16"}
-    shown = markdown(receipt_tables.gpu(on_a_gpu("kernels") | {"rows": [row, left_out]}))
+    roles = {"ours": "ours", "ours, other": "ours", "eager": "eager", "compiled": "baseline"}
+    row = Row(problem, "forward, hot, graph", {n: (m,) * 9 for n, m in medians.items()}, {})
+    return replace(
+        committed,
+        machine=H100,
+        source=SOURCE,
+        device="NVIDIA H100",
+        checks={problem: tuple(check(name, role) for name, role in roles.items())},
+        rows=(row, replace(row, mode="forward, cold, graph")),
+    )
+
+
+def test_kernels_on_a_gpu(kernels_on_a_gpu: KernelReceipt) -> None:
+    shown = markdown(kernel_receipt.gpu_parts(kernels_on_a_gpu))
     assert shown.startswith("\nNVIDIA H100, driver 580.1; ")
     (line,) = (line for line in shown.splitlines() if line.startswith("| pooling/single"))
-    assert line.startswith("| pooling/single/B64/N577/float16 | forward | 9.91 | compiled | 20.2 |")
+    cells = "forward | 10 | compiled | 20 | 2.00 (2.00-2.00) |"
+    assert line == f"| pooling/single/B64/N577/float16 | {cells}"
 
 
-@pytest.mark.parametrize("changed", [{"kind": "kernels-trial"}, {"machine": {"gpus": []}}])
-def test_what_no_gpu_measured_is_no_receipt_of_one(
-    changed: Report, edited: Callable[..., Path]
-) -> None:
-    with pytest.raises(UserError, match="without a GPU has no place here"):
-        markdown(receipt_tables.gpu(on_a_gpu("kernels") | {"rows": []} | changed))
-    folder = edited(lambda _: None)
-    (folder / KERNELS).rename(folder / "kernels-gpu.json")
-    with pytest.raises(UserError, match=r"^kernels-gpu\.json cannot be shown: .*no place here"):
-        section("gpu", folder)
+@pytest.fixture
+def model_on_a_gpu(committed: KernelReceipt) -> model_receipt.ModelReceipt:
+    scores = tuple(i / 200 for i in range(120))
+    same = {"weights_max": 0.0, "leading_flips": 0.0}
+    answers = Answers(scores=(0.0012, *scores[1:]), weights_and_maps=same)
+    names = {"reduced, compiled": 0.002, "dense, eager": 0.04}
+    times = {**names, AGAIN: 0.002, "head, compiled": 0.0001}
+    worst = dict.fromkeys(("score_max", "weights_max", "maps_max"), 0.0)
+    checks = tuple(
+        VariantCheck(
+            precision="fp16",
+            batch=8,
+            variant=name,
+            answers=answers,
+            repeatable=True,
+            drift=BatchDrift("each alone", (8,), worst),
+        )
+        for name in names
+    )
+    row = BatchRow("fp16", 8, {n: (t,) * 9 for n, t in times.items()}, {}, {}, {})
+    return model_receipt.ModelReceipt(
+        command="python benchmarks/gpu_model.py",
+        machine=H100,
+        source=SOURCE,
+        trial=False,
+        complete=True,
+        device="NVIDIA H100",
+        cuda="13.2",
+        preset="official",
+        weights="random",
+        images="photographs",
+        boundary="device events",
+        reference=Reference(scores, 1.0, {"photographs": 20, "synthetic": 100}),
+        checks=checks,
+        rows=(row,),
+        clocks=(),
+        left_out={"fp16, B8, folded, eager": "no time was left"},
+    )
 
 
-def test_a_receipt_that_lacks_what_is_shown_is_named(edited: Callable[..., Path]) -> None:
-    def change(report: Report) -> None:
-        del report["machine"]["versions"]["torch"]
-
-    with pytest.raises(UserError, match=r"^kernels-cpu\.json cannot be shown: .*'torch'"):
-        section("head", edited(change))
-
-
-def test_the_model_on_a_gpu() -> None:
-    medians = {"reduced, compiled": 0.002, "dense, eager": 0.04, bench_tables.AGAIN: 0.002}
-    verdict = {"precision": "fp16", "batch": 8}
-    parity = {key: {"score_max": 0.0012, "srcc": 0.99991} for key in medians}
-    report = on_a_gpu("gpu-model") | {
-        "preset": "official",
-        "weights": "random",
-        "boundary": "device events",
-        "verdicts": [verdict | {"parity": parity}],
-        "batches": [sample_reports.batch(8, medians, 9) | verdict],
-    }
-    lines = markdown(receipt_tables.gpu(report)).splitlines()
-    rows = [line for line in lines if line.startswith("| 8 |")]
+def test_the_model_on_a_gpu(model_on_a_gpu: model_receipt.ModelReceipt) -> None:
+    shown = markdown(model_receipt.parts(model_on_a_gpu))
+    rows = [line for line in shown.splitlines() if line.startswith("| 8 |")]
+    cells = "20.00 (20.00-20.00) | 0.12 | 1.00000 |"
     assert len(rows) == 2
-    assert rows[1].startswith("| 8 | fp16, dense, eager |")
-    assert rows[1].endswith(" | 0.12 | 0.99991 |")
+    assert rows[1] == f"| 8 | fp16, dense, eager | 40 | 40 | 200 | {cells}"
+    assert "The head takes 5.0% of reduced, compiled with batch 8." in shown
+    assert "Left out. fp16, B8, folded, eager (no time was left)." in shown
+    assert "Failed" not in shown
 
 
-def test_without_a_receipt_a_section_is_empty(tmp_path: Path) -> None:
-    shutil.copy(FOLDER / KERNELS, tmp_path)
-    made = written(README.read_text(), tmp_path)
-    assert "<!-- training -->\n<!-- end of training -->" in made
-    assert section("head", tmp_path) in made
-    assert "No measurement on a GPU is committed" in section("gpu", tmp_path)
+def test_a_failed_check_and_a_stopped_run_are_shown(
+    model_on_a_gpu: model_receipt.ModelReceipt, kernels_on_a_gpu: KernelReceipt
+) -> None:
+    first, other = model_on_a_gpu.checks
+    failed = replace(first, repeatable=False)
+    stopped = replace(model_on_a_gpu, checks=(failed, other), complete=False)
+    shown = markdown(model_receipt.parts(stopped))
+    assert "**Failed: fp16, B8, reduced, compiled: two runs differ.**" in shown
+    assert "stopped before its end" in shown
+    wrong = {"problem": (replace(check("ours", "ours"), errors={"result 0": None}),)}
+    red = replace(kernels_on_a_gpu, checks=wrong, rows=())
+    assert "failed" in markdown(kernel_receipt.gpu_parts(red))
 
 
-def test_a_readme_without_a_sections_markers_is_an_error() -> None:
-    for name in SECTIONS:
-        with pytest.raises(UserError, match=f"needs one <!-- {name} -->"):
-            written(README.read_text().replace(f"<!-- end of {name} -->", ""))
+@pytest.mark.parametrize("changed", [{"trial": True}, {"device": None}])
+def test_only_a_gpu_has_a_place_among_the_measurements_on_gpus(
+    changed: dict[str, Any],
+    kernels_on_a_gpu: KernelReceipt,
+    model_on_a_gpu: model_receipt.ModelReceipt,
+) -> None:
+    shown: list[Callable[[], Any]] = [
+        lambda: markdown(kernel_receipt.gpu_parts(replace(kernels_on_a_gpu, **changed))),
+        lambda: markdown(model_receipt.parts(replace(model_on_a_gpu, **changed))),
+    ]
+    for show in shown:
+        with pytest.raises(UserError):
+            show()
