@@ -126,12 +126,16 @@ def _decoded(
 ) -> Iterator[FileSet]:
     stored = [content for content in pictures.values() if _format(content) == JPEG]
     sets: dict[str, Iterable[bytes]] = {STORED: stored} if stored else {}
-    for name, options in ENCODINGS.items():
-        sets[name] = (encoded(decode(content), options) for content in pictures.values())
+    sets |= {name: _encoded(pictures, options) for name, options in ENCODINGS.items()}
     for name, files in sets.items():
         kind = PNG if name == CONTROL else JPEG
         readers = {n: partial(_read, d) for n, d in decoders.items() if kind in d.formats}
         yield compared(scorer, name, files, lambda image: image, readers, progress)
+
+
+def _encoded(pictures: dict[str, bytes], options: dict[str, Any]) -> Iterator[bytes]:
+    for content in pictures.values():
+        yield encoded(decode(content), options)
 
 
 def _resized(

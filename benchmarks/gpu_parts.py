@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_parts.py OUT [--seconds 500] [--parts kernels official paper] [--trial]
 
-gpu_suite.sh starts it, and prepares what the parts import. This script needs only Python: a part
-that lacks a library is left out by that name, and a part that breaks or is killed leaves what it
-had written. Exit status 0: all checks passed; 1: one failed; 2: nothing was checked.
+gpu_suite.sh starts it, and prepares what the parts import. This script needs only what the runtime
+needs: a part that lacks another library is left out, with the library's name, and a part that
+breaks or is killed leaves what it had written. Exit status 0: all checks passed; 1: one failed; 2:
+nothing was checked.
 """
 
 import argparse

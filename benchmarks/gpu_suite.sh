@@ -16,9 +16,9 @@ Options: --parts PART ..., --checkpoint FILE, --images FOLDER; see benchmarks/gp
 checkpoint the weights are random. Without a folder the photographs are those of scikit-image, or, if
 that is missing too, a picture that is made.
 
-It needs this checkout, PyTorch with CUDA and Triton. Nothing is installed, not even this repository.
-The kernels also need numpy and Pillow. The whole model also needs timm, open_clip, scipy and
-safetensors; if one is missing it is left out, with the name of what is missing. nvidia-ml-py adds the
+It needs this checkout, PyTorch with CUDA, Triton, numpy and Pillow. Nothing is installed, not even
+this repository. The whole model also needs timm, open_clip, scipy and safetensors; if one is missing
+it is left out, with the name of what is missing. nvidia-ml-py adds the
 state of the GPU. WHEELS is a folder of wheels that are unpacked into a temporary folder first. If
 only open_clip is missing, three wheels of 1.6 MB are enough:
 
