@@ -343,8 +343,8 @@ def test_where_another_implementation_is_faster(
 ) -> None:
     roles = {"ours": OURS, "ours, other": OURS, "fast": BASELINE, "slow": BASELINE}
     checks = tuple(Check(name, role, {}, {}, True, {}, False) for name, role in roles.items())
-    times = {"ours": (1.0,), "ours, other": (0.5,), "fast": (0.9,), "slow": (1.1,)}
-    row = Row("p", "m", times, {})
+    medians = {"ours": 1.0, "ours, other": 0.5, "fast": 0.9, "slow": 1.1}
+    row = Row("p", "m", {name: (each,) for name, each in medians.items()}, {})
     receipt = replace(toy_benchmark(Budget(0)).receipt(), checks={"p": checks}, rows=(row,))
     assert list(receipt.slower()) == [(row, "fast")]
 

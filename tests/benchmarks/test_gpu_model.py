@@ -460,7 +460,7 @@ def test_nothing_is_made_that_there_is_no_time_for(tmp_path: Path) -> None:
 
 
 def test_ratios_are_to_the_first_and_the_head_has_its_share() -> None:
-    times = {
+    times: dict[str, tuple[float, ...]] = {
         "reduced, eager": (2.0, 4.0),
         AGAIN: (1.0, 2.0),
         "dense, eager": (4.0, 8.0),

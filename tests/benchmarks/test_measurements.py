@@ -149,7 +149,7 @@ def test_kernels_on_a_gpu(kernels_on_a_gpu: KernelReceipt) -> None:
 @pytest.fixture
 def model_on_a_gpu(committed: KernelReceipt) -> model_receipt.ModelReceipt:
     scores = tuple(i / 200 for i in range(120))
-    same = {"weights_max": 0.0, "leading_flips": 0.0}
+    same: dict[str, float | None] = {"weights_max": 0.0, "leading_flips": 0.0}
     answers = Answers(scores=(0.0012, *scores[1:]), weights_and_maps=same)
     names = {"reduced, compiled": 0.002, "dense, eager": 0.04}
     times = {**names, AGAIN: 0.002, "head, compiled": 0.0001}
@@ -206,8 +206,8 @@ def test_a_failed_check_and_a_stopped_run_are_shown(
     shown = markdown(model_receipt.parts(stopped))
     assert "**Failed: fp16, B8, reduced, compiled: two runs differ.**" in shown
     assert "stopped before its end" in shown
-    wrong = {"problem": (replace(check("ours", "ours"), errors={"result 0": None}),)}
-    red = replace(kernels_on_a_gpu, checks=wrong, rows=())
+    wrong = replace(check("ours", "ours"), errors={"result 0": None})
+    red = replace(kernels_on_a_gpu, checks={"problem": (wrong,)}, rows=())
     assert "failed" in markdown(kernel_receipt.gpu_parts(red))
 
 
