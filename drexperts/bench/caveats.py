@@ -1,4 +1,4 @@
-"""What is said beside a benchmark's numbers: what its boundaries mean here, and what weakens it."""
+"""What is shown beside a benchmark's numbers: what its boundaries mean, and what weakens it."""
 
 from collections.abc import Iterator, Mapping
 

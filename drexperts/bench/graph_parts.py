@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 PREPARE, ENCODER, CONTROLLER, HEAD = "prepare", "encoder", "controller", "head"
-OTHER = "other"  # serves several parts, or cannot be told
+OTHER = "other"  # serves several parts, or is not known
 
 _PART_OF_MODULE = {
     "encoder": ENCODER,

@@ -22,6 +22,8 @@ _STOPPED = "stopped early, of what was answered"
 _COLOURS = ("#e69f00", "#f0e442", "#cc79a7", "#0072b2", "#d55e00", "#009e73", "#999999", "#cccccc")
 PART_COLOURS = dict(zip(PARTS, _COLOURS, strict=True))
 
+_THROUGHPUT = charts.Words("crops per second against batch", "crops in a batch", "crops/s")
+
 # Sections that have no chart.
 _PLAIN = ("What is timed", "Start, memory, size, energy", "Agreement", "Left out")
 
@@ -56,7 +58,7 @@ def page(report: BenchReport) -> str:
         noise_floor=tables.noise_floor(report),
         batches=list(map(_batch, report.batches)),
         computation=tables.latency(report.engine_gpu),
-        throughput=_throughput(report),
+        throughput=charts.curves(tables.throughput_points(report), _THROUGHPUT, base=2),
         scenarios=tables.scenarios(report),
         server=_server(report),
         roofline=_roofline(report),
@@ -91,12 +93,6 @@ def _batch(entry: BatchTimes) -> _Batch:
     }
     strips = charts.strips(shown, f"every call of each variant, batch {batch}")
     return _Batch(batch, strips, histograms, tables.latency([entry]))
-
-
-def _throughput(report: BenchReport) -> _Charted:
-    words = charts.Words("crops per second against batch", "crops in a batch", "crops/s")
-    points = tables.throughput_points(report)
-    return _Charted(charts.curves(points, words, base=2), tables.throughput(report))
 
 
 def _server(report: BenchReport) -> _Charted | None:

@@ -175,8 +175,8 @@ def _tensorrt_times(
     called = session.observe(pixels, watch.attach, calls)
     plain = [seconds(lambda: session.run(pixels)) for _ in range(calls)]
     parts = _parts_of_bundle(scorer, Path(session.path).parent)
-    by_layer = _by_call([spent for _, spent in watch.told], calls)
-    nodes = [watch.placed(name, parts) for name, _ in watch.told[: by_layer.shape[1]]]
+    by_layer = _by_call([spent for _, spent in watch.reported], calls)
+    nodes = [watch.placed(name, parts) for name, _ in watch.reported[: by_layer.shape[1]]]
     method = (
         "Layers are TensorRT's, by its own profiler, without the CUDA graph that scoring uses; "
         "this way of profiling has never been run on a GPU."
@@ -193,11 +193,11 @@ def _tensorrt_times(
 class _Watch:
     """TensorRT's profiler and inspector for one context.
 
-    told: (name, seconds) of each layer of each call
+    reported: (name, seconds) of each layer of each call
     """
 
     def __init__(self, module: Any) -> None:
-        self.told: list[tuple[str, float]] = []
+        self.reported: list[tuple[str, float]] = []
         self._module = module
         self._layers: dict[str, dict[str, Any]] = {}
 
@@ -205,13 +205,13 @@ class _Watch:
         watch = self
 
         def report_layer_time(_: Any, layer_name: str, ms: float) -> None:
-            watch.told.append((layer_name, 1e-3 * ms))
+            watch.reported.append((layer_name, 1e-3 * ms))
 
         kind = type("Profiler", (self._module.IProfiler,), {"report_layer_time": report_layer_time})
         context.profiler = kind()
         inspector = context.engine.create_engine_inspector()
-        told = inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
-        layers = json.loads(told).get("Layers", [])
+        information = inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
+        layers = json.loads(information).get("Layers", [])
         # A plan that was built with little verbosity has only the names of its layers.
         self._layers = {layer["Name"]: layer for layer in layers if isinstance(layer, dict)}
 

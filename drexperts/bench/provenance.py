@@ -1,6 +1,6 @@
 """Where a measurement is from: the machine, the state of its GPUs, and the source that was run.
 
-Nothing but the standard library is needed. What an absent library would have told is None, and
+Nothing but the standard library is needed. What only an absent library knows is None, and
 `Machine.missing` gives the reason.
 """
 
@@ -66,7 +66,7 @@ class Machine:
     """What a measurement ran on.
 
     cores: logical processors that this process may use
-    threads: on which engines and PyTorch were told to run; None is their default
+    threads: that engines and PyTorch were set to use; None is their default
     versions: of the installed libraries that matter for speed
     gpus: empty without an NVIDIA GPU, None where that is not known
     missing: the reason for each field that is not known, or not completely
@@ -102,7 +102,7 @@ Staleness = Literal["current", "stale", "unknown"]
 def this_machine(threads: int | None = None) -> Machine:
     """The machine that runs this process.
 
-    threads: on which engines and PyTorch are told to run; None is their default
+    threads: that engines and PyTorch are set to use; None is their default
     """
     cards, reason = _gpus()
     return Machine(
@@ -184,28 +184,28 @@ def _gpus() -> tuple[tuple[Gpu, ...] | None, str | None]:
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
-    def told(call: Callable[..., Any], *arguments: Any) -> Any:
+    def reported(call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
         except nvml.NVMLError:  # this GPU does not report it
             return None
 
-    capability = told(nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    memory = told(nvml.nvmlDeviceGetMemoryInfo, handle)
-    power = told(nvml.nvmlDeviceGetPowerUsage, handle)  # milliwatts, as the limit
-    limit = told(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    active = told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    capability = reported(nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = reported(nvml.nvmlDeviceGetMemoryInfo, handle)
+    power = reported(nvml.nvmlDeviceGetPowerUsage, handle)  # milliwatts, as the limit
+    limit = reported(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    active = reported(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     return Gpu(
         name=nvml.nvmlDeviceGetName(handle),
-        driver=told(nvml.nvmlSystemGetDriverVersion),
+        driver=reported(nvml.nvmlSystemGetDriverVersion),
         compute_capability=None if capability is None else ".".join(map(str, capability)),
         memory_bytes=None if memory is None else memory.total,
-        sm_mhz=told(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
-        memory_mhz=told(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
-        max_sm_mhz=told(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+        sm_mhz=reported(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+        memory_mhz=reported(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+        max_sm_mhz=reported(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
         watts=None if power is None else 1e-3 * power,
         limit_watts=None if limit is None else 1e-3 * limit,
-        celsius=told(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        celsius=reported(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         throttled=None if active is None else tuple(_throttled(active)),
     )
 

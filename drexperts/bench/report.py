@@ -25,7 +25,7 @@ from drexperts.ui.markdown import Table, markdown_table, markdown_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-_WRITTEN = ("Throughput", "Where this is from")  # sections that only files have
+_ORIGIN = "Where this is from"  # a section that only files have
 
 
 def write_report(report: BenchReport, folder: Path) -> None:
@@ -51,7 +51,7 @@ def print_report(report: BenchReport, console: "Console") -> None:
     console.print(f"{tables.title(report)}; {report.bundle.session}")
     console.print(tables.noise_floor(report))
     for title, found in tables.sections(report).items():
-        for i, table in enumerate(found if title not in _WRITTEN else ()):
+        for i, table in enumerate(found if title != _ORIGIN else ()):
             print_table(table, console, title if i == 0 else None)
     for warning in warnings(report):
         console.print(f"warning: {warning}")

@@ -21,7 +21,7 @@ ENGINE = "engine"
 AGAIN = "engine again"  # the engine's second turn in a round, which shows the noise
 OURS = "ours"  # of training
 
-# Parts of the time of an image. OTHER serves several parts of the model, or cannot be told.
+# Parts of the time of an image. OTHER serves several parts of the model, or is not known.
 DECODE, CROP, BETWEEN = "decode", "crop", "between kernels"
 PARTS = (DECODE, CROP, PREPARE, ENCODER, CONTROLLER, HEAD, OTHER, BETWEEN)
 
@@ -86,7 +86,7 @@ class ImageTimes:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A fresh process until after its first call, of one crop; None is what it cannot tell."""
+    """A fresh process until after its first call, of one crop; None where it is not known."""
 
     import_s: float
     load_s: float
@@ -97,7 +97,7 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class Memory:
-    """Most bytes of a process that ran the largest batch; None is what it cannot tell."""
+    """Bytes of a process that ran the largest batch; None where they are not known."""
 
     host_peak_bytes: int | None
     device_bytes: int | None
@@ -107,7 +107,7 @@ class Memory:
 class Energy:
     """Energy of whole chips while images were scored.
 
-    joules: None where the platform does not tell
+    joules: None where the platform does not report it
     source: what was counted, or why nothing was
     """
 

@@ -33,7 +33,6 @@ def sections(report: BenchReport) -> dict[str, list[Table]]:
     found = {
         "Latency, engine_e2e": [latency(report.batches)],
         "Computation alone, engine_gpu": [latency(report.engine_gpu)],
-        "Throughput": [throughput(report)],
         "Scenarios": [scenarios(report), server_trials(report)],
         "Roofline": [roofline(report)],
         "Time of an image by part": [parts(report), layers(report)],
@@ -89,17 +88,6 @@ def latency(entries: Sequence[BatchTimes]) -> Table:
         )
         for entry in entries
         for name, times in entry.shown.items()
-    ]
-    return Table(headings, rows)
-
-
-def throughput(report: BenchReport) -> Table:
-    """Crops per second of each variant."""
-    batches = [entry.batch for entry in report.batches]
-    headings = ("crops/s", *(f"batch {batch}" for batch in batches))
-    rows = [
-        (name, *(text(dict(points).get(batch)) for batch in batches))
-        for name, points in throughput_points(report).items()
     ]
     return Table(headings, rows)
 

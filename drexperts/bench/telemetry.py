@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import psutil
 import pynvml
@@ -20,16 +19,6 @@ class UnreportedError(Exception):
     """Why the platform does not report something."""
 
 
-class Meter(Protocol):
-    """Counts the energy of chips from when it was made. source: what is counted, and by whom"""
-
-    source: str
-
-    def joules(self, seconds: float) -> float:
-        """Energy over the seconds that have passed. Raises UnreportedError."""
-        ...
-
-
 class Window:
     """Energy and memory of the work done inside this context.
 
@@ -42,45 +31,45 @@ class Window:
 
     def __init__(self, gpu: str | None = None, powercap: Path = POWERCAP) -> None:
         self._gpu, self._powercap = gpu, powercap
-        self._meters: list[Meter] = []
         self._joules: dict[str, float] = {}  # by source
-        self._reasons: list[str] = []
-        self._gpu_is_missing = False
+        self._gpu_reason: str | None = None  # why the GPU's energy is not known
+        self._cpu_reason: str | None = None
         self._device_bytes: int | None = None
 
     def __enter__(self) -> Self:
-        gpu = self._gpu
-        if gpu is not None:
-            self._add(lambda: GpuMeter(gpu))
-            self._gpu_is_missing = not self._meters
-        self._add(lambda: Rapl(self._powercap))
+        self._meter: GpuMeter | None = None
+        self._rapl: Rapl | None = None
+        try:
+            self._meter = None if self._gpu is None else GpuMeter(self._gpu)
+        except UnreportedError as reason:
+            self._gpu_reason = str(reason)
+        try:
+            self._rapl = Rapl(self._powercap)
+        except UnreportedError as reason:
+            self._cpu_reason = str(reason)
         self._start = time.perf_counter()
         return self
 
-    def _add(self, make: Callable[[], Meter]) -> None:
-        try:
-            self._meters.append(make())
-        except UnreportedError as reason:
-            self._reasons.append(str(reason))
-
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._start
-        for meter in self._meters:
-            if isinstance(meter, GpuMeter):
-                self._device_bytes = meter.used_bytes()
+        if self._meter is not None:
+            self._device_bytes = self._meter.used_bytes()
             try:
-                self._joules[meter.source] = meter.joules(seconds)
+                self._joules[self._meter.source] = self._meter.joules()
             except UnreportedError as reason:
-                self._gpu_is_missing |= isinstance(meter, GpuMeter)
-                self._reasons.append(str(reason))
+                self._gpu_reason = str(reason)
+        if self._rapl is not None:
+            try:
+                self._joules[self._rapl.source] = self._rapl.joules(seconds)
+            except UnreportedError as reason:
+                self._cpu_reason = str(reason)
 
     def energy(self, images: int) -> Energy:
         """The energy in which so many images were scored. Known once the context is left."""
-        if self._gpu_is_missing or not self._joules:
-            return Energy(None, images, "; ".join(self._reasons))
-        left_out = "".join(f"; without the CPU: {reason}" for reason in self._reasons)
-        source = " + ".join(self._joules) + left_out
-        return Energy(sum(self._joules.values()), images, source)
+        if self._gpu_reason is not None or not self._joules:
+            return Energy(None, images, self._gpu_reason or self._cpu_reason or "")
+        without = "" if self._cpu_reason is None else f"; without the CPU: {self._cpu_reason}"
+        return Energy(sum(self._joules.values()), images, " + ".join(self._joules) + without)
 
     def memory(self) -> Memory:
         """The most that this process has held, and what the GPU held at the end."""
@@ -109,6 +98,7 @@ class Rapl:
         self.source = f"RAPL {', '.join(zone.name for zone in self._zones)}"
 
     def joules(self, seconds: float) -> float:
+        """Energy over the seconds that have passed. Raises UnreportedError."""
         return sum(
             _joules(before, int(_read(zone.counter)), zone.range_uj, seconds)
             for zone, before in zip(self._zones, self._before, strict=True)
@@ -116,7 +106,7 @@ class Rapl:
 
 
 class GpuMeter:
-    """A GPU's energy and memory as NVML counts them, of the whole GPU, whoever uses it.
+    """A GPU's energy and memory as NVML counts them, of all processes together.
 
     Raises UnreportedError where NVML does not know the GPU.
     """
@@ -133,7 +123,8 @@ class GpuMeter:
         self.source = f"NVML's energy counter of GPU {gpu}"
         self._before = self._millijoules()
 
-    def joules(self, seconds: float) -> float:
+    def joules(self) -> float:
+        """Energy since it was made. Raises UnreportedError."""
         after = self._millijoules()
         if self._before is None or after is None:
             raise UnreportedError("the GPU does not count its energy")
@@ -141,16 +132,14 @@ class GpuMeter:
 
     def used_bytes(self) -> int | None:
         """Memory in use now; None where the GPU does not report it."""
-        memory = self._told(pynvml.nvmlDeviceGetMemoryInfo)
-        return None if memory is None else int(memory.used)
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        except pynvml.NVMLError:
+            return None
 
     def _millijoules(self) -> int | None:
-        counted: int | None = self._told(pynvml.nvmlDeviceGetTotalEnergyConsumption)
-        return counted
-
-    def _told(self, ask: Callable[[Any], Any]) -> Any:
         try:
-            return ask(self._handle)
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         except pynvml.NVMLError:
             return None
 
@@ -161,10 +150,10 @@ def resident_bytes() -> int:
 
 
 def host_peak_bytes(status: Path = STATUS) -> int | None:
-    """The most memory that this process has held; None where the platform does not tell.
+    """The most memory that this process has held; None where the platform does not report it.
 
-    On Linux it is read from the kernel: psutil does not tell it, and what `getrusage` tells
-    includes the peak of the process that started this one.
+    On Linux it is read from the kernel: psutil does not know it, and `getrusage` includes
+    the peak of the process that started this one.
     """
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())

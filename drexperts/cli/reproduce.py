@@ -24,17 +24,33 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "one of the paper's comparisons: ours beside the reported numbers"
+    summary = "one of the paper's tables: our measurements beside the reported numbers"
     verb = add_verb(verbs, "reproduce", run, summary, "train")
     verb.add_argument("table", choices=[f"table{number}" for number in range(1, 6)])
     verb.add_argument(
-        "--data-root", type=Path, required=True, metavar="DIR", help="a folder a data set: koniq10k"
+        "--data-root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="holds one folder per data set, such as koniq10k",
     )
-    verb.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
     verb.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="data set, variant or share"
+        "--out",
+        type=Path,
+        default=Path("runs/reproduce"),
+        metavar="DIR",
+        help="trainings, splits and pages (default: runs/reproduce)",
     )
-    verb.add_argument("--splits", type=int, default=10, metavar="N", help="how many; 10")
+    verb.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="train only for this data set, variant or share; may be given several times",
+    )
+    verb.add_argument(
+        "--splits", type=int, default=10, metavar="N", help="trainings per cell (default: 10)"
+    )
     add_protocol(verb)
     add_selection(verb)
     add_model(verb)
@@ -43,33 +59,38 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.paper.reproduce import Plan, reproduce
+    from drexperts.paper.reproduction import ReproductionOptions, reproduce
 
     screen = screen_of_first_process(arguments, screen)
     config, new_model = model_from(arguments, "small")
-    plan = Plan(
-        arguments.data_root,
-        arguments.out,
-        new_model,
-        _start(arguments, config),
-        lambda recipe: train_config_from(arguments, recipe, config),
-        arguments.splits,
-        arguments.protocol,
-        arguments.select_on_test,
-        fresh=arguments.init is None,
+    options = ReproductionOptions(
+        new_model=new_model,
+        start=_start(arguments, config),
         published=not (arguments.init or arguments.encoder or arguments.prior),
+        fresh=arguments.init is None,
+        train_config=lambda recipe: train_config_from(arguments, recipe, config),
+        splits=arguments.splits,
+        protocol=arguments.protocol,
+        select_on_test=arguments.select_on_test,
     )
-    resources = resources_from(arguments)
     with screen.progress() as progress:
-        report = reproduce(arguments.table, plan, resources, progress, arguments.only)
+        done = reproduce(
+            arguments.table,
+            arguments.data_root,
+            arguments.out,
+            options,
+            only=arguments.only,
+            resources=resources_from(arguments),
+            progress=progress,
+        )
     page = arguments.out / f"{arguments.table}.md"
     if page.exists():
         screen.tables.print(page.read_text(encoding="utf-8"))
-    return Outcome(GATE_FAILED if report["failures"] else DONE, report)
+    return Outcome(GATE_FAILED if done.failures else DONE, done.to_json())
 
 
 def _start(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:
-    """In words, what the models of a table start from."""
+    """What the trainings start from, in words."""
     if arguments.init is not None:
         return f"the checkpoint {arguments.init}"
     parts = ((name, getattr(arguments, name)) for name in ("encoder", "prior"))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
     from drexperts.data.dataset import Dataset
     from drexperts.data.splits import Splits
+    from drexperts.evaluation.metrics import Metrics
     from drexperts.ui.screen import Screen
 
 
@@ -116,7 +117,7 @@ def _trained(folders: list[Path], results: list[dict[str, Any]], screen: "Screen
     from drexperts.training.run_folder import BEST
     from drexperts.ui.tables import metrics_table
 
-    screen.tables.print(metrics_table([result["test"] for result in results]))
+    screen.tables.print(metrics_table([_metrics(result["test"]) for result in results]))
     for folder, result in zip(folders, results, strict=True):
         screen.tables.print(
             f"split {result['split_digest']}: tested on {result['test']['images']} images, epoch "
@@ -124,3 +125,17 @@ def _trained(folders: list[Path], results: list[dict[str, Any]], screen: "Screen
         )
     document = {"out": [str(folder) for folder in folders], "results": results}
     return Outcome(DONE, document)
+
+
+def _metrics(document: dict[str, Any]) -> "Metrics":
+    """The metrics that `json_ready` made a document of."""
+    from math import nan
+
+    from drexperts.evaluation.metrics import NAMES, Interval, Metrics
+
+    numbers = {name: nan if document[name] is None else document[name] for name in NAMES}
+    intervals = {
+        name: Interval(*(nan if end is None else end for end in ends.values()))
+        for name, ends in document["intervals"].items()
+    }
+    return Metrics(document["images"], **numbers, intervals=intervals)

@@ -1,10 +1,10 @@
-"""The demo's learning part: a small DR.Experts, taught on this machine in about a minute.
+"""The demo's training: a small DR.Experts, trained on this machine in about a minute.
 
-The photographs come with scikit-image. They are distorted with `synthetic`, and split by content:
-no distorted version of a held-out photograph is ever seen in training.
+The photographs come with scikit-image. They are distorted with `data.distortions`, and split by
+content: training never sees a version of a held-out photograph.
 
-What this is not: nobody has judged these images, so the labels are a stand-in (`opinions`); and
-there are no published weights in it, so the prior is not DA-CLIP (`teach_prior`).
+Nobody has rated these images, so the labels are computed (`computed_labels`). No published weights
+are used, so the prior is not DA-CLIP (`train_prior`).
 """
 
 import math
@@ -51,7 +51,7 @@ TRAIN = {
 }
 HELD_OUT = {"camera": "camera.png", "cat": "chelsea.png", "coffee": "coffee.png"}
 
-# The demo's distortions, and the prompt of DA-CLIP that comes nearest to each.
+# The demo's distortions, and the prompt of DA-CLIP that is closest to each.
 PROMPT_OF = {
     "lens_blur": "motion-blurry",
     "jpeg": "jpeg-compressed",
@@ -60,14 +60,14 @@ PROMPT_OF = {
     "pixelate": "uncompleted",
 }
 LEVELS = range(1, 6)
-# Weaker distortions are too near to none for the prior to tell them apart.
-_TELLING_LEVEL = 2
+# Below this level the prior cannot tell distortions from none.
+_PRIOR_LEVEL = 2
 
-SIDE = 64  # of the model's images
-# Photographs are reduced, which makes undistorted ones equally sharp. To a side that varies when
-# training: thirteen contents are few, and this gives each of them many appearances.
+SIDE = 64  # px of the model's images
+# Photographs are reduced, so that all are equally sharp before they are distorted. For training the
+# side varies, which gives each of the few contents many appearances.
 _SHORT_SIDE, _SHORT_SIDES = 160, (144, 200)
-_CUT = SIDE + 16  # what random crops are taken from
+_CUT = SIDE + 16  # px of the squares that random crops are taken from
 
 PREPROCESSING = Preprocessing(
     crop=SIDE, short_side_min=SIDE, short_side_max=_SHORT_SIDE, crops_per_side=3
@@ -75,24 +75,28 @@ PREPROCESSING = Preprocessing(
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 
 EPOCHS, PRIOR_EPOCHS = 12, 3
-# Where Smooth L1 turns from square to absolute, for labels scaled to 0..1.
-_BEND = 0.1
-CROPS = 12  # training images of each photograph, distortion and level
+_BETA = 0.1  # of the Smooth L1 loss, for labels scaled to 0..1
+CROPS = 12  # training images per photograph, distortion and level
 _CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
 
-Opinions = dict[tuple[str, int], float]
+Labels = dict[tuple[str, int], float]  # by distortion and level
 
 
 class TrainingSet(NamedTuple):
-    """Distorted pieces of the training photographs."""
+    """Squares from distorted training photographs.
 
-    pixels: Tensor  # uint8 [N, 3, H, W]
-    labels: Tensor  # float32 [N], 0..100
-    prompts: Tensor  # int64 [N], the distortion in the order of config.DISTORTIONS, -1 for none
+    pixels: uint8 [N, 3, H, W]
+    labels: float32 [N], 0..100
+    prompts: int64 [N], the index of the distortion's prompt, -1 for none
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    prompts: Tensor
 
 
 class HeldOut(NamedTuple):
-    """A distorted version of a photograph whose content was not trained on."""
+    """A distorted version of a photograph that was not trained on."""
 
     image: Image.Image
     label: float
@@ -102,11 +106,9 @@ class HeldOut(NamedTuple):
 
 
 class TrainedDemo(NamedTuple):
-    """The model, in evaluation mode, and everything needed to judge it."""
+    """The model in evaluation mode, the held-out images, and the loss of each step."""
 
     model: DRExperts
-    scale: ScoreScale
-    preprocessing: Preprocessing
     held_out: list[HeldOut]
     losses: list[float]
     prior_losses: list[float]
@@ -115,22 +117,22 @@ class TrainedDemo(NamedTuple):
 def train_demo(
     progress: Callable[[str, Step], None], seed: int = 0, epochs: int = EPOCHS, crops: int = CROPS
 ) -> TrainedDemo:
-    """Make the images, teach the prior, then the model.
+    """Make the images, train the prior, then the model.
 
     Args:
-        progress: called after each step with "prior" or "model".
-        epochs, crops: fewer of them make a shorter and worse training.
+        progress: called after each step, with "prior" or "model".
+        epochs, crops: smaller numbers make the training shorter and worse.
     """
     photos = photographs()
-    labels = opinions([photos[name] for name in TRAIN])
+    labels = computed_labels([photos[name] for name in TRAIN])
     known = training_set([photos[name] for name in TRAIN], labels, crops, seed)
     model = untrained_model(known, seed)
     prior = _config(min(epochs, PRIOR_EPOCHS), CosineSchedule(2e-3, warmup_steps=50), seed)
-    prior_losses = teach_prior(model, known, prior, partial(progress, "prior"))
+    prior_losses = train_prior(model, known, prior, partial(progress, "prior"))
     config = _config(epochs, CosineSchedule(3e-3, warmup_steps=60), seed)
-    losses = teach_model(model, known, config, partial(progress, "model"))
+    losses = train_model(model, known, config, partial(progress, "model"))
     unseen = held_out({name: photos[name] for name in HELD_OUT}, labels, seed)
-    return TrainedDemo(model, SCALE, PREPROCESSING, unseen, losses, prior_losses)
+    return TrainedDemo(model, unseen, losses, prior_losses)
 
 
 def _config(epochs: int, schedule: CosineSchedule, seed: int) -> TrainConfig:
@@ -138,16 +140,15 @@ def _config(epochs: int, schedule: CosineSchedule, seed: int) -> TrainConfig:
 
 
 def photographs() -> dict[str, Image.Image]:
-    """scikit-image's own photographs as RGB, by content."""
+    """The photographs that come with scikit-image, as RGB, by content."""
     return {name: photograph(file) for name, file in {**TRAIN, **HELD_OUT}.items()}
 
 
-def opinions(photos: list[Image.Image]) -> Opinions:
-    """The label, 0..100, of each distortion and level: 100 times their mean similarity.
+def computed_labels(photos: list[Image.Image]) -> Labels:
+    """The label, 0..100, of each distortion and level, where level 0 is no distortion.
 
-    Similarity is between the distorted and the undistorted photograph, averaged over the
-    photographs. So the types are comparable, and a label is a function of type and level alone.
-    Level 0, no distortion, is 100.
+    It is 100 times the similarity of the distorted and the undistorted photograph, averaged over
+    the photographs. So distortions can be compared, and a label depends on nothing else.
     """
     generator = Generator().manual_seed(0)
     images = [tensor_from_image(reduced(photo, _SHORT_SIDE)) for photo in photos]
@@ -159,8 +160,8 @@ def opinions(photos: list[Image.Image]) -> Opinions:
     return labels
 
 
-def training_set(photos: list[Image.Image], labels: Opinions, crops: int, seed: int) -> TrainingSet:
-    """`crops` pieces of each photograph, distortion and level, a few of them without distortion."""
+def training_set(photos: list[Image.Image], labels: Labels, crops: int, seed: int) -> TrainingSet:
+    """`crops` squares per photograph, distortion and level, and a quarter of that undistorted."""
     generator = Generator().manual_seed(seed)
     small = [reduced(photo, _SHORT_SIDES[1]) for photo in photos]
     pixels, values, prompts = [], [], []
@@ -170,13 +171,13 @@ def training_set(photos: list[Image.Image], labels: Opinions, crops: int, seed: 
             count = crops if level else -(-crops // 4)
             pixels += [_cut(image, generator) for _ in range(count)]
             values += [label] * count
-            prompt = DISTORTIONS.index(PROMPT_OF[name]) if level >= _TELLING_LEVEL else -1
+            prompt = DISTORTIONS.index(PROMPT_OF[name]) if level >= _PRIOR_LEVEL else -1
             prompts += [prompt] * count
     return TrainingSet(torch.stack(pixels), torch.tensor(values), torch.tensor(prompts))
 
 
-def held_out(photos: dict[str, Image.Image], labels: Opinions, seed: int) -> list[HeldOut]:
-    """Each photograph once without distortion, and at every level of every type."""
+def held_out(photos: dict[str, Image.Image], labels: Labels, seed: int) -> list[HeldOut]:
+    """Each photograph once undistorted, and once per distortion and level."""
     generator = Generator().manual_seed(seed + 1)
     images = []
     for content, photo in photos.items():
@@ -191,7 +192,7 @@ def held_out(photos: dict[str, Image.Image], labels: Opinions, seed: int) -> lis
 
 
 def _varied(photo: Image.Image, generator: Generator) -> Tensor:
-    """The photograph at a random size and gamma; half of the time with its channels exchanged."""
+    """The photograph at a random size and gamma; half of the time with permuted channels."""
     size, gamma, exchange = torch.rand(3, generator=generator).tolist()
     low, high = _SHORT_SIDES
     image = tensor_from_image(reduced(photo, round(low + size * (high - low))))
@@ -201,7 +202,7 @@ def _varied(photo: Image.Image, generator: Generator) -> Tensor:
 
 
 def _cut(image: Tensor, generator: Generator) -> Tensor:
-    """A random square of _CUT pixels, uint8 [3, _CUT, _CUT], half of the time turned by 90."""
+    """A random square, uint8 [3, _CUT, _CUT], half of the time transposed."""
     height, width = image.shape[1:]
     y, x, turn = torch.rand(3, generator=generator).tolist()
     top, left = int(y * (height - _CUT + 1)), int(x * (width - _CUT + 1))
@@ -210,7 +211,7 @@ def _cut(image: Tensor, generator: Generator) -> Tensor:
 
 
 def demo_config() -> DRExpertsConfig:
-    """The preset `paper` on sizes that a CPU can train."""
+    """The preset `paper` in a size that a CPU can train."""
     encoder = EncoderConfig(image_size=SIDE, patch_size=8, width=64, depth=2, heads=2)
     controller = ControllerConfig(
         image_size=SIDE, patch_size=8, width=64, depth=2, heads=2, embedding=64
@@ -219,34 +220,34 @@ def demo_config() -> DRExpertsConfig:
 
 
 def untrained_model(known: TrainingSet, seed: int) -> DRExperts:
-    """The small model, started so that a few thousand images teach it something."""
+    """The small model, initialised so that a few thousand images are enough to train it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(demo_config())
         prompts = torch.empty(10, model.config.controller.embedding, dtype=torch.float64)
-        # Random and orthogonal: unrelated distortions, none nearer to another.
+        # Random and orthogonal, because the distortions are unrelated.
         model.prompts.load_state_dict({"prompts": nn.init.orthogonal_(prompts)})
     images = normalised(known.pixels[::10, :, :SIDE, :SIDE])
     with torch.no_grad():
-        _open_layers(model.encoder.vit)
-        _see_frequencies(model.encoder.vit.get_submodule("patch_embed.proj"), images)
-        _see_frequencies(model.controller.visual.conv1, model.controller_input(images))
+        _reset_layer_scales(model.encoder.vit)
+        _set_cosine_filters(model.encoder.vit.get_submodule("patch_embed.proj"), images)
+        _set_cosine_filters(model.controller.visual.conv1, model.controller_input(images))
     start_at(model, float(known.labels.mean()) / SCALE.high)
     return model
 
 
-def _open_layers(encoder: nn.Module) -> None:
-    """LayerScale at 1: DeiT-III's 1e-6 is for deep nets and long trainings."""
+def _reset_layer_scales(encoder: nn.Module) -> None:
+    """Set LayerScale to 1: DeiT-III's 1e-6 is for deep networks and long trainings."""
     for name, parameter in encoder.named_parameters():
         if name.endswith("gamma"):
             nn.init.ones_(parameter)
 
 
-def _see_frequencies(embedding: nn.Module, images: Tensor) -> None:
-    """Start a patch embedding as a cosine transform, each frequency at unit variance.
+def _set_cosine_filters(embedding: nn.Module, images: Tensor) -> None:
+    """Initialise a patch embedding as a cosine transform, with unit variance per frequency.
 
-    Distortions live in the high frequencies, which in photographs are thousands of times weaker
-    than the low ones: from random filters they are not found in the demo's time.
+    Distortions change the high frequencies, which in photographs are thousands of times weaker
+    than the low ones. A training as short as this one does not find them from random filters.
     """
     assert isinstance(embedding, nn.Conv2d)
     filters = frequency_filters(embedding.kernel_size[0], embedding.out_channels)
@@ -258,9 +259,9 @@ def _see_frequencies(embedding: nn.Module, images: Tensor) -> None:
 
 
 def frequency_filters(side: int, count: int) -> Tensor:
-    """[count, 3, side, side]: the 2-D cosine transform of luma, low frequencies first, then chroma.
+    """Filters [count, 3, side, side] of the 2-D cosine transform, low frequencies first.
 
-    `count` is at most 3 side^2; what luma leaves is shared by the two chroma channels.
+    Those of luma come before those of both chroma channels. count: at most 3 side^2
     """
     places = torch.arange(side)
     lines = torch.cos(math.pi * (places + 0.5) * places[:, None] / side)  # [frequency, place]
@@ -271,14 +272,14 @@ def frequency_filters(side: int, count: int) -> Tensor:
     return torch.cat((luma, chroma.flatten(0, 1)))[:count]
 
 
-def teach_prior(
+def train_prior(
     model: DRExperts, known: TrainingSet, config: TrainConfig, progress: Callable[[Step], None]
 ) -> list[float]:
-    """Teach the controller to name distortions, then freeze it again; returns the losses.
+    """Train the controller to recognise distortions, then freeze it again; returns the losses.
 
-    DA-CLIP's contrastive task in miniature: every token of an image, the CLS token in particular,
-    is to be near the prompt of the image's distortion. It is not DA-CLIP: five of the ten prompts
-    ever occur, they are random vectors, and the images are those the model is trained on.
+    The task is DA-CLIP's contrastive one in miniature: every token of an image, the CLS token above
+    all, must be close to the prompt of the image's distortion. But the prompts are random vectors,
+    only five of the ten occur, and the images are those on which the model is trained.
     """
     prompts = model.prompts(known.labels)  # [10, embedding]
 
@@ -296,16 +297,16 @@ def teach_prior(
     return losses
 
 
-def teach_model(
+def train_model(
     model: DRExperts, known: TrainingSet, config: TrainConfig, progress: Callable[[Step], None]
 ) -> list[float]:
-    """Teach the model the labels, scaled to 0..1; ends in evaluation mode, with scores in 0..100.
+    """Train all but the prior on the labels, scaled to 0..1; returns the losses.
 
-    Returns the losses. The prior stays as it is.
+    The model is left in evaluation mode, with scores in 0..100.
     """
 
     def loss(images: Tensor, targets: Tensor) -> Tensor:
-        return F.smooth_l1_loss(model(images).score, targets, beta=_BEND)
+        return F.smooth_l1_loss(model(images).score, targets, beta=_BETA)
 
     model.train()
     losses = _fit(model, loss, known.pixels, known.labels / SCALE.high, config, progress)
@@ -324,7 +325,7 @@ def _fit(
     config: TrainConfig,
     progress: Callable[[Step], None],
 ) -> list[float]:
-    """Train a module on random crops of images in memory; the loss of each step."""
+    """Train a module on random crops of images in memory; returns the loss of each step."""
     generator = Generator().manual_seed(config.seed)
     trainer = Trainer(module, loss, config, len(pixels) // config.batch)
     losses = []
@@ -339,7 +340,7 @@ def _fit(
 
 
 def random_crops(pixels: Tensor, size: int, generator: Generator) -> Tensor:
-    """A square from a random place of each image [B, 3, H, W], every second one mirrored."""
+    """A random square from each image [B, 3, H, W]; half of them are mirrored."""
     count, _, height, width = pixels.shape
     rows = torch.randint(height - size + 1, (count,), generator=generator)
     columns = torch.randint(width - size + 1, (count,), generator=generator)

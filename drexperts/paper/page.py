@@ -1,125 +1,89 @@
-"""A reproduced table as Markdown: what was measured here under what is reported."""
+"""A table of the paper as Markdown, with what was measured here below what is reported."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator
 
-from drexperts.paper.reported import IMAGES, SOURCE, TABLES, Correlations
-from drexperts.ui.html import Table, markdown_table
+from drexperts.paper.reported import IMAGES, SOURCE, TABLES
+from drexperts.paper.results import Failure, Median, Reproduction
+from drexperts.ui.markdown import Table
+from drexperts.ui.pages import render
 
-# The paper can be read either way, see `drexperts.data.splits.reduced`.
-_SHARES = {
-    "table3": (
-        "",
-        "20, 40 and 60 % are shares of all images of a data set, not of the training part of a "
-        "split, and what an epoch is chosen by is among them; the test part stays whole. The paper "
-        "can be read either way.",
+
+def page(done: Reproduction) -> str:
+    """The Markdown page of a reproduced table."""
+    headings = ("trained", "tested on", "split", "digest", "images", "epoch", "SRCC", "PLCC")
+    return render(
+        "paper.md.j2",
+        done=done,
+        number=done.table.removeprefix("table"),
+        paper=SOURCE,
+        differences=list(_differences(done)),
+        measured=any(cell.runs for cell in done.cells),
+        cells=Table(("", *TABLES[done.table].columns), list(_rows(done))),
+        runs=Table(headings, list(_runs(done))),
+        failures=_by_error(done.failures),
     )
-}
 
 
-def page(report: dict[str, Any]) -> str:
-    """The page of a report of `drexperts.paper.reproduce`."""
-    table = TABLES[report["table"]]
-    number = report["table"].removeprefix("table")
-    lines = [
-        f"# Table {number}: {table.title}",
-        "",
-        "SRCC/PLCC. **Only the rows that say `here` were measured here**: medians over the splits "
-        f"that are done, their number behind them. All other rows are as reported in {SOURCE}.",
-        "",
-        _caveat(report),
-        "",
-        f"Trained from {report['start']}, {' or '.join(report['schedules'])}; tested by the "
-        f"protocol `{report['protocol']}`; epochs chosen by the {report['selected_on']} images. "
-        "The splits are in `splits/`.",
-        *_SHARES.get(report["table"], ()),
-        "",
-        *markdown_table(Table(("", *table.columns), list(_rows(report)))),
-        "",
-        "## Measured here",
-        "",
-        *(_runs_lines(report) or ["Nothing."]),
-    ]
-    if report["failures"]:
-        lines += ["", "## Failed", ""]
-        lines += _failure_lines(report["failures"])
-    return "\n".join(lines) + "\n"
-
-
-def _caveat(report: dict[str, Any]) -> str:
-    """What sets the numbers measured here apart from the paper's, where anything does."""
+def _differences(done: Reproduction) -> Iterator[str]:
+    """How the trainings behind the table differ from the paper's."""
     used: dict[str, int] = {}
-    for cell in report["cells"]:
-        for run in cell["runs"]:
-            for name, count in run["used"].items():
+    for cell in done.cells:
+        for run in cell.runs:
+            for name, count in run.used.items():
                 used[name] = min(count, used.get(name, count))
-    differences = [
-        f"{name} {used[name]} of {count} images"
-        for name, count in IMAGES.items()
-        if used.get(name, count) != count
-    ]
-    if not report["published"]:
-        differences.append("not trained from the published weights")
-    if not used:
-        differences = ["nothing was measured here"]
-    if not differences:
-        return "All data sets measured here have all their images, and the weights are published."
-    return f"**This is no reproduction of the paper's numbers**: {', '.join(differences)}."
+    for name, count in IMAGES.items():
+        if used.get(name, count) != count:
+            yield f"{name} {used[name]} of {count} images"
+    if not done.published:
+        yield "not trained from the published weights"
 
 
-def _rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The paper's rows, and under each that we have measured or can, ours."""
-    table = TABLES[report["table"]]
+def _rows(done: Reproduction) -> Iterator[tuple[str, ...]]:
+    """The rows of the paper, and ours below each that can be measured here."""
+    table = TABLES[done.table]
     for row, cells in table.rows.items():
-        yield (row, *(_text(cell) for cell in cells))
-        ours = {cell["column"]: cell for cell in report["cells"] if cell["row"] == row}
-        tests = dict.fromkeys(test for cell in ours.values() for test in cell["medians"])
-        for test in tests:
-            medians = [ours[column]["medians"][test] for column in table.columns]
-            yield (f"{row}, here, {test}", *(_ours(one, report["splits"]) for one in medians))
+        yield (row, *("-" if cell is None else _pair(*cell) for cell in cells))
+        ours = {cell.column: cell.medians for cell in done.cells if cell.row == row}
+        for test in dict.fromkeys(test for medians in ours.values() for test in medians):
+            medians = [ours[column][test] for column in table.columns]
+            yield (f"{row}, here, {test}", *(_ours(each, done.splits) for each in medians))
 
 
-def _ours(found: dict[str, Any], splits: int) -> str:
-    if not found["splits"]:
-        return "missing"
-    pair = _text(Correlations(found["srcc"], found["plcc"]))
-    return f"{pair} ({found['splits']} of {splits})"
+def _ours(found: Median, splits: int) -> str:
+    pair = _pair(found.srcc, found.plcc)
+    return f"{pair} ({found.splits} of {splits})" if found.splits else "missing"
 
 
-def _text(cell: Correlations | None) -> str:
-    """Such as 0.941/0.954; table 2 has no PLCC, and some cells nothing."""
-    return "-" if cell is None else "/".join(map(_number, cell))
+def _pair(srcc: float | None, plcc: float | None) -> str:
+    """Such as 0.941/0.954."""
+    return f"{_number(srcc)}/{_number(plcc)}"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _runs_lines(report: dict[str, Any]) -> list[str]:
-    """Every run behind the medians."""
-    headings = ("trained", "tested on", "split", "digest", "images", "epoch", "SRCC", "PLCC")
-    rows = [
-        (
-            cell["name"],
-            test if cell["target"] is None else f"{cell['target']}, {test}",
-            str(run["split"]),
-            run["split_digest"],
-            " + ".join(map(str, run["images"])),
-            str(run["best_epoch"]),
-            *(_number(metrics[name]) for name in ("srcc", "plcc")),
-        )
-        for cell in report["cells"]
-        for run in cell["runs"]
-        for test, metrics in run["tests"].items()
-    ]
-    return list(markdown_table(Table(headings, rows))) if rows else []
+def _runs(done: Reproduction) -> Iterator[tuple[str, ...]]:
+    """Every test behind the medians."""
+    for cell in done.cells:
+        for run in cell.runs:
+            for test, metrics in run.tests.items():
+                yield (
+                    cell.name,
+                    test if cell.target is None else f"{cell.target}, {test}",
+                    str(run.split),
+                    run.split_digest,
+                    " + ".join(map(str, run.images)),
+                    str(run.best_epoch),
+                    _number(metrics["srcc"]),
+                    _number(metrics["plcc"]),
+                )
 
 
-def _failure_lines(failures: Sequence[dict[str, str]]) -> Iterator[str]:
-    """A line an error: the same one mostly has many jobs."""
-    jobs: dict[str, list[str]] = {}
+def _by_error(failures: tuple[Failure, ...]) -> dict[str, list[str]]:
+    """The jobs that failed by their error, which many jobs often share."""
+    jobs: dict[str, list[str]] = defaultdict(list)
     for failure in failures:
-        jobs.setdefault(failure["error"], []).append(failure["job"])
-    for error, failed in jobs.items():
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        yield f"- {failed[0]}{more}: {error}"
+        jobs[failure.error].append(failure.job)
+    return jobs

@@ -1,8 +1,9 @@
-"""What the authors report in tables 1-5: targets to stand beside, measured by them and not by us.
+"""The numbers that the authors report in tables 1 to 5. They measured them, we did not.
 
-Fu, Qin, Zhang, Huang, Li, Hu: DR.Experts, AAAI 2026. Data sets bear our names. `*` marks methods
-pre-trained on quality. The paper says that numbers are medians over ten splits; the released
-scripts choose each split's epoch by its test images, and keep the best ten of more splits.
+Fu, Qin, Zhang, Huang, Li, Hu: DR.Experts, AAAI 2026. Data sets have our names. `*` marks methods
+that were pre-trained on quality. According to the paper, numbers are medians over ten splits; the
+released scripts choose the epoch of each split by its test images, and keep the best ten of more
+than ten splits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,12 @@ from typing import NamedTuple
 SOURCE = "Fu et al., DR.Experts, AAAI 2026"
 OURS = "DR.Experts"
 
-# Images of each data set. Of BID the paper says 590, and 586 are rated.
+# How many images each data set has. For BID the paper says 590, but only 586 are rated.
 IMAGES = {"koniq10k": 10073, "livec": 1162, "spaq": 11125, "livefb": 39810, "bid": 586}
 
 
 class Correlations(NamedTuple):
-    """Of predicted scores with labels; table 2 has no PLCC."""
+    """The correlations of scores with labels. Table 2 of the paper has no PLCC."""
 
     srcc: float
     plcc: float | None
@@ -27,7 +28,7 @@ class Correlations(NamedTuple):
 class Table:
     """One table of the paper.
 
-    rows: by method or variant; a cell is None where the paper has a dash
+    rows: the cells of each method or variant; None where the paper has a dash
     """
 
     title: str
@@ -35,14 +36,14 @@ class Table:
     rows: Mapping[str, tuple[Correlations | None, ...]]
 
     def cell(self, row: str, column: str) -> Correlations | None:
-        """What the paper has there; None for a dash, and for a row or a column it has not."""
+        """The reported numbers; None for a dash, and for a row or column that does not exist."""
         if row not in self.rows or column not in self.columns:
             return None
         return self.rows[row][self.columns.index(column)]
 
 
 def _pairs(cells: Sequence[float | None]) -> tuple[Correlations | None, ...]:
-    """SRCC and PLCC by turns to cells."""
+    """Cells from a list in which SRCC and PLCC alternate."""
     pairs = zip(cells[::2], cells[1::2], strict=True)
     return tuple(None if srcc is None else Correlations(srcc, plcc) for srcc, plcc in pairs)
 

@@ -26,7 +26,7 @@ _QUIET = 5.0  # seconds between two progress lines where there is no terminal
 class Screen:
     """Where a verb prints: tables on stdout, notes and progress on stderr.
 
-    json_last: print tables on stderr too, because the last line of stdout is a JSON document
+    json_last: print tables on stderr too, because stdout is for a JSON document
     quiet: print nothing, because another process of a distributed run does
     """
 
@@ -43,7 +43,7 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """What long work reports to: a bar on a terminal, else a line every few seconds."""
+        """Show the progress of long work: a bar on a terminal, else a line every few seconds."""
         if not self.notes.is_terminal:
             yield _ProgressLines(self)
             return
@@ -84,7 +84,7 @@ class _ProgressLines:
 
 
 def tracked(scores: Iterator[Score], total: int, screen: Screen) -> Iterator[Score]:
-    """The scores, with a progress bar while they come; none where stderr is no terminal."""
+    """Pass the scores on, and show a progress bar while they come if stderr is a terminal."""
     rate = TextColumn("{task.fields[rate]:.1f} images/s")
     columns = (BarColumn(), MofNCompleteColumn(), rate, TextColumn("ETA"), TimeRemainingColumn())
     hidden = not screen.notes.is_terminal

@@ -1,9 +1,10 @@
-"""What the commands print: tables of scores, and of what a bundle is and was proven on."""
+"""The tables that the command line prints: scores, metrics, bundles and their proofs."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -26,8 +27,8 @@ from drexperts.runtime.manifest import (
 from drexperts.runtime.scorer import Score
 from drexperts.ui.screen import Screen
 
-_ALL = 20  # scores up to which a table shows each
-_ENDS = 5  # of more, the worst and the best
+_ALL = 20  # a table shows up to this many scores,
+_ENDS = 5  # or else so many of the worst and of the best
 _ERRORS = 10
 
 _PARITY = {
@@ -43,10 +44,10 @@ _PARITY = {
     "clear_flips": "order flips, share of {clear_pairs} pairs 1 % of the span apart",
     "weights_max": "weights, largest difference",
     "weights_srcc": "weights, SRCC of the worst expert",
-    "weights_srcc_low": "that SRCC, 95 % over images",
+    "weights_srcc_low": "its SRCC, 95 % over images",
     "weights_plcc": "weights, PLCC of the worst expert",
-    "weights_plcc_low": "that PLCC, 95 % over images",
-    "leading_flips": "another leading distortion, share of {images} images",
+    "weights_plcc_low": "its PLCC, 95 % over images",
+    "leading_flips": "leading distortion changed, share of {images} images",
     "maps_max": "maps, largest difference",
     "maps_plcc": "maps, PLCC of the worst crop",
 }
@@ -57,15 +58,16 @@ _METRICS = {
     "krcc": "KRCC",
     "rmse": "RMSE, after the fit",
 }
+_Row = tuple[str, str, str, str]
 
 
 class Tally:
-    """What to show of a stream of scores of any length, in little memory.
+    """Summary of a stream of scores of any length, in little memory.
 
     Attributes:
-        scored: images with a score
-        failed: images with an error
-        errors: the first few rows with an error
+        scored: how many images have a score
+        failed: how many have an error
+        errors: the first few scores with an error
     """
 
     def __init__(self, scale: ScoreScale) -> None:
@@ -76,13 +78,13 @@ class Tally:
         self.errors: list[Score] = []
 
     def add(self, score: Score) -> None:
-        """Count a score, and keep it while it is among those to show."""
+        """Count a score, and keep it while it is one of those to show."""
         if score.error is not None:
             self.failed += 1
             self.errors += [score][: _ERRORS - len(self.errors)]
             return
         self.scored += 1
-        # Maps take a megabyte an image and are in no table.
+        # Maps take a megabyte per image and no table shows them.
         self._kept.append(dataclasses.replace(score, maps=None))
         if len(self._kept) > _ALL:
             ranked = self.ranked()
@@ -100,7 +102,7 @@ class Tally:
 
 
 def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
-    """The tables of a run and one line that sums it up."""
+    """Print the tables of a run of `drx score`, and one line that sums it up."""
     if tally.scored:
         screen.tables.print(score_table(tally))
     if tally.failed:
@@ -110,7 +112,7 @@ def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
 
 
 def score_table(tally: Tally) -> Table:
-    """The scores, worst first; of many, the few worst and best."""
+    """The scores, worst first; if there are many, only the worst and the best."""
     kept = tally.ranked()
     title = "scores, worst first"
     if not tally.is_complete:
@@ -142,13 +144,13 @@ def error_table(tally: Tally) -> Table:
 
 
 def scale_text(scale: ScoreScale) -> str:
-    """Such as "0 to 100, higher is better"."""
+    """A scale in words, such as "0 to 100, higher is better"."""
     better = "higher" if scale.higher_is_better else "lower"
     return f"{scale.low:g} to {scale.high:g}, {better} is better"
 
 
 def bundle_table(bundle: str, manifest: Manifest) -> Table:
-    """What a bundle is: its model, its input, its outputs."""
+    """The model, the input and the outputs of a bundle."""
     spec = manifest.preprocessing
     table = Table("", "", title=bundle, show_header=False)
     table.add_row("preset", manifest.preset)
@@ -167,9 +169,11 @@ def bundle_table(bundle: str, manifest: Manifest) -> Table:
 
 
 def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | None) -> Table:
-    """One engine: its file, what became of it since, and whether this machine runs it.
+    """An engine: its file, and whether this machine can run it.
 
-    size: bytes, None if it is missing. obstacle: why this machine cannot run it.
+    state: of the file compared with the manifest, such as "intact"
+    size: of the file in bytes, None if it is missing
+    obstacle: why this machine cannot run the engine, None if it can
     """
     table = Table("", title=f"engine {engine.file}", show_header=False)
     table.add_column(overflow="fold")
@@ -201,38 +205,48 @@ def _tried(mixture: Frontier) -> str:
 def _largest_batch(engine: Engine) -> str:
     if engine.certified_batch == engine.max_batch:
         return str(engine.max_batch)
-    return f"{engine.certified_batch}, of {engine.max_batch} built"
+    return f"{engine.certified_batch} (built for {engine.max_batch})"
 
 
 def _plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "built for", f"compute capability {', '.join(plan.capabilities)}, {plan.platform}"
     yield "hardware compatibility", plan.hardware_compatibility
     yield "profiles, min:opt:max", " ".join(map(str, plan.profiles))
-    yield "pooling", "Triton kernel, a plugin" if plan.plugin_layers else "standard operators"
-    yield "attention", "fused where it can be" if plan.fused_attention else "kept from fusing"
-    yield "other versions", "newer ones, too" if plan.version_compatible else "no"
+    yield "pooling", "Triton kernel, as a plugin" if plan.plugin_layers else "standard operators"
+    yield "attention", "fused where possible" if plan.fused_attention else "not fused"
+    yield "other versions", "newer ones too" if plan.version_compatible else "no"
     yield "weights", "left out, to be refitted" if plan.stripped else "inside"
 
 
-def metrics_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """What a training came to: each metric with its interval, or its median over several splits."""
-    table = Table("", "median" if len(results) > 1 else "", "", box=SIMPLE_HEAD, pad_edge=False)
+class MetricsOfSplit(Protocol):
+    """What `metrics_table` reads of `evaluation.metrics.Metrics`; NaN is a metric without a value.
+
+    intervals: the ends of each metric's confidence interval
+    """
+
+    @property
+    def intervals(self) -> Mapping[str, tuple[float, float]]: ...
+
+
+def metrics_table(splits: Sequence[MetricsOfSplit]) -> Table:
+    """Each metric of one split with its interval, or its median and range over several splits."""
+    table = Table("", "median" if len(splits) > 1 else "", "", box=SIMPLE_HEAD, pad_edge=False)
     for name, heading in _METRICS.items():
-        values = [result[name] for result in results]
-        if None in values:  # of too few images, or of scores that are all the same
-            table.add_row(heading, "-", "")
-            continue
+        values: list[float] = [getattr(metrics, name) for metrics in splits]
         low, high = min(values), max(values)
-        spread = f"{low:.3f} to {high:.3f} over {len(results)} splits"
-        if len(results) == 1:
-            low, high = results[0]["intervals"][name].values()
-            spread = "" if low is None else f"95 % over images: {low:.3f} to {high:.3f}"
-        table.add_row(heading, f"{statistics.median(values):.4f}", spread)
+        spread = f"{low:.3f} to {high:.3f} over {len(splits)} splits"
+        if len(splits) == 1:
+            low, high = splits[0].intervals[name]
+            spread = "" if math.isnan(low) else f"95 % over images: {low:.3f} to {high:.3f}"
+        # Too few images, or the same score for all of them, leave a metric undefined.
+        undefined = any(map(math.isnan, values))
+        shown = ("-", "") if undefined else (f"{statistics.median(values):.4f}", spread)
+        table.add_row(heading, *shown)
     return table
 
 
 def proof_table(engine: Engine) -> Table:
-    """What was measured of an engine against its limits: parity, and batch invariance."""
+    """What was measured to prove an engine, against its limits: parity, and batch invariance."""
     verdict = "proven" if engine.proven else "NOT PROVEN"
     if engine.evidence != "executed":
         verdict = f"{engine.evidence}, never executed"
@@ -250,52 +264,50 @@ def proof_table(engine: Engine) -> Table:
     if engine.invariance is None:
         table.add_row("batch invariance", "never measured", "", "")
     else:
-        for row in _invariance_rows(engine.invariance):
-            table.add_row(*row)
+        _add_rows(table, _invariance_rows(engine.invariance))
     return table
 
 
 def _add_parity(table: Table, parity: Parity) -> None:
-    """What was measured over all images, then over each set of them."""
-    for row in _parity_rows(parity, parity.limits):
-        table.add_row(*row)
+    """Add what was measured over all images, then what was over each set of them."""
+    _add_rows(table, _parity_rows(parity, parity.limits))
     for name, each in parity.sets.items():
         table.add_section()
         limits = parity.limits if each.images >= ENOUGH_IMAGES else {}
-        note = "" if limits else ", too few for a gate of their own"
+        note = "" if limits else ", too few for limits of their own"
         table.add_row(f"{name}: {each.images} images{note}", "", "", "")
-        for row in _parity_rows(each, limits):
-            table.add_row(*row)
+        _add_rows(table, _parity_rows(each, limits))
     table.caption = f"{parity.images} images against {parity.reference}"
 
 
-def _parity_rows(
-    measured: SetParity, limits: Mapping[str, float]
-) -> Iterator[tuple[str, str, str, str]]:
+def _add_rows(table: Table, rows: Iterator[_Row]) -> None:
+    for row in rows:
+        table.add_row(*row)
+
+
+def _parity_rows(measured: SetParity, limits: Mapping[str, float]) -> Iterator[_Row]:
     values = measured.gated() | {"score_units": getattr(measured, "score_units", None)}
     for name, label in _PARITY.items():
-        value, limit = values.get(name), limits.get(name)
+        value, limit, floor = values.get(name), limits.get(name), name in FLOORS
+        required = name in values and limit is not None and name not in MAY_BE_NONE
         if value is not None:
-            shown, gate = _number(value), _at_most(value, limit)
-            if name in FLOORS:
-                shown, gate = _correlation(measured, name, value), _at_least(value, limit)
-        elif name in values and limit is not None and name not in MAY_BE_NONE:
-            sign = "≥" if name in FLOORS else "≤"
-            shown, gate = "not measured", (f"{sign} {limit:g}", _verdict(False))
+            shown = _correlation(measured, name, value) if floor else _number(value)
+        elif required:
+            shown = "not measured"
         else:
             continue
-        yield label.format_map(vars(measured)), shown, *gate
+        yield label.format_map(vars(measured)), shown, *_gate(value, limit, floor)
 
 
 def _correlation(measured: SetParity, name: str, value: float) -> str:
-    """In place of the low end of an interval, both."""
+    """A correlation; both ends of an interval where `name` is its lower end."""
     if not name.endswith("_low"):
         return f"{value:.7f}"
     interval = getattr(measured, name.replace("_low", "_interval"))
     return f"{interval.low:.7f} to {interval.high:.7f}"
 
 
-def _invariance_rows(invariance: BatchInvariance) -> Iterator[tuple[str, str, str, str]]:
+def _invariance_rows(invariance: BatchInvariance) -> Iterator[_Row]:
     batches = ", ".join(map(str, invariance.batches))
     tested = f"({', '.join(invariance.cases)}; batches {batches})"
     labels = {
@@ -306,25 +318,21 @@ def _invariance_rows(invariance: BatchInvariance) -> Iterator[tuple[str, str, st
     for name, limit in invariance_limits(invariance.tolerance).items():
         value = getattr(invariance, name)
         if value is not None:
-            yield labels[name], _number(value), *_at_most(value, limit)
+            yield labels[name], _number(value), *_gate(value, limit, floor=False)
 
 
 def _number(value: float) -> str:
-    """Scores that are no numbers are recorded as beyond everything."""
-    return f"{value:.2e}" if value < 1e300 else "no number"
+    """A difference. One that involves NaN is recorded as larger than 1e300."""
+    return f"{value:.2e}" if value < 1e300 else "NaN"
 
 
-def _at_most(value: float, limit: float | None) -> tuple[str, str]:
-    return ("", "") if limit is None else (f"≤ {limit:g}", _verdict(value <= limit))
+def _gate(value: float | None, limit: float | None, floor: bool) -> tuple[str, str]:
+    """A limit and whether a value keeps it. floor: the value must not be below the limit."""
+    if limit is None:
+        return "", ""
+    kept = value is not None and (value >= limit if floor else value <= limit)
+    return f"{'≥' if floor else '≤'} {limit:g}", "holds" if kept else "FAILS"
 
 
-def _at_least(value: float, limit: float | None) -> tuple[str, str]:
-    return ("", "") if limit is None else (f"≥ {limit:g}", _verdict(value >= limit))
-
-
-def _verdict(kept: bool) -> str:
-    return "holds" if kept else "FAILS"
-
-
-def _versions(versions: dict[str, str]) -> str:
+def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())

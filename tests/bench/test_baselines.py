@@ -1,4 +1,4 @@
-"""Contenders compute what they are to be compared with, and say why where they cannot."""
+"""Baselines compute the scores that they are compared with, and say why where they cannot."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from drexperts.bench.baselines import CONTENDERS, FORMS, Subject, build, difference, released
+from drexperts.bench.baselines import BASELINES, FORMS, Subject, build, difference, released
 from drexperts.model.backbones import PromptEncoder, normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.model.config import DRExpertsConfig
@@ -34,7 +34,7 @@ def subject(
     config = tiny("official")
     shallow = replace(config.encoder, depth=1), replace(config.controller, depth=1)
     config = config.with_sizes(*shallow)
-    file = tmp_path_factory.mktemp("contenders") / "model.safetensors"
+    file = tmp_path_factory.mktemp("baselines") / "model.safetensors"
     scale = ScoreScale(0.0, 100.0, higher_is_better=True)
     save_checkpoint(Checkpoint(random_model(config), scale, Preprocessing(64, 64, 128, 2)), file)
     return Subject(config, file, crop=64, max_batch=3, threads=1, device="cpu")
@@ -55,7 +55,7 @@ def test_forms_compute_what_the_model_computes(name: str, subject: Subject) -> N
             np.testing.assert_allclose(found[output], wanted.numpy(), rtol=0, atol=atol)
 
 
-def test_a_difference_is_of_the_larger_magnitude(subject: Subject) -> None:
+def test_a_difference_is_relative_to_the_larger_score(subject: Subject) -> None:
     wanted: Any = build("eager-reduced", subject)
     doubled = difference("onnx-dense", lambda p: {"score": 2 * wanted(p)["score"]}, subject, PIXELS)
     assert doubled == pytest.approx(0.5)
@@ -63,15 +63,16 @@ def test_a_difference_is_of_the_larger_magnitude(subject: Subject) -> None:
     assert np.isnan(broken)
 
 
-def test_floors_run_the_encoders_alone(subject: Subject) -> None:
-    tokens, pooled, *_ = build("backbones", subject)(PIXELS)  # type: ignore[misc]
+def test_lower_bounds_run_the_encoders_alone(subject: Subject) -> None:
+    run: Any = build("backbones", subject)
+    tokens, pooled, *_ = run(PIXELS)
     assert tokens.shape == (3, 17, 32)
     assert len(pooled) == 3
     features: Any = build("timm-backbone", subject)(PIXELS)
     assert features["score"].shape == (3, 17, 32)
 
 
-def test_the_released_recipe_is_held_against_its_own_prompts() -> None:
+def test_the_released_recipe_is_compared_with_its_own_prompts() -> None:
     config = DRExpertsConfig.official()
     config = replace(config, encoder=replace(config.encoder, depth=1))
     whole = Subject(config, None, crop=384, max_batch=1, threads=1, device="cpu")
@@ -85,26 +86,33 @@ def test_released_recipe_encodes_its_prompts_on_each_call() -> None:
     config = DRExpertsConfig.official()
     model = new_model(replace(config, encoder=replace(config.encoder, depth=1)))
     encoded = []
-    kept = PromptEncoder.forward
+    encode = PromptEncoder.forward
+
+    def counted(prompts: PromptEncoder, like: torch.Tensor) -> Any:
+        encoded.append(prompts)
+        return encode(prompts, like)
+
     dense = released(model).forward_dense
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(PromptEncoder, "forward", lambda s, like: encoded.append(1) or kept(s, like))
+        patch.setattr(PromptEncoder, "forward", counted)
         for _ in range(2):
             dense(torch.zeros(1, 3, 384, 384))
     assert len(encoded) == 2
     assert not isinstance(model.prompts, PromptEncoder)  # the given model is left as it was
 
 
-def test_a_checkpoint_of_another_model(subject: Subject, tiny: Callable[..., Any]) -> None:
+def test_a_checkpoint_with_another_configuration(
+    subject: Subject, tiny: Callable[..., Any]
+) -> None:
     other = replace(subject, config=tiny("paper"))
-    with pytest.raises(WeightsError, match="another configuration than the bundle"):
+    with pytest.raises(WeightsError, match="safetensors"):
         build("eager-reduced", other)
 
 
 @pytest.fixture
-def pyiqa(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A stand-in, one of whose metrics asks for a backbone's weights whatever it is told."""
-    module = types.ModuleType("pyiqa")
+def pyiqa(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in whose metrics ask for their backbone's weights whatever their arguments are."""
+    module: Any = types.ModuleType("pyiqa")
     module.made = []
 
     def create_metric(name: str, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -119,7 +127,7 @@ def pyiqa(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("metric", ["musiq", "maniqa"])
-def test_incumbents_are_made_without_weights(
+def test_metrics_of_pyiqa_are_made_without_weights(
     metric: str, pyiqa: Any, subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -132,16 +140,16 @@ def test_incumbents_are_made_without_weights(
     np.testing.assert_allclose(found["score"], PIXELS.mean((1, 2, 3)) / 255, rtol=1e-5)
 
 
-def test_an_incumbent_that_pyiqa_does_not_know(pyiqa: Any, subject: Subject) -> None:
-    with pytest.raises(UserError, match="knows no metric 'nonsense'"):
+def test_a_metric_that_pyiqa_does_not_have(pyiqa: Any, subject: Subject) -> None:
+    with pytest.raises(UserError, match="nonsense"):
         build("pyiqa:nonsense", subject)
 
 
 def test_pyiqa_is_never_needed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(MissingDependencyError, match=r"pyiqa is not installed.*pip install pyiqa"):
+    with pytest.raises(MissingDependencyError, match="pip install pyiqa"):
         build("pyiqa:musiq", subject)
 
 
-def test_every_contender_is_tested_here() -> None:
-    assert set(CONTENDERS) == {*FORMS, "backbones", "timm-backbone", "pyiqa:musiq"}
+def test_every_baseline_is_tested_here() -> None:
+    assert set(BASELINES) == {*FORMS, "backbones", "timm-backbone", "pyiqa:musiq"}

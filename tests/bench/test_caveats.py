@@ -1,117 +1,98 @@
-"""What is said beside the numbers."""
+"""What is shown beside the numbers."""
 
-import types
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
+from support.sample_reports import BUNDLE, MACHINE, bare
 
-from drexperts import runtime
 from drexperts.bench.caveats import boundaries, warnings
-from drexperts.bench.timing import statistics
-from drexperts.runtime.manifest import Engine
+from drexperts.bench.provenance import Gpu
+from drexperts.bench.reports import (
+    BatchTimes,
+    BenchReport,
+    ImageTimes,
+    Scenarios,
+    Seconds,
+    Server,
+    Trial,
+)
 
-STEADY = [1.0 + 0.001 * (i % 7) for i in range(100)]
-
-
-def report(steady: list[float], other: list[float]) -> dict[str, Any]:
-    latency = {"engine": statistics(steady), "eager-dense": statistics(other)}
-    return {
-        "batches": [{"batch": 4, "latency": latency}],
-        "engine_gpu": [{"batch": 4, "latency": {"engine": statistics(steady)}}],
-        "image": {"preprocess": statistics(steady), "image_e2e": statistics(steady)},
-        "scenarios": {},
-    }
-
-
-def server(note: str | None, best: list[float]) -> dict[str, Any]:
-    """Two trials: a rate that met the bound, and a wild one that was stopped early."""
-    trials = [{"rate": 3.0, "latency": statistics(best)}]
-    trials.append({"rate": 9.0, "latency": statistics([1.0, 50.0])})
-    return {"images_per_s": 3.0, "trials": trials, "note": note}
+STEADY = tuple(1.0 + 0.001 * (i % 7) for i in range(100))
+WILD = (1.0, 2.0) * 50
 
 
-def card(active: str) -> dict[str, str]:
-    return {"name": "A GPU", "clocks_throttle_reasons.active": active}
-
-
-def test_nothing_to_say() -> None:
-    assert warnings(report(STEADY, STEADY), [], []) == []
-
-
-def test_unstable_times_are_named() -> None:
-    (said,) = warnings(report(STEADY, [1.0, 2.0] * 50), [], [])
-    assert "unstable" in said
-    assert said.endswith("of eager-dense batch 4 33%")
-
-
-def test_few_samples() -> None:
-    (said,) = warnings(report(STEADY, STEADY[:15]), [], [])
-    assert "p99 of 15 samples" in said
-    assert "--repeats 100" in said
-
-
-def test_decoding_is_looked_at_too() -> None:
-    made = report(STEADY, STEADY)
-    made["image"]["preprocess"] = statistics([1.0, 2.0] * 50)
-    assert warnings(made, [], [])[0].endswith("of preprocess 33%")
-    made["image"]["preprocess"] = statistics(STEADY[:15])
-    (said,) = warnings(made, [], [])
-    assert said.startswith("p99 of 15 samples, of preprocess, is little more")
-
-
-def test_queries_of_scenarios() -> None:
-    made = report(STEADY, STEADY)
-    made["scenarios"] = {
-        "single_stream": statistics([1.0, 2.0] * 50),
-        "multi_stream": statistics(STEADY[:23]),
-        "server": server(None, [1.0, 3.0] * 50),
-        "offline": {"images": 1, "seconds": 1.0, "images_per_s": 1.0},
-    }
-    unstable, few = warnings(made, [], [])
-    assert unstable.endswith("of single_stream 33%, server at 3/s 50%")
-    assert few == (
-        "p99 of 23 queries, of multi_stream, is little more than the slowest: more --seconds for "
-        "one that says something"
+def report(other: Seconds = STEADY, preprocess: Seconds = STEADY) -> BenchReport:
+    return replace(
+        bare(),
+        batches=(BatchTimes(4, {"engine": STEADY, "eager-dense": other}),),
+        engine_gpu=(BatchTimes(4, {"engine": STEADY}),),
+        image=ImageTimes(0, (4,), preprocess, STEADY),
+        scenarios=Scenarios(),
     )
 
 
-def test_the_servers_note_is_said_first() -> None:
-    made = report(STEADY, STEADY[:15])
-    made["scenarios"] = {"server": {"images_per_s": None, "trials": [], "note": "no verdict"}}
-    said, few = warnings(made, [], [])
-    assert said == "server: no verdict"
-    assert "p99 of 15 samples" in few
-    made["scenarios"] = {"server": server("few queries", STEADY[:15])}
-    assert warnings(made, [], [])[:1] == ["server: few queries"]
+def test_nothing_to_say() -> None:
+    assert warnings(report()) == []
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("made", "named"),
     [
-        ("0x0000000000000001", "0x0000000000000001", None),  # idle
-        ("[N/A]", "[N/A]", None),
-        ("0x0000000000000001", "0x0000000000000024", "power cap, software thermal limit"),
-        ("0x0000000000000040", "0x0000000000000001", "hardware thermal limit"),
+        (report(other=WILD), "eager-dense batch 4 33%"),
+        (report(preprocess=WILD), "preprocess 33%"),
+        (report(other=STEADY[:15]), "15 samples for eager-dense batch 4"),
+        (report(preprocess=STEADY[:15]), "15 samples for preprocess"),
     ],
 )
-def test_throttling_at_either_end(before: str, after: str, said: str | None) -> None:
-    found = warnings(report(STEADY, STEADY), [card(before)], [card(after)])
-    assert found == ([] if said is None else [f"GPU 0 lowered its clocks: {said}"])
+def test_unstable_times_and_few_samples_are_named(made: BenchReport, named: str) -> None:
+    (warning,) = warnings(made)
+    assert named in warning
 
 
-def test_boundaries_of_a_cpu(toy_bundle: Path) -> None:
-    found = boundaries(runtime.load(toy_bundle))
+def test_queries_of_scenarios() -> None:
+    # The wild trial was stopped early, so the verdict rests on the other.
+    trials = Trial(3.0, 100, (1.0, 3.0) * 50), Trial(9.0, 100, (1.0, 50.0))
+    scenarios = Scenarios(
+        single_stream=WILD, multi_stream=STEADY[:23], server=Server(4.0, 0.1, trials)
+    )
+    server, unstable, few = warnings(replace(report(), scenarios=scenarios))
+    assert scenarios.server
+    assert scenarios.server.note
+    assert scenarios.server.note in server
+    assert unstable.endswith("single_stream 33%, server at 3/s 50%")
+    assert "23 queries for multi_stream" in few
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [
+        ((), (), None),
+        (None, None, None),
+        ((), ("power cap", "software thermal limit"), "power cap, software thermal limit"),
+        (("hardware thermal limit",), (), "hardware thermal limit"),
+    ],
+)
+def test_throttling_at_either_end(
+    before: tuple[str, ...] | None, after: tuple[str, ...] | None, reasons: str | None
+) -> None:
+    made = replace(
+        report(),
+        machine=replace(MACHINE, gpus=(Gpu("A GPU", throttled=before),)),
+        gpus_after=(Gpu("A GPU", throttled=after),),
+    )
+    assert [warning.partition(": ")[2] for warning in warnings(made)] == [reasons] * bool(reasons)
+
+
+@pytest.mark.parametrize(
+    ("backend", "clock", "copies"),
+    [
+        ("onnx", "on a CPU", False),
+        ("onnx-cuda", "host's clock", True),
+        ("tensorrt", "CUDA's events", True),
+    ],
+)
+def test_boundaries_depend_on_the_backend(backend: str, clock: str, copies: bool) -> None:
+    found = boundaries(replace(BUNDLE, backend=backend))
     assert list(found) == ["kernel", "engine_gpu", "engine_e2e", "image_e2e"]
-    assert "folded into engine_gpu" in found["kernel"]
-    assert "copies" not in found["engine_e2e"]
-
-
-def test_boundaries_of_a_gpu(planned: Callable[..., Engine], toy_bundle: Path) -> None:
-    found = boundaries(types.SimpleNamespace(engine=planned()))  # type: ignore[arg-type]
-    assert "CUDA's events" in found["engine_gpu"]
-    assert "copies" in found["engine_e2e"]
-    cuda = types.SimpleNamespace(backend="onnx-cuda", plan=None)
-    host = boundaries(types.SimpleNamespace(engine=cuda))  # type: ignore[arg-type]
-    assert "host's clock" in host["engine_gpu"]
+    assert clock in found["engine_gpu"]
+    assert ("copies" in found["engine_e2e"]) == copies

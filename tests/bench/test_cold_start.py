@@ -12,36 +12,38 @@ from drexperts.runtime.errors import InternalError, UserError
 
 
 def test_measured(toy_bundle: Path) -> None:
-    found = cold_start(toy_bundle, 16, 1, None)
-    cold, memory = found["cold_start"], found["memory"]
-    assert min(cold["import_s"], cold["load_s"], cold["first_inference_s"]) > 0
-    assert 1e6 < cold["resident_bytes"] <= cold["peak_bytes"] <= memory["host_peak_bytes"]
-    assert memory["device_peak_bytes"] is None
+    cold, memory = cold_start(toy_bundle, 16, 1, None)
+    assert min(cold.import_s, cold.load_s, cold.first_inference_s) > 0
+    assert cold.resident_bytes
+    assert cold.peak_bytes
+    assert memory.host_peak_bytes
+    assert 1e6 < cold.resident_bytes <= cold.peak_bytes <= memory.host_peak_bytes
+    assert memory.device_bytes is None
 
 
-def test_a_bundle_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a bundle"):
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=tmp_path.name):
         cold_start(tmp_path, 1, 1, None)
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "said"),
+    ("code", "error", "named"),
     [
         (
             "import os; os.kill(os.getpid(), 9)",
             UserError,
-            "ended by signal 9, most likely for want",
+            "signal 9",
         ),
-        ("import os; os._exit(7)", UserError, "ended by status 7, most likely for want"),
-        ("raise ValueError('of ours')", InternalError, "ValueError: of ours.*is a bug"),
+        ("import os; os._exit(7)", UserError, "status 7"),
+        ("raise ValueError('of ours')", InternalError, "ValueError: of ours"),
     ],
 )
 def test_a_process_that_fails(
-    code: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+    code: str, error: type[Exception], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=named):
         cold_start(Path("bundle"), 1, 1, None)
 
 
@@ -55,12 +57,3 @@ def test_a_mistake_keeps_all_its_lines(
     status = measuring._main("bundle", "1", "1", "")
     ended = subprocess.CompletedProcess("", status, capsys.readouterr().out, "")
     assert str(measuring._failure(ended)) == "two lines:\nthis: and that"
-
-
-def test_memory_that_the_platform_does_not_tell(tmp_path: Path) -> None:
-    assert measuring._resident_bytes(tmp_path / "none") is None
-    status = tmp_path / "status"
-    status.write_text("Name:\tpython\n")
-    assert measuring._resident_bytes(status) is None
-    status.write_text("VmRSS:\t  12 kB\n")
-    assert measuring._resident_bytes(status) == 12 * 1024

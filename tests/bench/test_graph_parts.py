@@ -20,7 +20,7 @@ ORDER = {"prepare": 0, "encoder": 1, "controller": 1, "head": 2}
 KINDS = ["paper fp32", "official fp16", "paper dynamic", "paper static"]
 
 
-class _OneBatch(quantization.CalibrationDataReader):
+class _OneBatch(quantization.CalibrationDataReader):  # type: ignore[misc]
     def __init__(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
         self._batches = iter([{"pixels": pixels}])
@@ -76,7 +76,7 @@ def test_flow(kind: str, optimised: Callable[[str], Any]) -> None:
     graph = optimised(kind)
     placed = placed_nodes(graph)
     assert len(placed) == len(graph.node)
-    parts = {}
+    parts: dict[str, str] = {}
     for node, (_, _, op, part) in zip(graph.node, placed, strict=True):
         assert op == node.op_type
         behind = {parts[name] for name in node.input if name in parts} - {"other"}
@@ -134,7 +134,7 @@ def test_equal_weights_stored_once(exported: dict[str, Any]) -> None:
                 node.input[place] = "model.encoder.norm_out.bias"
                 renamed += 1
     assert renamed >= 8
-    # One input of these nodes alone is told by its name, so those names must not decide.
+    # Only one input of these nodes has a known name, so those names must not decide.
     for node in graph.node:
         if "model.encoder.norm_out.bias" in node.input:
             node.input[1] = "model.encoder.norm_out.bias"

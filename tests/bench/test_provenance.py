@@ -5,9 +5,9 @@ import sys
 import types
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.fake_nvml import FakeNvml
 
 from drexperts.bench import provenance
 from drexperts.bench.provenance import (
@@ -19,39 +19,16 @@ from drexperts.bench.provenance import (
     this_source,
 )
 
-
-class FakeNvmlError(Exception):
-    pass
-
-
-def fake_nvml() -> types.ModuleType:
-    """pynvml on a machine with two GPUs that do not report their memory clock."""
-
-    def clock(_: object, kind: str) -> int:
-        if kind == "mem":
-            raise FakeNvmlError("Not Supported")
-        return 1410
-
-    module: Any = types.ModuleType("pynvml")
-    module.NVMLError = FakeNvmlError
-    module.NVMLError_LibraryNotFound = type("LibraryNotFound", (FakeNvmlError,), {})
-    module.NVMLError_DriverNotLoaded = type("DriverNotLoaded", (FakeNvmlError,), {})
-    module.NVML_CLOCK_SM, module.NVML_CLOCK_MEM, module.NVML_TEMPERATURE_GPU = "sm", "mem", 0
-    module.nvmlInit = module.nvmlShutdown = lambda: None
-    module.nvmlDeviceGetCount = lambda: 2
-    module.nvmlDeviceGetHandleByIndex = lambda index: index
-    module.nvmlDeviceGetName = lambda _: "NVIDIA H200"
-    module.nvmlSystemGetDriverVersion = lambda: "580.1"
-    module.nvmlDeviceGetCudaComputeCapability = lambda _: (9, 0)
-    module.nvmlDeviceGetMemoryInfo = lambda _: types.SimpleNamespace(total=150 << 30)
-    module.nvmlDeviceGetClockInfo = clock
-    module.nvmlDeviceGetMaxClockInfo = lambda *_: 1980
-    module.nvmlDeviceGetPowerUsage = lambda _: 77100
-    module.nvmlDeviceGetEnforcedPowerLimit = lambda _: 700000
-    module.nvmlDeviceGetTemperature = lambda *_: 31
-    # An idle GPU says so with a bit of its own, 0x1.
-    module.nvmlDeviceGetCurrentClocksThrottleReasons = lambda index: (0x1, 0x24)[index]
-    return module
+IDLE = {
+    "Name": "NVIDIA H200",
+    "CudaComputeCapability": (9, 0),
+    "PowerUsage": 77100,
+    "EnforcedPowerLimit": 700000,
+    ("ClockInfo", "sm"): 1410,
+    ("MaxClockInfo", "sm"): 1980,
+    "CurrentClocksThrottleReasons": 0x1,  # idle
+}
+BUSY = IDLE | {"CurrentClocksThrottleReasons": 0x24}
 
 
 def test_a_machine_is_json_and_names_the_libraries() -> None:
@@ -62,7 +39,7 @@ def test_a_machine_is_json_and_names_the_libraries() -> None:
 
 
 def test_each_gpu_with_what_it_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(IDLE, BUSY))
     first, second = gpus()
     assert (first.name, first.driver, first.compute_capability) == ("NVIDIA H200", "580.1", "9.0")
     assert (first.sm_mhz, first.max_sm_mhz, first.memory_mhz) == (1410, 1980, None)
@@ -78,13 +55,7 @@ def test_each_gpu_with_what_it_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_driver_is_no_gpu_but_a_failing_one_is_unknown(
     error: str, found: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module: Any = fake_nvml()
-
-    def fail() -> None:
-        raise getattr(module, error)("reason")
-
-    module.nvmlInit = fail
-    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(fails=error))
     machine = this_machine()
     assert machine.gpus == found
     assert ("gpus" in machine.missing) == (found is None)
@@ -169,14 +140,14 @@ def test_an_unknown_package_is_an_error() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-@pytest.mark.parametrize(("told", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
+@pytest.mark.parametrize(("siblings", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
 def test_hardware_threads_of_a_core_count_once(
-    told: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    siblings: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for cpu, siblings in enumerate(told):
+    for cpu, threads in enumerate(siblings):
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+        (folder / "thread_siblings_list").write_text(f"{threads}\n")
     monkeypatch.setattr(provenance, "CPUS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert physical_cores() == expected

@@ -1,105 +1,138 @@
-"""The files of a report: whole, complete, and shown as they are."""
+"""A report for its readers: its files are whole, and show everything as it is."""
 
+import io
 import json
-import math
-import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
+from rich.console import Console
 from support import sample_reports
 
 from drexperts.bench import tables
-from drexperts.bench.report import markdown, observations, write_report
+from drexperts.bench.caveats import boundaries, warnings
+from drexperts.bench.json_files import document, read_json
+from drexperts.bench.report import (
+    markdown,
+    print_report,
+    print_training_report,
+    trace,
+    with_summary,
+    write_report,
+)
+from drexperts.bench.reports import AGAIN, BenchReport
+from drexperts.bench.timing import Summary
 
 EACH = pytest.mark.parametrize("name", sample_reports.REPORTS)
 
 
-def at(document: Any, pointer: str) -> Any:
-    """What a JSON Pointer points to (RFC 6901)."""
-    for step in pointer.split("/")[1:]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        document = document[int(step)] if isinstance(document, list) else document[step]
-    return document
-
-
 @EACH
-def test_every_observation_is_where_it_says(name: str, tmp_path: Path) -> None:
-    write_report(sample_reports.REPORTS[name](), tmp_path / "out")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    lines = (tmp_path / "out" / "observations.jsonl").read_text().splitlines()
-    for line in map(json.loads, lines):
-        found = at(report, line["set"])
-        assert found["samples"][line["round"]] == line["seconds"]
-        assert found is at(report, line["set"])
-    samples = re.findall(r'"samples": \[([^\]]*)\]', json.dumps(report))
-    assert len(lines) == sum(len(each.split(",")) for each in samples) > 0
-
-
-def test_observations_name_their_contender_and_batch() -> None:
-    report = sample_reports.cpu()
-    found = list(observations(report))
-    timed = [one for one in found if one["set"] == "/batches/1/latency/eager-dense"]
-    assert [one["round"] for one in timed] == list(range(30))
-    assert {(one["contender"], one["batch"]) for one in timed} == {("eager-dense", 2)}
-    apart = {one["set"]: (one["contender"], one["batch"]) for one in found}
-    assert apart["/image/preprocess"] == (None, None)
-    assert apart["/scenarios/single_stream"] == (None, None)
-
-
-def test_odd_names_have_a_pointer() -> None:
-    report = sample_reports.bare()
-    report["batches"] = [sample_reports.batch(1, {"engine": 0.1, "a/b~c": 0.2}, 2)]
-    assert at(report, list(observations(report))[-1]["set"])["samples"]
-
-
-@EACH
-def test_report_is_the_document(name: str, tmp_path: Path) -> None:
+def test_the_files_of_a_report(name: str, tmp_path: Path) -> None:
     report = sample_reports.REPORTS[name]()
-    write_report(report, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == report
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"report.json", "observations.jsonl", "report.md", "index.html"}
+    write_report(report, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "report.json", BenchReport) == report
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files - {"trace.json"} == {"report.json", "report.md", "index.html"}
+    assert ("trace.json" in files) == (report.profile is not None)
 
 
-def test_a_number_that_is_none_leaves_what_was_there(tmp_path: Path) -> None:
-    report = sample_reports.cpu()
+def test_a_number_that_json_does_not_have_leaves_what_was_there(tmp_path: Path) -> None:
+    report = sample_reports.bare()
     write_report(report, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    report["cold_start"]["load_s"] = math.nan
+    broken = replace(report, cold_start=replace(report.cold_start, load_s=float("nan")))
     with pytest.raises(ValueError, match="JSON"):
-        write_report(report, tmp_path)
+        write_report(broken, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_text_that_is_no_text_is_written(tmp_path: Path) -> None:
-    report = sample_reports.cpu() | {"command": "drx bench caf\udce9"}
-    write_report(report, tmp_path)
+def test_a_command_line_that_is_no_text_is_written(tmp_path: Path) -> None:
+    write_report(replace(sample_reports.bare(), command="drx bench caf\udce9"), tmp_path)
     assert "caf" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
-def rendered(report: dict[str, Any]) -> str:
+def test_a_trace_has_every_layer_inside_the_image() -> None:
+    profile = sample_reports.profile(0.003)
+    image, decode, crop, engine, *layers = trace(profile)["traceEvents"]
+    assert [each["name"] for each in (image, decode, crop, engine)] == [
+        "image",
+        "decode",
+        "crop",
+        "engine",
+    ]
+    assert image["dur"] == pytest.approx(1e6 * sum(profile.parts.values()))
+    assert [layer["name"] for layer in layers] == [layer.name for layer in profile.layers]
+    assert [layer["cat"] for layer in layers] == ["encoder", "controller"]
+    start = engine["ts"]
+    for layer in layers:
+        assert layer["ph"] == "X"
+        assert layer["ts"] == pytest.approx(start)
+        start += layer["dur"]
+    assert start <= engine["ts"] + engine["dur"] <= image["dur"] + 1e-6
+
+
+def test_the_summary_is_computed_from_the_samples() -> None:
+    report = sample_reports.cpu()
+    made = json.loads(json.dumps(with_summary(report), allow_nan=False))
+    summary = made.pop("summary")
+    assert made == json.loads(json.dumps(document(report)))
+    engine = Summary.of(report.batches[0].seconds["engine"])
+    ratio = report.batches[0].ratio(AGAIN)
+    assert ratio
+    assert summary["batches"][0]["latency"]["engine"] == vars(engine)
+    assert summary["batches"][0]["ratio"][AGAIN] == vars(ratio)
+    assert summary["server_images_per_s"] == pytest.approx(0.7 / 1.25)
+    assert summary["warnings"] == warnings(report)
+    training = with_summary(sample_reports.training())["summary"]
+    assert training["losses_agree"] is True
+    assert training["ratio"].keys() == {"ours, fp32", "dense", "released"}
+
+
+def test_it_is_printed() -> None:
+    report, shown = sample_reports.cpu(), io.StringIO()
+    print_report(report, Console(file=shown, width=160))
+    for promised in (
+        "eager-dense",
+        "Noise floor",
+        "engine_gpu",
+        "server",
+        "no NVIDIA GPU",
+        "warning: ",
+        "encoder",
+        str(report.batches[0].ratio("eager-dense")),
+    ):
+        assert promised in shown.getvalue()
+    assert f" {AGAIN} " not in shown.getvalue()
+
+
+def test_a_training_step_is_printed() -> None:
+    report, shown = sample_reports.training(), io.StringIO()
+    print_training_report(report, Console(file=shown, width=120))
+    for name in (*report.variants, *report.parts, "data"):
+        assert name in shown.getvalue()
+
+
+def rendered(report: BenchReport) -> str:
     return MarkdownIt("gfm-like", {"linkify": False}).render(markdown(report))
 
 
 def test_markdown_has_what_was_measured() -> None:
     report = sample_reports.cpu()
-    report["batches"][2]["ratio"]["engine again"] = {"p20": 0.5, "p50": 0.77, "p80": 0.9}
     shown = unescape(rendered(report))
-    engine = report["batches"][0]["latency"]["engine"]
-    for said in (
-        *(f"{1e3 * engine[quantile]:.4g}" for quantile in ("p50", "p90", "p95", "p99")),
-        *tables.calls(report["scenarios"]["single_stream"]),
-        "0.77 (0.50-0.90) with batch 4",
+    assert report.scenarios.single_stream
+    for promised in (
+        *tables.calls(report.batches[0].seconds["engine"]),
+        *tables.calls(report.scenarios.single_stream),
+        str(report.batches[2].ratio(AGAIN)),
         "1.3e-07",
-        *("eager-dense", "torch.compile", "no NVIDIA GPU", "Noise floor", "single-stream"),
-        *report["boundaries"].values(),
-        *report["warnings"],
-        *(report["machine"]["cpu"], report["source"]["sha256"], report["command"]),
+        *("eager-dense", "compile", "no NVIDIA GPU", "single-stream"),
+        *boundaries(report.bundle).values(),
+        *warnings(report),
+        *(report.machine.cpu or "", report.source.commit or "", report.command),
     ):
-        assert said in shown
+        assert promised in shown
 
 
 def test_markdown_shows_what_comes_from_outside_as_it_is() -> None:
@@ -115,5 +148,4 @@ def test_markdown_leaves_out_what_is_missing() -> None:
     shown = markdown(sample_reports.bare())
     assert "Roofline" not in shown
     assert "Left out" not in shown
-    assert "\n\n\n" not in shown
     assert "None" not in shown

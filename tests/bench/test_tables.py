@@ -1,120 +1,120 @@
 """The tables of a report: its numbers in its units."""
 
+from dataclasses import replace
+
 import pytest
 from support import sample_reports
 
 from drexperts.bench import tables
-from drexperts.bench.timing import ratio_text
+from drexperts.bench.reports import AGAIN, ENGINE, BatchTimes, Trial
+from drexperts.bench.timing import Summary
+from drexperts.ui.markdown import Table
+
+
+def values(table: Table) -> dict[str, str]:
+    """The values of a table of names and values."""
+    return {row[0]: row[1] for row in table.rows}
 
 
 def test_latency_is_in_milliseconds() -> None:
-    entry = sample_reports.batch(4, {"engine": 0.1, "other": 0.2}, 9)
+    entry = sample_reports.batch(4, {ENGINE: 0.1, "other": 0.2}, 9)
     table = tables.latency([entry])
     engine, other = (dict(zip(table.headings, row, strict=True)) for row in table.rows)
-    times = entry["latency"]["engine"]
-    assert (engine["batch"], engine["contender"]) == ("4", "engine")
-    assert float(engine["p50 ms"]) == float(f"{1e3 * times['p50']:.4g}")
-    assert float(engine["crops/s"]) == float(f"{4 / times['p50']:.4g}")
+    p50 = Summary.of(entry.seconds[ENGINE]).p50
+    assert (engine["batch"], engine["variant"]) == ("4", ENGINE)
+    assert float(engine["p50 ms"]) == float(f"{1e3 * p50:.4g}")
+    assert float(engine["crops/s"]) == float(f"{4 / p50:.4g}")
     assert engine["times the engine"] == ""
-    assert other["times the engine"] == ratio_text(entry["ratio"]["other"])
+    assert other["times the engine"] == str(entry.ratio("other"))
 
 
-def test_the_engines_second_turn_is_no_contender() -> None:
+def test_the_engines_second_turn_is_no_variant() -> None:
     report = sample_reports.cpu()
-    assert tables.AGAIN in report["batches"][0]["latency"]
-    shown = [*tables.latency(report["batches"]).rows, *tables.throughput(report).rows]
-    assert all(tables.AGAIN not in row for row in shown)
+    assert AGAIN in report.batches[0].seconds
+    assert all(AGAIN not in row for row in tables.latency(report.batches).rows)
+    assert AGAIN not in tables.throughput_points(report)
 
 
 def test_numbers_that_are_not_known() -> None:
     report = sample_reports.cpu()
-    costs = dict(tables.costs(report).rows)
-    assert costs["peak memory on the device"] == "-"
-    assert costs["energy of an image"] == "- (this platform does not report energy)"
+    costs = values(tables.costs(report))
+    assert costs["memory of the device, largest batch"] == "-"
+    assert costs["energy of an image"] == f"- ({report.energy.source})"
     assert costs["load, page cache warm"] == "0.84 s"
     assert tables.text(None) == "-"
     assert tables.text(12345.6) == "12346"
-    report["cold_start"]["resident_bytes"] = None  # where the system does not say
-    assert dict(tables.costs(report).rows)["memory after it"] == "-"
-
-
-def test_an_older_report_says_how_long_its_engine_was_built() -> None:
-    report = sample_reports.cpu()
-    older = report | {"bundle": report["bundle"] | {"build_seconds": None}}
-    assert tables.costs(older) == tables.costs(report)
+    cold = replace(report.cold_start, resident_bytes=None)
+    assert values(tables.costs(replace(report, cold_start=cold)))["memory after it"] == "-"
 
 
 def test_where_it_is_from() -> None:
     report = sample_reports.cpu()
-    shown = dict(tables.machine(report).rows)
+    shown = values(tables.origin(report))
     assert shown["engine"] == "model.onnx: onnx, fp32, SHA-256 0123456789ab"
-    assert shown["baselines' weights"] == "random"
-    assert "weights" not in shown
+    assert shown["commit"] == report.source.commit
     assert not [name for name in shown if name.startswith("GPU")]
-    ends = dict(tables.machine(sample_reports.gpu()).rows)
-    assert "1980 MHz" in ends["GPU 0"]
-    assert "1410 MHz" in ends["GPU 0 after the last round"]
-
-
-def test_agreement() -> None:
-    rows = tables.agreement(sample_reports.cpu()).rows
-    assert rows == [("engine", "1.3e-07"), ("eager-dense", "0.0e+00")]
-    assert not tables.agreement(sample_reports.bare()).rows
-    assert dict(tables.machine(sample_reports.bare()).rows)["engine"] == "model.onnx: onnx, fp32"
+    changed = replace(report, source=replace(report.source, dirty=True))
+    assert values(tables.origin(changed))["commit"] != shown["commit"]
+    gpu = values(tables.origin(sample_reports.gpu()))
+    assert "1980" in gpu["GPU 0"]
+    assert "1410" in gpu["GPU 0 after the last round"]
+    missing = replace(report.machine, missing={"gpus": "nvidia-ml-py is not installed"})
+    unknown = values(tables.origin(replace(report, machine=missing)))
+    assert "nvidia-ml-py is not installed" in unknown.values()
 
 
 def test_each_batch_has_its_own_noise_floor() -> None:
     report = sample_reports.cpu()
-    report["batches"] = report["batches"][:2]
-    report["batches"][1]["ratio"][tables.AGAIN] = {"p20": 0.9, "p50": 1.02, "p80": 1.3}
-    first = ratio_text(report["noise_floor"])
-    said = f"is {first} times as slow with batch 1, 1.02 (0.90-1.30) with batch 2. A ratio within"
-    assert said in tables.noise_floor(report)
-    assert tables.noise_floor(sample_reports.bare()) == "The noise floor was not measured."
+    for entry in report.batches:
+        assert f"{entry.ratio(AGAIN)} with batch {entry.batch}" in tables.noise_floor(report)
+    assert "not measured" in tables.noise_floor(sample_reports.bare())
 
 
-def test_a_contender_that_ran_in_some_batches_only() -> None:
+def test_a_variant_that_ran_in_some_batches_only() -> None:
     report = sample_reports.cpu()
-    del report["batches"][1]["latency"]["backbones"]
-    rows = {row[0]: row[1:] for row in tables.throughput(report).rows}
-    assert rows["backbones"][1] == "-"
-    assert "-" not in rows["engine"]
+    first, second = report.batches[:2]
+    without = {name: times for name, times in second.seconds.items() if name != "backbones"}
+    some = replace(report, batches=(first, BatchTimes(second.batch, without)))
+    points = tables.throughput_points(some)
+    assert [batch for batch, _ in points["backbones"]] == [1]
+    assert [batch for batch, _ in points[ENGINE]] == [1, 2]
 
 
 def test_scenarios() -> None:
     report = sample_reports.cpu()
+    found = report.scenarios
+    assert found.single_stream
+    assert found.multi_stream
+    assert found.offline
     single, multi, server, offline = tables.scenarios(report).rows
-    found = report["scenarios"]
-    assert single[1] == tables.text(1 / found["single_stream"]["mean"])
-    assert multi[1] == tables.text(8 / found["multi_stream"]["mean"])
-    assert server[1] == tables.text(found["server"]["images_per_s"])
-    assert offline[1] == tables.text(found["offline"]["images_per_s"])
     assert tables.scenarios(report).headings[2:] == tables.CALLS
-    for row, times in ((single, found["single_stream"]), (multi, found["multi_stream"])):
-        assert row[2:] == tables.calls(times)
+    assert single[1] == tables.text(1 / Summary.of(found.single_stream).mean)
+    assert multi[1] == tables.text(8 / Summary.of(found.multi_stream).mean)
+    assert server[1] == tables.text(0.7 / 1.25)
+    assert offline[1] == tables.text(found.offline.images_per_s)
+    assert single[2:] == tables.calls(found.single_stream)
+    assert multi[2:] == tables.calls(found.multi_stream)
     assert offline[2:] == ("-",) * len(tables.CALLS)
 
 
 def test_the_servers_latency_is_that_of_its_rate() -> None:
-    """Of several rates that met the bound the slowest p99 may be another's."""
+    """Of several rates that met the bound, another may have the slowest p99."""
     report = sample_reports.cpu()
-    server = report["scenarios"]["server"]
-    slower = sample_reports.trial(0.9, 1.25, met=True, answered=120) | {"rate": 0.1}
-    server["trials"].append(slower)
-    best = next(one for one in server["trials"] if one["rate"] == server["images_per_s"])
-    assert best["p99"] < slower["p99"]
-    row = next(row for row in tables.scenarios(report).rows if row[0].startswith("server"))
-    assert row[2:] == tables.calls(best["latency"])
+    server = report.scenarios.server
+    assert server
+    assert server.best
+    slower = Trial(0.1, 1, (server.bound_s,))
+    more = replace(server, trials=(*server.trials, slower))
+    changed = replace(report, scenarios=replace(report.scenarios, server=more))
+    row = next(row for row in tables.scenarios(changed).rows if row[0].startswith("server"))
+    assert row[2:] == tables.calls(server.best.seconds)
 
 
 def test_trials_that_were_stopped_are_marked() -> None:
-    report = sample_reports.cpu()
-    table = tables.server_trials(report)
+    table = tables.server_trials(sample_reports.cpu())
     rates = [float(row[0]) for row in table.rows]
     assert rates == sorted(rates)
-    assert table.headings[2:-1] == tables.CALLS
-    counts = [(row[1], row[-1]) for row in table.rows]
-    assert counts == [
+    assert [(row[1], row[-1]) for row in table.rows] == [
         ("120 of 120", "yes"),
         ("120 of 120", "yes"),
         ("61 of 120", "no, stopped early"),
@@ -127,20 +127,44 @@ def test_no_rate_met_the_bound() -> None:
     assert server[1:] == ("-",) * (1 + len(tables.CALLS))
 
 
-def test_shares_of_parts_are_of_their_sum() -> None:
-    rows = tables.parts(sample_reports.cpu()).rows
-    assert sum(float(row[2].removesuffix(" %")) for row in rows) == pytest.approx(100, abs=0.3)
+def test_parts_add_up_to_an_image() -> None:
+    report = sample_reports.cpu()
+    assert report.profile
+    assert sum(report.profile.parts.values()) == pytest.approx(100 * 0.003)
+    rows = {part: (ms, share) for part, ms, share in tables.parts(report).rows}
+    assert rows["encoder"] == ("210", "70.0 %")
+    assert rows["between kernels"] == ("9", "3.0 %")
+    slowest = [float(row[-1]) for row in tables.layers(report).rows]
+    assert slowest == sorted(slowest, reverse=True)
 
 
 def test_roofline() -> None:
     report = sample_reports.cpu()
-    found = report["roofline"]
+    found = report.roofline
+    assert found
     points = tables.roofline_points(report)
-    alone = report["engine_gpu"][1]["latency"]["engine"]["p50"]
-    assert points[2][0] == 2 * found["flop_per_image"] / found["weight_bytes"]
-    assert points[2][1] == 2 * found["flop_per_image"] / alone
-    assert tables.attainable(found, 1.0) == found["bandwidth"]
-    assert tables.attainable(found, 1e9) == found["peak_flops"]
-    assert tables.attainable(found | {"peak_flops": None}, 1.0) is None
-    assert tables.roofline_points(report | {"engine_gpu": []})[2][1] < points[2][1] * 1.1
+    alone = Summary.of(report.engine_gpu[1].seconds[ENGINE]).p50
+    assert points[2] == pytest.approx(
+        (2 * found.flop_per_image / found.weight_bytes, 2 * found.flop_per_image / alone)
+    )
+    assert tables.attainable(found, 1.0) == found.bandwidth
+    assert tables.attainable(found, 1e9) == found.peak_flops
+    assert tables.attainable(replace(found, peak_flops=None), 1.0) is None
+    whole = Summary.of(report.batches[1].seconds[ENGINE]).p50
+    with_copies = tables.roofline_points(replace(report, engine_gpu=()))
+    assert with_copies[2][1] == pytest.approx(2 * found.flop_per_image / whole)
     assert tables.roofline_points(sample_reports.bare()) == {}
+
+
+def test_a_training_step() -> None:
+    report = sample_reports.training()
+    rows = {row[0]: row[1:] for row in tables.training(report).rows}
+    assert rows["dense"][-1] == "3.20"
+    assert rows["dense"][-3] == str(report.ratio("dense"))
+    assert rows["ours"][-1] == rows["ours"][-3] == ""
+    parts, data = tables.training_parts(report)
+    assert "25%" in parts
+    assert "80 ms" in data
+    assert report.losses_agree
+    apart = replace(report.variants["dense"], loss=0.1021)
+    assert not replace(report, variants=report.variants | {"dense": apart}).losses_agree

@@ -1,85 +1,65 @@
-"""The report of `drx bench --train`: its form, and that all train the same. No test asserts a time.
+"""The report of `drx bench --train`, and that all variants train the same. No test asserts a time.
 
-Beside it what reduced precision may change: how a training goes, and not what it comes to.
+Also what reduced precision may change: the course of a training, but not its result.
 """
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from drexperts.bench.training_step import (
-    OURS,
-    PARTS,
-    _agree,
-    bench_training,
-    contenders,
-    print_training_report,
-)
+from drexperts.bench import TrainingReport, bench_training
+from drexperts.bench.json_files import read_json, write_json
+from drexperts.bench.reports import OURS
+from drexperts.bench.training_step import PARTS
 from drexperts.model.dr_experts import new_model
 from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.training.trainer import Amp, StepSchedule, TrainConfig, Trainer
 
-NAMES = {OURS, "ours, fp32", "dense", "released"}
+NAMES = (OURS, "ours, fp32", "dense", "released")
 
 
 @pytest.fixture(scope="module")
-def report(tiny: Callable[..., Any]) -> dict[str, Any]:
+def report(tiny: Callable[..., Any]) -> TrainingReport:
     return bench_training(tiny("official"), batch=2, rounds=3, amp="bf16", threads=1)
 
 
-def test_report_has_every_contender(report: dict[str, Any]) -> None:
-    json.dumps(report, allow_nan=False)
-    assert set(report["latency"]) == set(report["peak_bytes"]) == NAMES
-    assert set(report["ratio"]) == set(report["peak_ratio"]) == NAMES - {OURS}
-    assert all(len(times["samples"]) == 3 for times in report["latency"].values())
-    assert report["amp"] == {
-        OURS: "bf16",
-        "ours, fp32": "fp32",
-        "dense": "fp32",
-        "released": "fp32",
-    }
-    assert (report["kind"], report["machine"]["threads"]) == ("training", 1)
-    assert report["command"].endswith(
-        "--preset official --batch 2 --repeats 3 --amp bf16 --threads 1"
-    )
+def test_report_has_every_variant(report: TrainingReport, tmp_path: Path) -> None:
+    assert tuple(report.variants) == NAMES
+    assert [variant.amp for variant in report.variants.values()] == ["bf16", *["fp32"] * 3]
+    assert all(len(variant.seconds) == 3 for variant in report.variants.values())
+    assert all(variant.peak_bytes for variant in report.variants.values())
+    assert report.machine.threads == 1
+    assert {"drexperts.training", "drexperts.kernels"} <= set(report.source.packages)
+    options = "--preset official --batch 2 --repeats 3 --amp bf16 --threads 1"
+    assert report.command.endswith(options)
+    write_json(report, tmp_path / "report.json")
+    assert read_json(tmp_path / "report.json", TrainingReport) == report
 
 
-def test_all_contenders_train_the_same(report: dict[str, Any]) -> None:
-    losses = report["loss"]
+def test_all_variants_train_the_same(report: TrainingReport) -> None:
+    losses = {name: variant.loss for name, variant in report.variants.items()}
     assert losses["ours, fp32"] == pytest.approx(losses["dense"], rel=1e-5)
     assert losses["dense"] == pytest.approx(losses["released"], rel=1e-5)
     assert losses[OURS] == pytest.approx(losses["dense"], rel=0.05)
     assert losses[OURS] != losses["ours, fp32"]
-    assert report["gates"] == {"losses": True}
-    entrants = contenders("bf16")
-    assert not _agree(losses | {"dense": 1.001 * losses["dense"]}, entrants)
+    assert report.losses_agree
 
 
-def test_parts_are_a_whole_step(report: dict[str, Any]) -> None:
-    assert set(report["parts"]) == set(PARTS)
-    parts = zip(*(report["parts"][name]["samples"] for name in PARTS), strict=True)
-    assert [sum(step) for step in parts] == pytest.approx(report["latency"][OURS]["samples"])
-    assert all(min(times["samples"]) > 0 for times in report["parts"].values())
-    assert min(report["data"]["samples"]) > 0
-
-
-def test_report_is_shown(report: dict[str, Any]) -> None:
-    shown = io.StringIO()
-    print_training_report(report, Console(file=shown, width=120))
-    for name in (*NAMES, *PARTS, "data"):
-        assert name in shown.getvalue()
+def test_parts_are_a_whole_step(report: TrainingReport) -> None:
+    assert tuple(report.parts) == PARTS
+    steps = zip(*report.parts.values(), strict=True)
+    assert [sum(step) for step in steps] == pytest.approx(report.variants[OURS].seconds)
+    assert all(min(times) > 0 for times in report.parts.values())
+    assert min(report.data) > 0
 
 
 def test_mistakes(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a batch and a round at least"):
+    with pytest.raises(ConfigError, match="0"):
         bench_training(tiny(), batch=0)
     missing = tmp_path / "model.safetensors"
     with pytest.raises(UserError, match=r"model\.safetensors"):

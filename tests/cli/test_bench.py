@@ -1,21 +1,23 @@
 """`drx bench`: what its options ask for, and where the report goes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import sample_reports
 
-from drexperts.bench import baselines as contenders
-from drexperts.bench import bundle as bench
-from drexperts.bench import lineup as entrants
-from drexperts.bench import report as bench_report
-from drexperts.bench import training_step as bench_training
-from drexperts.bench.bundle import ROUNDS, SCENARIOS, Settings
+from drexperts.bench import BenchOptions, BenchReport, TrainingReport, training_step
+from drexperts.bench import bundle as measuring
+from drexperts.bench.baselines import BASELINES
+from drexperts.bench.json_files import read_json
+from drexperts.bench.scenarios import SCENARIOS
+from drexperts.bench.variants import ALL, GPU_ENGINES
 from drexperts.cli.main import main
 
-Call = Callable[..., tuple[int, Any, dict[str, Any]]]
+Call = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
@@ -23,26 +25,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the measurements were asked for; nothing is measured."""
     found: dict[str, Any] = {}
 
-    def bundle_measured(bundle: Path, settings: Settings, progress: Any) -> dict[str, Any]:
-        found.update(bundle=bundle, settings=settings)
-        return {"kind": "bench"}
+    def bundle_measured(bundle: Path, options: BenchOptions, progress: Any) -> BenchReport:
+        found.update(bundle=bundle, options=options)
+        return sample_reports.bare()
 
-    def step_measured(config: Any, **options: Any) -> dict[str, Any]:
+    def step_measured(config: Any, **options: Any) -> TrainingReport:
         found.update(options, preset=config.preset)
-        return {"kind": "training"}
+        return sample_reports.training()
 
-    monkeypatch.setattr(bench, "bench_bundle", bundle_measured)
-    monkeypatch.setattr(bench, "print_report", lambda report, console: None)
-    monkeypatch.setattr(bench_training, "bench_training", step_measured)
-    monkeypatch.setattr(bench_training, "print_training_report", lambda report, console: None)
-    monkeypatch.setattr(
-        bench_report, "write_report", lambda report, folder: found.update(out=(report, folder))
-    )
+    monkeypatch.setattr(measuring, "bench", bundle_measured)
+    monkeypatch.setattr(training_step, "bench_training", step_measured)
     return found
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """call(...): the status and the document of `drx bench ... --json`."""
 
     def run(*arguments: Any) -> tuple[int, Any]:
@@ -52,24 +49,27 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
     return run
 
 
-def test_as_it_is(call: Any, asked: dict[str, Any]) -> None:
-    assert call("b") == (0, {"kind": "bench"})
-    assert asked == {"bundle": Path("b"), "settings": Settings()}
+def test_without_options(call: Call, asked: dict[str, Any]) -> None:
+    status, document = call("b")
+    assert (status, document["kind"]) == (0, "bench")
+    assert document["summary"]["batches"][0]["latency"]["engine"]["p50"] > 0
+    assert asked == {"bundle": Path("b"), "options": BenchOptions()}
 
 
 def test_every_option_arrives(
-    call: Any, asked: dict[str, Any], toy_bundle: Path, tmp_path: Path
+    call: Call, asked: dict[str, Any], toy_bundle: Path, tmp_path: Path
 ) -> None:
     named = ("--baseline", "compile", "--baseline", "onnx-dense", "--against", toy_bundle)
     numbers = ("--batch", "1,8", "--repeats", "3", "--threads", "2", "--p99-bound", "0.5")
     files = ("--checkpoint", "c", "--images", "i", "--out", tmp_path / "o")
     scenarios = ("--scenario", "offline", "--scenario", "server", "--seconds", "4", "--profile")
-    status, document = call("b", *named, *numbers, *files, *scenarios)
+    status, _ = call("b", *named, *numbers, *files, *scenarios)
     assert status == 0
-    assert asked["out"] == (document, tmp_path / "o")
-    assert asked["settings"] == Settings(
+    assert read_json(tmp_path / "o" / "report.json", BenchReport) == sample_reports.bare()
+    assert (tmp_path / "o" / "index.html").is_file()
+    assert asked["options"] == BenchOptions(
         baselines=("compile", "onnx-dense"),
-        others={"engine-float32": toy_bundle},
+        against={"engine-float32": toy_bundle},
         batches=(1, 8),
         repeats=3,
         threads=2,
@@ -82,58 +82,71 @@ def test_every_option_arrives(
     )
 
 
-def test_all_scenarios(call: Any, asked: dict[str, Any]) -> None:
+def test_all_scenarios(call: Call, asked: dict[str, Any]) -> None:
     call("b", "--scenario", "all")
-    assert asked["settings"].scenarios == SCENARIOS
+    assert asked["options"].scenarios == SCENARIOS
 
 
-def test_a_step_of_training(call: Any, asked: dict[str, Any], tmp_path: Path) -> None:
+def test_a_step_of_training(call: Call, asked: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "made" / "here"
     options = ("--preset", "official", "--amp", "bf16", "--batch", "2", "--out", out)
-    assert call("--train", *options) == (0, {"kind": "training"})
+    status, document = call("--train", *options)
+    assert (status, document["kind"]) == (0, "training")
+    assert document["summary"]["losses_agree"] is True
     assert (asked["preset"], asked["amp"], asked["batch"]) == ("official", "bf16", 2)
-    assert json.loads((out / "report.json").read_text()) == {"kind": "training"}
+    assert read_json(out / "report.json", TrainingReport) == sample_reports.training()
     assert [file.name for file in out.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
-        ((), "name a bundle to measure, or --train"),
-        (("b", "--repeats", "0"), "one repeat at least"),
-        (("b", "--seconds", "0"), "seconds must be above 0"),
-        (("b", "--seconds", "inf"), "seconds must be above 0 and finite"),
-        (("b", "--p99-bound", "inf"), "the p99 bound must be above 0 and finite"),
-        (("b", "--threads", "0"), "one thread at least"),
-        (("b", "--out", "/dev/null/out"), "name another folder with --out"),
-        (("--train", "--out", "/dev/null/out"), "name another folder with --out"),
-        (("--train", "--repeats", "0"), "one repeat at least"),
-        (("--train", "--batch", "1,4"), "one batch size"),
-        (("--train", "b"), "leave out BUNDLE"),
-        (("--train", "--baseline", "all", "--profile"), "leave out --baseline, --profile"),
-        (("--train", "--scenario", "all", "--images", "i"), "leave out --scenario, --images"),
-        (("--train", "--against", "b", "--seconds", "0"), "leave out --against, --seconds"),
-        (("--train", "--p99-bound", "0"), "leave out --p99-bound"),
-        (("b", "--p99-bound", "nan"), "the p99 bound must be above 0"),
+        ((), "--train"),
+        (("b", "--repeats", "0"), "0"),
+        (("b", "--seconds", "0"), "seconds"),
+        (("b", "--seconds", "inf"), "inf"),
+        (("b", "--p99-bound", "inf"), "p99 bound"),
+        (("b", "--p99-bound", "nan"), "nan"),
+        (("b", "--threads", "0"), "thread"),
+        (("b", "--out", "/dev/null/out"), "/dev/null/out"),
         (("b", "--against", "nowhere"), "nowhere"),
+        (("--train", "--out", "/dev/null/out"), "/dev/null/out"),
+        (("--train", "--repeats", "0"), "0"),
+        (("--train", "--batch", "1,4"), "--batch"),
+        (("--train", "b"), "BUNDLE"),
+        (("--train", "--baseline", "all", "--profile"), "--baseline, --profile"),
+        (("--train", "--scenario", "all", "--images", "i"), "--scenario, --images"),
+        (("--train", "--against", "b", "--seconds", "0"), "--against, --seconds"),
+        (("--train", "--p99-bound", "0"), "--p99-bound"),
     ],
 )
-def test_mistakes(arguments: tuple[str, ...], said: str, call: Any, asked: dict[str, Any]) -> None:
+def test_mistakes(
+    arguments: tuple[str, ...], named: str, call: Call, asked: dict[str, Any]
+) -> None:
     status, document = call(*arguments)
     assert status == 2
-    assert said in document["error"]
+    assert named in document["error"]
     assert asked == {}
 
 
-def test_help_names_every_baseline_and_what_the_defaults_are(
-    capsys: pytest.CaptureFixture[str],
+def test_a_page_without_its_libraries_is_refused_before_anything_is_measured(
+    call: Call, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, "drexperts.bench.page", raising=False)
+    monkeypatch.delitem(sys.modules, "drexperts.ui.pages", raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    status, document = call("b", "--out", tmp_path)
+    assert status == 2
+    assert "drexperts[report]" in document["error"]
+    assert asked == {}
+
+
+def test_help_names_every_baseline_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
-    said = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
-    for name in (*contenders.CONTENDERS, *entrants.GPU_ENGINES, entrants.ALL):
-        assert name.replace("musiq", "METRIC") in said
-    assert f"rounds; {ROUNDS}, of --train {bench_training.ROUNDS}" in said
-    assert "of --train JSON alone" in said
-    assert f"photographs, {bench.MOST_IMAGES} at most" in said
-    assert f"{bench.BOUND:g} times what an image alone takes" in said
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    for name in (*BASELINES, *GPU_ENGINES, ALL):
+        assert name.replace("musiq", "METRIC") in text
+    assert f"(default: {measuring.ROUNDS}, with --train {training_step.ROUNDS})" in text
+    assert f"at most {measuring.MOST_IMAGES}" in text
+    assert f"(default: {measuring.BOUND:g} times" in text

@@ -13,6 +13,7 @@ from support.waiting import PATIENCE
 
 from drexperts import __version__
 from drexperts.cli.main import main
+from drexperts.demo.run import DemoReport
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
 from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
@@ -538,11 +539,11 @@ def test_score_says_which_engines_it_did_not_take(bundle, call, planned, photos)
     assert call("score", bundle, photos, "--device", "cuda")[0] == 2
 
 
-@pytest.mark.parametrize("passed", [True, False])
-def test_demo(call, monkeypatch, passed):
-    calls = provide(monkeypatch, "drexperts.demo.run", run_demo={"passed": passed})
-    status, document, _ = call("demo")
-    assert (status, document) == (0 if passed else 1, {"passed": passed})
+def test_demo(call, monkeypatch, bundle):
+    (engine,) = read_manifest(bundle).engines
+    report = DemoReport(bundle, dataclasses.replace(engine, parity=None))
+    calls = provide(monkeypatch, "drexperts.demo.run", run_demo=report, AIM=0.8)
+    assert call("demo")[:2] == (1, {"passed": False, "bundle": str(bundle)})
     assert calls["run_demo"][0][0] == Path("runs/demo")
 
 

@@ -21,8 +21,8 @@ def photos() -> dict[str, Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def opinions(photos: dict[str, Image.Image]) -> demo.Opinions:
-    return demo.opinions([photos[name] for name in demo.TRAIN])
+def labels(photos: dict[str, Image.Image]) -> demo.Labels:
+    return demo.computed_labels([photos[name] for name in demo.TRAIN])
 
 
 def test_contents_are_disjoint_and_all_there(photos: dict[str, Image.Image]) -> None:
@@ -38,42 +38,33 @@ def test_distortions_grow_with_their_level_and_have_a_prompt() -> None:
     assert set(demo.PROMPT_OF.values()) <= set(DISTORTIONS)
 
 
-def test_labels_fall_with_the_level(opinions: demo.Opinions) -> None:
+def test_labels_fall_with_the_level(labels: demo.Labels) -> None:
     for name in demo.PROMPT_OF:
-        labels = [opinions[name, level] for level in range(6)]
-        assert labels[0] == 100
-        assert all(weaker > stronger > 0 for weaker, stronger in pairwise(labels))
-
-
-def test_similarity_is_one_for_equals_and_symmetric(photos: dict[str, Image.Image]) -> None:
-    first, second = (
-        demo.tensor_from_image(photos[name].resize((64, 48))) for name in ("cat", "coffee")
-    )
-    assert demo.similarity(first, first) == pytest.approx(1)
-    assert demo.similarity(first, second) == pytest.approx(demo.similarity(second, first))
-    assert demo.similarity(first, second) < 0.5
+        falling = [labels[name, level] for level in range(6)]
+        assert falling[0] == 100
+        assert all(weaker > stronger > 0 for weaker, stronger in pairwise(falling))
 
 
 def test_the_training_set_holds_every_distortion(
-    photos: dict[str, Image.Image], opinions: demo.Opinions
+    photos: dict[str, Image.Image], labels: demo.Labels
 ) -> None:
-    one, again = (demo.training_set([photos["coins"]], opinions, crops=1, seed=3) for _ in range(2))
+    one, again = (demo.training_set([photos["coins"]], labels, crops=1, seed=3) for _ in range(2))
     assert one.pixels.dtype == torch.uint8
-    assert len(one.pixels) == len(one.labels) == len(one.prompts) == len(opinions)
+    assert len(one.pixels) == len(one.labels) == len(one.prompts) == len(labels)
     assert min(one.pixels.shape[2:]) >= demo.SIDE
-    assert sorted(one.labels.tolist()) == pytest.approx(sorted(opinions.values()))
+    assert sorted(one.labels.tolist()) == pytest.approx(sorted(labels.values()))
     named = {DISTORTIONS[i] for i in one.prompts.tolist() if i >= 0}
     assert named == set(demo.PROMPT_OF.values())
     assert torch.equal(one.pixels, again.pixels)
 
 
 def test_held_out_images_fit_the_preprocessing(
-    photos: dict[str, Image.Image], opinions: demo.Opinions
+    photos: dict[str, Image.Image], labels: demo.Labels
 ) -> None:
-    images = demo.held_out({"cat": photos["cat"]}, opinions, seed=0)
+    images = demo.held_out({"cat": photos["cat"]}, labels, seed=0)
     assert len(images) == 1 + 5 * len(demo.PROMPT_OF)
     for image in images:
-        assert image.label == opinions.get((image.distortion, image.level), 100)
+        assert image.label == labels.get((image.distortion, image.level), 100)
         assert crops_from_image(image.image, demo.PREPROCESSING).size == image.image.size
 
 
@@ -86,9 +77,9 @@ def test_frequency_filters_are_orthogonal_and_blind_to_nothing() -> None:
 
 
 def test_a_new_model_starts_at_the_mean_label(
-    photos: dict[str, Image.Image], opinions: demo.Opinions
+    photos: dict[str, Image.Image], labels: demo.Labels
 ) -> None:
-    known = demo.training_set([photos["coins"], photos["rocket"]], opinions, crops=2, seed=0)
+    known = demo.training_set([photos["coins"], photos["rocket"]], labels, crops=2, seed=0)
     model = demo.untrained_model(known, seed=0)
     with torch.no_grad():
         scores = model(normalised(known.pixels[:, :, : demo.SIDE, : demo.SIDE])).score
@@ -115,7 +106,7 @@ def test_a_shortened_training_runs() -> None:
     assert len(told) == len(trained.prior_losses) + len(trained.losses)
     assert sum(trained.prior_losses[-5:]) < sum(trained.prior_losses[:5])
     assert {image.content for image in trained.held_out} == set(demo.HELD_OUT)
-    crops = crops_from_image(trained.held_out[0].image, trained.preprocessing).pixels
+    crops = crops_from_image(trained.held_out[0].image, demo.PREPROCESSING).pixels
     with torch.no_grad():
         scores = trained.model(normalised(torch.from_numpy(crops))).score
     assert not trained.model.training

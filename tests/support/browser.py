@@ -1,51 +1,34 @@
-"""A headless Chromium, spoken to in its own DevTools protocol over a pipe: no driver is needed."""
+"""A headless Chromium, and scripts that find what is hard to read on a page."""
 
-import base64
-import fcntl
-import json
-import os
-import select
+import importlib.util
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from support.waiting import PATIENCE, until
+from support.waiting import PATIENCE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser as Chromium
 
 NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-extensions",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--remote-debugging-pipe",
-)
-# Chromium reads file descriptor 3 and writes 4; Popen can only hand on those that there are.
-_LAUNCH = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
-    " os.execv(sys.argv[3], sys.argv[3:])"
-)
 
 
 @cache
 def executable() -> str | None:
-    """A browser of Chromium's kind that runs, None without one: some of them are empty shells."""
-    programs = filter(None, map(shutil.which, NAMES))
-    return next((program for program in programs if _runs(program)), None)
+    """An installed Chromium that runs; None without one, and without playwright."""
+    if importlib.util.find_spec("playwright") is None:
+        return None
+    return next(
+        (program for program in filter(None, map(shutil.which, NAMES)) if _runs(program)), None
+    )
 
 
 def _runs(program: str) -> bool:
+    """Some programs of these names only ask for an installation."""
     done = subprocess.run(
         [program, "--version"], capture_output=True, timeout=PATIENCE, check=False
     )
@@ -53,120 +36,54 @@ def _runs(program: str) -> bool:
 
 
 class Browser:
-    """One page. `messages` are what its console says, `requests` the addresses it asked for."""
+    """One page at a time.
 
-    def __init__(self, reader: int, writer: int) -> None:
-        self._reader, self._writer = reader, writer
-        self._read, self._count, self._session = b"", 0, ""
+    messages: what the page's console says
+    requests: the addresses it asks for
+    """
+
+    def __init__(self, chromium: "Chromium") -> None:
+        self._chromium = chromium
         self.messages: list[str] = []
         self.requests: list[str] = []
 
-    def attach(self) -> None:
-        """Open an empty page and listen to it."""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def open(self, page: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a page, as wide as a screen of `width` px; returns when it is loaded."""
+    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
+        """Show a page on a screen of `width` px, a telephone's where that is narrow."""
         self.messages.clear()
         self.requests.clear()
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.as_uri())
-        shown = f"complete{page.as_uri()}"
-        until(lambda: self.evaluate("document.readyState + location") == shown)
+        self._page = self._chromium.new_page(
+            viewport={"width": width, "height": height},
+            is_mobile=width < 500,
+            color_scheme="dark" if dark else "light",
+        )
+        self._page.on("request", lambda request: self.requests.append(request.url))
+        self._page.on("console", lambda message: self.messages.append(message.text))
+        self._page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self._page.goto(path.as_uri())
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"]["exception"]["description"])
-        return found["result"].get("value")
+        return self._page.evaluate(expression)
 
     def screenshot(self) -> bytes:
-        """What is seen of the page, as a PNG."""
-        taken = self.call("Page.captureScreenshot")
-        return base64.b64decode(taken["data"])
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol and its result."""
-        self._count += 1
-        said = {"id": self._count, "method": method, "params": parameters}
-        if self._session:
-            said["sessionId"] = self._session
-        os.write(self._writer, json.dumps(said).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._count:
-            self._notice(answer)
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']['message']}")
-        return dict(answer["result"])
-
-    def _notice(self, event: dict[str, Any]) -> None:
-        method, said = event.get("method"), event.get("params", {})
-        if method == "Network.requestWillBeSent":
-            self.requests.append(said["request"]["url"])
-        elif method == "Log.entryAdded":
-            self.messages.append(said["entry"]["text"])
-        elif method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-            self.messages.append(json.dumps(said))
-
-    def _next(self) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE
-        while b"\0" not in self._read:
-            ready, _, _ = select.select([self._reader], [], [], max(0.0, end - time.monotonic()))
-            found = os.read(self._reader, 2**16) if ready else b""
-            if not found:
-                raise RuntimeError("the browser " + ("has ended" if ready else "does not answer"))
-            self._read += found
-        message, _, self._read = self._read.partition(b"\0")
-        return dict(json.loads(message))
+        """The visible part of the page, as a PNG."""
+        return self._page.screenshot()
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile folder, which ends with the `with`."""
-    program = executable()
-    assert program is not None
-    theirs_in, ours_out = _pipe()
-    ours_in, theirs_out = _pipe()
-    launch = [sys.executable, "-c", _LAUNCH, str(theirs_in), str(theirs_out), program]
-    process = subprocess.Popen(
-        [*launch, *_FLAGS, f"--user-data-dir={profile}"],
-        pass_fds=(theirs_in, theirs_out),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(theirs_in)
-    os.close(theirs_out)
-    try:
-        page = Browser(ours_in, ours_out)
-        page.attach()
-        yield page
-    finally:
-        os.close(ours_out)  # which tells it to go
-        os.close(ours_in)
+def browser() -> Iterator[Browser]:
+    """A browser that ends with the `with`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox"])
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield Browser(chromium)
+        finally:
+            chromium.close()
 
 
-def _pipe() -> tuple[int, int]:
-    """Above the numbers that the child gives them, so that neither end overwrites the other."""
-    ends = os.pipe()
-    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
-    for end in ends:
-        os.close(end)
-    return moved[0], moved[1]
-
-
-# Of each page: what a reader would stumble over, as a list of sentences.
+# Texts of pictures that overlap or that are cut off, as a list of sentences.
 TEXT_FAULTS = """(() => {
   const faults = [];
   for (const svg of document.querySelectorAll("svg")) {

@@ -1,16 +1,19 @@
-"""The table of what an engine was proven on."""
+"""Tables of proofs and of metrics."""
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
+from drexperts.evaluation.metrics import judge
 from drexperts.export.proof.parity import LIMITS, Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
-from drexperts.ui.tables import proof_table
+from drexperts.ui.tables import metrics_table, proof_table
 
 SCALE = ScoreScale(0.0, 50.0, higher_is_better=True)
 RANDOM = np.random.default_rng(0)
@@ -26,52 +29,72 @@ def engine(toy_bundle: Path) -> Engine:
     return found
 
 
-def printed(engine: Engine, got: Outputs) -> list[str]:
-    parity = compare(EXPECTED, got, SCALE, LIMITS["fp32"], SIZES)
+def lines(table: Table) -> list[str]:
     stream = io.StringIO()
-    Console(file=stream, width=200).print(proof_table(dataclasses.replace(engine, parity=parity)))
+    Console(file=stream, width=200).print(table)
     return stream.getvalue().splitlines()
 
 
+def proof(engine: Engine, got: Outputs) -> list[str]:
+    parity = compare(EXPECTED, got, SCALE, LIMITS["fp32"], SIZES)
+    return lines(proof_table(dataclasses.replace(engine, parity=parity)))
+
+
 def test_every_gate_is_in_the_table(engine: Engine) -> None:
-    lines = printed(engine, EXPECTED)
-    kept = [line for line in lines if "holds" in line]
+    shown = proof(engine, EXPECTED)
     of_a_set = 7  # largest difference, two correlations and their intervals, two kinds of flips
-    assert len(kept) == len(LIMITS["fp32"]) + of_a_set + 1  # and batch invariance
-    assert not any("FAILS" in line for line in lines)
-    assert any("photographs: 30 images, too few for a gate" in line for line in lines)
-    assert any("synthetic: 120 images " in line for line in lines)
+    batch_invariance = 1
+    kept = len(LIMITS["fp32"]) + of_a_set + batch_invariance
+    assert sum("holds" in line for line in shown) == kept
+    assert not any("FAILS" in line for line in shown)
+    assert any("photographs: 30 images, too few" in line for line in shown)
+    assert any("synthetic: 120 images " in line for line in shown)
 
 
 def test_scores_are_in_their_units_and_correlations_have_intervals(engine: Engine) -> None:
-    lines = printed(engine, EXPECTED._replace(scores=SCORES + 0.5))
-    (units,) = [line for line in lines if "in its units" in line]
+    shown = proof(engine, EXPECTED._replace(scores=SCORES + 0.5))
+    (units,) = [line for line in shown if "in its units" in line]
     assert "5.00e-01" in units
-    (largest, *_) = [line for line in lines if "largest difference / span" in line]
+    (largest, *_) = [line for line in shown if "largest difference / span" in line]
     assert "1.00e-02" in largest
     assert "FAILS" in largest
-    assert any("95 % over images" in line and "1.0000000 to 1.0000000" in line for line in lines)
+    assert any("95 % over images" in line and "1.0000000 to 1.0000000" in line for line in shown)
 
 
-def test_what_is_no_number_fails(engine: Engine) -> None:
-    lines = printed(engine, EXPECTED._replace(scores=np.full(150, np.nan)))
-    assert any("no number" in line and "FAILS" in line for line in lines)
-    assert sum("FAILS" in line for line in lines) >= 10
+def test_nan_fails(engine: Engine) -> None:
+    shown = proof(engine, EXPECTED._replace(scores=np.full(150, np.nan)))
+    assert any("NaN" in line and "FAILS" in line for line in shown)
+    assert sum("FAILS" in line for line in shown) >= 10
 
 
-def test_a_proof_from_before_intervals_and_sets(engine: Engine) -> None:
-    stream = io.StringIO()
-    Console(file=stream, width=200).print(proof_table(engine))
-    assert "rank correlation (SRCC)" in stream.getvalue()
-    assert "95 %" not in stream.getvalue()
+def test_a_proof_without_intervals_and_sets_is_shown(engine: Engine) -> None:
+    shown = "\n".join(lines(proof_table(engine)))
+    assert "rank correlation (SRCC)" in shown
+    assert "95 %" not in shown
 
 
-def test_a_gate_of_what_was_not_measured_fails(engine: Engine) -> None:
+def test_a_gate_without_a_measurement_fails(engine: Engine) -> None:
     few = Outputs(SCORES[:60], WEIGHTS[:60], None, 60)
     parity = compare(few, few, SCALE, LIMITS["fp32"])
     assert not parity.passed
-    stream = io.StringIO()
-    Console(file=stream, width=200).print(proof_table(dataclasses.replace(engine, parity=parity)))
-    failed = [line for line in stream.getvalue().splitlines() if "FAILS" in line]
-    assert len(failed) == 2  # of SRCC and PLCC, the intervals; not the maps that there are none of
+    shown = lines(proof_table(dataclasses.replace(engine, parity=parity)))
+    failed = [line for line in shown if "FAILS" in line]
+    assert len(failed) == 2  # the intervals of SRCC and PLCC; there are no maps to measure
     assert all("not measured" in line and "95 % over images" in line for line in failed)
+
+
+def test_metrics_have_an_interval_or_a_range_over_splits() -> None:
+    first = judge(SCORES, SCORES + RANDOM.normal(size=150), resamples=20)
+    second = dataclasses.replace(first, srcc=first.srcc - 0.1, krcc=math.nan)
+    low, high = first.intervals["srcc"]
+    (one,) = [line for line in lines(metrics_table([first])) if "SRCC" in line]
+    assert one.split()[1:] == [
+        f"{first.srcc:.4f}",
+        *f"95 % over images: {low:.3f} to {high:.3f}".split(),
+    ]
+    both = lines(metrics_table([first, second]))
+    (srcc,) = [line for line in both if "SRCC" in line]
+    assert f"{first.srcc - 0.05:.4f}" in srcc
+    assert f"{second.srcc:.3f} to {first.srcc:.3f}" in srcc
+    (krcc,) = [line for line in both if "KRCC" in line]
+    assert krcc.split() == ["KRCC", "-"]

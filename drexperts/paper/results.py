@@ -1,0 +1,90 @@
+"""What `reproduce` returns, and what its page and its JSON file show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from drexperts.paper.cells import Training
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A finished training and its tests.
+
+    images: how many the training, validation and test parts have
+    selected_on: the images that chose the epoch: "test", "validation", or "last epoch"
+    skipped: why each unusable image was left out
+    used: how many images of each data set could be used
+    tests: the metrics on each set of test images, as `evaluation.metrics.json_ready` gives them
+    """
+
+    split_digest: str
+    images: Sequence[int]
+    best_epoch: int
+    selected_on: str
+    skipped: Sequence[str]
+    split: int
+    used: Mapping[str, int]
+    tests: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Median:
+    """The medians over the finished splits; None where a split has none, or none is finished."""
+
+    splits: int
+    srcc: float | None
+    plcc: float | None
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """A cell of the table with all that was measured for it.
+
+    name: the name of the training
+    medians: by what was tested on
+    """
+
+    row: str
+    column: str
+    training: Training
+    target: str | None
+    name: str
+    medians: Mapping[str, Median]
+    runs: tuple[MeasuredRun, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A training or a test that failed, and why."""
+
+    job: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A table of the paper with what was measured here.
+
+    start: what the trainings start from, in words
+    published: whether those are the weights that the authors started from
+    schedules: the epochs and learning rates of the trainings, in words
+    selected_on: the images that choose an epoch
+    splits: how many trainings a cell has when all are finished
+    """
+
+    table: str
+    title: str
+    source: str
+    start: str
+    published: bool
+    schedules: tuple[str, ...]
+    protocol: str
+    selected_on: str
+    splits: int
+    cells: tuple[MeasuredCell, ...]
+    failures: tuple[Failure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, as `<table>.json` has them."""
+        return asdict(self)
