@@ -1,7 +1,7 @@
 # The repository's root holds a folder named `kernels`; a library of that name exists too.
 export PYTHONSAFEPATH := 1
 
-.PHONY: check format static test bench measurements resources golden
+.PHONY: check format static test docs picture bench measurements resources golden
 
 check: static test
 
@@ -14,9 +14,24 @@ static:
 test:
 	uv run pytest -n auto --dist loadfile
 
+# What a change is tried on while it is made: everything but the tests marked slow.
+test-fast:
+	uv run pytest -n auto --dist loadfile -m "not slow"
+
 format:
 	uv run ruff format .
 	uv run ruff check --fix .
+
+# Strict: a broken link or an unknown name is an error. Nothing is fetched.
+docs:
+	NO_MKDOCS_2_WARNING=1 uv run --group docs mkdocs build --strict
+
+# The picture in the README. `drx demo` makes the bundle, and takes some minutes.
+picture:
+	uv run drx demo --out runs/demo
+	uv run drx explain runs/demo/bundle docs/images/coffee-blurred.png --out runs/explanation.png
+	uv run python -c "from PIL import Image; \
+	    Image.open('runs/explanation.png').save('docs/images/explanation.jpg', quality=85)"
 
 bench:
 	uv run python benchmarks/bench_full_size.py --receipt benchmarks/receipts/full-size-official.json

@@ -1,0 +1,39 @@
+"""Score every image below a folder, and name the worst.
+
+    python examples/score_folder.py BUNDLE FOLDER [--worst 10]
+
+`drx score BUNDLE FOLDER --out scores.jsonl` does the same into a file that survives a kill.
+"""
+
+import argparse
+import sys
+
+from drexperts import runtime
+from drexperts.runtime.results import find_images
+
+
+def main(given: list[str] | None = None) -> None:
+    """Print one line per image, the worst first; images that cannot be read go to stderr."""
+    parser = argparse.ArgumentParser(description="Score every image below a folder.")
+    parser.add_argument("bundle")
+    parser.add_argument("folder")
+    parser.add_argument("--worst", type=int, default=10, help="how many to print (default: 10)")
+    arguments = parser.parse_args(given)
+
+    scores = []
+    with runtime.load(arguments.bundle) as scorer:
+        better = 1 if scorer.manifest.scale.higher_is_better else -1
+        # A stream decodes ahead and fills batches across images, in bounded memory.
+        for score in scorer.score_stream(find_images([arguments.folder])):
+            if score.error is None:
+                scores.append(score)
+            else:
+                print(f"left out: {score.error}", file=sys.stderr)
+    scores.sort(key=lambda score: better * score.value)
+    for score in scores[: arguments.worst]:
+        leading = max(score.distortions, key=lambda name: abs(score.distortions[name]))
+        print(f"{score.value:8.2f} ± {score.std:.2f}  {leading:16}  {score.source}")
+
+
+if __name__ == "__main__":
+    main()
