@@ -1,7 +1,7 @@
 # The repository's root holds a folder named `kernels`; a library of that name exists too.
 export PYTHONSAFEPATH := 1
 
-.PHONY: check format static test docs picture bench measurements resources golden
+.PHONY: check format static test test-fast docs picture bench measurements resources golden
 
 check: static test
 
