@@ -451,6 +451,18 @@ def arguments(given: list[str]) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def command(given: Sequence[str]) -> str:
+    """The command that repeats the measurement, without paths of this machine."""
+    words, shown = iter(given), ["python", "benchmarks/gpu_model.py"]
+    for word in words:
+        if word in ("--receipt", "--checkpoint", "--images"):
+            next(words)
+            shown += [] if word == "--receipt" else [word, "PATH"]
+        else:
+            shown.append(word)
+    return shlex.join(shown)
+
+
 def main(given: list[str] | None = None) -> int:
     given = sys.argv[1:] if given is None else given
     found = arguments(given)
@@ -459,20 +471,20 @@ def main(given: list[str] | None = None) -> int:
         return NOTHING
     budget = Budget(60 * found.minutes)
     options = Options(
-        preset=found.preset,
-        checkpoint=found.checkpoint,
-        images=found.images,
-        batches=tuple(found.batches),
-        without=tuple(found.without),
-        device=found.device,
-        quick=found.quick,
+        found.preset,
+        found.checkpoint,
+        found.images,
+        tuple(found.batches),
+        tuple(found.without),
+        found.device,
+        found.quick,
     )
     path: Path | None = found.receipt
     save: Save = partial(write_json, path=path) if path else lambda _: None
-    command = shlex.join(["python", "benchmarks/gpu_model.py", *given])
     with TemporaryDirectory() as folder:
         try:
-            receipt = ModelBenchmark(options, budget, command, Path(folder), save).run()
+            run = ModelBenchmark(options, budget, command(given), Path(folder), save)
+            receipt = run.run()
         except UserError as error:
             say(str(error))
             return NOTHING

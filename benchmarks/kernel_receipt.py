@@ -122,8 +122,9 @@ class KernelReceipt(Receipt):
         return [check.implementation for check in self.checks[problem] if check.role == OURS]
 
     def ratios(self, row: Row) -> dict[str, Ratio]:
-        """The times of a row divided by those of our main implementation."""
-        return row.ratios(self.ours(row.problem)[0])
+        """The times of a row divided by those of our main implementation, if it was measured."""
+        ours = self.ours(row.problem)
+        return row.ratios(ours[0]) if ours else {}
 
     def slower(self) -> Iterator[tuple[Row, str]]:
         """The rows in which ours is slower than another implementation, and which."""
@@ -169,8 +170,8 @@ def gpu_parts(receipt: KernelReceipt) -> Iterator[Part]:
 def _gpu_cells(receipt: KernelReceipt, row: Row) -> tuple[str, ...]:
     p50 = {name: 1e6 * Summary.of(times).p50 for name, times in row.seconds.items()}
     ours = receipt.ours(row.problem)
-    first = three_digits(p50[ours[0]]) if ours[0] in p50 else "not timed"
-    shown = (row.problem, row.step, first)
+    timed = [three_digits(p50[name]) for name in ours[:1] if name in p50]
+    shown = (row.problem, row.step, *(timed or ["not timed"]))
     others = sorted((time, name) for name, time in p50.items() if name not in ours)
     if not others:
         return *shown, "", "", ""

@@ -322,6 +322,8 @@ def test_a_trial_is_marked_as_one(trial: ModelReceipt) -> None:
     assert trial.device is None
     assert trial.complete
     assert trial.failures == {}
+    assert trial.command.endswith("--without compiled AOTInductor")
+    assert "receipt" not in trial.command
 
 
 def test_every_variant_that_can_run_is_checked_and_timed(trial: ModelReceipt) -> None:
