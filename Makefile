@@ -1,7 +1,7 @@
 # The repository's root holds a folder named `kernels`; a library of that name exists too.
 export PYTHONSAFEPATH := 1
 
-.PHONY: check format static test test-fast docs picture bench resources golden
+.PHONY: check format static test test-fast docs picture bench measurements resources golden
 
 check: static test
 
@@ -35,6 +35,10 @@ picture:
 
 bench:
 	uv run python benchmarks/bench_full_size.py --receipt benchmarks/receipts/full-size-official.json
+
+# The tables of docs/measurements.md and the README, from benchmarks/receipts.
+measurements:
+	uv run python benchmarks/measurements.py
 
 # Every kernel for every architecture: too long for the tests, which compile one width of each.
 resources:

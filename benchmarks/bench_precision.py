@@ -1,26 +1,26 @@
-"""Ways to eight bits, each held against float32 and timed in the same rounds.
+"""Compare ways to eight bits with float32, and time them in the same rounds.
 
     python benchmarks/bench_precision.py [--checkpoint FILE] [--weights demo] [--receipt FILE]
 
-What `drx export --precision auto` tries and takes, beside what it does not use: activations that
+What `drx export --precision auto` tries and chooses, beside what it does not use: activations that
 are not smoothed first, scales taken from each batch (`quantize_dynamic` of ONNX Runtime), and
-products of 8-bit weights by blocks (its MatMulNBits). Judged on photographs and on crops of them
-under every distortion at every level. Without a checkpoint: the full-size model, random weights.
+products of 8-bit weights by blocks (its MatMulNBits). All are checked on photographs and on crops
+of them under every distortion at every level. Without a checkpoint the model is the full-size one
+with random weights.
 """
 
 import argparse
-import json
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.inliner import inline_local_functions
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
@@ -28,28 +28,35 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 from onnxruntime.quantization.onnx_model import ONNXModel
 
-from drexperts.bench.bundle import alternately
-from drexperts.bench.provenance import head
-from drexperts.bench.timing import ratio, statistics
-
-# PYTHONSAFEPATH, which this repository asks for, leaves a script's own folder out.
-from drexperts.benchmarks import receipt_tables
-from drexperts.benchmarks.bench_full_size import random_checkpoint
+from drexperts.bench.json_files import write_json
+from drexperts.bench.provenance import this_machine, this_source
+from drexperts.bench.timing import alternately
+from drexperts.benchmarks.answers import Answers, Reference
+from drexperts.benchmarks.precision_receipt import (
+    CHOSEN,
+    FLOAT,
+    SMOOTHED,
+    PrecisionReceipt,
+    Quantised,
+    Tried,
+    parts,
+)
+from drexperts.benchmarks.random_weights import random_checkpoint
+from drexperts.benchmarks.receipt import add_receipt_option, markdown
 from drexperts.export.graph.calibration import measured_peaks
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
 from drexperts.export.graph.precision import Int8, Judge, fewest_islands
 from drexperts.export.graph.to_onnx import onnx_from_model
-from drexperts.export.proof.parity import INVARIANCE, LIMITS, compare, engine_outputs
+from drexperts.export.proof.parity import LIMITS, compare, engine_outputs
 from drexperts.export.proof.photographs import NAMES, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
-from drexperts.runtime.files import written_whole
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.scorer import Scorer, Session
 from drexperts.ui.screen import Screen
 
-MODULES = (
+PACKAGES = (
     "drexperts.model.config",
     "drexperts.model.dr_experts",
     "drexperts.model.experts",
@@ -61,9 +68,8 @@ MODULES = (
     "drexperts.export.graph.sensitivity",
     "drexperts.export.graph.to_onnx",
 )
-FLOAT, OURS, CHOSEN = "float32", "static, smoothed", "auto"
 ROUNDS, BATCH = 15, 8
-BLOCK = 128  # weights that share a scale, of MatMulNBits
+BLOCK = 128  # weights that share a scale in MatMulNBits
 
 
 def layer_names(graph: onnx.ModelProto) -> list[str]:
@@ -72,7 +78,7 @@ def layer_names(graph: onnx.ModelProto) -> list[str]:
 
 
 def unsmoothed(checkpoint: Checkpoint, int8: Int8, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Static, with the activations as they are."""
+    """Static scales, with the activations as they are."""
     peaks = measured_peaks(inference_model(checkpoint.model), int8.crops)
     ranges = {n: Range(float(p.low.min()), float(p.high.max())) for n, p in peaks.items()}
     return int8_storage(int8_products(graph, ranges))
@@ -111,13 +117,13 @@ def by_blocks(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def _plain(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without functions and shapes, which ONNX Runtime's tools do not expect."""
-    plain = onnx.inliner.inline_local_functions(graph)
+    plain = inline_local_functions(graph)
     del plain.graph.value_info[:]
     return plain
 
 
-def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, Any]:
-    """Every way's size, parity, batch invariance and speed."""
+def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> PrecisionReceipt:
+    """Every way's size, answers, batch invariance and speed."""
     images = verification_images()
     int8 = Int8(checkpoint, images, maps=True, max_batch=BATCH)
     judge = Judge(checkpoint, images[: len(NAMES)], "int8", True, tell)
@@ -125,7 +131,7 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     plain = onnx_from_model(checkpoint.model, maps=True, max_batch=BATCH)
     ways: dict[str, Callable[[], onnx.ModelProto]] = {
         FLOAT: lambda: plain,
-        OURS: lambda: int8.graph(()),
+        SMOOTHED: lambda: int8.graph(()),
         CHOSEN: lambda: chosen.graph,
         "static, not smoothed": partial(unsmoothed, checkpoint, int8, plain),
         "dynamic": partial(dynamic, plain),
@@ -133,57 +139,51 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     }
     side = checkpoint.preprocessing.crop
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)
-    rows, sessions = {}, {}
+    found: dict[str, Quantised] = {}
+    sessions = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, make in ways.items():
             tell(f"{name}: parity")
-            graph, path = make(), Path(folder) / f"{len(rows)}.onnx"
+            graph, path = make(), Path(folder) / f"{len(found)}.onnx"
             onnx.save(graph, path)
             sessions[name] = OnnxSession(path, max_batch=BATCH)
-            drift = batch_drift(sessions[name], pixels) / checkpoint.scale.span
-            rows[name] = {
-                "bytes": graph.ByteSize(),
-                **judged(judge, OnnxSession(path, max_batch=BATCH)),
-                "batch_drift": drift,
-                "invariant": drift <= INVARIANCE["int8"],
-            }
+            found[name] = Quantised(
+                bytes=graph.ByteSize(),
+                answers=answers(judge, OnnxSession(path, max_batch=BATCH)),
+                seconds=(),
+                batch_drift=batch_drift(sessions[name], pixels),
+            )
         one = pixels[:1]
         calls = {name: partial(session.run, one) for name, session in sessions.items()}
         times = alternately(calls, ROUNDS, tell)
-    return head("precision", _command(weights), MODULES, None) | {
-        "weights": weights,
-        "preset": checkpoint.model.config.preset,
-        "images": len(judge.sources),
-        "span": judge.manifest.scale.span,
-        "eager_scores": judge.expected.scores.tolist(),
-        "islands": list(chosen.islands),
-        "layers": len(int8.ranges),
-        "searched": [asdict(each) for each in chosen.frontier],
-        "ways": rows,
-        "latency": {name: statistics(each) for name, each in times.items()},
-        "ratio": {n: ratio(times[n], times[FLOAT]) for n in times if n != FLOAT},
-        "gates": {"auto": rows[CHOSEN]["parity"]["passed"] and rows[CHOSEN]["invariant"]},
-    }
+    scores = tuple(judge.expected.scores.tolist())
+    return PrecisionReceipt(
+        command=_command(weights),
+        machine=this_machine(),
+        source=this_source(*PACKAGES),
+        weights=weights,
+        preset=checkpoint.model.config.preset,
+        reference=Reference(scores, judge.manifest.scale.span, judge.sizes),
+        layers=len(int8.ranges),
+        islands=tuple(chosen.islands),
+        searched=tuple(Tried(**asdict(each)) for each in chosen.frontier),
+        ways={name: replace(way, seconds=times[name]) for name, way in found.items()},
+    )
 
 
-def judged(judge: Judge, session: Session) -> dict[str, Any]:
-    """What the judge finds of a session, which is closed, and the scores that it is found from.
-
-    A score that is no number is None: a receipt holds numbers alone.
-    """
-    (engine,) = judge.manifest.engines
-    with Scorer(judge.manifest, engine, session) as scorer:
+def answers(judge: Judge, session: Session) -> Answers:
+    """What a session answers on the judge's images. The session is closed."""
+    manifest = judge.manifest
+    with Scorer(manifest, manifest.engines[0], session) as scorer:
         got = engine_outputs(scorer, judge.sources, judge.tell)
     limits = LIMITS[judge.precision]
-    parity = compare(judge.expected, got, judge.manifest.scale, limits, judge.sizes)
-    scores = [score if np.isfinite(score) else None for score in got.scores.tolist()]
-    return {"parity": asdict(parity), "scores": scores}
+    return Answers.of(got, compare(judge.expected, got, manifest.scale, limits, judge.sizes))
 
 
 def batch_drift(session: OnnxSession, pixels: NDArray[np.uint8]) -> float:
-    """How far scores of a batch are from the same alone, at most.
+    """The largest difference between scores in a batch and alone.
 
-    The last row is black: what a batch's scale is taken from, where it is taken from the batch.
+    The last row is black, which changes every scale that is taken from the batch.
     """
     batch = np.concatenate([pixels[:-1], np.zeros_like(pixels[:1])])
     alone = np.concatenate([session.run(image[None])["score"] for image in batch])
@@ -195,16 +195,19 @@ def _command(weights: str) -> str:
     return f"python benchmarks/bench_precision.py{with_file}"
 
 
-def main() -> None:
+def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--weights", choices=("demo", "trained"), help="what the checkpoint is of")
-    parser.add_argument("--receipt", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--weights", choices=("demo", "trained"), help="of the checkpoint")
+    add_receipt_option(parser)
+    arguments = parser.parse_args(given)
     if (arguments.checkpoint is None) != (arguments.weights is None):
         parser.error("--checkpoint and --weights go together")
-    if arguments.receipt and not arguments.receipt.parent.is_dir():
-        parser.error(f"there is no folder {arguments.receipt.parent}: make it, or name another")
+    return arguments
+
+
+def main(given: list[str] | None = None) -> None:
+    arguments = arguments_of(given)
     checkpoint = (
         random_checkpoint("official")
         if arguments.checkpoint is None
@@ -212,11 +215,10 @@ def main() -> None:
     )
     logging.disable(logging.INFO)  # ONNX Runtime's tools turn everyone's on
     with Screen().progress() as tell:
-        report = measured(checkpoint, arguments.weights or "random", tell)
-    print(receipt_tables.markdown(receipt_tables.precision(report)))
+        receipt = measured(checkpoint, arguments.weights or "random", tell)
+    print(markdown(parts(receipt)))
     if arguments.receipt:
-        with written_whole(arguments.receipt) as aside:
-            aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_json(receipt, arguments.receipt)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Time ONNX files with the same input against the first of them, alternately in one run.
+"""Time ONNX files on the same input in the same rounds, and compare them with the first.
 
     python benchmarks/compare_onnx.py A.onnx B.onnx ... [--batch 1]
 
-For trying a change to the graph: export before and after it, and compare.
+For a change to the graph: export before and after it, and compare.
 """
 
 import argparse
@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from drexperts.bench.bundle import alternately
-from drexperts.bench.timing import ratio, ratio_text
+from drexperts.bench.timing import Ratio, alternately
 
 ROUNDS = 15
 
@@ -22,7 +21,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
-    # By number: one file named twice tells the noise.
+    # By number, so that one file can be named twice, which shows the noise.
     sessions = {
         str(i): onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for i, path in enumerate(arguments.files)
@@ -36,8 +35,8 @@ def main() -> None:
     }
     times = alternately(calls, ROUNDS)
     for path, taken in zip(arguments.files, times.values(), strict=True):
-        shown = ratio_text(ratio(taken, times["0"]))
-        print(f"{1e3 * np.median(taken):8.1f} ms  {shown} times the first  {path}")
+        ratio = Ratio.of(taken, times["0"])
+        print(f"{1e3 * np.median(taken):8.1f} ms  {ratio} times the first  {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The crops on which the whole model is judged on a GPU: photographs, and crops distorted."""
+"""The crops on which the whole model is checked on a GPU: of photographs, plain and distorted."""
 
 from pathlib import Path
 
@@ -20,17 +20,13 @@ MOST = 64  # photographs
 
 
 def crops_for(config: DRExpertsConfig, folder: Path | None) -> tuple[Tensor, dict[str, int], str]:
-    """What a model of this configuration is judged on.
+    """What a model of this configuration is checked on.
 
-    Args:
-        folder: of photographs. None takes those in scikit-image's wheel, or, without it, crops of
-            a picture made here.
+    folder: of photographs; None takes those in scikit-image's wheel, or, without it, a picture that
+        is made here
 
-    Returns:
-        uint8 crops [n, 3, H, W]; how many each set has, in their order; and where they are from.
-
-    Raises:
-        UserError: too few photographs in the folder.
+    Returns uint8 crops [n, 3, H, W], how many each set has, and where they are from.
+    Raises UserError for a folder with too few photographs.
     """
     spec = default_preprocessing(config)
     photographs, origin = _photographs(folder)

@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# Everything that is judged and timed on an NVIDIA GPU, in one command.
+# Everything that is checked and timed on an NVIDIA GPU, in one command.
 set -euo pipefail
 
 help() {
     cat <<'TEXT'
 usage: [SECONDS_IN_ALL=500] [WHEELS=FOLDER] bash benchmarks/gpu_suite.sh OUT [option ...]
 
-Writes into OUT a receipt and a log for each part, summary.json and summary.md:
+Writes into OUT a receipt, a .txt and a .log for each part, summary.json and summary.md:
 
     kernels     benchmarks/bench_kernels.py
     official    benchmarks/gpu_model.py, the whole model of the released code
     paper       the same of the paper's equations
 
 Options: --parts PART ..., --checkpoint FILE, --images FOLDER; see benchmarks/gpu_parts.py. Without a
-checkpoint weights are random, and without a folder the photographs are those of scikit-image, or,
-where that is missing too, made.
+checkpoint the weights are random. Without a folder the photographs are those of scikit-image, or, if
+that is missing too, a picture that is made.
 
-It needs this checkout, PyTorch with CUDA and Triton; nothing is installed, nothing of this
-repository either. The kernels need numpy and Pillow beside them. The whole model needs timm,
-open_clip, scipy and safetensors, too, and is left out, with the name of what is missing, where one
-is not there. WHEELS is a folder of wheels that are unpacked into a temporary folder first. Where all
-but open_clip is there, three wheels of 1.6 MB will do:
+It needs this checkout, PyTorch with CUDA, Triton, numpy and Pillow. Nothing is installed, not even
+this repository. The whole model also needs timm, open_clip, scipy and safetensors; if one is missing
+it is left out, with the name of what is missing. nvidia-ml-py adds the
+state of the GPU. WHEELS is a folder of wheels that are unpacked into a temporary folder first. If
+only open_clip is missing, three wheels of 1.6 MB are enough:
 
     pip download --no-deps --only-binary=:all: -d FOLDER open_clip_torch==3.3.0 ftfy==6.3.1 \
         wcwidth==0.2.13
 
 (add --python-version and --platform for a machine of another kind).
 
-Exit status 0: all gates are green; 1: one is red, or a part broke, or was killed before it had judged
-all; 2: nothing was judged, as after a mistake in the call. SUITE_DEVICE=cpu tries the suite itself
-on a processor, on tiny sizes; its receipts are named and marked as trials.
+Exit status 0: all checks passed; 1: one failed, or a part broke or was killed; 2: nothing was
+checked, as after a mistake in the call. SUITE_DEVICE=cpu is a trial of the suite itself on the CPU,
+on tiny sizes; its receipts are named and marked as trials.
 TEXT
 }
 
@@ -41,7 +41,7 @@ begun=$SECONDS
 prepared= work=
 finish() {
     rm -rf "$work"
-    [ -n "$prepared" ] || { echo "gpu_suite.sh: nothing was judged" >&2 && exit 2; }
+    [ -n "$prepared" ] || { echo "gpu_suite.sh: nothing was checked" >&2 && exit 2; }
 }
 trap finish EXIT
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,4 +1,4 @@
-"""Roofline bounds of the operations: the least time that memory and arithmetic admit.
+"""Roofline bounds of the operations: the least time that memory and arithmetic allow.
 
     bound = max(bytes / bandwidth, products / matmul rate, other FLOP / vector rate)
 
@@ -9,8 +9,8 @@ that stay in the L2 cache can beat the memory term, so hot times may lie below t
 
 from dataclasses import dataclass
 
-# FLOP per token element and expert that the iterated LayerNorm costs at least, with its repetitions
-# collapsed onto the raw tokens; iterated in registers it is 11.
+# The least FLOP per token element and expert of the iterated LayerNorm, with its repetitions
+# collapsed onto the raw tokens; computed one after another in registers, they take 11.
 COLLAPSED_NORM = 5
 
 
@@ -18,10 +18,9 @@ COLLAPSED_NORM = 5
 class Peaks:
     """What a device can do at most, and where the figures are from.
 
-    Args:
-        matmul: FLOP/s of 16-bit products with float32 accumulation, dense.
-        bandwidth: bytes/s of device memory.
-        vector: FLOP/s in float32 outside the matrix units.
+    matmul: FLOP/s of dense 16-bit products with float32 accumulation
+    bandwidth: bytes/s of device memory
+    vector: FLOP/s in float32 outside the matrix units
     """
 
     matmul: float
@@ -44,7 +43,7 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Images, experts, tokens an image with CLS, width of a token, bytes an element."""
+    """Images, experts, tokens per image with CLS, width of a token, bytes per element."""
 
     batch: int
     experts: int
@@ -73,7 +72,7 @@ class Work:
 def bound(
     operation: str, form: str, shape: Shape, training: bool, peaks: Peaks | None
 ) -> float | None:
-    """Seconds below which no pass can go, forward or forward and backward; None where unknown."""
+    """The least seconds of a forward pass, or of a training step; None where it is not known."""
     if peaks is None:
         return None
     if operation == "attention":
@@ -91,8 +90,8 @@ def bound(
 def attention_forward(shape: Shape, products: int = 4) -> Work:
     """(softmax(s Q1 K1^T) - alpha softmax(s Q2 K2^T)) V for all rows; five operands, one result.
 
-    Four [N, N, d] products, 2 N^2 d FLOP each: one of each branch with its keys, one with V, as two
-    online softmaxes need. With whole rows of scores at hand three suffice.
+    Four [N, N, d] products of 2 N^2 d FLOP each: two online softmaxes need one per branch with its
+    keys and one with V. With whole rows of scores at hand, three are enough.
     """
     return _attention(shape, tensors=6, products=products)
 
@@ -100,8 +99,8 @@ def attention_forward(shape: Shape, products: int = 4) -> Work:
 def attention_backward(shape: Shape, products: int = 8) -> Work:
     """Five operands, the result's gradient, and five gradients.
 
-    Eight products: both scores again, dP = G V^T, dV, and two each for dQ and dK. Without atomics,
-    where dQ and dK, dV come from two kernels, eleven.
+    Eight products: both scores again, dP = G V^T, dV, and two each for dQ and dK. Without atomics
+    dQ comes from one kernel and dK, dV from another, which takes eleven.
     """
     return _attention(shape, tensors=11, products=products)
 
@@ -112,9 +111,9 @@ def _attention(shape: Shape, tensors: int, products: int) -> Work:
 
 
 def pooling_forward(shape: Shape, iterated: bool) -> Work:
-    """Tokens, a query and the logits of each expert, to the pooled tokens and the maps.
+    """From tokens, and a query and logits per expert, to the pooled tokens and the maps.
 
-    Two products an expert, with and by the tokens; iterated, the norms' arithmetic.
+    Two products per expert, one with and one by the tokens; if iterated, the norms' arithmetic too.
     """
     results = _rows(shape) + _logits(shape)
     return _pooling(shape, _pooling_operands(shape) + results, 2, iterated)
@@ -123,8 +122,8 @@ def pooling_forward(shape: Shape, iterated: bool) -> Work:
 def pooling_backward(shape: Shape, iterated: bool) -> Work:
     """Operands, gradients of pooled tokens and maps, and gradients of the operands.
 
-    Five products an expert: the logits again, the maps' gradient, two into the tokens' and one into
-    the query's. Iterated, the norms are at least recomputed.
+    Five products per expert: the logits again, the gradient of the maps, two for that of the tokens
+    and one for that of the query. If iterated, the norms are recomputed at least.
     """
     results = _rows(shape) + _logits(shape)
     return _pooling(shape, 2 * _pooling_operands(shape) + results, 5, iterated)
@@ -142,16 +141,17 @@ def _pooling(shape: Shape, elements: int, products: int, iterated: bool) -> Work
 
 
 def normalisation(shape: Shape, flop: float) -> float:
-    """FLOP of one LayerNorm of every token for every expert, at `flop` an element."""
+    """FLOP of one LayerNorm of every token for every expert, at `flop` per element."""
     return flop * shape.batch * shape.experts * shape.tokens * shape.width
 
 
 def cls_head(shape: Shape, grid: int = 49) -> Work:
     """The module's CLS row, tokens to distortion features, in one read of the tokens.
 
-    Six [d, d] projections, the tokens, the controller's grid of 49, an expert vector in the
-    operands' size and a result in float32. Products: four projections an expert, two of the CLS
-    token, logits and pooling. The released form's single norm; the paper's form reads more.
+    It reads six [d, d] projections, the tokens, the controller's grid of 49 and a vector per expert
+    in the operands' type, and writes results in float32. Products: four projections per expert, two
+    of the CLS token, logits and pooling. This is the released form with its single norm; the
+    paper's form reads more.
     """
     experts, width = shape.experts, shape.width
     image = (shape.tokens + grid + 3 * experts) * width

@@ -1,11 +1,11 @@
-"""Timing: contenders run in turn, round by round, so that whatever else happens falls on all.
+"""Timing: implementations take turns in each round, so that a disturbance falls on all of them.
 
-On a GPU a sample is the time between two CUDA events around a call.
+On a GPU a sample is the time between two CUDA events around a call, in one of these states:
 
     hot     the call has just run once, so its operands are in the L2 cache as far as they fit
     cold    a buffer larger than the L2 cache has just been written
-    eager   the device is idle when the call begins: what a caller waits for, launches included
-    graph   a captured CUDA graph, with the device still busy when it is launched: the kernels' time
+    eager   the device is idle when the call begins: what a caller waits for, with the launches
+    graph   a captured CUDA graph is launched on a busy device: the time of the kernels alone
 """
 
 import random
@@ -48,15 +48,15 @@ class Mode:
 
 
 class Cpu:
-    """The processor's clock. It has neither cache nor graph modes."""
+    """The clock of the CPU, without states of cache and launch."""
 
     modes = (Mode(training=False), Mode(training=True))
 
     def ceilings(self) -> None:
-        """No bound is known for a processor."""
+        """None: no bound is known for a CPU."""
 
     def begin(self) -> None:
-        """Called before a row's contenders are prepared."""
+        """Prepare for a row."""
 
     def prepared(self, run: Step, mode: Mode) -> tuple[Run, int]:
         """What to time, and how many calls it makes."""
@@ -88,7 +88,7 @@ class Gpu:
         self.begin()
 
     def begin(self) -> None:
-        """Called before a row's contenders are prepared: a new pool for their graphs."""
+        """Prepare for a row: a new memory pool for its graphs."""
         torch.cuda.empty_cache()
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -103,7 +103,7 @@ class Gpu:
         return self.captured(run, copies), copies
 
     def captured(self, run: Step, copies: int) -> Run:
-        """A graph of `copies` calls, which has proven that it writes the results.
+        """A graph of `copies` calls. A first replay has shown that it writes the results.
 
         Graphs share one pool of memory: each reads only operands, which lie outside it, and they
         never run at the same time.
@@ -152,7 +152,7 @@ class Gpu:
 
 
 def require_writes(replay: Run, results: list[Tensor]) -> None:
-    """RuntimeError unless a replay puts finite numbers in the place of NaN in all its results."""
+    """Raise RuntimeError unless a replay replaces NaN by finite numbers in all its results."""
     for result in results:
         result.detach().fill_(float("nan"))
     replay()
@@ -167,12 +167,11 @@ def measured(
     seconds: float,
     guard: Callable[[str], AbstractContextManager[None]],
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each contender in each round, in random order within a round.
+    """Seconds of one call of each implementation in each round, in random order within a round.
 
-    Args:
-        runs: what to time by name, and the number of calls it makes.
-        rounds: at most; they end early after `seconds`, but never before `FEWEST`.
-        guard: context around a contender's turn; one whose turn ends without a sample is dropped.
+    runs: what to time, and the number of calls it makes
+    rounds: at most; they end early after `seconds`, but not before `FEWEST`
+    guard: the context of a turn; an implementation whose turn ends without a sample is dropped
     """
     taken: dict[str, list[float]] = {name: [] for name in runs}
     shuffle = random.Random(0).shuffle

@@ -350,7 +350,7 @@ def measure_invariance(
     drifts = []
     for size in sizes:
         tell(f"batch invariance, {size} of {sizes[-1]}")
-        drifts += _batch_drifts(session, crops, alone, size)
+        drifts += batch_drifts(session, crops, alone, size)
     tell("batch invariance, threads")
     if profiles:
         again, case = _at_once(session, crops), "at once"
@@ -421,7 +421,7 @@ def batch_sizes(most: int, profiles: Sequence[Profile] = ()) -> list[int]:
     return sorted({*range(1, min(8, most) + 1), *powers, *named, most} & set(range(1, most + 1)))
 
 
-def _batch_drifts(
+def batch_drifts(
     session: Session, crops: NDArray[np.uint8], alone: Mapping[str, Array], size: int
 ) -> list[dict[str, float]]:
     """How far the rows of batches of `size` are from the same crops alone."""

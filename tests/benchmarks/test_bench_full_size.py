@@ -1,26 +1,24 @@
-"""The full-size benchmark's receipt hides no proof that is missing."""
+"""The full-size benchmark's receipt names every proof that is missing."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
-from drexperts.benchmarks.bench_full_size import gates, proofs
+from support.sample_reports import cpu
+
+from drexperts.bench.json_files import read_json, write_json
+from drexperts.benchmarks.bench_full_size import proofs
+from drexperts.benchmarks.full_size_receipt import FullSizeReceipt
 from drexperts.runtime.manifest import read_manifest, write_manifest
 
 
-def test_a_proof_that_is_missing_fails_its_gate(toy_bundle: Path, tmp_path: Path) -> None:
+def test_a_missing_proof_is_a_failure(toy_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(toy_bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
     unproven = dataclasses.replace(manifest.engines[0], invariance=None)
     write_manifest(dataclasses.replace(manifest, engines=(unproven,)), bundle)
-    found = proofs({"engine": toy_bundle, "engine-int8": bundle})
-    json.dumps(found, allow_nan=False)
-    assert found["engine-int8"]["invariance"] is None
-    assert found["engine-int8"]["parity"] == found["engine"]["parity"]
-    assert gates(found) == {
-        "parity of engine": True,
-        "invariance of engine": True,
-        "parity of engine-int8": True,
-        "invariance of engine-int8": False,
-    }
+    found = {"engine": proofs(toy_bundle), "engine-int8": proofs(bundle)}
+    write_json(FullSizeReceipt(cpu(), found), tmp_path / "receipt.json")
+    receipt = read_json(tmp_path / "receipt.json", FullSizeReceipt)
+    assert receipt.proofs == found
+    assert receipt.failures == ["batch invariance of engine-int8"]

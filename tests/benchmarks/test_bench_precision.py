@@ -1,53 +1,42 @@
-"""What the benchmark of ways to eight bits notes of a way follows from the scores beside it."""
+"""The benchmark of ways to eight bits: what is kept of a way decides as its parity does."""
 
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drexperts.benchmarks import bench_precision
-from drexperts.benchmarks.receipt_scores import ways
+from drexperts.benchmarks.answers import Reference
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.precision import FoldedSession, Judge
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.progress import SILENT
 
 
-def test_what_is_noted_of_a_way_is_the_judge_s_and_can_be_computed_again(
-    tiny: Callable[..., Any], random_model: Callable[..., Any]
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_the_answers_pass_where_their_parity_does(
+    precision: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
 ) -> None:
     model = random_model(tiny("official"), spread=0.05)
     scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
     checkpoint = Checkpoint(model, scale, default_preprocessing(model.config))
-    judge = Judge(checkpoint, verification_images()[:4], "int8", True, lambda _: None)
-    noted = bench_precision.judged(judge, FoldedSession(inference_model(model, "fp16")))
-    assert noted["parity"] == asdict(judge(FoldedSession(inference_model(model, "fp16"))))
-    assert noted["parity"]["score_max"] > 0
-    report = {
-        "images": len(judge.sources),
-        "span": scale.span,
-        "eager_scores": judge.expected.scores.tolist(),
-        "ways": {"auto": noted | {"batch_drift": 0.0, "invariant": True}},
-    }
-    for _, stated, expected in ways(json.loads(json.dumps(report))):
-        figures = expected if isinstance(expected, dict) else {}
-        assert figures or stated == expected
-        for name in figures.keys() - {"sets"}:
-            assert stated[name] == pytest.approx(figures[name], rel=1e-9)
+    judge = Judge(checkpoint, verification_images()[:4], precision, True, SILENT)
+    parity = judge(FoldedSession(inference_model(model, "fp16")))
+    answers = bench_precision.answers(judge, FoldedSession(inference_model(model, "fp16")))
+    reference = Reference(tuple(judge.expected.scores.tolist()), scale.span, judge.sizes)
+    found = reference.agreement(answers)
+    assert (found.srcc, found.srcc_interval) == (parity.srcc, parity.srcc_interval)
+    assert found.score_max == parity.score_max > 0
+    assert reference.keeps_limits(answers, precision) == parity.passed == (precision == "int8")
 
 
 def test_a_receipt_that_cannot_be_written_is_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receipt = str(tmp_path / "none" / "receipt.json")
-    monkeypatch.setattr(sys, "argv", ["bench_precision.py", "--receipt", receipt])
     monkeypatch.setattr(bench_precision, "measured", lambda *_: pytest.fail("it measured"))
     with pytest.raises(SystemExit) as ended:
-        bench_precision.main()
+        bench_precision.main(["--receipt", str(tmp_path / "none" / "receipt.json")])
     assert ended.value.code == 2
-    assert "there is no folder" in capsys.readouterr().err

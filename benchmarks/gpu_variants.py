@@ -1,23 +1,25 @@
-"""What is timed of the whole model: its forms, and the ways in which PyTorch runs each.
+"""The variants of the whole model that are timed: its forms, and the ways PyTorch runs each.
 
     dense      every row of ten experts, as the paper writes it
     reduced    the CLS row alone, which is all that reaches the score
     folded     the reduced form as bundles ship it, folded into its weights
 
-All take uint8 pixels [B, 3, H, W] on the device and give score [B], weights [B, 10] and maps. Of 16
-bits are: all of `dense`, as fast as a plain model gets; the encoders of `reduced`, as under the
-model's autocast; and the blocks of `folded`.
+All take uint8 pixels [B, 3, H, W] on the device and give score [B], weights [B, 10] and maps. In 16
+bits `dense` computes everything, the fastest a plain model can be; `reduced` computes its encoders,
+as under the model's autocast; and `folded` computes its transformer blocks.
 """
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from drexperts.benchmarks.kernel_timing import Gpu
+from drexperts.benchmarks.model_receipt import DENSE, FOLDED, REDUCED
 from drexperts.export.graph.fold import inference_model
 from drexperts.model.backbones import IMAGENET_MEAN, IMAGENET_STD, Prior
 from drexperts.model.dr_experts import DRExperts
@@ -28,11 +30,10 @@ Program = Callable[[Tensor], Results]
 EAGER, COMPILED, PACKAGED = "eager", "compiled", "AOTInductor"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST = 64  # batch of a package
-DENSE, REDUCED, FOLDED = "dense", "reduced", "folded"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Variant:
     """A form, what makes a program of it, and whether that is captured in a CUDA graph."""
 
     form: str
@@ -49,25 +50,25 @@ class Contender:
         return not self.graph and self.maker != COMPILED
 
 
-# The first that runs is what the others are divided by; the last are the first to be left out.
-PLAN = (
-    Contender(REDUCED, COMPILED, graph=True),
-    Contender(REDUCED, COMPILED),
-    Contender(REDUCED, EAGER, graph=True),
-    Contender(REDUCED, EAGER),
-    Contender(DENSE, EAGER),
-    Contender(DENSE, COMPILED),
-    Contender(DENSE, COMPILED, graph=True),
-    Contender(FOLDED, EAGER),
-    Contender(REDUCED, PACKAGED),
-    Contender(FOLDED, COMPILED, graph=True),
+# The others are divided by the first that runs; too little time leaves out the last ones.
+VARIANTS = (
+    Variant(REDUCED, COMPILED, graph=True),
+    Variant(REDUCED, COMPILED),
+    Variant(REDUCED, EAGER, graph=True),
+    Variant(REDUCED, EAGER),
+    Variant(DENSE, EAGER),
+    Variant(DENSE, COMPILED),
+    Variant(DENSE, COMPILED, graph=True),
+    Variant(FOLDED, EAGER),
+    Variant(REDUCED, PACKAGED),
+    Variant(FOLDED, COMPILED, graph=True),
 )
 
 
 class Normalised(nn.Module):
-    """`backbone.normalised`, with its constants in device memory.
+    """`backbones.normalised`, with its constants in device memory.
 
-    One made during a capture would be a copy from the host, which is refused.
+    Constants made during a capture would be copied from the host, which CUDA refuses.
     """
 
     mean: Tensor
@@ -83,7 +84,7 @@ class Normalised(nn.Module):
 
 
 class InFloat32(nn.Module):
-    """A module in float32 between tensors of another type: not every resize knows 16 bits."""
+    """A module in float32 between tensors of another type: not every resize supports 16 bits."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -94,12 +95,13 @@ class InFloat32(nn.Module):
 
 
 class Dense(nn.Module):
-    """The dense form, on pixels, in one type but for the controller's resize."""
+    """The dense form, on pixels, in one type except for the controller's resize."""
 
     def __init__(self, model: DRExperts, dtype: torch.dtype) -> None:
         super().__init__()
         self.normalised, self.model = Normalised(), copy.deepcopy(model).to(dtype)
-        self.model.controller_input = InFloat32(copy.deepcopy(model.controller_input))
+        wrapped: Any = InFloat32(copy.deepcopy(model.controller_input))
+        self.model.controller_input = wrapped
 
     def forward(self, pixels: Tensor) -> Results:
         images = self.normalised(pixels).to(self.model.score.weight)
@@ -107,7 +109,7 @@ class Dense(nn.Module):
 
 
 class Reduced(nn.Module):
-    """The reduced form, on pixels; the encoders in a type of theirs, as the model's autocast is."""
+    """The reduced form, on pixels; the encoders have their own type, as under autocast."""
 
     def __init__(self, model: DRExperts, dtype: torch.dtype) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class Reduced(nn.Module):
         self.model.controller.to(dtype)
 
     def encoded(self, pixels: Tensor) -> tuple[Tensor, Prior]:
-        """What both encoders say: all that the head reads."""
+        """The outputs of both encoders, which are all that the head reads."""
         images = self.normalised(pixels)
         small = self.model.controller_input(images)
         prior = self.model.controller(small.to(self.dtype))
@@ -138,7 +140,7 @@ class Folded(nn.Module):
 
 
 class Head(nn.Module):
-    """What follows the encoders in the reduced form, on what they said of some pixels."""
+    """What follows the encoders in the reduced form, on their outputs for some pixels."""
 
     def __init__(self, whole: Reduced, pixels: Tensor) -> None:
         super().__init__()
@@ -149,37 +151,48 @@ class Head(nn.Module):
         return tuple(self.model._predict(self.tokens, self.prior))
 
 
-def forms(model: DRExperts, precision: str, device: torch.device) -> dict[str, nn.Module]:
-    """Every form of a float32 model, in a precision on a device."""
-    made = {
-        DENSE: Dense(model, DTYPES[precision]),
-        REDUCED: Reduced(model, DTYPES[precision]),
-        FOLDED: Folded(model, precision),
-    }
-    return {name: form.requires_grad_(False).eval().to(device) for name, form in made.items()}
+@dataclass(frozen=True)
+class Forms:
+    """Every form of a model, in one precision on one device."""
+
+    dense: Dense
+    reduced: Reduced
+    folded: Folded
+
+    @classmethod
+    def of(cls, model: DRExperts, precision: str, device: torch.device) -> "Forms":
+        """The forms of a float32 model, which stays as it is."""
+        dtype = DTYPES[precision]
+        made = cls(Dense(model, dtype), Reduced(model, dtype), Folded(model, precision))
+        for form in (made.dense, made.reduced, made.folded):
+            form.requires_grad_(False).eval().to(device)
+        return made
+
+    def named(self) -> dict[str, nn.Module]:
+        """The forms by the names that variants have for them."""
+        return {DENSE: self.dense, REDUCED: self.reduced, FOLDED: self.folded}
 
 
 class Programs:
-    """Programs of forms, each made once; whoever fails once fails again without being made.
+    """The programs of forms, each made once. What could not be made is not tried again.
 
-    Args:
-        folder: for packages, which serve all batches and survive `forget`.
+    folder: for packages, which serve all batch sizes and survive `forget`
     """
 
     def __init__(self, forms: dict[str, nn.Module], folder: Path) -> None:
         self.forms, self.folder = forms, folder
         self._made: dict[tuple[str, str], Program | Exception] = {}
 
-    def has(self, contender: Contender) -> bool:
-        """Whether it needs no making any more, or was found not to be makable."""
-        return contender.maker == EAGER or (contender.form, contender.maker) in self._made
+    def has(self, variant: Variant) -> bool:
+        """Whether the variant's program was made already, or could not be, or needs no making."""
+        return variant.maker == EAGER or (variant.form, variant.maker) in self._made
 
-    def program(self, contender: Contender, pixels: Tensor) -> Program:
-        """What runs the contender's form on pixels like these, after a first call."""
-        key = contender.form, contender.maker
+    def program(self, variant: Variant, pixels: Tensor) -> Program:
+        """What runs the variant's form on pixels like these, after a first call."""
+        key = variant.form, variant.maker
         if key not in self._made:
             try:
-                self._made[key] = self._make(contender, pixels)
+                self._made[key] = self._make(variant, pixels)
             except Exception as error:
                 self._made[key] = error
         made = self._made[key]
@@ -187,28 +200,27 @@ class Programs:
             raise made.with_traceback(None)
         return made
 
-    def _make(self, contender: Contender, pixels: Tensor) -> Program:
-        form = self.forms[contender.form]
+    def _make(self, variant: Variant, pixels: Tensor) -> Program:
+        form = self.forms[variant.form]
         program: Program = form
-        if contender.maker == COMPILED:
-            # A whole graph of fixed shapes, or an error: no part may run as eager code.
+        if variant.maker == COMPILED:
+            # One graph of fixed shapes or an error, so that no part runs as eager code.
             program = torch.compile(form, fullgraph=True, dynamic=False)
-        elif contender.maker == PACKAGED:
-            program = package(form, pixels, self.folder / f"{contender.form}.pt2")
+        elif variant.maker == PACKAGED:
+            program = package(form, pixels, self.folder / f"{variant.form}.pt2")
         program(pixels)
         return program
 
     def forget(self) -> None:
         """Drop what was compiled: the compiler stops at a few shapes of one function."""
         torch.compiler.reset()
-        kept = {key: made for key, made in self._made.items() if key[1] == PACKAGED}
-        self._made = kept
+        self._made = {key: made for key, made in self._made.items() if key[1] == PACKAGED}
 
 
 def package(form: nn.Module, pixels: Tensor, path: Path) -> Program:
-    """An AOTInductor package for every batch to `LARGEST`, written and loaded."""
+    """An AOTInductor package for every batch up to `LARGEST`, written and loaded."""
     batch = torch.export.Dim("batch", min=1, max=LARGEST)
-    # Two: an example of one would fix the batch at one.
+    # Of two images, because an example of one would fix the batch at one.
     example = pixels[:1].expand(2, -1, -1, -1).contiguous()
     exported = torch.export.export(form, (example,), dynamic_shapes=({0: batch},))
     written = torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
@@ -216,9 +228,9 @@ def package(form: nn.Module, pixels: Tensor, path: Path) -> Program:
 
 
 class Captured:
-    """A program in a CUDA graph, on a buffer of its own that the pixels are copied into.
+    """A program in a CUDA graph, which copies the pixels into a buffer of its own.
 
-    The results are the graph's: the next call overwrites them.
+    The results belong to the graph: the next call overwrites them.
     """
 
     def __init__(self, program: Program, pixels: Tensor, gpu: Gpu) -> None:

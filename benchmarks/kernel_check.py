@@ -1,4 +1,4 @@
-"""The gate before any time: every contender against float64, and against itself bit by bit.
+"""The check before any time: each implementation against float64, and against itself bit by bit.
 
 Results and gradients are compared on a few images. The gradients put in are zero for all others,
 so the operands' gradients must be zero there too, and those of shared operands come from the
@@ -10,20 +10,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from drexperts.benchmarks.kernel_baselines import (
-    EAGER,
-    OURS,
+from drexperts.benchmarks.kernel_comparisons import (
     Call,
-    Contender,
-    Task,
+    Comparison,
+    Implementation,
     forward_step,
     training_step,
 )
+from drexperts.benchmarks.kernel_receipt import EAGER, OURS, Check
 from drexperts.benchmarks.kernel_timing import Mode
 from drexperts.runtime.errors import BackendError
 
@@ -47,47 +45,21 @@ SEVERAL = 3  # images
 
 
 @dataclass
-class Verdict:
-    """What the gate found of one contender: errors by name of the result or gradient.
+class Findings:
+    """What has been found of an implementation so far; see `kernel_receipt.Check`."""
 
-    A refusal is no mistake. Ours must also repeat itself bit by bit, and not break.
-    """
-
-    contender: str
-    role: str
     errors: dict[str, float] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
     repeatable: bool | None = None
-    refused: dict[str, str] = field(default_factory=dict)  # the reason by direction
+    refused: dict[str, str] = field(default_factory=dict)
     broken: bool = False
-
-    @property
-    def mistakes(self) -> str:
-        """What is wrong, on one line; empty if nothing is."""
-        beyond = [
-            f"{name} is off by {self.errors[name]:.1e}, more than {limit:.1e}"
-            for name, limit in self.limits.items()
-            if not self.errors[name] <= limit
-        ]
-        if self.role == OURS and self.repeatable is False:
-            beyond.append("two runs differ")
-        if self.role == OURS and self.broken:
-            beyond.append(f"it broke, {self.refused}")
-        return "; ".join(beyond)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: an error that is no finite number is None."""
-        errors = {name: e if math.isfinite(e) else None for name, e in self.errors.items()}
-        return vars(self) | {"errors": errors, "mistakes": self.mistakes}
 
 
 @dataclass(frozen=True)
 class Truth:
     """The definition in float64 on the chosen images.
 
-    Args:
-        operands: leaves, those per image of the chosen images only.
-        given: the results' gradients for the whole batch, zero but for the chosen images.
+    operands: leaves; of those that differ from image to image, the chosen images alone
+    given: the gradients of the results for the whole batch, zero except for the chosen images
     """
 
     chosen: list[int]
@@ -96,16 +68,11 @@ class Truth:
     given: list[Tensor]
 
     def gradients(self, results: int) -> Values:
-        """Of the operands, from the first results alone where a contender returns no more."""
-        given = [g[self.chosen].double() for g in self.given[:results]]
+        """The gradients of the operands, from the first results if there are no more."""
+        given = [gradient[self.chosen].double() for gradient in self.given[:results]]
+        kept = self.results[:results]
         return list(
-            torch.autograd.grad(
-                self.results[:results],
-                self.operands,
-                given,
-                retain_graph=True,
-                allow_unused=True,
-            )
+            torch.autograd.grad(kept, self.operands, given, retain_graph=True, allow_unused=True)
         )
 
 
@@ -122,59 +89,72 @@ def refusals(reasons: dict[str, str], name: str) -> Iterator[None]:
             reasons[name] = f"{type(error).__name__}: {explained}"
 
 
-def judge(task: Task) -> list[Verdict]:
-    """Verdicts on all contenders of a task."""
-    truth = truth_of(task)
-    verdicts = [_verdict(contender, task, truth) for contender in task.contenders]
-    yardstick = next((v.errors for v in verdicts if v.role == EAGER), {})
-    for verdict in verdicts:
-        verdict.limits = _limits(verdict, yardstick, task)
-    return verdicts
+def checked(comparison: Comparison) -> tuple[Check, ...]:
+    """A check of every implementation."""
+    truth = truth_of(comparison)
+    found = [(each, _findings(each, comparison, truth)) for each in comparison.implementations]
+    yardstick = next((f.errors for each, f in found if each.role == EAGER), {})
+    return tuple(
+        Check(
+            implementation=each.name,
+            role=each.role,
+            errors={n: e if math.isfinite(e) else None for n, e in findings.errors.items()},
+            limits=_limits(each.role, findings.errors, yardstick, comparison),
+            repeatable=findings.repeatable,
+            refused=findings.refused,
+            broken=findings.broken,
+        )
+        for each, findings in found
+    )
 
 
-def _limits(verdict: Verdict, yardstick: dict[str, float], task: Task) -> dict[str, float]:
-    """What the errors may be, by name. No limit for the yardstick on gradients that are sums."""
-    sums = {f"gradient of {name}" for name in task.shared}
-    few = {f"gradient of {name}" for name, x in task.shared.items() if x.numel() < FEW}
-    rough = LIMITS[task.problem.dtype]
-    fine = FINE[task.problem.dtype] if yardstick else rough
-    if verdict.role == EAGER:
-        return dict.fromkeys(verdict.errors.keys() - sums, rough)
+def _limits(
+    role: str, errors: dict[str, float], yardstick: dict[str, float], comparison: Comparison
+) -> dict[str, float]:
+    """What the errors may be. The yardstick has no limit on gradients that are sums."""
+    sums = {f"gradient of {name}" for name in comparison.shared}
+    few = {f"gradient of {name}" for name, x in comparison.shared.items() if x.numel() < FEW}
+    rough = LIMITS[comparison.problem.dtype]
+    fine = FINE[comparison.problem.dtype] if yardstick else rough
+    if role == EAGER:
+        return dict.fromkeys(errors.keys() - sums, rough)
     return {
         name: max(
-            fine if verdict.role == OURS and name not in few else rough,
+            fine if role == OURS and name not in few else rough,
             2 * yardstick.get(name, 0.0),
         )
-        for name in verdict.errors
+        for name in errors
     }
 
 
-def _verdict(contender: Contender, task: Task, truth: Truth) -> Verdict:
-    """Judged on a training step, or on the forward pass where it has no backward pass."""
-    verdict = Verdict(contender.name, contender.role)
+def _findings(implementation: Implementation, comparison: Comparison, truth: Truth) -> Findings:
+    """What a training step shows, or the forward pass if there is no backward pass."""
+    found = Findings()
     for mode in (Mode(training=True), Mode(training=False)):
-        with refusals(verdict.refused, mode.direction):
+        with refusals(found.refused, mode.direction):
             try:
-                _examine(verdict, contender.build(), task, truth, mode)
+                _examine(found, implementation.build(), comparison, truth, mode)
             except Exception as error:
-                verdict.broken |= not isinstance(error, (BackendError, torch.OutOfMemoryError))
+                found.broken |= not isinstance(error, (BackendError, torch.OutOfMemoryError))
                 raise
             break
-    return verdict
+    return found
 
 
-def _examine(verdict: Verdict, call: Call, task: Task, truth: Truth, mode: Mode) -> None:
-    step = training_step(call, task, truth.given) if mode.training else forward_step(call, task)
+def _examine(found: Findings, call: Call, comparison: Comparison, truth: Truth, mode: Mode) -> None:
+    step = forward_step(call, comparison)
+    if mode.training:
+        step = training_step(call, comparison, truth.given)
     again = first = step()
-    verdict.repeatable = True
+    found.repeatable = True
     for _ in range(REPEATS - 1):
         _poison(first)
         again = step()
-        verdict.repeatable &= all(map(_identical, first, again))
-    results = len(again) - (len(task.operands) if mode.training else 0)
-    verdict.errors = dict(_result_errors(truth, again[:results]))
+        found.repeatable &= all(map(_identical, first, again))
+    results = len(again) - (len(comparison.operands) if mode.training else 0)
+    found.errors = dict(_result_errors(truth, again[:results]))
     if mode.training:
-        verdict.errors |= _gradient_errors(task, truth, results, again[results:])
+        found.errors |= _gradient_errors(comparison, truth, results, again[results:])
 
 
 def _poison(values: Values) -> None:
@@ -188,15 +168,15 @@ def _identical(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first, second)
 
 
-def truth_of(task: Task) -> Truth:
+def truth_of(comparison: Comparison) -> Truth:
     """The truth on the first, the last and a middle image."""
-    batch, dtype = task.problem.batch, task.problem.dtype
+    batch, dtype = comparison.problem.batch, comparison.problem.dtype
     chosen = sorted({round(i * (batch - 1) / (SEVERAL - 1)) for i in range(SEVERAL)})
     operands = {
-        name: (x[chosen] if name in task.images else x).detach().double().requires_grad_()
-        for name, x in task.operands.items()
+        name: (x[chosen] if name in comparison.images else x).detach().double().requires_grad_()
+        for name, x in comparison.operands.items()
     }
-    results = list(task.exact(**operands))
+    results = list(comparison.exact(**operands))
     generator = torch.Generator(results[0].device).manual_seed(1)
     given = []
     for result in results:
@@ -213,12 +193,12 @@ def _result_errors(truth: Truth, results: Values) -> Iterator[tuple[str, float]]
 
 
 def _gradient_errors(
-    task: Task, truth: Truth, results: int, gradients: Values
+    comparison: Comparison, truth: Truth, results: int, gradients: Values
 ) -> Iterator[tuple[str, float]]:
     exact_gradients = truth.gradients(results)
     largest = max(float(exact.abs().max()) for exact in exact_gradients if exact is not None)
-    for name, gradient, exact in zip(task.operands, gradients, exact_gradients, strict=True):
-        if name in task.images and gradient is not None:
+    for name, gradient, exact in zip(comparison.operands, gradients, exact_gradients, strict=True):
+        if name in comparison.images and gradient is not None:
             others = gradient.clone()
             others[truth.chosen] = 0
             gradient = gradient[truth.chosen]
@@ -230,7 +210,7 @@ def _gradient_errors(
 
 
 def relative_error(found: Tensor | None, exact: Tensor) -> float:
-    """Root mean square of the error over that of the exact values; no gradient is a zero one."""
+    """The RMS of the error over that of the exact values; a missing gradient counts as zero."""
     if found is None:
         return 1.0
     return float((found.detach().double() - exact).norm() / exact.norm())

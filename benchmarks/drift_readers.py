@@ -1,6 +1,6 @@
-"""Other ways to pixels than the runtime's: decoders of other libraries, and other resizes.
+"""Other ways from a file to pixels than the runtime's: decoders and resizes of other libraries.
 
-None of these libraries is one of ours: a decoder that cannot be had is left out with the reason.
+drexperts depends on none of these libraries: one that is missing is left out, with the reason.
 """
 
 import io
@@ -20,7 +20,7 @@ from drexperts.runtime.preprocess import decode
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 Size = tuple[int, int]  # width, height
-# From a file's bytes, the pixels of it as they are decoded, and the size that the contract asks.
+# From a file's bytes, its decoded pixels and the size that the contract asks for.
 Resize = Callable[[bytes, Image.Image, Size], Image.Image]
 
 JPEG, PNG = "JPEG", "PNG"
@@ -31,9 +31,9 @@ _ORIENTATION_TAG = 0x0112
 class Decoder(NamedTuple):
     """A library that decodes.
 
-    version: of it, and of its JPEG decoder where it says
-    formats: that it reads, of JPEG and PNG
-    stored: the pixels of a file's bytes as they are stored, not turned upright
+    version: of the library, and of its JPEG decoder if it tells
+    formats: JPEG, PNG or both
+    stored: from a file's bytes to its pixels as they are stored, not turned upright
     """
 
     version: str
@@ -42,7 +42,7 @@ class Decoder(NamedTuple):
 
 
 def decoders() -> tuple[dict[str, Decoder], dict[str, str]]:
-    """Those that can be had here, by name, and why the others cannot."""
+    """The decoders that are installed, and why the others cannot be used."""
     found, left_out = {}, {}
     for name, make in DECODERS.items():
         try:
@@ -53,7 +53,7 @@ def decoders() -> tuple[dict[str, Decoder], dict[str, str]]:
 
 
 def upright(pixels: Pixels, content: bytes) -> Image.Image:
-    """Stored pixels, turned as the runtime turns those of the same file."""
+    """Stored pixels, turned as the runtime turns its own of the same file."""
     image = Image.fromarray(pixels)
     with Image.open(io.BytesIO(content)) as file:
         image.getexif()[_ORIENTATION_TAG] = file.getexif().get(_ORIENTATION_TAG, 1)
@@ -67,7 +67,7 @@ def _simplejpeg() -> Decoder:
 
 
 def _simplejpeg_fast() -> Decoder:
-    """What saves it 5 % of its time: a coarser transform, and chroma repeated, not interpolated."""
+    """A coarser transform, and chroma repeated instead of interpolated, which saves 5 % of time."""
     import simplejpeg
 
     return Decoder(
@@ -114,7 +114,7 @@ def _nvimagecodec() -> Decoder:
     from nvidia import nvimgcodec
 
     _require_gpu()
-    # Left to itself it goes to the CPU's decoder wherever the GPU's fails, and does not say so.
+    # By default it silently uses the CPU's decoder where the GPU's fails.
     kinds = (nvimgcodec.BackendKind.GPU_ONLY, nvimgcodec.BackendKind.HYBRID_CPU_GPU)
     decoder = nvimgcodec.Decoder(backends=[nvimgcodec.Backend(kind) for kind in kinds])
     as_stored = nvimgcodec.DecodeParams(apply_exif_orientation=False)
@@ -136,7 +136,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
 
 
 def resizes() -> tuple[dict[str, Resize], dict[str, str]]:
-    """Those that can be had here, by name, and why the others cannot."""
+    """The resizes that are installed, and why the others cannot be used."""
     found: dict[str, Resize] = {
         "Pillow bilinear": _pillow(Image.Resampling.BILINEAR),
         "Pillow Lanczos": _pillow(Image.Resampling.LANCZOS),
@@ -160,8 +160,8 @@ def _pillow(filter: Image.Resampling, reducing_gap: float | None = None) -> Resi
 
 
 def _pillow_draft(content: bytes, image: Image.Image, size: Size) -> Image.Image:
-    """As `Image.thumbnail` does: the JPEG is decoded at an eighth, a quarter or half of its size
-    where that is twice what is asked at least."""
+    """Resize as `Image.thumbnail` does: decode the JPEG at an eighth, a quarter or half of its size
+    if that is at least twice the size asked for."""
     with Image.open(io.BytesIO(content)) as file:
         turned = file.getexif().get(_ORIENTATION_TAG, 1) >= 5
         width, height = reversed(size) if turned else size

@@ -1,9 +1,9 @@
-"""What is compared: each operation's problems, and everything that computes the same result.
+"""What is compared: each operation's problems, and every implementation of the operation.
 
-A contender is called with the operands by name and returns the results. Baselines of the dense
-attention: SDPA twice and FlexAttention twice, whose results are subtracted, and cuBLAS products
-around one fused kernel. That kernel is torch.compile's of `softmax(a) - alpha softmax(b)`: it
-brings its backward pass with it, and is no code of ours that could be slow by our own fault.
+An implementation is called with the operands by name and returns the results. The dense attention
+is compared with SDPA called twice and FlexAttention called twice, whose results are subtracted, and
+with cuBLAS products around one fused kernel. torch.compile makes that kernel, and its backward
+pass, of `softmax(a) - alpha softmax(b)`, so that no code of ours can make it slow.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from drexperts import kernels
 from drexperts.benchmarks import kernel_bounds as bounds
+from drexperts.benchmarks.kernel_receipt import BASELINE, EAGER, OURS
 from drexperts.benchmarks.kernel_timing import Step
 
 Results = tuple[Tensor, ...]
 Call = Callable[..., Results]
 
-OURS, EAGER, BASELINE = "ours", "eager", "baseline"
 WIDTH, EXPERTS = 384, 10
 
 
@@ -51,11 +51,10 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Something that computes the operation. `build` may be slow and may refuse.
+class Implementation:
+    """One way to compute the operation. `build` may be slow, and may raise.
 
-    Args:
-        role: ours; eager, whose error in 16 bits is the yardstick for ours; or baseline.
+    role: see `kernel_receipt.Check`
     """
 
     name: str
@@ -64,20 +63,19 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A problem's operands, all of them leaves, and its contenders.
+class Comparison:
+    """A problem's operands, which are leaves for autograd, and its implementations.
 
-    Args:
-        images: operands whose first dimension is the batch.
-        shared: operands that all images share.
-        exact: the definition, in whatever dtype its operands have.
+    images: operands whose first dimension is the batch
+    shared: operands that all images share
+    exact: the definition, in the type of its operands
     """
 
     problem: Problem
     images: dict[str, Tensor]
     shared: dict[str, Tensor]
     exact: Call
-    contenders: tuple[Contender, ...]
+    implementations: tuple[Implementation, ...]
 
     @property
     def operands(self) -> dict[str, Tensor]:
@@ -85,7 +83,7 @@ class Task:
 
 
 def problems(cuda: bool) -> Iterator[Problem]:
-    """Every problem, the most telling first; without CUDA, the module in its reference forms."""
+    """Every problem, the most informative first; without CUDA, the module's reference forms."""
     if not cuda:
         for form, batch in product(("official", "paper"), (1, 4)):
             yield Problem("saliency", form, batch, 577, torch.float32)
@@ -95,20 +93,23 @@ def problems(cuda: bool) -> Iterator[Problem]:
         yield Problem(operation, form, *size, dtype)
 
 
-def task_of(problem: Problem, device: torch.device) -> Task:
-    """Random operands of a fixed seed. ImportError where a library is missing that they need."""
+def comparison_of(problem: Problem, device: torch.device) -> Comparison:
+    """The comparison on random operands, the same on every call.
+
+    Raises ImportError for a library that is missing.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, deviation: float = 1.0, mean: float = 0.0) -> Tensor:
         values = torch.randn(shape, generator=generator, device=device) * deviation + mean
         return values.to(problem.dtype).requires_grad_()
 
-    return TASKS[problem.operation](problem, normal)
+    return COMPARISONS[problem.operation](problem, normal)
 
 
-def forward_step(call: Call, task: Task) -> Step:
-    """The forward pass of a call on the task's operands, without a graph for gradients."""
-    operands = task.operands
+def forward_step(call: Call, comparison: Comparison) -> Step:
+    """The forward pass of a call, without a graph for gradients."""
+    operands = comparison.operands
 
     def step() -> list[Tensor | None]:
         with torch.no_grad():
@@ -117,13 +118,13 @@ def forward_step(call: Call, task: Task) -> Step:
     return step
 
 
-def training_step(call: Call, task: Task, gradients: list[Tensor]) -> Step:
-    """Forward and backward pass: results, then the gradient of every operand.
+def training_step(call: Call, comparison: Comparison, gradients: list[Tensor]) -> Step:
+    """The forward and backward pass, which return the results and the gradient of every operand.
 
-    `gradients` are the results'; a call that returns fewer results uses the first of them. They are
-    handed in, never computed inside, so that the step can be captured as a CUDA graph.
+    gradients: of the results; a call that returns fewer results uses the first ones. They are made
+        outside, so that the step can be captured as a CUDA graph.
     """
-    operands, leaves = task.operands, list(task.operands.values())
+    operands, leaves = comparison.operands, list(comparison.operands.values())
 
     def step() -> list[Tensor | None]:
         results = call(**operands)
@@ -133,7 +134,7 @@ def training_step(call: Call, task: Task, gradients: list[Tensor]) -> Step:
     return step
 
 
-def _pooling(problem: Problem, normal: Callable[..., Tensor]) -> Task:
+def _pooling(problem: Problem, normal: Callable[..., Tensor]) -> Comparison:
     batch, tokens, width = problem.batch, problem.tokens, problem.width
     images = {
         "tokens": normal(batch, tokens, width),
@@ -147,39 +148,39 @@ def _pooling(problem: Problem, normal: Callable[..., Tensor]) -> Task:
     }
     pooling = partial(kernels.differential_pooling, iterated=problem.form == "iterated")
     reference = partial(pooling, backend="reference")
-    contenders = (
-        Contender("triton", lambda: partial(pooling, backend="triton"), OURS),
-        Contender(
+    implementations = (
+        Implementation("triton", lambda: partial(pooling, backend="triton"), OURS),
+        Implementation(
             "triton, no maps", lambda: _without_maps(partial(pooling, backend="triton")), OURS
         ),
-        Contender("reference eager", lambda: reference, EAGER),
-        Contender("torch.compile", lambda: _compiled(reference)),
+        Implementation("reference eager", lambda: reference, EAGER),
+        Implementation("torch.compile", lambda: _compiled(reference)),
     )
-    return Task(problem, images, shared, reference, contenders)
+    return Comparison(problem, images, shared, reference, implementations)
 
 
 def _without_maps(pooling: Callable[..., Any]) -> Call:
     return lambda **operands: pooling(**operands, return_maps=False)[:1]
 
 
-def _attention(problem: Problem, normal: Callable[..., Tensor]) -> Task:
+def _attention(problem: Problem, normal: Callable[..., Tensor]) -> Comparison:
     shape = (problem.batch, EXPERTS, problem.tokens, problem.width)
     images = {name: normal(*shape) for name in ("q1", "k1", "q2", "k2", "v")}
     shared = {"alpha": normal(deviation=0.0, mean=0.5)}
     reference = _attention_by("reference")
     forced = (
-        Contender(f"SDPA twice, {name}", partial(_forced_sdpa, backend))
+        Implementation(f"SDPA twice, {name}", partial(_forced_sdpa, backend))
         for name, backend in SDPA.items()
     )
-    contenders = (
-        Contender("triton", lambda: _attention_by("triton"), OURS),
-        Contender("reference eager", lambda: reference, EAGER),
+    implementations = (
+        Implementation("triton", lambda: _attention_by("triton"), OURS),
+        Implementation("reference eager", lambda: reference, EAGER),
         *forced,
-        Contender("cuBLAS + fused softmax-subtract", _cublas_around_softmax),
-        Contender("torch.compile", lambda: _compiled(reference)),
-        Contender("FlexAttention twice", _flex_twice),
+        Implementation("cuBLAS + fused softmax-subtract", _cublas_around_softmax),
+        Implementation("torch.compile", lambda: _compiled(reference)),
+        Implementation("FlexAttention twice", _flex_twice),
     )
-    return Task(problem, images, shared, reference, contenders)
+    return Comparison(problem, images, shared, reference, implementations)
 
 
 def _attention_by(backend: str) -> Call:
@@ -222,11 +223,11 @@ def _softmax_difference(first: Tensor, second: Tensor, alpha: Tensor, scale: flo
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # A whole graph of fixed shapes, or an error: no part of a baseline may run as eager code.
+    # One graph of fixed shapes or an error, so that no part of a baseline runs as eager code.
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Task:
+def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Comparison:
     """The model's module: its CLS row against every row, as the equation is written."""
     from drexperts.model.backbones import Prior
     from drexperts.model.experts import DistortionSaliency
@@ -258,17 +259,17 @@ def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Task:
         given = (tokens, Prior(embedding, hidden), prompts)
         return torch.func.functional_call(module, parameters, given)
 
-    contenders = [
-        Contender("CLS row", lambda: row, OURS),
-        Contender("dense eager", lambda: dense, EAGER),
+    implementations = [
+        Implementation("CLS row", lambda: row, OURS),
+        Implementation("dense eager", lambda: dense, EAGER),
     ]
     if prompts.is_cuda:
-        contenders.append(Contender("CLS row, reference", lambda: _by_reference(row)))
-    return Task(problem, images, shared, _by_reference(whole), tuple(contenders))
+        implementations.append(Implementation("CLS row, reference", lambda: _by_reference(row)))
+    return Comparison(problem, images, shared, _by_reference(whole), tuple(implementations))
 
 
 def _by_reference(call: Call) -> Call:
-    """The module leaves the pooling's backend to the device; here it is the reference."""
+    """A call of the module that pools by the reference, whatever the device is."""
     from drexperts.model import experts
 
     reference = partial(kernels.differential_pooling, backend="reference")
@@ -301,4 +302,4 @@ FORMS = (
     ("saliency", "official"),
     ("saliency", "paper"),
 )
-TASKS = {"pooling": _pooling, "attention": _attention, "saliency": _saliency}
+COMPARISONS = {"pooling": _pooling, "attention": _attention, "saliency": _saliency}

@@ -1,0 +1,134 @@
+"""The check of a variant of the model: parity with float32, repeatability, batch invariance."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drexperts.benchmarks.answers import Answers, Reference
+from drexperts.benchmarks.gpu_variants import Program, Variant
+from drexperts.benchmarks.model_receipt import BatchDrift, VariantCheck
+from drexperts.export.proof.agreement import finite
+from drexperts.export.proof.parity import LIMITS, Outputs, batch_drifts, batch_sizes, compare
+from drexperts.runtime.manifest import OUTPUTS, ScoreScale
+
+REPEATS = 3
+
+Rows = dict[str, NDArray[np.float64]]
+
+
+@dataclass
+class Checker:
+    """Checks variants in one precision.
+
+    pixels: uint8 crops [n, 3, H, W] on the device
+    sizes: how many of them each set has, in their order
+    expected: the outputs of the float32 model for them
+    largest: batch
+    alone: outputs of crops in batches of one, of each variant that has run in those
+    """
+
+    precision: str
+    pixels: Tensor
+    sizes: dict[str, int]
+    expected: Outputs
+    scale: ScoreScale
+    largest: int
+    alone: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> Reference:
+        """What the receipt has of the float32 model."""
+        return Reference(tuple(self.expected.scores.tolist()), self.scale.span, self.sizes)
+
+    def check(self, variant: Variant, program: Program, batch: int) -> VariantCheck:
+        """What a program for batches of `batch` does."""
+        made = partial(VariantCheck, precision=self.precision, batch=batch, variant=variant.name)
+        got = outputs_of(program, self.pixels, batch)
+        if not all(np.isfinite(values).all() for values in got[:3] if values is not None):
+            return made()
+        parity = compare(self.expected, got, self.scale, LIMITS[self.precision], self.sizes)
+        return made(
+            answers=Answers.of(got, parity),
+            repeatable=repeats(program, first_crops(self.pixels, batch)),
+            drift=self._drift(variant, program, batch),
+        )
+
+    def _drift(self, variant: Variant, program: Program, batch: int) -> BatchDrift:
+        """The same crops in batches, compared with each alone.
+
+        A program that takes every batch size is tried on all of them in its first check.
+        """
+        crops = self.pixels[: self.largest]
+        everywhere = variant.any_batch and variant.name not in self.alone
+        sizes = batch_sizes(self.largest) if everywhere else [batch]
+        if 1 in sizes:
+            self.alone[variant.name] = _rows(program, crops, 1)
+        alone = self.alone.get(variant.name)
+        expected = alone or _rows(program, crops, batch)
+        session, arrays = ProgramSession(program, crops.device), crops.cpu().numpy()
+        drifts = [each for n in sizes for each in batch_drifts(session, arrays, expected, n)]
+        largest = float(np.abs(expected["weights"]).max())
+        units = {"score": self.scale.span, "weights": largest, "maps": 1.0}
+        worst = {n: float(np.max([drift[n] for drift in drifts])) for n in OUTPUTS}
+        return BatchDrift(
+            "each alone" if alone else "the same batch in order",
+            tuple(sizes),
+            {f"{name}_max": finite(worst[name] / units[name]) for name in OUTPUTS},
+        )
+
+
+class ProgramSession:
+    """A program as a `Session`, which takes and gives arrays in host memory."""
+
+    concurrency, max_batch, description = 1, 1, "PyTorch"
+
+    def __init__(self, program: Program, device: torch.device) -> None:
+        self.image_size: int | None = None
+        self._program, self._device = program, device
+
+    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """uint8 [B, 3, H, W] -> "score" [B], "weights" [B, 10], "maps" [B, 10, grid, grid]."""
+        rows = _named(self._program(torch.from_numpy(pixels).to(self._device)))
+        return {name: values.astype(np.float32) for name, values in rows.items()}
+
+    def close(self) -> None:
+        """Do nothing: the program is not the session's."""
+
+
+def outputs_of(program: Program, pixels: Tensor, batch: int) -> Outputs:
+    """The outputs of a program for batches of `batch` on all crops."""
+    rows = _rows(program, pixels, batch)
+    return Outputs(rows["score"], rows["weights"], rows["maps"], len(pixels))
+
+
+def first_crops(pixels: Tensor, batch: int) -> Tensor:
+    """The first crops, from the front again if there are not enough: [batch, 3, H, W]."""
+    return pixels[torch.arange(batch) % len(pixels)]
+
+
+def repeats(program: Program, pixels: Tensor) -> bool:
+    """Whether several runs agree bit by bit, on memory that holds NaN before each."""
+    first = [result.clone() for result in program(pixels)]
+    for _ in range(REPEATS - 1):
+        _ = [torch.full_like(result, float("nan")) for result in first]
+        if not all(map(torch.equal, first, program(pixels))):
+            return False
+    return True
+
+
+def _rows(program: Program, pixels: Tensor, batch: int) -> Rows:
+    """The outputs for all crops, in batches; the last is filled up with the first crops."""
+    count = len(pixels)
+    indices = torch.arange(-(-count // batch) * batch) % count
+    parts = [_named(program(pixels[some])) for some in indices.split(batch)]
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in OUTPUTS}
+
+
+def _named(results: tuple[Tensor, ...]) -> Rows:
+    """Copies in float64: a captured program writes over its results."""
+    arrays = [result.double().cpu().numpy() for result in results]
+    return {name: array.copy() for name, array in zip(OUTPUTS, arrays, strict=True)}
