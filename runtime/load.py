@@ -29,6 +29,7 @@ def load(
     bundle: str | os.PathLike[str],
     device: str = "auto",
     *,
+    batch: int | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     trust: bool = False,
@@ -38,10 +39,12 @@ def load(
     `scorer.session.description` says which, `scorer.passed_over` which better ones it cannot run
     and why; both are logged, too.
 
-    device: "auto", "cpu", "cuda", or such as "cuda:1"
+    device: "auto", "cpu", "cuda", or a GPU by its number, such as "cuda:1"
+    batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
+        takes fewer
     threads: CPU threads of the engine; None leaves its default
     allow_unverified: also take an engine without a passed proof
-    trust: also take a TensorRT engine that was not built here; it can run code of its maker
+    trust: also take a TensorRT engine that was not built here, which can run its maker's code
 
     Raises BundleError for a bundle that is missing, changed, or without an engine that is proven
     and runs here, MissingDependencyError without its only engine's library, DeviceError for a GPU
@@ -55,7 +58,9 @@ def load(
     for engine in by_preference(manifest.engines):
         try:
             check_wanted(engine, wanted, unverified=allow_unverified)
-            scorer = open_engine(bundle, manifest, engine, threads, gpu=wanted.gpu, trust=trust)
+            scorer = open_engine(
+                bundle, manifest, engine, threads, batch=batch, gpu=wanted.gpu, trust=trust
+            )
         except ChangedFileError:
             raise
         except (BundleError, DeviceError, MissingDependencyError) as error:
@@ -74,6 +79,7 @@ def open_engine(
     engine: Engine,
     threads: int | None = None,
     *,
+    batch: int | None = None,
     gpu: int = 0,
     trust: bool = False,
 ) -> Scorer:
@@ -94,7 +100,7 @@ def open_engine(
             f"{str(bundle)!r} cuts crops of {crop} px for an engine that takes "
             f"{session.image_size} px: export it again with `drx export`"
         )
-    return Scorer(manifest, engine, session)
+    return Scorer(manifest, engine, session, batch=batch)
 
 
 def _passed_over(failures: list[tuple[Engine, UserError]]) -> tuple[PassedOver, ...]:

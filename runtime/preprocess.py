@@ -110,8 +110,11 @@ def describe(source: Source) -> str:
     return f"<{type(source).__name__}>"
 
 
-def decoder_version(source: Source) -> str:
-    """What turns `source` into pixels, such as "Pillow 13.0.0, libjpeg-turbo 3.2.0"."""
+def decoder_version(source: Source | None = None) -> str:
+    """What turns `source` into pixels, such as "Pillow 13.0.0, libjpeg-turbo 3.2.0".
+
+    None stands for the encoded image in any file or bytes.
+    """
     if isinstance(source, (Image.Image, np.ndarray)):
         return "caller's pixels"
     return _pillow_decoder()

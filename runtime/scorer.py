@@ -123,7 +123,8 @@ class _Work:
 class Scorer:
     """Scores images with one engine of a bundle. Safe to share between threads.
 
-    batch: most crops in one call of the engine; by default 8, or fewer if the engine takes fewer.
+    batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
+        takes fewer
     passed_over: the better engines that `runtime.load` did not take
     """
 
@@ -185,8 +186,8 @@ class Scorer:
         self._check_maps(maps)
         return (self._score(work, maps) for work in self._run_all(self._prepare_ahead(sources)))
 
-    def fingerprint_parts(self, source: Source) -> dict[str, Any]:
-        """What the fingerprint of a score of `source` is made from, JSON-ready."""
+    def fingerprint_parts(self, source: Source | None = None) -> dict[str, Any]:
+        """What `fingerprint` is made from, JSON-ready."""
         return {
             "engine": self.engine.sha256,
             "preprocessing": dataclasses.asdict(self.manifest.preprocessing),
@@ -195,8 +196,12 @@ class Scorer:
             "session": self.session.description,
         }
 
-    def fingerprint(self, source: Source) -> str:
-        """16 hex digits; equal for scores made by the same weights, preprocessing and software."""
+    def fingerprint(self, source: Source | None = None) -> str:
+        """16 hex digits; equal for scores made by the same weights, preprocessing and software.
+
+        source: None stands for files and bytes, which all have the same fingerprint. A PIL image
+            and an array have another one, because the caller decoded them.
+        """
         parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
