@@ -80,7 +80,7 @@ def score_files(
     if out is None and (overwrite or retry_errors):
         raise UserError("overwriting and retrying are about a result file: name it with --out")
     pictures = None if explain is None else Path(explain)
-    images = _without_pictures(find_images(map(os.fspath, paths)), pictures)
+    images = _without_pictures(find_images([os.fspath(path) for path in paths]), pictures)
     kept: list[Score] = []
     sinks: list[Callable[[Score], object]] = []
     there: dict[str, bool] = {}

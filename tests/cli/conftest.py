@@ -18,7 +18,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, st
     """call(...): the status, the last line of stdout as JSON, and stderr of `drx ... --json`."""
 
     def run(*arguments: str | Path) -> tuple[int, Any, str]:
-        status = main([*map(os.fspath, arguments), "--json"])
+        status = main([*[os.fspath(argument) for argument in arguments], "--json"])
         out, err = capsys.readouterr()
         return status, json.loads(out.splitlines()[-1]), err
 

@@ -31,15 +31,13 @@ def test_info_of_a_changed_or_missing_file(bundle, call):
 
 
 def test_info_of_an_unproven_bundle(bundle, call):
-    parity = dataclasses.replace(
-        read_manifest(bundle).engines[0].parity,
-        score_max=0.5,
-        srcc=0.1,
-        order_flips=3,
-        passed=False,
-    )
+    parity = read_manifest(bundle).engines[0].parity
+    assert parity is not None
     limits = {"score_max": 1e-3, "srcc": 0.99, "order_flips": 0.1, "plcc": 0.9}
-    change_engine(bundle, parity=dataclasses.replace(parity, limits=limits))
+    failed = dataclasses.replace(
+        parity, score_max=0.5, srcc=0.1, order_flips=3, passed=False, limits=limits
+    )
+    change_engine(bundle, parity=failed)
     status, document, tables = call("info", bundle)
     assert (status, document["proven"], document["intact"]) == (1, False, True)
     assert "NOT PROVEN" in tables

@@ -226,6 +226,7 @@ def test_build(bundle, call, monkeypatch):
 def test_build_fails_when_the_new_engine_fails_its_proof(bundle, call, monkeypatch, planned):
     manifest = read_manifest(bundle)
     (onnx,) = manifest.engines
+    assert onnx.parity is not None
     failed = dataclasses.replace(planned(), parity=dataclasses.replace(onnx.parity, passed=False))
     for engine, wanted in ((planned(), 0), (failed, 1)):
         both = dataclasses.replace(manifest, engines=(onnx, engine))

@@ -117,7 +117,7 @@ def test_names_that_no_encoding_can_print(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")  # or a table breaks the names
     for name in (b"\xff[red].png", b":smile: [bold].png", "照 片.png".encode()):
-        shutil.copy(photos / "a.png", os.fsencode(photos) + b"/" + name)
+        shutil.copy(photos / "a.png", photos / os.fsdecode(name))
     result = drx("score", toy_bundle, photos)
     assert result.returncode == 0
     assert "6 scored" in result.stdout

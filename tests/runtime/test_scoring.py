@@ -35,7 +35,7 @@ def test_scores_are_returned_in_the_order_of_the_paths(scorer: Scorer, folder: P
     summary = score_files(scorer, [folder], progress=progress, on_score=seen.append)
     assert (summary.images, summary.scored, summary.failed, summary.any_scored) == (3, 2, 1, True)
     assert (summary.already_there, summary.out) == (0, None)
-    assert summary.scores == tuple(scorer.score(sorted(folder.iterdir())))
+    assert summary.scores == tuple(scorer.score_stream(sorted(folder.iterdir())))
     assert [score.source for score in seen] == [score.source for score in summary.scores or ()]
     assert progress.messages == ["scoring"] * 3
     document = json.loads(json.dumps(summary.as_document()))
@@ -105,9 +105,10 @@ def test_images_with_a_row_get_no_new_picture(scorer: Scorer, folder: Path, tmp_
 def test_what_cannot_be_scored(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path / "none")):
         score_files(scorer, [tmp_path / "none"])
-    for flag in ("overwrite", "retry_errors"):
-        with pytest.raises(UserError, match="--out"):
-            score_files(scorer, [folder], **{flag: True})
+    with pytest.raises(UserError, match="--out"):
+        score_files(scorer, [folder], overwrite=True)
+    with pytest.raises(UserError, match="--out"):
+        score_files(scorer, [folder], retry_errors=True)
     manifest = dataclasses.replace(scorer.manifest, outputs=("score", "weights"))
     without_maps = Scorer(manifest, scorer.engine, scorer.session)
     with pytest.raises(UserError, match="maps"):

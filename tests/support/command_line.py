@@ -29,7 +29,13 @@ NO_TRAINING_LIBRARY = without(
 
 def drx(*arguments: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run `drx` after the Python statements in `before`."""
-    command = [sys.executable, "-P", "-c", before + _RUNNER, *map(os.fspath, arguments)]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        before + _RUNNER,
+        *[os.fspath(argument) for argument in arguments],
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
