@@ -7,7 +7,7 @@ Example:
     score = scorer.score("photo.jpg")
     score.value, score.std, score.distortions, score.fingerprint
 
-    runtime.score_files(scorer, ["photos/"], "scores.csv")
+    runtime.score_files(scorer, "photos/", "scores.csv")
 """
 
 from drexperts.runtime.errors import (

@@ -12,7 +12,7 @@ from drexperts.runtime.errors import (
     NotTakenError,
     UserError,
 )
-from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.scorer import PassedOver, Scorer
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -92,7 +92,11 @@ def open_engine(
         raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
     check_allowed(engine, gpu, trust=trust)
     path = Path(bundle) / engine.file
-    _check_unchanged(path, engine)
+    if (state := engine.file_state(bundle)) != "intact":
+        why = "is missing" if state == "MISSING" else "has changed: its SHA-256 is another"
+        raise ChangedFileError(
+            f"{str(path)!r} {why}; restore it, or export the bundle again with `drx export`"
+        )
     session = BACKENDS[engine.backend].open(path, engine, threads, gpu)
     crop = manifest.preprocessing.crop
     if session.image_size not in (None, crop):
@@ -122,15 +126,3 @@ def _none_left(
         f"{file} ({backend}): {why}" for file, backend, why in _passed_over(failures)
     )
     return BundleError(f"no engine in {str(bundle)!r} can be used here: {reasons}")
-
-
-def _check_unchanged(path: Path, engine: Engine) -> None:
-    if not path.is_file():
-        raise ChangedFileError(
-            f"{str(path)!r} is missing: export the bundle again with `drx export`"
-        )
-    if sha256_of(path) != engine.sha256:
-        raise ChangedFileError(
-            f"{str(path)!r} is not the file that was verified: its SHA-256 differs from the "
-            "manifest's; restore it, or export the bundle again with `drx export`"
-        )

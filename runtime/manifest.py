@@ -376,6 +376,13 @@ class Engine:
         planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
         _require(planned, f"an engine of {self.backend!r} has a plan, or lacks one")
 
+    def file_state(self, bundle: str | os.PathLike[str]) -> str:
+        """Whether the file in the bundle's folder is "intact", "CHANGED" or "MISSING"."""
+        path = Path(bundle) / self.file
+        if not path.is_file():
+            return "MISSING"
+        return "intact" if sha256_of(path) == self.sha256 else "CHANGED"
+
     @property
     def evidence(self) -> str:
         """What is known about the engine: "built", then "inspected", then "executed"."""

@@ -154,8 +154,8 @@ class Scorer:
         self.engine = engine
         self.session = session
         self.batch = min(8, session.max_batch) if batch is None else batch
-        if not 1 <= self.batch <= session.max_batch:
-            raise UserError(f"batch must be 1 to {session.max_batch}, got {batch}")
+        if type(self.batch) is not int or not 1 <= self.batch <= session.max_batch:
+            raise UserError(f"batch must be 1 to {session.max_batch}, got {batch!r}")
         self.passed_over: tuple[PassedOver, ...] = ()
         self._turns = threading.BoundedSemaphore(session.concurrency)
 

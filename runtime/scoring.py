@@ -49,7 +49,7 @@ class ScoringSummary:
 
 def score_files(
     scorer: Scorer,
-    paths: Iterable[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     *,
     explain: str | os.PathLike[str] | None = None,
@@ -60,7 +60,7 @@ def score_files(
 ) -> ScoringSummary:
     """Score the images that files, folders and glob patterns name.
 
-    paths: see `find_images`; pictures that `explain` wrote before are left out
+    paths: one or several, see `find_images`; pictures that `explain` wrote before are left out
     out: a `.jsonl` or `.csv` file, one row per image; a run with the same file continues it. With
         a file, memory is bounded; without one, every score is kept for the summary.
     explain: a folder for one explanation picture per scored image; the bundle must have maps
@@ -74,13 +74,14 @@ def score_files(
 
     Example:
         with runtime.load("bundle/") as scorer:
-            summary = runtime.score_files(scorer, ["photos/"], "scores.csv")
+            summary = runtime.score_files(scorer, "photos/", "scores.csv")
         print(summary.scored, summary.failed)
     """
     if out is None and (overwrite or retry_errors):
         raise UserError("overwriting and retrying are about a result file: name it with --out")
+    named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     pictures = None if explain is None else Path(explain)
-    images = _without_pictures(find_images([os.fspath(path) for path in paths]), pictures)
+    images = _without_pictures(find_images([os.fspath(path) for path in named]), pictures)
     kept: list[Score] = []
     sinks: list[Callable[[Score], object]] = []
     there: dict[str, bool] = {}
@@ -109,6 +110,7 @@ def score_files(
         already = len(images) - len(todo)
         if already and pictures is not None:
             progress.note(f"{already} images already have a row and get no new picture")
+        progress("scoring", 0, len(todo))
         for count, score in enumerate(scorer.score_stream(todo, maps=pictures is not None), 1):
             for sink in sinks:
                 sink(score)

@@ -33,16 +33,16 @@ from drexperts.runtime.preprocess import Preprocessing
 
 TESTS = Path(__file__).parent
 
-# Before anything imports Triton: its kernels are interpreted, on the CPU.
+# Before anything imports Triton, so that its kernels are interpreted on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-# Before anything imports torch: tests that run side by side (`pytest -n`) have a core each.
+# Before anything imports torch: tests that run in parallel (`pytest -n`) get one core each.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts the tests in the background has Ctrl-C ignored, by them and what they start.
+# A shell that starts the tests in the background makes them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples everywhere, and no test is worse for a slow machine.
+# The same examples everywhere, and no deadline, so that a slow machine passes too.
 settings.register_profile(
     "ours",
     derandomize=True,
@@ -222,7 +222,7 @@ def compiling() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Memory that nobody wrote is NaN."""
+    """Uninitialised memory of torch is NaN."""
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""The frame of `drx`, and the verbs that call a library function."""
+"""`drx` itself: usage, exit statuses, missing libraries; and verbs that call a library function."""
 
 import dataclasses
 import json
@@ -99,14 +99,6 @@ def test_without_rich_the_command_line_names_its_extra(toy_bundle):
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_engine_library(toy_bundle, photos, call, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    status, document, error = call("score", toy_bundle, photos)
-    assert status == 2
-    assert 'pip install "drexperts[cpu]"' in error
-    assert "drexperts[cpu]" in document["error"]
-
-
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
@@ -186,6 +178,7 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
     assert ("--no-fused-attention" in tables) == (tensor is not None)
 
 
+@pytest.mark.slow
 def test_layers_that_cannot_be_compared_are_refused_before_any_proof(bundle, call, monkeypatch):
     pytest.importorskip("drexperts.export.engines.debug_layers")  # it imports the proof for itself
     calls = provide(monkeypatch, "drexperts.export.proof.prove", verify_bundle=None)

@@ -1,4 +1,4 @@
-"""Hostile bytes: an image or ImageError, a manifest or BundleError, and nothing else."""
+"""Hostile bytes give an image or ImageError, a manifest or BundleError, and nothing else."""
 
 import io
 import json
@@ -61,7 +61,7 @@ SEEDS = list(seeds())
 
 @st.composite
 def mutated(draw):
-    """A seed with bytes overwritten, a piece cut out or repeated, or its end cut off."""
+    """A seed with overwritten bytes, and a piece cut out or repeated, or the end cut off."""
     content = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(0, 8))):
         content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))

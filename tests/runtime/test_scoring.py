@@ -37,7 +37,7 @@ def test_scores_are_returned_in_the_order_of_the_paths(scorer: Scorer, folder: P
     assert (summary.already_there, summary.out) == (0, None)
     assert summary.scores == tuple(scorer.score_stream(sorted(folder.iterdir())))
     assert [score.source for score in seen] == [score.source for score in summary.scores or ()]
-    assert progress.messages == ["scoring"] * 3
+    assert progress.messages == ["scoring"] * 4
     document = json.loads(json.dumps(summary.as_document()))
     assert [row["source"] for row in document["results"]] == [score.source for score in seen]
 
@@ -53,7 +53,7 @@ def test_a_result_file_is_continued(
     again = score_files(scorer, [folder], str(out))
     assert (again.images, again.already_there, again.scored, again.failed) == (4, 3, 1, 0)
     shutil.copy(folder / "a.png", folder / "broken.jpg")
-    retried = score_files(scorer, [folder], out, retry_errors=True)
+    retried = score_files(scorer, folder, out, retry_errors=True)
     assert (retried.already_there, retried.scored, retried.any_scored) == (3, 1, True)
     nothing_to_do = score_files(scorer, [folder], out)
     assert (nothing_to_do.scored, nothing_to_do.any_scored) == (0, True)
