@@ -163,44 +163,33 @@ def test_a_bounded_number_of_lanes_is_kept(machine):
     assert nothing_left(machine)
 
 
-def test_growing_batches_leave_nothing_behind(machine):
-    with machine.open(((1, 1, 1), (2, 4, 16)), contexts=1) as session:
-        for count in (1, 1, 2, 2, 9, 9, 1, 1, 16, 2):
-            check(session.run(images(count)), images(count))
-    assert nothing_left(machine)
-
-
-def test_a_profile_that_needs_more_scratch_memory(machine):
-    with machine.open(((1, 4, 4), (1, 1, 16)), contexts=1) as session:
-        for seed, count in enumerate((4, 4, 4, 1, 1, 4, 4, 4, 1)):
+@pytest.mark.parametrize(
+    ("profiles", "counts"),
+    [
+        (((1, 1, 1), (2, 4, 16)), (1, 1, 2, 2, 9, 9, 1, 1, 16, 2)),
+        (((1, 4, 4), (1, 1, 16)), (4, 4, 4, 1, 1, 4, 4, 4, 1)),  # the second needs more scratch
+    ],
+)
+def test_growing_batches_leave_nothing_behind(machine, profiles, counts):
+    with machine.open(profiles, contexts=1) as session:
+        for seed, count in enumerate(counts):
             check(session.run(images(count, seed)), images(count, seed))
     assert nothing_left(machine)
 
 
-def test_a_failed_capture_is_logged_once_and_graphs_are_given_up(machine, caplog):
-    machine.trt.refuses_capture = True
+@pytest.mark.parametrize("refusal", ["by TensorRT", "begin", "end", "instantiate"])
+def test_without_graphs_it_scores_and_warns_once(machine, refusal, caplog):
+    machine.trt.refuses_capture = refusal == "by TensorRT"
+    machine.trt.spoils_capture = refusal == "end"
+    failing = {"begin": "cudaStreamBeginCapture", "instantiate": "cudaGraphInstantiate"}
+    if refusal in failing:
+        machine.cuda.fail(failing[refusal], Error.cudaErrorInvalidValue)
     with caplog.at_level(logging.WARNING), machine.open() as session:
         for seed in range(4):
             for count in (1, 2):
                 check(session.run(images(count, seed)), images(count, seed))
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "without CUDA graphs" in message
-    assert "cannot be captured" in message
+    assert [("CUDA graphs" in record.getMessage()) for record in caplog.records] == [True]
     assert machine.cuda.calls["cudaStreamBeginCapture"] == 1
-    assert nothing_left(machine)
-
-
-@pytest.mark.parametrize("step", ["begin", "end", "instantiate"])
-def test_graph_that_cuda_refuses(machine, step, caplog):
-    machine.trt.spoils_capture = step == "end"
-    if step == "begin":
-        machine.cuda.fail("cudaStreamBeginCapture", Error.cudaErrorInvalidValue)
-    if step == "instantiate":
-        machine.cuda.fail("cudaGraphInstantiate", Error.cudaErrorInvalidValue)
-    with caplog.at_level(logging.WARNING), machine.open() as session:
-        for seed in range(3):
-            check(session.run(images(2, seed)), images(2, seed))
-    assert len(caplog.records) == 1
     assert nothing_left(machine)
 
 
