@@ -93,15 +93,7 @@ def score_files(
         if out is None:  # maps take a megabyte per image
             sinks.append(lambda score: kept.append(replace(score, maps=None)))
         else:
-            results = stack.enter_context(
-                ResultFile(
-                    Path(out),
-                    fingerprint=scorer.fingerprint(),
-                    distortions=scorer.manifest.distortions,
-                    overwrite=overwrite,
-                    retry_errors=retry_errors,
-                )
-            )
+            results = stack.enter_context(_result_file(scorer, Path(out), overwrite, retry_errors))
             sinks.append(results.append)
             there = {os.path.abspath(source): scored for source, scored in results.done.items()}
         if on_score is not None:
@@ -125,6 +117,16 @@ def score_files(
         seconds=time.monotonic() - start,
         out=None if out is None else Path(out),
         scores=tuple(kept) if out is None else None,
+    )
+
+
+def _result_file(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultFile:
+    return ResultFile(
+        path,
+        fingerprint=scorer.fingerprint(),
+        distortions=scorer.manifest.distortions,
+        overwrite=overwrite,
+        retry_errors=retry_errors,
     )
 
 
