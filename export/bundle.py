@@ -14,7 +14,7 @@ from drexperts.export.proof.photographs import verification_images
 from drexperts.export.proof.prove import images_in, prove
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import folder_aside
+from drexperts.runtime.files import folder_written_whole
 from drexperts.runtime.manifest import (
     FILE_NAME,
     Manifest,
@@ -81,7 +81,7 @@ def export_bundle(
     _check_replaceable(out)
     pictures = verification_images() if images is None else images
     parity_sets(pictures, checkpoint.preprocessing)  # raises now what the proof would after minutes
-    with folder_aside(out) as aside:
+    with folder_written_whole(out) as aside:
         progress("folding and writing ONNX")
         made = mixture(
             checkpoint, precision, target, pictures, maps=maps, max_batch=max_batch, tell=progress

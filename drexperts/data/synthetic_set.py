@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from drexperts import __version__
 from drexperts.data.distortions import MIN_SIDE, SYNTHETIC_TYPES, compose_blocks, distort
 from drexperts.runtime.errors import ConfigError, DataError, ImageError, UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import find_images
@@ -440,12 +441,8 @@ def _json(content: Any) -> bytes:
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically. Raises OSError."""
     # Under a fixed name, so that the next call overwrites what a kill left.
-    part = path.with_name(path.name + _PART)
-    with open(part, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    with written_whole(path, aside=path.with_name(path.name + _PART)) as part:
+        part.write_bytes(content)
 
 
 def similarity(first: Tensor, second: Tensor) -> float:

@@ -39,7 +39,7 @@ from drexperts.export.proof.parity import (
 )
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.model.dr_experts import DRExperts
-from drexperts.runtime.manifest import OUTPUTS, Frontier, Parity
+from drexperts.runtime.manifest import OUTPUTS, Parity, PrecisionTrial
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import Progress
@@ -57,7 +57,7 @@ class Mixture(NamedTuple):
     graph: onnx.ModelProto
     precision: str
     islands: tuple[str, ...] = ()
-    frontier: tuple[Frontier, ...] = ()
+    frontier: tuple[PrecisionTrial, ...] = ()
 
 
 class Lowering(Protocol):
@@ -264,15 +264,19 @@ def fewest_islands(
     By bisection: keeping more of them is taken to be no worse. If not even all of them in float32
     keep the limits, that mixture is the answer, and its proof will say so.
     """
-    tried: dict[int, Frontier] = {}
+    tried: dict[int, PrecisionTrial] = {}
 
     def keeps(islands: Sequence[str]) -> bool:
         tell(f"precision search: {len(islands)} parts in float32")
         parity = judge(lowering.session(islands))
         low = parity.srcc if parity.srcc_interval is None else parity.srcc_interval.low
-        size = lowering.weight_bytes(islands)
-        found = Frontier(len(islands), size, parity.score_max, low, parity.passed)
-        tried[len(islands)] = found
+        tried[len(islands)] = PrecisionTrial(
+            islands=len(islands),
+            weight_bytes=lowering.weight_bytes(islands),
+            score_max=parity.score_max,
+            srcc=low,
+            passed=parity.passed,
+        )
         return parity.passed
 
     islands: Sequence[str] = ()

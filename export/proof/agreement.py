@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.evaluation.metrics import correlation_intervals, plcc, srcc
-from drexperts.runtime.manifest import CLEARLY, ENOUGH_IMAGES, Interval, SetParity
+from drexperts.runtime.manifest import CLEAR_DIFFERENCE, MIN_IMAGES, ConfidenceInterval, SetParity
 
 Array = NDArray[np.float64]
 
@@ -28,10 +28,10 @@ def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
     """How far scores [n] are from the reference's, which are numbers.
 
     Scores of which some are no numbers, or all the same, have correlations of 0. Intervals are 95 %
-    percentile bootstrap over the images, and there are none for fewer than `ENOUGH_IMAGES`.
+    percentile bootstrap over the images, and there are none for fewer than `MIN_IMAGES`.
     """
     flips, pairs = order_flips(expected, got)
-    clear_flips, clear_pairs = order_flips(expected, got, CLEARLY * span)
+    clear_flips, clear_pairs = order_flips(expected, got, CLEAR_DIFFERENCE * span)
     return SetParity(
         images=len(expected),
         score_max=finite(largest_difference(got, expected) / span),
@@ -136,10 +136,11 @@ def _correlations(expected: Array, got: Array) -> dict[str, Any]:
         "srcc": rank_correlation(expected, got),
         "plcc": correlation(expected, got),
     }
-    if len(expected) < ENOUGH_IMAGES:
+    if len(expected) < MIN_IMAGES:
         return found
     numbers = np.isfinite(got).all()
     intervals = correlation_intervals(expected, got) if numbers else dict.fromkeys(found, _NONE)
     return found | {
-        f"{name}_interval": Interval(*map(_number, ends)) for name, ends in intervals.items()
+        f"{name}_interval": ConfidenceInterval(*map(_number, ends))
+        for name, ends in intervals.items()
     }

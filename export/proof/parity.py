@@ -22,7 +22,7 @@ from drexperts.model.backbones import normalised
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import (
-    ENOUGH_IMAGES,
+    MIN_IMAGES,
     BatchInvariance,
     Manifest,
     Parity,
@@ -150,16 +150,16 @@ def parity_sets(
 ) -> tuple[list[Source], dict[str, int]]:
     """What parity is measured on, made from photographs: all images, and how many each set has.
 
-    Raises UserError for fewer than three photographs, and for fewer than `ENOUGH_IMAGES` different
+    Raises UserError for fewer than three photographs, and for fewer than `MIN_IMAGES` different
     images in all, which no engine could pass its limits on.
     """
     if len(images) < 3:
         raise UserError(f"parity needs at least 3 readable images, got {len(images)}")
     crops = distorted_crops(images, preprocessing)
     different = _different(images, crops)
-    if different < ENOUGH_IMAGES:
+    if different < MIN_IMAGES:
         raise UserError(
-            f"parity needs {ENOUGH_IMAGES} different images, and these {len(images)} with crops of "
+            f"parity needs {MIN_IMAGES} different images, and these {len(images)} with crops of "
             f"them under every distortion make {different}: name more photographs with --images, "
             "in colour and of something, or leave it out"
         )
@@ -168,7 +168,7 @@ def parity_sets(
 
 def _different(images: Sequence[Source], crops: Sequence[Source]) -> int:
     """How many different images there are among crops, all different, and images, up to enough."""
-    if len(crops) >= ENOUGH_IMAGES:
+    if len(crops) >= MIN_IMAGES:
         return len(crops)
     return len({decode(image).tobytes() for image in images}) + len(crops)
 
@@ -178,7 +178,7 @@ def _check_scores(scores: Array, sizes: Mapping[str, int]) -> None:
     if not np.isfinite(scores).all():
         raise UserError("the checkpoint gives scores that are no numbers: train it again")
     parts = {name: scores[part] for name, part in _parts(sizes).items()}
-    gated = {name: part for name, part in parts.items() if len(part) >= ENOUGH_IMAGES}
+    gated = {name: part for name, part in parts.items() if len(part) >= MIN_IMAGES}
     for name, part in ({"images": scores} | gated).items():
         if np.ptp(part) == 0:
             raise UserError(
@@ -271,7 +271,7 @@ def compare(
 ) -> Parity:
     """The parity report of `got` against `expected` under `limits`.
 
-    Fewer than `ENOUGH_IMAGES` have no intervals, and pass no limits on those; what is no number
+    Fewer than `MIN_IMAGES` have no intervals, and pass no limits on those; what is no number
     passes none.
 
     Args:

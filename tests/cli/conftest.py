@@ -1,4 +1,4 @@
-"""Fixtures of the verbs on rated images: miniature data, a checkpoint, its bundle, a training."""
+"""Fixtures that the tests of several verbs share."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from support import miniature
 from support.training_verbs import SHORT, Ended, saved_checkpoint
 
@@ -82,3 +83,20 @@ def done(
     command += ["--epochs", "2", "--crops", "2", "--tensorboard"]
     assert main([*command, "--out", str(out)]) == 0
     return out, command
+
+
+@pytest.fixture
+def photos(tmp_path: Path, photo: Callable[..., Image.Image]) -> Path:
+    """A folder with three photographs, one of them in a sub-folder, and a broken file."""
+    folder = tmp_path / "photos"
+    for seed, name in enumerate(["a.png", "b.png", "sub/a.png"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(60, 40, seed).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"junk")
+    return folder
+
+
+@pytest.fixture
+def bundle(toy_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the toy bundle, to be changed."""
+    return Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))

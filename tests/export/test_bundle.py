@@ -20,7 +20,7 @@ from drexperts.export.proof import parity as verify
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import ABANDONED
+from drexperts.runtime.files import ABANDONED_AFTER
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
 
@@ -126,7 +126,7 @@ def test_a_broken_export_leaves_what_was_there(
 def test_what_killed_exports_left_is_swept(
     checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
-    for name, age in ((".b.partial-old", 2 * ABANDONED), (".b.partial-new", 0.0)):
+    for name, age in ((".b.partial-old", 2 * ABANDONED_AFTER), (".b.partial-new", 0.0)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     bundles.export_bundle(checkpoint, tmp_path / "b", pictures, max_batch=1)

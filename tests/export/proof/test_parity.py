@@ -18,7 +18,7 @@ from drexperts.export.proof.parity import (
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import (
-    ENOUGH_IMAGES,
+    MIN_IMAGES,
     OUTPUTS,
     BatchInvariance,
     Parity,
@@ -86,7 +86,7 @@ def test_drift_is_measured_in_spans_and_in_units() -> None:
 def test_faults_fail(changes: dict[str, object], precision: str) -> None:
     report = compared(precision, **changes)
     assert not report.passed
-    assert all(value is None or np.isfinite(value) for value in report.gated().values())
+    assert all(value is None or np.isfinite(value) for value in report.measured().values())
 
 
 def test_what_is_no_number_keeps_no_limit() -> None:
@@ -109,7 +109,7 @@ def test_too_few_images_pass_nothing() -> None:
     few = Outputs(SCORES[:99], WEIGHTS[:99], MAPS[:99], 99)
     report = compare(few, few, SCALE, LIMITS["fp32"])
     assert (report.srcc_interval, report.passed) == (None, False)
-    enough = Outputs(*(part[:ENOUGH_IMAGES] for part in EXPECTED[:3]), ENOUGH_IMAGES)
+    enough = Outputs(*(part[:MIN_IMAGES] for part in EXPECTED[:3]), MIN_IMAGES)
     assert compare(enough, enough, SCALE, LIMITS["fp32"]).passed
 
 
@@ -119,7 +119,7 @@ def test_each_set_of_enough_images_has_to_keep_the_limits() -> None:
     got = expected._replace(scores=scores + np.repeat([0, 1.6e-4], 120) * RANDOM.normal(size=240))
     sizes = {"easy": 120, "hard": 120}
     report = compare(expected, got, SCALE, {"srcc_low": 0.999}, sizes)
-    assert report.gated()["srcc_low"] > 0.999  # type: ignore[operator]
+    assert report.measured()["srcc_low"] > 0.999  # type: ignore[operator]
     assert report.sets["easy"].keeps({"srcc_low": 0.999})
     assert not report.sets["hard"].keeps({"srcc_low": 0.999})
     assert not report.passed
@@ -181,7 +181,7 @@ def test_parity_is_measured_on_photographs_and_on_every_distortion() -> None:
     spec = Preprocessing(96, 96, 192, 2)
     sources, sizes = parity_sets(images, spec)
     assert sizes == {"photographs": 104, "synthetic": 125}
-    assert min(sizes.values()) >= ENOUGH_IMAGES
+    assert min(sizes.values()) >= MIN_IMAGES
     assert sources[:104] == images
     assert all(image.size == (96, 96) for image in sources[104:])  # type: ignore[union-attr]
     with pytest.raises(UserError, match="at least 3"):
