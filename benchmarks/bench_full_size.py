@@ -50,7 +50,7 @@ def exported(
     """A bundle of one precision."""
     bundle = folder / f"full-size-{checkpoint.model.config.preset}-{precision}"
     images = verification_images()[:QUICK_IMAGES] if quick else None
-    export_bundle(checkpoint, bundle, images, precision, progress=progress)
+    export_bundle(checkpoint, bundle, images=images, precision=precision, progress=progress)
     return bundle
 
 

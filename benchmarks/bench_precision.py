@@ -38,9 +38,10 @@ from drexperts.benchmarks.bench_full_size import random_checkpoint
 from drexperts.export.graph.calibration import measured_peaks
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
-from drexperts.export.graph.precision import Int8, Judge, fewest_islands
+from drexperts.export.graph.precision import Int8, PrecisionTest, fewest_islands
 from drexperts.export.graph.to_onnx import onnx_from_model
-from drexperts.export.proof.parity import INVARIANCE, LIMITS, compare, engine_outputs
+from drexperts.export.proof.batch_invariance import TOLERANCES
+from drexperts.export.proof.parity import LIMITS, compare, engine_outputs
 from drexperts.export.proof.photographs import NAMES, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.files import written_whole
@@ -120,8 +121,8 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     """Every way's size, parity, batch invariance and speed."""
     images = verification_images()
     int8 = Int8(checkpoint, images, maps=True, max_batch=BATCH)
-    judge = Judge(checkpoint, images[: len(NAMES)], "int8", True, tell)
-    chosen = fewest_islands(int8, judge, tell)
+    test = PrecisionTest(checkpoint, images[: len(NAMES)], "int8", True, tell)
+    chosen = fewest_islands(int8, test, tell)
     plain = onnx_from_model(checkpoint.model, maps=True, max_batch=BATCH)
     ways: dict[str, Callable[[], onnx.ModelProto]] = {
         FLOAT: lambda: plain,
@@ -143,9 +144,9 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
             drift = batch_drift(sessions[name], pixels) / checkpoint.scale.span
             rows[name] = {
                 "bytes": graph.ByteSize(),
-                **judged(judge, OnnxSession(path, max_batch=BATCH)),
+                **measured_scores(test, OnnxSession(path, max_batch=BATCH)),
                 "batch_drift": drift,
-                "invariant": drift <= INVARIANCE["int8"],
+                "invariant": drift <= TOLERANCES["int8"],
             }
         one = pixels[:1]
         calls = {name: partial(session.run, one) for name, session in sessions.items()}
@@ -153,12 +154,12 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     return head("precision", _command(weights), MODULES, None) | {
         "weights": weights,
         "preset": checkpoint.model.config.preset,
-        "images": len(judge.sources),
-        "span": judge.manifest.scale.span,
-        "eager_scores": judge.expected.scores.tolist(),
+        "images": len(test.reference.images),
+        "span": test.manifest.scale.span,
+        "eager_scores": test.reference.outputs.scores.tolist(),
         "islands": list(chosen.islands),
         "layers": len(int8.ranges),
-        "searched": [asdict(each) for each in chosen.frontier],
+        "searched": [asdict(each) for each in chosen.trials],
         "ways": rows,
         "latency": {name: statistics(each) for name, each in times.items()},
         "ratio": {n: ratio(times[n], times[FLOAT]) for n in times if n != FLOAT},
@@ -166,16 +167,17 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     }
 
 
-def judged(judge: Judge, session: Session) -> dict[str, Any]:
-    """What the judge finds of a session, which is closed, and the scores that it is found from.
+def measured_scores(test: PrecisionTest, session: Session) -> dict[str, Any]:
+    """The parity of a session, which is closed, and the scores that it was measured on.
 
-    A score that is no number is None: a receipt holds numbers alone.
+    A score that is not finite is None: a receipt holds numbers only.
     """
-    (engine,) = judge.manifest.engines
-    with Scorer(judge.manifest, engine, session) as scorer:
-        got = engine_outputs(scorer, judge.sources, judge.tell)
-    limits = LIMITS[judge.precision]
-    parity = compare(judge.expected, got, judge.manifest.scale, limits, judge.sizes)
+    reference, scale = test.reference, test.manifest.scale
+    (engine,) = test.manifest.engines
+    with Scorer(test.manifest, engine, session) as scorer:
+        got = engine_outputs(scorer, reference.images)
+    limits = LIMITS[engine.precision]
+    parity = compare(reference.outputs, got, scale, limits, reference.sizes)
     scores = [score if np.isfinite(score) else None for score in got.scores.tolist()]
     return {"parity": asdict(parity), "scores": scores}
 

@@ -9,21 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drexperts.benchmarks.gpu_contenders import DENSE, Contender, Program
-from drexperts.export.proof.agreement import finite
-from drexperts.export.proof.parity import (
-    INVARIANCE,
-    LIMITS,
-    Outputs,
-    _batch_drifts,
+from drexperts.export.proof.batch_invariance import (
+    CASES,
+    TOLERANCES,
+    batch_drifts,
     batch_sizes,
-    compare,
+    worst_drift,
 )
+from drexperts.export.proof.parity import LIMITS, Outputs, compare
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale, invariance_limits, within
 
 REPEATS = 3
 REFERENCE = "float32, eager"
-
-CASES = ("repeated", "neighbours", "permuted", "extremes")  # of `verify._batch_drifts`
 
 Rows = dict[str, NDArray[np.float64]]
 
@@ -89,14 +86,9 @@ class Gate:
         alone = self.alone.get(contender.name)
         expected = alone or _rows(program, crops, batch)
         engine, arrays = Engine(program, crops.device), crops.cpu().numpy()
-        drifts = [each for n in sizes for each in _batch_drifts(engine, arrays, expected, n)]
-        largest = float(np.abs(expected["weights"]).max())
-        units = {"score": self.scale.span, "weights": largest, "maps": 1.0}
-        worst = {
-            f"{name}_max": finite(float(np.max([each[name] for each in drifts])) / units[name])
-            for name in OUTPUTS
-        }
-        limits = invariance_limits(INVARIANCE[self.precision])
+        drifts = [each for n in sizes for each in batch_drifts(engine, arrays, expected, n)]
+        worst = worst_drift(drifts, expected, self.scale)
+        limits = invariance_limits(TOLERANCES[self.precision])
         return {
             "against": "each alone" if alone else "the same batch in order",
             "batches": sizes,

@@ -9,7 +9,8 @@ from typing import Any
 
 from drexperts.bench.tables import AGAIN
 from drexperts.benchmarks.receipt_scores import parity_of
-from drexperts.export.proof.parity import INVARIANCE, LIMITS
+from drexperts.export.proof.batch_invariance import TOLERANCES
+from drexperts.export.proof.parity import LIMITS
 from drexperts.runtime.manifest import invariance_limits, within
 
 Report = dict[str, Any]
@@ -75,7 +76,7 @@ def _at_parity(proof: Report | None, precision: str) -> bool:
 
 
 def _invariant(proof: Report | None, precision: str) -> bool:
-    return proof is not None and within(proof, invariance_limits(INVARIANCE[precision]))
+    return proof is not None and within(proof, invariance_limits(TOLERANCES[precision]))
 
 
 def drift(report: Report) -> dict[str, bool]:
@@ -90,7 +91,7 @@ def drift(report: Report) -> dict[str, bool]:
 def precision(report: Report) -> dict[str, bool]:
     """What `--precision auto` chose keeps its parity, and is the same in any batch."""
     chosen = report["ways"]["auto"]
-    same = chosen["batch_drift"] <= INVARIANCE["int8"]
+    same = chosen["batch_drift"] <= TOLERANCES["int8"]
     return {"auto": same and _at_parity(chosen["parity"], "int8")}
 
 

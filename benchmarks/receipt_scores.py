@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drexperts.export.proof.agreement import finite, score_agreement
-from drexperts.export.proof.parity import INVARIANCE, LIMITS
+from drexperts.export.proof.batch_invariance import TOLERANCES
+from drexperts.export.proof.parity import LIMITS
 from drexperts.runtime.manifest import Interval, Parity, SetParity, invariance_limits, within
 
 Block = dict[str, Any]
@@ -50,7 +51,7 @@ def ways(block: Block) -> Iterator[Stated]:
     for name, way in block["ways"].items():
         found = _figures(expected, way["scores"], block["span"], way["parity"])
         yield f"ways.{name}.parity", way["parity"], found
-        steady = 0 <= way["batch_drift"] <= INVARIANCE["int8"]
+        steady = 0 <= way["batch_drift"] <= TOLERANCES["int8"]
         yield f"ways.{name}.invariant", way.get("invariant"), steady
 
 

@@ -43,7 +43,7 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     bundle = out / "bundle"
     shown = _evenly(trained.held_out, VERIFIED_ON)
     pictures = [item.image for item in shown]
-    engine = export_bundle(checkpoint, bundle, pictures, progress=progress).engines[0]
+    engine = export_bundle(checkpoint, bundle, images=pictures, progress=progress).engines[0]
     console.print(proof_table(engine))
     if not engine.proven:
         return {"passed": False, "bundle": str(bundle)}

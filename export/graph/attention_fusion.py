@@ -75,8 +75,6 @@ def _ones_from_pixels(
     first = add_before(first_node, "Slice", [floats, start, end], f"{PREFIX}.first")
     true = add_before(first_node, "Greater", [first, bound], f"{PREFIX}.true")
     return {
-        dtype: add_before(
-            first_node, "Cast", [true], f"{PREFIX}.one.{dtype.value}", {"to": dtype}
-        )
+        dtype: add_before(first_node, "Cast", [true], f"{PREFIX}.one.{dtype.value}", {"to": dtype})
         for dtype in sorted(dtypes)
     }

@@ -12,26 +12,28 @@ import pytest
 from drexperts.benchmarks import bench_precision
 from drexperts.benchmarks.receipt_scores import ways
 from drexperts.export.graph.fold import inference_model
-from drexperts.export.graph.precision import FoldedSession, Judge
+from drexperts.export.graph.precision import PrecisionTest, folded_session
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.manifest import ScoreScale
 
 
-def test_what_is_noted_of_a_way_is_the_judge_s_and_can_be_computed_again(
+def test_what_is_noted_of_a_way_can_be_computed_again(
     tiny: Callable[..., Any], random_model: Callable[..., Any]
 ) -> None:
     model = random_model(tiny("official"), spread=0.05)
     scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
     checkpoint = Checkpoint(model, scale, default_preprocessing(model.config))
-    judge = Judge(checkpoint, verification_images()[:4], "int8", True, lambda _: None)
-    noted = bench_precision.judged(judge, FoldedSession(inference_model(model, "fp16")))
-    assert noted["parity"] == asdict(judge(FoldedSession(inference_model(model, "fp16"))))
+    test = PrecisionTest(checkpoint, verification_images()[:4], "int8", True)
+    noted = bench_precision.measured_scores(
+        test, folded_session(inference_model(model, "fp16"))
+    )
+    assert noted["parity"] == asdict(test(folded_session(inference_model(model, "fp16"))))
     assert noted["parity"]["score_max"] > 0
     report = {
-        "images": len(judge.sources),
+        "images": len(test.reference.images),
         "span": scale.span,
-        "eager_scores": judge.expected.scores.tolist(),
+        "eager_scores": test.reference.outputs.scores.tolist(),
         "ways": {"auto": noted | {"batch_drift": 0.0, "invariant": True}},
     }
     for _, stated, expected in ways(json.loads(json.dumps(report))):

@@ -19,7 +19,8 @@ from drexperts.benchmarks import receipts
 from drexperts.benchmarks.receipt_arithmetic import claims
 from drexperts.benchmarks.receipt_gates import GATES
 from drexperts.export.proof.agreement import score_agreement
-from drexperts.export.proof.parity import INVARIANCE, LIMITS, Outputs, compare
+from drexperts.export.proof.batch_invariance import TOLERANCES
+from drexperts.export.proof.parity import LIMITS, Outputs, compare
 from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity, ScoreScale
 
 Report = dict[str, Any]
@@ -341,7 +342,7 @@ def proven(precision: str = "fp32") -> Report:
     more |= dict.fromkeys(("weights_srcc_interval", "weights_plcc_interval"), scores.srcc_interval)
     limits = LIMITS[precision]
     proof = Parity(**vars(scores), **alike, **apart, **more, sets={}, limits=limits, passed=True)
-    steady = invariance() | {"tolerance": INVARIANCE[precision]}
+    steady = invariance() | {"tolerance": TOLERANCES[precision]}
     return {"parity": asdict(proof), "invariance": steady}
 
 

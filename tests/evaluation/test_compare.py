@@ -24,7 +24,7 @@ from drexperts.evaluation.compare import (
     write_predictions,
 )
 from drexperts.evaluation.metrics import json_ready, judge
-from drexperts.export.bundle import export_checkpoint
+from drexperts.export.bundle import export_bundle
 from drexperts.export.proof.parity import LIMITS
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.errors import DataError, UserError
@@ -54,15 +54,12 @@ def models(
     paths = [folder / name for name in ("a.safetensors", "bundle", "b.safetensors")]
     for path, seed in ((paths[0], 0), (paths[2], 1)):
         save_checkpoint(Checkpoint(random_model(tiny(), seed), SCALE, PREPROCESSING), path)
-    export_checkpoint(
+    export_bundle(
         paths[0],
         paths[1],
         images=pictures,
-        scale=None,
-        precision="fp32",
         maps=False,
         max_batch=4,
-        progress=lambda _: None,
     )
     return paths
 
