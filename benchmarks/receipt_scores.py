@@ -10,7 +10,13 @@ import numpy as np
 from drexperts.export.proof.agreement import finite, score_agreement
 from drexperts.export.proof.batch_invariance import TOLERANCES
 from drexperts.export.proof.parity import LIMITS
-from drexperts.runtime.manifest import Interval, Parity, SetParity, invariance_limits, within
+from drexperts.runtime.manifest import (
+    ConfidenceInterval,
+    Parity,
+    SetParity,
+    invariance_limits,
+    within,
+)
 
 Block = dict[str, Any]
 Stated = tuple[str, Any, Any]  # a field, what a receipt has there, and what its raw numbers say
@@ -176,4 +182,4 @@ def parity_of(block: Block) -> Parity:
 
 def _with_intervals(block: Block) -> Block:
     named = {name: ends for name, ends in block.items() if name.endswith("_interval") and ends}
-    return block | {name: Interval(**ends) for name, ends in named.items()}
+    return block | {name: ConfidenceInterval(**ends) for name, ends in named.items()}

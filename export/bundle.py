@@ -13,7 +13,7 @@ from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import loaded_checkpoint, verify
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import folder_aside
+from drexperts.runtime.files import folder_written_whole
 from drexperts.runtime.manifest import (
     FILE_NAME,
     OUTPUTS,
@@ -85,7 +85,7 @@ def export_bundle(
     _check_replaceable(out)
     pictures = proof_images(images)
     parity_sets(pictures, loaded.preprocessing)  # raises now what the proof would after minutes
-    with folder_aside(out) as aside:
+    with folder_written_whole(out) as aside:
         progress("folding and writing ONNX")
         chosen = choose_precision(
             loaded, precision, target, pictures, maps=maps, max_batch=max_batch, progress=progress

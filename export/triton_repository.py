@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import folder_aside
+from drexperts.runtime.files import folder_written_whole
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
 
@@ -97,7 +97,7 @@ def write_repository(
     if out.is_relative_to(bundle.resolve()):
         raise UserError(f"{out} is inside the bundle: choose another place")
     _check_replaceable(out)
-    with folder_aside(out) as aside:
+    with folder_written_whole(out) as aside:
         for entry in entries:
             config = _config(entry, manifest, instances, max_queue_delay)
             _write_entry(aside / entry.name, entry, config, bundle)
@@ -170,7 +170,7 @@ def _served_batch(engine: Engine) -> int:
     sizes: Iterator[int] = iter(range(1, engine.certified_batch + 1))
     if engine.plan is not None:
         profiles = engine.plan.profiles
-        sizes = takewhile(lambda size: any(p.admits(size) for p in profiles), sizes)
+        sizes = takewhile(lambda size: any(p.includes(size) for p in profiles), sizes)
     return sum(1 for _ in sizes)
 
 

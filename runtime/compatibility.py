@@ -9,7 +9,7 @@ from typing import Any
 
 from drexperts.runtime.cuda import call
 from drexperts.runtime.errors import CudaError, MissingDependencyError
-from drexperts.runtime.manifest import Engine, Plan
+from drexperts.runtime.manifest import Engine, EnginePlan
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def obstacle(engine: Engine, gpu: Gpu | None, library_version: str | None) -> st
     return None if mismatch is None else f"{engine.file} {mismatch}; {rebuild}"
 
 
-def _mismatch(engine: Engine, plan: Plan, gpu: Gpu, version: str) -> str | None:
+def _mismatch(engine: Engine, plan: EnginePlan, gpu: Gpu, version: str) -> str | None:
     if plan.platform != this_platform():
         return f"was built for {plan.platform}, this machine is {this_platform()}"
     if not _version_fits(engine, plan, version):
@@ -102,7 +102,7 @@ def _mismatch(engine: Engine, plan: Plan, gpu: Gpu, version: str) -> str | None:
     return None
 
 
-def _version_fits(engine: Engine, plan: Plan, version: str) -> bool:
+def _version_fits(engine: Engine, plan: EnginePlan, version: str) -> bool:
     if version == plan.version:
         return True
     if engine.backend != "tensorrt" or not plan.version_compatible:
@@ -117,19 +117,19 @@ def _release(version: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _capability_fits(engine: Engine, plan: Plan, capability: str) -> bool:
+def _capability_fits(engine: Engine, plan: EnginePlan, capability: str) -> bool:
     if engine.backend == "tensorrt" and plan.hardware_compatibility == "ampere+":
         return int(capability.split(".")[0]) >= 8
     return capability in plan.capabilities
 
 
-def _capabilities(plan: Plan) -> str:
+def _capabilities(plan: EnginePlan) -> str:
     if plan.hardware_compatibility == "ampere+":
         return "8.0 or later"
     return " or ".join(plan.capabilities)
 
 
-def _plan(engine: Engine) -> Plan:
+def _plan(engine: Engine) -> EnginePlan:
     assert engine.plan is not None, "the manifest gives every TensorRT engine a plan"
     return engine.plan
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,24 +12,27 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from drexperts.runtime.errors import BundleError, ConfigError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.preprocess import Preprocessing
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 OUTPUTS = ("score", "weights", "maps")
-PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
+TENSORRT_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
 
 # Of fewer a rank correlation says little: one swap of neighbours among n images moves the low end
 # of its interval by about 180/n^3, which is 2e-4 of 100.
-ENOUGH_IMAGES = 100
-CLEARLY = 0.01  # of the span: what people do not tell apart, an opinion's interval being wider
-FLOORS = (
+MIN_IMAGES = 100
+CLEAR_DIFFERENCE = (
+    0.01  # of the span: what people do not tell apart, an opinion's interval being wider
+)
+LOWER_LIMITS = (
     *("srcc", "srcc_low", "plcc", "plcc_low", "maps_plcc"),
     *("weights_srcc", "weights_srcc_low", "weights_plcc", "weights_plcc_low"),
 )
-# Of an engine without maps, of one measured before weights were, of scores that are all alike, and
-# of weights or maps that hardly differ from image to image or from place to place.
-MAY_BE_NONE = (
+# Not measured for an engine without maps, for proofs older than the measure, where all scores are
+# alike, and where weights or maps hardly differ between images or places.
+OPTIONAL_MEASURES = (
     "maps_max",
     "maps_plcc",
     "weights_max",
@@ -61,9 +63,9 @@ def within(measured: Mapping[str, float | None], limits: Mapping[str, float]) ->
     for name, limit in limits.items():
         value = measured.get(name)
         if value is None:
-            kept.append(name in MAY_BE_NONE)
+            kept.append(name in OPTIONAL_MEASURES)
         else:
-            kept.append(value >= limit if name in FLOORS else value <= limit)
+            kept.append(value >= limit if name in LOWER_LIMITS else value <= limit)
     return all(kept)
 
 
@@ -85,7 +87,7 @@ class ScoreScale:
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """95 % of what resampled images give."""
 
     low: float
@@ -95,7 +97,7 @@ class Interval:
         _require(self.low <= self.high, f"an interval runs from {self.low} to {self.high}")
 
 
-def _low(interval: Interval | None) -> float | None:
+def _low(interval: ConfidenceInterval | None) -> float | None:
     return None if interval is None else interval.low
 
 
@@ -105,10 +107,10 @@ class SetParity:
 
     score_max: the largest |difference of scores|, as a fraction of the score's span
     srcc, plcc: correlation between engine and reference
-    srcc_interval, plcc_interval: by resampling the images; None for fewer than ENOUGH_IMAGES
+    srcc_interval, plcc_interval: by resampling the images; None for fewer than MIN_IMAGES
     order_flips: how many of `pairs` the engine ranks the other way round; equal ones are no pair
     clear_flips, clear_pairs: the same of pairs whose reference scores are further apart than
-        CLEARLY of the span
+        CLEAR_DIFFERENCE of the span
     """
 
     images: int
@@ -117,8 +119,8 @@ class SetParity:
     plcc: float
     order_flips: int
     pairs: int
-    srcc_interval: Interval | None = None
-    plcc_interval: Interval | None = None
+    srcc_interval: ConfidenceInterval | None = None
+    plcc_interval: ConfidenceInterval | None = None
     clear_flips: int | None = None
     clear_pairs: int | None = None
 
@@ -130,7 +132,7 @@ class SetParity:
         _require(self.score_max >= 0, "a parity distance is negative")
         _require(max(abs(self.srcc), abs(self.plcc)) <= 1.0001, "a correlation is beyond 1")
 
-    def gated(self) -> dict[str, float | None]:
+    def measured(self) -> dict[str, float | None]:
         """What limits are set on, by their names: of counts the share, and of an interval the end
         that is worse."""
         return {
@@ -145,7 +147,7 @@ class SetParity:
 
     def keeps(self, limits: Mapping[str, float]) -> bool:
         """Whether every value that this measures keeps its limit."""
-        measured = self.gated()
+        measured = self.measured()
         return within(measured, {name: limits[name] for name in limits.keys() & measured.keys()})
 
 
@@ -159,14 +161,14 @@ class Parity(SetParity):
     weights_srcc, weights_plcc: of the expert with the lowest one, the correlation over images;
         None if no expert's weight differs from image to image
     weights_srcc_interval, weights_plcc_interval: that expert's, by resampling the images; None for
-        fewer than ENOUGH_IMAGES
+        fewer than MIN_IMAGES
     leading_flips: images of which another distortion has the largest |weight|
     maps_max: max |difference|, None for an engine without maps, as `maps_plcc`
     maps_plcc: of the crop with the lowest one, the correlation over its maps' distortions and
         places; None if the maps of no crop differ from place to place. There is no SRCC of maps:
         most places of a map are next to zero, and the order of those means nothing
-    limits: the gate of each value of `gated`, by its name
-    sets: the same of the scores of each part of the images; one of at least ENOUGH_IMAGES has to
+    limits: the gate of each value of `measured`, by its name
+    sets: the same of the scores of each part of the images; one of at least MIN_IMAGES has to
         keep the limits alone, too. "synthetic" is made of crops of "photographs", and an int8
         engine's scales and islands were chosen on those as well: parity says how near the engine
         is to the model on these images, none of which were kept for the proof alone
@@ -183,8 +185,8 @@ class Parity(SetParity):
     score_units: float | None = None
     weights_srcc: float | None = None
     weights_plcc: float | None = None
-    weights_srcc_interval: Interval | None = None
-    weights_plcc_interval: Interval | None = None
+    weights_srcc_interval: ConfidenceInterval | None = None
+    weights_plcc_interval: ConfidenceInterval | None = None
     leading_flips: int | None = None
     maps_plcc: float | None = None
     sets: dict[str, SetParity] = field(default_factory=dict)
@@ -198,7 +200,7 @@ class Parity(SetParity):
         kept = self.within_limits
         _require(kept or not self.passed, "parity is recorded as passed and keeps no limits")
 
-    def gated(self) -> dict[str, float | None]:
+    def measured(self) -> dict[str, float | None]:
         share = None if self.leading_flips is None else self.leading_flips / self.images
         names = ("score_mean", "score_p99", "weights_max", "weights_srcc", "weights_plcc")
         others = {name: getattr(self, name) for name in (*names, "maps_max", "maps_plcc")}
@@ -206,14 +208,14 @@ class Parity(SetParity):
             "weights_srcc_low": _low(self.weights_srcc_interval),
             "weights_plcc_low": _low(self.weights_plcc_interval),
         }
-        return super().gated() | others | ends | {"leading_flips": share}
+        return super().measured() | others | ends | {"leading_flips": share}
 
     @property
     def within_limits(self) -> bool:
         """Whether all images, and each set of enough of them, keep limits, which there are."""
-        enough = [each for each in self.sets.values() if each.images >= ENOUGH_IMAGES]
+        enough = [each for each in self.sets.values() if each.images >= MIN_IMAGES]
         return bool(self.limits) and all(
-            [within(self.gated(), self.limits), *(each.keeps(self.limits) for each in enough)]
+            [within(self.measured(), self.limits), *(each.keeps(self.limits) for each in enough)]
         )
 
 
@@ -222,7 +224,7 @@ def invariance_limits(tolerance: float) -> dict[str, float]:
     return {"score_max": tolerance, "weights_max": 10 * tolerance, "maps_max": tolerance}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchInvariance:
     """Whether an image's score depends on the batch it came in.
 
@@ -268,12 +270,12 @@ class Profile:
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
 
-    def admits(self, batch: int) -> bool:
+    def includes(self, batch: int) -> bool:
         return self.min <= batch <= self.max
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
     """How a TensorRT engine was built, which is what a machine must meet to deserialise it.
 
     version: of the library that built it
@@ -313,13 +315,14 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """One mixture of precisions that was tried, and what it came to.
+@dataclass(frozen=True, kw_only=True)
+class PrecisionTrial:
+    """A set of float32 islands that the precision search tried, and its parity.
 
     islands: how many parts stayed in float32
-    weight_bytes: of its constants
-    score_max, srcc: its parity, see `SetParity`; of the correlation the low end of its interval
+    weight_bytes: size of the constants
+    score_max: see `SetParity`
+    srcc: the low end of its confidence interval
     passed: whether its parity kept all limits
     """
 
@@ -330,7 +333,7 @@ class Frontier:
     passed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """One way to compute scores: a file of the bundle, and what runs it.
 
@@ -352,10 +355,10 @@ class Engine:
     versions: dict[str, str]
     parity: Parity | None
     invariance: BatchInvariance | None
-    plan: Plan | None = None
+    plan: EnginePlan | None = None
     proven_on: str | None = None
     islands: tuple[str, ...] = ()
-    frontier: tuple[Frontier, ...] = ()
+    frontier: tuple[PrecisionTrial, ...] = ()
 
     def __post_init__(self) -> None:
         plain = _ENGINE_FILE.fullmatch(self.file) is not None
@@ -368,7 +371,7 @@ class Engine:
             1 <= self.max_batch <= 65536,
             f"max_batch {self.max_batch} is not 1 to 65536",
         )
-        planned = (self.plan is not None) == (self.backend in PLAN_BACKENDS)
+        planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
         _require(planned, f"an engine of {self.backend!r} has a plan's record, or lacks one")
 
     @property
@@ -399,7 +402,7 @@ class Engine:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything the runtime knows about a bundle. `config` holds JSON values only.
 
@@ -446,15 +449,8 @@ def write_manifest(manifest: Manifest, folder: str | os.PathLike[str]) -> None:
     """Write `manifest.json` into an existing folder, whole or not at all. Raises OSError."""
     path = Path(folder) / FILE_NAME
     text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, allow_nan=False)
-    temporary = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -5,7 +5,6 @@ import glob
 import io
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Protocol, Self
 
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.scorer import Score
 
 # What files of the formats that `preprocess` decodes are called.
@@ -263,17 +263,14 @@ class ResultFile:
         return done
 
     def _drop_errors(self) -> None:
-        aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-        try:
-            with open(self._path, "rb") as old, open(aside, "xb") as new:
-                for number, record in enumerate(self._records(old), 1):
-                    if self._is_header(number, record) or not self._decoded(number, record).error:
-                        new.write(record)
-                new.flush()
-                os.fsync(new.fileno())
-            os.replace(aside, self._path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with (
+            written_whole(self._path) as aside,
+            open(self._path, "rb") as old,
+            open(aside, "xb") as new,
+        ):
+            for number, record in enumerate(self._records(old), 1):
+                if self._is_header(number, record) or not self._decoded(number, record).error:
+                    new.write(record)
         self.done = {source: True for source, scored in self.done.items() if scored}
 
     def _cannot_write(self, cause: OSError) -> UserError:

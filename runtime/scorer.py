@@ -66,7 +66,7 @@ class DistortionMaps:
     size: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """One image's quality, or why there is none.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import NotTakenError, UserError
-from drexperts.runtime.manifest import PLAN_BACKENDS, Engine
+from drexperts.runtime.manifest import TENSORRT_BACKENDS, Engine
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.scorer import Session
 from drexperts.runtime.tensorrt_session import TensorrtSession
@@ -99,7 +99,7 @@ def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
 
     See `drexperts.runtime.trust` for what `trust` is about.
     """
-    if engine.backend in PLAN_BACKENDS and not trust and not built_here(engine.sha256):
+    if engine.backend in TENSORRT_BACKENDS and not trust and not built_here(engine.sha256):
         raise NotTakenError(
             "it was not built here, and a TensorRT engine can run code of its maker: rebuild it "
             "with `drx build`, or pass trust=True (--trust) if you trust where it comes from"

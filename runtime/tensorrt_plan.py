@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from typing import Any
 from drexperts.runtime.compatibility import Gpu
 from drexperts.runtime.cuda import Stream
 from drexperts.runtime.errors import BundleError, DeviceError, OutOfMemoryError
-from drexperts.runtime.manifest import Engine, Plan, sha256_of
+from drexperts.runtime.files import written_whole
+from drexperts.runtime.manifest import Engine, EnginePlan, sha256_of
 from drexperts.runtime.places import cache_folder
 
 _log = logging.getLogger("drexperts.runtime")
@@ -121,7 +121,7 @@ class LoadedPlan:
             f"rebuild it with `drx build BUNDLE --backend {self._record.backend}`"
         )
 
-    def _deserialised(self, plan: Plan) -> Any:
+    def _deserialised(self, plan: EnginePlan) -> Any:
         content = self._content()
         if plan.version_compatible:
             # Such a plan carries the lean runtime of its own version: machine code.
@@ -142,7 +142,7 @@ class LoadedPlan:
             raise self._refusal("is not the recorded file, its SHA-256 differs: restore it")
         return content
 
-    def _refit(self, plan: Plan) -> None:
+    def _refit(self, plan: EnginePlan) -> None:
         """Put the weights of the bundle's graph into a plan that was stripped of them."""
         model = self._path.with_name("model.onnx")
         if not hasattr(self._library, "OnnxParserRefitter"):
@@ -307,13 +307,9 @@ class _KernelCache:
         content = None if self._cache is None else self._cache.serialize()
         if content is None:
             return
-        aside = self._path.with_name(f".{secrets.token_hex(8)}")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
+            with written_whole(self._path) as aside:
                 aside.write_bytes(content)
-                os.replace(aside, self._path)
-            finally:
-                aside.unlink(missing_ok=True)
         except OSError as reason:
             _log.info("compiled kernels are not kept: %s", reason)

@@ -208,7 +208,7 @@ class TensorrtSession:
         choices = []
         for index, profile in enumerate(self._plan.profiles):
             batch = min(count, profile.max, self._limits.batch)
-            if profile.admits(batch):
+            if profile.includes(batch):
                 choices.append((batch, -abs(profile.opt - batch), -index))
         batch, _, index = max(choices)
         return -index, batch

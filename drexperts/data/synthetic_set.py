@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from drexperts import __version__
 from drexperts.data.distortions import DISTORTIONS, MIN_SIDE, compose_blocks, distort
 from drexperts.runtime.errors import ConfigError, DataError, ImageError, UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version
 from drexperts.runtime.results import find_images
 
@@ -409,12 +410,8 @@ def _json(content: Any) -> bytes:
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a kill leaves it whole or not at all. Raises OSError."""
     # Of a fixed name, so that what a kill leaves is overwritten by the next call.
-    part = path.with_name(path.name + _PART)
-    with open(part, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    with written_whole(path, aside=path.with_name(path.name + _PART)) as part:
+        part.write_bytes(content)
 
 
 def similarity(first: Tensor, second: Tensor) -> float:

@@ -95,7 +95,7 @@ def _axis_label(value: float, place: float, origin: float) -> str:
 def _proof_table(engine: Engine) -> Table:
     rows = []
     if engine.parity is not None:
-        measured = engine.parity.gated()
+        measured = engine.parity.measured()
         for name, limit in engine.parity.limits.items():
             value = measured.get(name)
             rows.append(

@@ -10,15 +10,15 @@ from rich.table import Table
 
 from drexperts.runtime.explain import strongest
 from drexperts.runtime.manifest import (
-    ENOUGH_IMAGES,
-    FLOORS,
-    MAY_BE_NONE,
+    LOWER_LIMITS,
+    MIN_IMAGES,
+    OPTIONAL_MEASURES,
     BatchInvariance,
     Engine,
-    Frontier,
+    EnginePlan,
     Manifest,
     Parity,
-    Plan,
+    PrecisionTrial,
     ScoreScale,
     SetParity,
     invariance_limits,
@@ -190,7 +190,7 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
     return table
 
 
-def _tried(mixture: Frontier) -> str:
+def _tried(mixture: PrecisionTrial) -> str:
     verdict = "kept all limits" if mixture.passed else "failed"
     return (
         f"{mixture.islands} in float32, {mixture.weight_bytes / 2**20:.1f} MiB: "
@@ -204,7 +204,7 @@ def _largest_batch(engine: Engine) -> str:
     return f"{engine.certified_batch}, of {engine.max_batch} built"
 
 
-def _plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+def _plan_rows(plan: EnginePlan) -> Iterator[tuple[str, str]]:
     yield "built for", f"compute capability {', '.join(plan.capabilities)}, {plan.platform}"
     yield "hardware compatibility", plan.hardware_compatibility
     yield "profiles, min:opt:max", " ".join(map(str, plan.profiles))
@@ -261,7 +261,7 @@ def _add_parity(table: Table, parity: Parity) -> None:
         table.add_row(*row)
     for name, each in parity.sets.items():
         table.add_section()
-        limits = parity.limits if each.images >= ENOUGH_IMAGES else {}
+        limits = parity.limits if each.images >= MIN_IMAGES else {}
         note = "" if limits else ", too few for a gate of their own"
         table.add_row(f"{name}: {each.images} images{note}", "", "", "")
         for row in _parity_rows(each, limits):
@@ -272,15 +272,15 @@ def _add_parity(table: Table, parity: Parity) -> None:
 def _parity_rows(
     measured: SetParity, limits: Mapping[str, float]
 ) -> Iterator[tuple[str, str, str, str]]:
-    values = measured.gated() | {"score_units": getattr(measured, "score_units", None)}
+    values = measured.measured() | {"score_units": getattr(measured, "score_units", None)}
     for name, label in _PARITY.items():
         value, limit = values.get(name), limits.get(name)
         if value is not None:
             shown, gate = _number(value), _at_most(value, limit)
-            if name in FLOORS:
+            if name in LOWER_LIMITS:
                 shown, gate = _correlation(measured, name, value), _at_least(value, limit)
-        elif name in values and limit is not None and name not in MAY_BE_NONE:
-            sign = "≥" if name in FLOORS else "≤"
+        elif name in values and limit is not None and name not in OPTIONAL_MEASURES:
+            sign = "≥" if name in LOWER_LIMITS else "≤"
             shown, gate = "not measured", (f"{sign} {limit:g}", _verdict(False))
         else:
             continue

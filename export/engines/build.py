@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import re
 import secrets
 import statistics
@@ -24,9 +23,9 @@ from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint, prove_engine
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.folders import ABANDONED
+from drexperts.runtime.files import ABANDONED_AFTER, replace_file
 from drexperts.runtime.manifest import (
-    PLAN_BACKENDS,
+    TENSORRT_BACKENDS,
     Engine,
     Manifest,
     read_manifest,
@@ -37,18 +36,19 @@ from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.trust import note_built_here
 
+DEFAULT_OPTIONS = EngineOptions()
 WARM_UP, ROUNDS = 5, 30  # calls of each of two engines when they are timed
 # What a build may leave when it is killed: an engine that no manifest names, or a part of one.
 _OWN = re.compile(
-    r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.[0-9a-f]{8})?"
-    r"|\.manifest\.json\.[0-9a-f]{8}"
+    r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.(part-)?[0-9a-f]{8})?"
+    r"|\.manifest\.json\.(part-)?[0-9a-f]{8}"
 )
 
 
 def build_engine(
     bundle: str | Path,
     backend: Literal["tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt"],
-    options: EngineOptions = EngineOptions(),
+    options: EngineOptions = DEFAULT_OPTIONS,
     *,
     precision: Literal["fp32", "fp16", "bf16"] | None = None,
     fused_attention: bool = True,
@@ -94,8 +94,8 @@ def build_engine(
         check_same_weights(bundle, manifest, source, loaded)
     pictures = None if images is None else proof_images(images)
     work = _Build(bundle, manifest, loaded, pictures, progress)
-    if backend not in PLAN_BACKENDS:
-        if (options, precision, fused_attention) != (EngineOptions(), None, True):
+    if backend not in TENSORRT_BACKENDS:
+        if (options, precision, fused_attention) != (DEFAULT_OPTIONS, None, True):
             raise UserError(
                 f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, "
                 "and keep --checkpoint and --images"
@@ -130,7 +130,7 @@ def _check_for_gpus(
         )
     if source.islands and "7.5" in options.capabilities:
         raise UserError(
-            "the bundle keeps parts in float32, and compute capability 7.5 has no float32 products: "
+            "the bundle keeps parts in float32, and compute capability 7.5 has no products of those: "
             "leave it out, or export a bundle with --precision fp16"
         )
 
@@ -173,14 +173,22 @@ class _Build:
             plan = engine_from_onnx(proto, backend, aside, options, self.progress)
             note_built_here(sha := sha256_of(aside))
             path = self.bundle / f"{backend}-{precision}-{sha[:8]}.engine"
-            os.replace(aside, path)
+            replace_file(aside, path)
         finally:
             aside.unlink(missing_ok=True)
-        plan = replace(plan, fused_attention=fused_attention)
-        most = max(profile.max for profile in plan.profiles)
-        versions = {backend: plan.version}
-        engine = Engine(backend, path.name, sha, precision, most, versions, None, None, plan)
-        return self.proven(replace(engine, islands=islands))
+        engine = Engine(
+            backend=backend,
+            file=path.name,
+            sha256=sha,
+            precision=precision,
+            max_batch=max(profile.max for profile in plan.profiles),
+            versions={backend: plan.version},
+            parity=None,
+            invariance=None,
+            plan=replace(plan, fused_attention=fused_attention),
+            islands=islands,
+        )
+        return self.proven(engine)
 
     def can_prove(self, engine: Engine) -> bool:
         """Whether both proofs of an engine can be measured here."""
@@ -268,7 +276,7 @@ def _sweep(bundle: Path, named: set[str]) -> None:
     for path in bundle.iterdir():
         if is_leftover(path) and path.name not in named:
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED:
+                if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                     path.unlink()
 
 

@@ -137,7 +137,7 @@ def _check_gaps(profiles: tuple[Profile, ...]) -> None:
         raise UserError("there is no profile: give --batch MIN:OPT:MAX, such as 1:8:64")
     most = max(profile.max for profile in profiles)
     for size in range(1, most + 1):
-        if not any(profile.admits(size) for profile in profiles):
+        if not any(profile.includes(size) for profile in profiles):
             raise UserError(
                 f"no profile admits a batch of {size}, and another admits {most}: "
                 f"add --batch {size}:{size}:{most}, or lower a profile's MIN"

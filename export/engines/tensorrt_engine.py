@@ -16,16 +16,13 @@ addresses in memory.
 import hashlib
 import importlib
 import logging
-import os
-import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import onnx
 from onnx import inliner
@@ -53,7 +50,8 @@ from drexperts.export.engines.options import (
 from drexperts.export.graph.half_products import half_products
 from drexperts.runtime.compatibility import this_platform
 from drexperts.runtime.errors import BuildError, PlanError, UnreadablePlanError, UserError
-from drexperts.runtime.manifest import Plan, Profile
+from drexperts.runtime.files import written_whole
+from drexperts.runtime.manifest import EnginePlan, Profile
 from drexperts.runtime.progress import Progress
 
 __all__ = ["BuildError", "engine_from_onnx"]
@@ -68,7 +66,7 @@ def engine_from_onnx(
     out: Path,
     options: EngineOptions,
     progress: Progress,
-) -> Plan:
+) -> EnginePlan:
     """Build a plan, read it back, and only then put it at `out`.
 
     A build that fails or is interrupted leaves what was at `out`. An interrupt is noticed at the
@@ -96,11 +94,11 @@ def engine_from_onnx(
     trt = import_library(library)
     targets = capabilities(trt, library, options)
     # Opened first, so that a folder that cannot be written is known before the build.
-    with _written_aside(out) as stream:
+    with written_whole(out.resolve()) as aside, open(aside, "xb") as stream:
         build = _Build(trt, library, options, targets, _messages(trt), progress)
         plan, plugin_layers, inspected = build.run_with_or_without_plugin(proto)
         stream.write(plan)
-    return Plan(
+    return EnginePlan(
         version=trt.__version__,
         capabilities=targets,
         platform=this_platform(),
@@ -249,8 +247,8 @@ class _Build:
 
     def _keep_timing_cache(self, config: Any) -> None:
         if self.options.timing_cache is not None:
-            with _written_aside(self.options.timing_cache) as stream:
-                stream.write(memoryview(config.get_timing_cache().serialize()))
+            with written_whole(self.options.timing_cache.resolve()) as aside:
+                aside.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
     def _inspect_network(self, network: Any, expected: Expectation) -> None:
         check_products(products_of_network(self.trt, network), expected.products)
@@ -374,18 +372,3 @@ def _load_timing_cache(config: Any, path: Path) -> None:
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place at `path` once it is whole, and otherwise is gone."""
-    path = path.resolve()  # where a link leads is what is replaced
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ from drexperts.export.proof.parity import Reference
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.draft import draft_manifest
-from drexperts.runtime.manifest import OUTPUTS, Engine, Frontier, Manifest, Parity
+from drexperts.runtime.manifest import OUTPUTS, Engine, Manifest, Parity, PrecisionTrial
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import SILENT, Progress
@@ -52,7 +52,7 @@ class PrecisionChoice(NamedTuple):
     graph: onnx.ModelProto
     precision: str
     islands: tuple[str, ...] = ()
-    trials: tuple[Frontier, ...] = ()
+    trials: tuple[PrecisionTrial, ...] = ()
 
 
 class MixedPrecision(Protocol):
@@ -257,15 +257,19 @@ def fewest_islands(
     Found by bisection, which assumes that more islands are no worse. If even all parts in float32
     do not keep the limits, that candidate is the answer, and its proof will say so.
     """
-    tried: dict[int, Frontier] = {}
+    tried: dict[int, PrecisionTrial] = {}
 
     def keeps(islands: Sequence[str]) -> bool:
         progress(f"precision search: {len(islands)} parts in float32")
         parity = test(model.session(islands))
         low = parity.srcc if parity.srcc_interval is None else parity.srcc_interval.low
-        size = model.weight_bytes(islands)
-        found = Frontier(len(islands), size, parity.score_max, low, parity.passed)
-        tried[len(islands)] = found
+        tried[len(islands)] = PrecisionTrial(
+            islands=len(islands),
+            weight_bytes=model.weight_bytes(islands),
+            score_max=parity.score_max,
+            srcc=low,
+            passed=parity.passed,
+        )
         return parity.passed
 
     islands: Sequence[str] = ()

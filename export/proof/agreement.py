@@ -1,4 +1,4 @@
-"""How well the outputs of an engine agree with those of the model: ranks, pairs, leading experts."""
+"""How well the outputs of an engine agree with those of the model."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.evaluation.metrics import correlation_intervals, plcc, srcc
-from drexperts.runtime.manifest import CLEARLY, ENOUGH_IMAGES, Interval, SetParity
+from drexperts.runtime.manifest import CLEAR_DIFFERENCE, MIN_IMAGES, ConfidenceInterval, SetParity
 
 Array = NDArray[np.float64]
 
@@ -29,18 +29,18 @@ class Correlations(NamedTuple):
 
     srcc: float
     plcc: float
-    srcc_interval: Interval | None = None
-    plcc_interval: Interval | None = None
+    srcc_interval: ConfidenceInterval | None = None
+    plcc_interval: ConfidenceInterval | None = None
 
 
 def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
     """How far scores [n] are from the reference's, which are finite.
 
     If some scores are not finite, or all are equal, the correlations are 0. Intervals are 95 %
-    percentile bootstrap intervals over the images, for at least `ENOUGH_IMAGES` of them.
+    percentile bootstrap intervals over the images, for at least `MIN_IMAGES` of them.
     """
     flips, pairs = order_flips(expected, got)
-    clear_flips, clear_pairs = order_flips(expected, got, CLEARLY * span)
+    clear_flips, clear_pairs = order_flips(expected, got, CLEAR_DIFFERENCE * span)
     return SetParity(
         images=len(expected),
         score_max=finite(largest_difference(got, expected) / span),
@@ -141,10 +141,12 @@ def _defined(value: float) -> float:
 
 def _correlations(expected: Array, got: Array) -> Correlations:
     point = Correlations(rank_correlation(expected, got), correlation(expected, got))
-    if len(expected) < ENOUGH_IMAGES:
+    if len(expected) < MIN_IMAGES:
         return point
     ends = dict.fromkeys(("srcc", "plcc"), _NO_CORRELATION)
     if np.isfinite(got).all():
         ends |= correlation_intervals(expected, got)
-    low_high = {name: Interval(*map(_defined, interval)) for name, interval in ends.items()}
+    low_high = {
+        name: ConfidenceInterval(*map(_defined, interval)) for name, interval in ends.items()
+    }
     return point._replace(srcc_interval=low_high["srcc"], plcc_interval=low_high["plcc"])

@@ -1,4 +1,4 @@
-"""Parity: how far an engine is from the float32 eager model, measured through the shipping Scorer."""
+"""Parity: how far an engine is from the float32 eager model, measured through the Scorer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from drexperts.export.proof.agreement import (
 from drexperts.export.proof.photographs import distorted_crops
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity, ScoreScale
+from drexperts.runtime.manifest import MIN_IMAGES, Parity, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
@@ -112,16 +112,16 @@ def parity_sets(
 ) -> tuple[list[Source], dict[str, int]]:
     """What parity is measured on, made from photographs: all images, and the size of each set.
 
-    Raises UserError for fewer than three photographs, and for fewer than `ENOUGH_IMAGES` different
+    Raises UserError for fewer than three photographs, and for fewer than `MIN_IMAGES` different
     images in all, on which no engine could pass its limits.
     """
     if len(images) < 3:
         raise UserError(f"parity needs at least 3 readable images, got {len(images)}")
     crops = distorted_crops(images, preprocessing)
     different = _different(images, crops)
-    if different < ENOUGH_IMAGES:
+    if different < MIN_IMAGES:
         raise UserError(
-            f"parity needs {ENOUGH_IMAGES} different images, and these {len(images)} with crops of "
+            f"parity needs {MIN_IMAGES} different images, and these {len(images)} with crops of "
             f"them under every distortion make {different}: pass more photographs with --images, "
             "in colour and with some detail, or leave it out"
         )
@@ -130,7 +130,7 @@ def parity_sets(
 
 def _different(images: Sequence[Source], crops: Sequence[Source]) -> int:
     """How many images differ, counted until there are enough; the crops all do."""
-    if len(crops) >= ENOUGH_IMAGES:
+    if len(crops) >= MIN_IMAGES:
         return len(crops)
     return len({decode(image).tobytes() for image in images}) + len(crops)
 
@@ -140,7 +140,7 @@ def check_scores(scores: Array, sizes: Mapping[str, int]) -> None:
     if not np.isfinite(scores).all():
         raise UserError("the checkpoint gives scores that are not finite: train it again")
     parts = {name: scores[part] for name, part in _parts(sizes).items()}
-    gated = {name: part for name, part in parts.items() if len(part) >= ENOUGH_IMAGES}
+    gated = {name: part for name, part in parts.items() if len(part) >= MIN_IMAGES}
     for name, part in ({"images": scores} | gated).items():
         if np.ptp(part) == 0:
             raise UserError(
@@ -226,7 +226,7 @@ def compare(
 ) -> Parity:
     """The parity report of `got` against `expected` under `limits`.
 
-    Fewer than `ENOUGH_IMAGES` have no intervals and so pass no limit on those; values that are not
+    Fewer than `MIN_IMAGES` have no intervals and so pass no limit on those; values that are not
     finite pass none.
 
     Args:

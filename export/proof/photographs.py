@@ -126,7 +126,7 @@ def distorted_crops(images: Sequence[Source], preprocessing: Preprocessing) -> l
 
 
 def _is_coloured(crops: NDArray[np.uint8]) -> bool:
-    """Whether the channels of crops [n, 3, h, w] differ; colour distortions leave grey unchanged."""
+    """Whether the channels of crops [n, 3, h, w] differ: colour distortions leave grey as it is."""
     return bool((crops != crops[:, :1]).any())
 
 

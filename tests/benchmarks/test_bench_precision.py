@@ -25,9 +25,7 @@ def test_what_is_noted_of_a_way_can_be_computed_again(
     scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
     checkpoint = Checkpoint(model, scale, default_preprocessing(model.config))
     test = PrecisionTest(checkpoint, verification_images()[:4], "int8", True)
-    noted = bench_precision.measured_scores(
-        test, folded_session(inference_model(model, "fp16"))
-    )
+    noted = bench_precision.measured_scores(test, folded_session(inference_model(model, "fp16")))
     assert noted["parity"] == asdict(test(folded_session(inference_model(model, "fp16"))))
     assert noted["parity"]["score_max"] > 0
     report = {

@@ -25,7 +25,7 @@ from drexperts.benchmarks.drift_variants import DECODERS, JPEG, PNG, decoders, r
 from drexperts.benchmarks.receipt_arithmetic import claims
 from drexperts.runtime import preprocess
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ENOUGH_IMAGES
+from drexperts.runtime.manifest import MIN_IMAGES
 from drexperts.runtime.preprocess import decode, resized
 
 # It is the library at hand wherever PyTorch is; its successor is one more.
@@ -211,7 +211,7 @@ def test_figures():
     assert (found["order_flips"], found["pairs"]) == (1, 6)
     assert found["srcc"] == pytest.approx(0.8)
     assert found["srcc_interval"] is None, "four pictures"
-    many = np.arange(float(ENOUGH_IMAGES))
+    many = np.arange(float(MIN_IMAGES))
     low, high = figures(many, many + 3 * (many % 2), 60.0)["srcc_interval"].values()
     assert 0.9 < low < high < 1
 

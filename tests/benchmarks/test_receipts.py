@@ -21,7 +21,7 @@ from drexperts.benchmarks.receipt_gates import GATES
 from drexperts.export.proof.agreement import score_agreement
 from drexperts.export.proof.batch_invariance import TOLERANCES
 from drexperts.export.proof.parity import LIMITS, Outputs, compare
-from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity, ScoreScale
+from drexperts.runtime.manifest import MIN_IMAGES, Parity, ScoreScale
 
 Report = dict[str, Any]
 COMMITTED = sorted(receipts.FOLDER.glob("*.json"))
@@ -60,7 +60,7 @@ def scores(images: int) -> dict[str, Any]:
 
 def drift() -> Report:
     """A set of `drift.py`."""
-    found = scores(ENOUGH_IMAGES)
+    found = scores(MIN_IMAGES)
     figures = asdict(score_agreement(*found.values(), 2.0)) | {"version": "any"}
     return {
         "span": 2.0,
@@ -334,11 +334,11 @@ def test_gates_that_numbers_decide(kind: str, report: Report, decided: dict[str,
 
 def proven(precision: str = "fp32") -> Report:
     """Proofs within the limits of a precision."""
-    same = np.random.default_rng(0).normal(size=ENOUGH_IMAGES)
+    same = np.random.default_rng(0).normal(size=MIN_IMAGES)
     scores = score_agreement(same, same, 2.0)
     alike = dict.fromkeys(("weights_srcc", "weights_plcc", "maps_plcc"), 1.0)
     apart = dict.fromkeys(("score_mean", "score_p99", "score_units", "weights_max"), 0.0)
-    more = {"rows": ENOUGH_IMAGES, "reference": "the model", "maps_max": 0.0, "leading_flips": 0}
+    more = {"rows": MIN_IMAGES, "reference": "the model", "maps_max": 0.0, "leading_flips": 0}
     more |= dict.fromkeys(("weights_srcc_interval", "weights_plcc_interval"), scores.srcc_interval)
     limits = LIMITS[precision]
     proof = Parity(**vars(scores), **alike, **apart, **more, sets={}, limits=limits, passed=True)
@@ -484,15 +484,15 @@ def way(scores_of: Any, expected: Any, drift: float = 0.0) -> Report:
 
 def precision() -> Report:
     """A search of four parts: none and two in float32 fail, three and four pass."""
-    expected = np.random.default_rng(0).normal(size=ENOUGH_IMAGES)
-    auto = way(expected + 1e-5 * rounds(1, 1.0, ENOUGH_IMAGES), expected)
+    expected = np.random.default_rng(0).normal(size=MIN_IMAGES)
+    auto = way(expected + 1e-5 * rounds(1, 1.0, MIN_IMAGES), expected)
     figures = {"score_max": auto["parity"]["score_max"], "weight_bytes": 9}
     figures["srcc"] = auto["parity"]["srcc_interval"]["low"]
     searched = [figures | {"islands": n, "passed": n > 2} for n in (0, 2, 3)]
     return {
         "kind": "precision",
         "gates": {"auto": True},
-        "images": ENOUGH_IMAGES,
+        "images": MIN_IMAGES,
         "span": 2.0,
         "eager_scores": expected.tolist(),
         "layers": 4,

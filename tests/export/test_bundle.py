@@ -20,7 +20,7 @@ from drexperts.export.graph.precision import PrecisionChoice
 from drexperts.export.proof.parity import LIMITS, eager_outputs
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import ABANDONED
+from drexperts.runtime.files import ABANDONED_AFTER
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
 
@@ -129,7 +129,7 @@ def test_the_target_of_a_link_is_replaced_and_abandoned_folders_are_removed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, age in ((".bundle.partial-old", 2 * ABANDONED), (".bundle.partial-new", 0.0)):
+    for name, age in ((".bundle.partial-old", 2 * ABANDONED_AFTER), (".bundle.partial-new", 0.0)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     (tmp_path / "link").symlink_to(bundle)

@@ -17,7 +17,7 @@ from drexperts.export import triton_repository
 from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.export.triton_repository import write_repository
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.manifest import Plan, Profile, read_manifest, write_manifest
+from drexperts.runtime.manifest import EnginePlan, Profile, read_manifest, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
 
 
@@ -104,7 +104,7 @@ def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt",
     }
     of_plan = {name: changes.pop(name) for name in list(changes) if name in plan}
     of_engine = {"backend": backend, "file": file, "sha256": digest(folder, file)}
-    of_engine |= {"plan": Plan(**plan | of_plan), "precision": "fp16"}
+    of_engine |= {"plan": EnginePlan(**plan | of_plan), "precision": "fp16"}
     engine = dataclasses.replace(first(folder), **of_engine | changes)
     rewrite(folder, [*read_manifest(folder).engines, engine])
 

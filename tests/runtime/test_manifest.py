@@ -7,7 +7,7 @@ import pytest
 
 from drexperts.runtime.errors import BundleError, ConfigError
 from drexperts.runtime.manifest import (
-    Interval,
+    ConfidenceInterval,
     Manifest,
     Parity,
     Profile,
@@ -109,10 +109,14 @@ def test_a_set_of_enough_images_fails_a_proof(toy_bundle, tmp_path):
 def test_limits_are_on_shares_and_on_the_low_end(toy_bundle):
     parity = read_manifest(toy_bundle).engines[0].parity
     flips = {"order_flips": 3, "clear_flips": 1, "clear_pairs": 4, "leading_flips": 2}
-    got = dataclasses.replace(parity, **flips, srcc_interval=Interval(0.9, 1.0)).gated()
+    got = dataclasses.replace(
+        parity, **flips, srcc_interval=ConfidenceInterval(0.9, 1.0)
+    ).measured()
     assert (got["order_flips"], got["clear_flips"], got["leading_flips"]) == (0.5, 0.25, 0.5)
     assert (got["srcc"], got["srcc_low"], got["plcc_low"]) == (1.0, 0.9, None)
-    assert dataclasses.replace(parity, clear_flips=0, clear_pairs=0).gated()["clear_flips"] is None
+    assert (
+        dataclasses.replace(parity, clear_flips=0, clear_pairs=0).measured()["clear_flips"] is None
+    )
 
 
 def test_a_plan_belongs_to_tensorrt_alone(toy_bundle, planned):
@@ -144,7 +148,7 @@ def test_batches_are_certified_as_far_as_they_were_measured(toy_bundle, planned)
 
 def test_profiles():
     assert str(Profile(1, 8, 64)) == "1:8:64"
-    admitted = [size for size in range(1, 10) if Profile(2, 4, 6).admits(size)]
+    admitted = [size for size in range(1, 10) if Profile(2, 4, 6).includes(size)]
     assert admitted == [2, 3, 4, 5, 6]
 
 
@@ -312,7 +316,7 @@ def test_impossible_manifests_cannot_be_made(toy_bundle):
         ("parity", {"score_max": 0.9}),
         ("parity", {"limits": {}}),
         ("parity", {"limits": {"srcc": 0.999}, "srcc": 0.5}),
-        ("parity", {"limits": {"srcc_low": 0.999}, "srcc_interval": Interval(0.99, 1.0)}),
+        ("parity", {"limits": {"srcc_low": 0.999}, "srcc_interval": ConfidenceInterval(0.99, 1.0)}),
         ("parity", {"limits": {"srcc_low": 0.999}}),  # never measured
         ("parity", {"limits": {"beauty": 0.5}}),
         ("invariance", {"score_max": 0.9}),

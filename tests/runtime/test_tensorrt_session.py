@@ -118,7 +118,9 @@ def test_what_it_says_of_itself(machine):
 
 
 def test_batches_are_capped_to_what_was_certified(machine):
-    invariance = BatchInvariance((1, 3), ("repeated",), 0.0, 1.0, True)
+    invariance = BatchInvariance(
+        batches=(1, 3), cases=("repeated",), score_max=0.0, tolerance=1.0, passed=True
+    )
     with machine.open(((1, 4, 8),), invariance=invariance) as session:
         assert session.max_batch == 3
         check(session.run(images(7)), images(7))

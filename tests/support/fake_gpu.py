@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from drexperts.runtime.compatibility import this_platform
-from drexperts.runtime.manifest import Engine, Plan, Profile, sha256_of
+from drexperts.runtime.manifest import Engine, EnginePlan, Profile, sha256_of
 
 SIDE = 32
 SHARES = (np.arange(10) + 1) / 55 / 255
@@ -768,5 +768,5 @@ def engine_of(path, backend="tensorrt", profiles=((1, 2, 4),), **plan):
         versions={},
         parity=None,
         invariance=None,
-        plan=Plan(**(record | plan)),
+        plan=EnginePlan(**(record | plan)),
     )

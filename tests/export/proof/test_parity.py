@@ -10,7 +10,7 @@ from drexperts.export.proof.batch_invariance import TOLERANCES
 from drexperts.export.proof.parity import LIMITS, Outputs, check_scores, compare, parity_sets
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity, ScoreScale, within
+from drexperts.runtime.manifest import MIN_IMAGES, Parity, ScoreScale, within
 from drexperts.runtime.preprocess import Preprocessing
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
@@ -71,7 +71,7 @@ def test_drift_is_measured_in_spans_and_in_units() -> None:
 def test_faults_fail(changes: dict[str, Any], precision: str) -> None:
     report = compared(precision, **changes)
     assert not report.passed
-    assert all(value is None or np.isfinite(value) for value in report.gated().values())
+    assert all(value is None or np.isfinite(value) for value in report.measured().values())
 
 
 def test_values_that_are_not_finite_keep_no_limit() -> None:
@@ -94,7 +94,7 @@ def test_too_few_images_pass_nothing() -> None:
     few = Outputs(SCORES[:99], WEIGHTS[:99], MAPS[:99], 99)
     report = compare(few, few, SCALE, LIMITS["fp32"])
     assert (report.srcc_interval, report.passed) == (None, False)
-    n = ENOUGH_IMAGES
+    n = MIN_IMAGES
     enough = Outputs(SCORES[:n], WEIGHTS[:n], MAPS[:n], n)
     assert compare(enough, enough, SCALE, LIMITS["fp32"]).passed
 
@@ -105,7 +105,7 @@ def test_each_set_of_enough_images_has_to_keep_the_limits() -> None:
     got = expected._replace(scores=scores + np.repeat([0, 1.6e-4], 120) * RANDOM.normal(size=240))
     sizes = {"easy": 120, "hard": 120}
     report = compare(expected, got, SCALE, {"srcc_low": 0.999}, sizes)
-    low = report.gated()["srcc_low"]
+    low = report.measured()["srcc_low"]
     assert low is not None
     assert low > 0.999
     assert report.sets["easy"].keeps({"srcc_low": 0.999})
@@ -145,7 +145,7 @@ def test_one_crop_with_other_maps_fails(precision: str) -> None:
 
 def test_a_set_with_limits_whose_scores_are_all_equal_is_refused() -> None:
     scores = np.concatenate([np.full(100, 5.0), np.arange(120.0)])
-    with pytest.raises(UserError, match="100 photographs .* 5"):
+    with pytest.raises(UserError, match=r"100 photographs .* 5"):
         check_scores(scores, {"photographs": 100, "synthetic": 120})
     check_scores(scores[1:], {"photographs": 99, "synthetic": 120})
 
@@ -169,7 +169,7 @@ def test_parity_is_measured_on_photographs_and_on_every_distortion() -> None:
     spec = Preprocessing(96, 96, 192, 2)
     sources, sizes = parity_sets(images, spec)
     assert sizes == {"photographs": 104, "synthetic": 125}
-    assert min(sizes.values()) >= ENOUGH_IMAGES
+    assert min(sizes.values()) >= MIN_IMAGES
     assert sources[:104] == images
     assert all(np.shape(image)[:2] == (96, 96) for image in sources[104:])
     with pytest.raises(UserError, match="at least 3"):
