@@ -1,10 +1,10 @@
 """A bundle as a model repository of NVIDIA's Triton Inference Server: `drx triton-repo`.
 
-The server is no relation of the Triton language of `drexperts.kernels`. It gets an entry for each
-way to run the bundle, `<name>_onnx` (ONNX Runtime on the CPU), `<name>_onnx_cuda` and
-`<name>_tensorrt`, each no further than the bundle's proof goes: its kind of device, its batch.
-Cutting crops and averaging their scores is the client's; the repository's README.md says how.
-The configurations are held against the server's own schema, and server 2.51 has read and served
+The server is unrelated to the Triton language of `drexperts.kernels`. It gets an entry for each way
+to run the bundle, `<name>_onnx` (ONNX Runtime on the CPU), `<name>_onnx_cuda` and
+`<name>_tensorrt`, each limited to what the bundle's proof covers: its kind of device and its batch.
+Clients cut crops and average their scores; the repository's README.md says how.
+Tests check the configurations against the server's own schema, and server 2.51 has read and served
 one, with ONNX Runtime behind its Python backend. Its own ONNX Runtime and TensorRT backends have
 not been executed with them.
 """
@@ -28,11 +28,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class _Word(str):
-    """An enumeration's value, which stands without quotes."""
+    """A value of an enumeration, which is written without quotes."""
 
 
 class _Kind(NamedTuple):
-    """How the server runs one backend's engines; suffix: of the entry's name."""
+    """How the server runs the engines of one backend; `suffix` ends the entry's name."""
 
     suffix: str
     backend: str
@@ -51,7 +51,7 @@ _NOT_SERVED = {
 
 
 class _Entry(NamedTuple):
-    """A model of the repository. served: engines by compute capability, "" for any other."""
+    """A model of the repository; `served` has engines by compute capability, "" for any other."""
 
     name: str
     kind: _Kind
@@ -66,34 +66,42 @@ class _Entry(NamedTuple):
         return min(_served_batch(engine) for engine in self.engines)
 
 
-def write_repository(
-    bundle: Path,
-    out: Path,
+def write_triton_repository(
+    bundle: str | Path,
+    out: str | Path,
     *,
     name: str = "drexperts",
     instances: int = 1,
     max_queue_delay: int = 500,
     allow_unverified: bool = False,
 ) -> list[Path]:
-    """Write the model repository of a bundle to `out`, whole or not at all; returns its files.
+    """Write a bundle as a model repository to `out`, whole or not at all.
 
     Args:
-        name: what the entries' names begin with.
-        instances: of each model, a device.
+        name: prefix of the entries' names.
+        instances: how many of each model the server starts on each device.
         max_queue_delay: how long a request may wait for others to share its batch, microseconds.
-        allow_unverified: also take engines without a passed proof.
+        allow_unverified: also include engines that have not passed their proof.
+
+    Returns:
+        The repository's files.
 
     Raises:
-        BundleError: a bundle that is missing or changed, or that has nothing to serve.
-        ConfigError: a name, a number of instances or a delay that cannot be.
+        BundleError: the bundle is missing or changed, or has nothing to serve.
+        ConfigError: a name, a number of instances or a delay that is out of range.
         UserError: `out` is something other than such a repository.
+
+    Example:
+        from drexperts.export import write_triton_repository
+
+        write_triton_repository("bundle/", "models/", instances=2)
     """
+    bundle, out = Path(bundle), Path(out).resolve()
     _check_arguments(name, instances, max_queue_delay)
     manifest = read_manifest(bundle)
     entries, left_out = _entries(manifest, name, allow_unverified)
     if not entries:
         raise BundleError(f"{bundle} has nothing to serve: {'; '.join(left_out)}")
-    out = out.resolve()
     if out.is_relative_to(bundle.resolve()):
         raise UserError(f"{out} is inside the bundle: choose another place")
     _check_replaceable(out)
@@ -117,7 +125,7 @@ def _check_arguments(name: str, instances: int, max_queue_delay: int) -> None:
 def _entries(
     manifest: Manifest, name: str, allow_unverified: bool
 ) -> tuple[list[_Entry], list[str]]:
-    """What is served, and for each engine that is not, why."""
+    """The entries, and for each engine that is in none of them, why."""
     entries: dict[_Kind, _Entry] = {}
     left_out = []
     # As `runtime.load` prefers them: 16-bit engines before float32.
@@ -138,7 +146,7 @@ def _objection(engine: Engine, allow_unverified: bool) -> str | None:
     if engine.plan is not None and engine.plan.stripped:
         return "it is without its weights, and the server does not put them back"
     if _served_batch(engine) < 1:
-        return "no profile of it admits one image, which the server may send"
+        return "none of its profiles allows a batch of 1, which the server may send"
     if not (engine.proven or allow_unverified):
         how = "failed its proof" if engine.refuted else f"is {engine.evidence} and not proven"
         return f"it {how}: run `drx verify`, or pass allow_unverified=True (--allow-unverified)"
@@ -146,14 +154,14 @@ def _objection(engine: Engine, allow_unverified: bool) -> str | None:
 
 
 def _claim(engine: Engine, served: dict[str, Engine]) -> str | None:
-    """Enter an engine for each of its compute capabilities that is free, if it may be."""
+    """Serve an engine for each of its compute capabilities that is free; returns why it cannot."""
     free = [capability for capability in _capabilities(engine) if capability not in served]
     if not free:
         return "a preferred one is served in its place"
     # An entry has one list of profiles for all its plans.
     first = next(iter(served.values()), engine)
     if engine.plan and first.plan and engine.plan.profiles != first.plan.profiles:
-        return f"its profiles are not those of {first.file}: build both with the same --batch"
+        return f"its profiles differ from those of {first.file}: build both with the same --batch"
     served.update(dict.fromkeys(free, engine))
     return None
 
@@ -177,7 +185,7 @@ def _served_batch(engine: Engine) -> int:
 def _config(
     entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int
 ) -> dict[str, Any]:
-    """The entry's ModelConfig: fields of the server's model_config.proto, in its names."""
+    """The entry's ModelConfig, by the field names of the server's model_config.proto."""
     pixels = {
         "data_type": _Word("TYPE_UINT8"),
         "dims": [3, manifest.preprocessing.crop, manifest.preprocessing.crop],
@@ -207,7 +215,7 @@ def _config(
 def _output(name: str, manifest: Manifest) -> dict[str, Any]:
     experts = len(manifest.distortions)
     output: dict[str, Any] = {"name": name, "data_type": _Word("TYPE_FP32")}
-    if name == "score":  # [B] in the graph; the server knows no output of no dimensions
+    if name == "score":  # [B] in the graph; the server needs at least one dimension
         return output | {"dims": [1], "reshape": {"shape": []}}
     if name == "weights":
         return output | {"dims": [experts]}
@@ -230,7 +238,7 @@ def _warmup(size: int, pixels: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_plans(config: dict[str, Any], entry: _Entry) -> None:
-    # On another GPU the server finds no file: better that than a plan which is not for it.
+    # On another GPU the server finds no file, which is better than a plan that is not for it.
     config["cc_model_filenames"] = [
         {"key": capability, "value": entry.served[capability].file}
         for capability in sorted(entry.served)
@@ -242,7 +250,7 @@ def _add_plans(config: dict[str, Any], entry: _Entry) -> None:
     assert plan is not None
     profiles = plan.profiles
     if len(profiles) > 1:
-        # The server uses the first alone unless all are named, and forms batches for each.
+        # The server uses only the first unless all are named; then it forms batches for each.
         config["instance_group"][0]["profile"] = [str(i) for i in range(len(profiles))]
         preferred = {entry.batch, *(profile.opt for profile in profiles)}
         config["dynamic_batching"]["preferred_batch_size"] = sorted(
@@ -267,7 +275,7 @@ def _copy(source: Path, target: Path, engine: Engine) -> None:
     if not source.is_file():
         raise BundleError(f"{str(source)!r} is missing: restore it, or make the bundle again")
     shutil.copyfile(source, target)
-    # Of the copy, so that what was checked is what is served.
+    # The copy is checked, since that is what is served.
     if sha256_of(target) != engine.sha256:
         raise BundleError(
             f"{str(source)!r} is not the file that was verified: its SHA-256 differs from the "
@@ -281,7 +289,7 @@ def _evidence(engine: Engine) -> str:
 
 
 def _pbtxt(message: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A protocol buffer's text format, by line. A list of dictionaries is a repeated message."""
+    """A protocol buffer's text format, line by line; a list of dictionaries repeats a message."""
     for name, value in message.items():
         repeated = isinstance(value, list) and value and isinstance(value[0], dict)
         for item in value if repeated else [value]:
@@ -300,7 +308,7 @@ def _scalar(value: Any) -> str:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Only nothing, an empty folder, or a repository of ours and nothing else may be replaced."""
+    """Raises UserError unless there is nothing, an empty folder, or only a repository of ours."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not all(_is_ours(path) for path in out.iterdir()):
@@ -318,7 +326,7 @@ _README_TEXT = """\
 # DR.Experts for Triton Inference Server
 
 {mark} Write it again when the bundle changes. The configurations
-agree with the server's schema; they were not executed with its TensorRT or ONNX Runtime backend.
+follow the server's schema; they have not been executed with its TensorRT or ONNX Runtime backend.
 
 {models}
 
@@ -331,8 +339,8 @@ Start the server:
 ## What to send
 
 `pixels` are crops, uint8 [n, 3, {crop}, {crop}], RGB, as `drexperts.runtime.preprocess` cuts them.
-An image's score is the mean of its crops' `score`, {low} to {high}, {better} is better; `weights`
-are, in this order: {distortions}.
+An image's score is the mean of its crops' `score`, from {low} to {high}; {better} is better.
+`weights` are in this order: {distortions}.
 
 ```python
 import numpy as np
@@ -382,7 +390,7 @@ def _readme(entries: list[_Entry], left_out: list[str], manifest: Manifest) -> s
 
 
 def _needs(entries: list[_Entry]) -> str:
-    """What the server must have in it, by engine."""
+    """What the server needs to run each engine."""
     lines = []
     for entry in entries:
         if entry.kind.backend == "onnxruntime":
@@ -394,5 +402,5 @@ def _needs(entries: list[_Entry]) -> str:
                 needed = f"TensorRT {engine.plan.version}{later} and compute capability {gpus}"
                 lines.append(f"- {engine.file} needs {needed}.")
     if any(engine.plan for entry in entries for engine in entry.engines):
-        lines.append("- A plan can run code of its maker: serve those of makers you trust alone.")
+        lines.append("- A plan can run its maker's code: serve only plans from makers you trust.")
     return "\n".join(lines)

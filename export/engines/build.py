@@ -130,7 +130,7 @@ def _check_for_gpus(
         )
     if source.islands and "7.5" in options.capabilities:
         raise UserError(
-            "the bundle keeps parts in float32, and compute capability 7.5 has no products of those: "
+            "the bundle keeps parts in float32, which compute capability 7.5 cannot multiply: "
             "leave it out, or export a bundle with --precision fp16"
         )
 

@@ -1,10 +1,9 @@
 """A graph whose linear layers multiply eight-bit integers, for CPUs.
 
-Static: an activation's scale is a constant of the graph, so that a row's numbers do not depend on
-the batch it came in, as they would with scales taken from each batch (`quantize_dynamic`). Weights
-have a scale for each output channel and seven bits of magnitude less one: then no CPU's instruction
-for pairs of products saturates (x86 without VNNI has one of 16 bits), and every CPU has the same
-sums.
+Quantisation is static: an activation's scale is a constant of the graph, so that a row does not
+depend on its batch, as it would with scales computed per batch (`quantize_dynamic`). Weights have a
+scale for each output channel and lie within -63..63: then no CPU's instruction for pairs of
+products saturates (that of x86 without VNNI has 16 bits), and every CPU has the same sums.
 """
 
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ class Range(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """A step of the 255 from the least to the largest value, zero among them."""
+        """The size of one of the 255 steps of the range, which is extended to include zero."""
         return max(max(self.high, 0.0) - min(self.low, 0.0), 1e-6) / 255
 
     @property
@@ -146,9 +145,9 @@ def _store(weight: ir.Value, axis: int, kind: str, first_node: ir.Node) -> None:
 
 
 def _factor_steps(weight: Array, bias: Array, scale: float) -> NDArray[np.float32]:
-    """The step of each row's factors, and of its bias with `scale`.
+    """The step of each row of a weight; times `scale` it is the step of the row's bias.
 
-    Not so small that the bias has no place in 32 bits; in a row of zeros it is all that counts.
+    It is large enough for the bias to fit in 32 bits, which alone decides in a row of zeros.
     """
     largest, added = np.abs(weight).max(axis=1), np.abs(bias) / scale
     least = added / np.where(largest > 0, 2.0**30, 2.0**20)
@@ -157,5 +156,5 @@ def _factor_steps(weight: Array, bias: Array, scale: float) -> NDArray[np.float3
 
 
 def _steps(largest: NDArray[np.floating], count: int) -> NDArray[np.float32]:
-    """The steps with which `count` of them reach the largest value; 1 where all values are zero."""
+    """The step of which `count` reach the largest value; 1 where all values are zero."""
     return np.where(largest > 0, largest / count, 1).astype(np.float32)

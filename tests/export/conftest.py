@@ -1,14 +1,10 @@
 """A tiny model, its graphs and its bundle, made once for all tests of the export."""
 
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import onnx
 import pytest
-from PIL import Image
 from support.tiny_graphs import tiny_graph
 
 from drexperts.export import export_bundle
@@ -19,35 +15,31 @@ from drexperts.runtime.preprocess import Preprocessing
 
 
 @pytest.fixture(scope="session")
-def graph_of(
-    tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> Callable[[str, str], onnx.ModelProto]:
+def graph_of(tiny, random_model):
     """graph_of(preset, precision): with maps, of random weights. Shared: copy before changing."""
     return partial(tiny_graph, tiny, random_model)
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> Checkpoint:
+def checkpoint(tiny, random_model):
     scale = ScoreScale(0.0, 100.0, higher_is_better=True)
     return Checkpoint(random_model(tiny()), scale, Preprocessing(64, 64, 128, 2))
 
 
 @pytest.fixture(scope="session")
-def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_file(checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     save_checkpoint(checkpoint, path)
     return path
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
+def pictures():
     return verification_images()[:6]
 
 
 @pytest.fixture(scope="session")
-def exported(
-    checkpoint: Checkpoint, pictures: list[Image.Image], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def exported(checkpoint, pictures, tmp_path_factory):
     """A proven bundle for batches to 4. Shared: copy before changing."""
     out = tmp_path_factory.mktemp("export") / "bundle"
     export_bundle(checkpoint, out, images=pictures, max_batch=4)
@@ -55,6 +47,6 @@ def exported(
 
 
 @pytest.fixture
-def bundle(exported: Path, tmp_path: Path) -> Path:
+def bundle(exported, tmp_path):
     """A bundle of one's own."""
     return Path(shutil.copytree(exported, tmp_path / "bundle"))

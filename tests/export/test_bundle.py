@@ -3,8 +3,6 @@
 import copy
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from drexperts.runtime.preprocess import Preprocessing
 
 
 @pytest.fixture
-def ready_graph(exported: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+def ready_graph(exported, monkeypatch):
     """The graph that exports find made already, in place of their own."""
     graph = onnx.load(exported / "model.onnx")
     choice = PrecisionChoice(graph, "fp32")
@@ -34,9 +32,7 @@ def ready_graph(exported: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelPr
     return graph
 
 
-def test_a_bundle_is_proven_and_scores_as_the_model(
-    exported: Path, checkpoint: Checkpoint, pictures: list[Image.Image]
-) -> None:
+def test_a_bundle_is_proven_and_scores_as_the_model(exported, checkpoint, pictures):
     manifest = read_manifest(exported)
     (engine,) = manifest.engines
     assert engine.proven
@@ -46,7 +42,7 @@ def test_a_bundle_is_proven_and_scores_as_the_model(
     with runtime.load(exported) as scorer:
         scores = scorer.score(list(pictures))
     assert engine.parity.rows == sum(len(s.raw) for s in scores) + sets["synthetic"].images
-    assert engine.parity.score_max < 1e-5
+    assert engine.parity.weights_max < 1e-5
     assert engine.invariance is not None
     assert engine.invariance.batches == (1, 2, 3, 4)
     expected = eager_outputs(checkpoint.model, pictures, checkpoint.preprocessing)
@@ -58,13 +54,8 @@ def test_a_bundle_is_proven_and_scores_as_the_model(
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "precision"), [("paper", "fp16"), ("official", "fp32")])
 def test_presets_and_precisions_are_proven_under_their_own_limits(
-    preset: str,
-    precision: Any,
-    tiny: Callable[..., Any],
-    random_model: Callable[..., Any],
-    pictures: list[Image.Image],
-    tmp_path: Path,
-) -> None:
+    preset, precision, tiny, random_model, pictures, tmp_path
+):
     scale, spec = ScoreScale(-1.0, 1.0, higher_is_better=True), Preprocessing(64, 64, 128, 2)
     made = Checkpoint(random_model(tiny(preset), spread=0.05), scale, spec)
     manifest = export_bundle(
@@ -77,12 +68,7 @@ def test_presets_and_precisions_are_proven_under_their_own_limits(
     assert engine.proven
 
 
-def test_a_checkpoints_file_and_a_scale_are_taken(
-    ready_graph: onnx.ModelProto,
-    checkpoint_file: Path,
-    pictures: list[Image.Image],
-    tmp_path: Path,
-) -> None:
+def test_a_checkpoints_file_and_a_scale_are_taken(ready_graph, checkpoint_file, pictures, tmp_path):
     scale, progress = ScoreScale(-500.0, 500.0, higher_is_better=False), Recorder()
     manifest = export_bundle(
         checkpoint_file, tmp_path / "b", images=pictures, scale=scale, progress=progress
@@ -93,11 +79,8 @@ def test_a_checkpoints_file_and_a_scale_are_taken(
 
 
 def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
-    ready_graph: onnx.ModelProto,
-    checkpoint: Checkpoint,
-    pictures: list[Image.Image],
-    tmp_path: Path,
-) -> None:
+    ready_graph, checkpoint, pictures, tmp_path
+):
     (bias,) = [i for i in ready_graph.graph.initializer if i.name.endswith("score.bias")]
     bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(50.0)).tobytes()
     manifest = export_bundle(checkpoint, tmp_path / "b", images=pictures, max_batch=2)
@@ -106,9 +89,7 @@ def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
         runtime.load(tmp_path / "b")
 
 
-def test_a_broken_export_leaves_what_was_there(
-    bundle: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_export_leaves_what_was_there(bundle, checkpoint, monkeypatch):
     before = sha256_of(bundle / "manifest.json")
 
     def broken(*_: Any, **__: Any) -> PrecisionChoice:
@@ -122,13 +103,8 @@ def test_a_broken_export_leaves_what_was_there(
 
 
 def test_the_target_of_a_link_is_replaced_and_abandoned_folders_are_removed(
-    ready_graph: onnx.ModelProto,
-    bundle: Path,
-    checkpoint: Checkpoint,
-    pictures: list[Image.Image],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    ready_graph, bundle, checkpoint, pictures, tmp_path, monkeypatch
+):
     for name, age in ((".bundle.partial-old", 2 * ABANDONED_AFTER), (".bundle.partial-new", 0.0)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
@@ -144,9 +120,7 @@ def test_the_target_of_a_link_is_replaced_and_abandoned_folders_are_removed(
 
 
 @pytest.mark.parametrize("manifest", ["none", "another program's", "a bundle's"])
-def test_a_folder_of_other_things_is_not_touched(
-    manifest: str, bundle: Path, checkpoint: Checkpoint
-) -> None:
+def test_a_folder_of_other_things_is_not_touched(manifest, bundle, checkpoint):
     if manifest == "none":
         (bundle / "manifest.json").unlink()
     elif manifest == "another program's":
@@ -158,7 +132,7 @@ def test_a_folder_of_other_things_is_not_touched(
 
 
 @pytest.mark.parametrize("max_batch", [0, -3, 70000])
-def test_batches_out_of_range(max_batch: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_batches_out_of_range(max_batch, checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=f"1 to 1024.* {max_batch}"):
         export_bundle(checkpoint, tmp_path / "b", max_batch=max_batch)
 
@@ -170,22 +144,15 @@ def test_batches_out_of_range(max_batch: int, checkpoint: Checkpoint, tmp_path: 
         ({"scale": None}, "--scale"),
     ],
 )
-def test_an_incomplete_checkpoint(
-    change: dict[str, Any], named: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_an_incomplete_checkpoint(change, named, checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=named):
         export_bundle(checkpoint._replace(**change), tmp_path / "b")
 
 
 @pytest.mark.parametrize(("value", "named"), [(float("nan"), "not finite"), (0.0, "all 130")])
 def test_a_model_whose_scores_mean_nothing(
-    value: float,
-    named: str,
-    ready_graph: onnx.ModelProto,
-    checkpoint: Checkpoint,
-    pictures: list[Image.Image],
-    tmp_path: Path,
-) -> None:
+    value, named, ready_graph, checkpoint, pictures, tmp_path
+):
     model = copy.deepcopy(checkpoint.model)
     for parameter in model.score.parameters():
         parameter.data.fill_(value)
@@ -194,9 +161,7 @@ def test_a_model_whose_scores_mean_nothing(
     assert not (tmp_path / "b").exists()
 
 
-def test_pictures_on_which_nothing_could_be_proven_are_refused_first(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_pictures_on_which_nothing_could_be_proven_are_refused_first(checkpoint, tmp_path):
     progress = Recorder()
     flat = [Image.new("RGB", (80, 80), (90, 90, 90))] * 3
     with pytest.raises(UserError, match="--images"):

@@ -44,16 +44,12 @@ OPTIONS = EngineOptions(profiles=(Profile(1, 2, 4),), capabilities=("8.9",))
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(
-    tiny: Callable[..., Any],
-    random_model: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def checkpoint(tiny, random_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     scale = ScoreScale(0.0, 100.0, higher_is_better=True)
     save_checkpoint(Checkpoint(random_model(tiny()), scale, Preprocessing(64, 64, 128, 2)), path)
@@ -61,7 +57,7 @@ def checkpoint(
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(checkpoint, tmp_path_factory):
     from drexperts.model.checkpoint import load_checkpoint
 
     out = tmp_path_factory.mktemp("export") / "bundle"
@@ -70,7 +66,7 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def bundle(exported: Path, tmp_path: Path) -> Path:
+def bundle(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "bundle")
 
 
@@ -95,12 +91,12 @@ class TestRtx:
     """Real builds."""
 
     @pytest.fixture(autouse=True)
-    def library(self) -> None:
+    def library(self):
         pytest.importorskip("tensorrt_rtx")
         if compatibility.gpus():
             pytest.skip("this machine has a GPU: the engine would be executed")
 
-    def test_an_engine_joins_the_bundle(self, bundle: Path) -> None:
+    def test_an_engine_joins_the_bundle(self, bundle):
         manifest = built(bundle)
         assert manifest == read_manifest(bundle)
         onnx, engine = manifest.engines
@@ -114,7 +110,7 @@ class TestRtx:
         assert built_here(engine.sha256)
         assert runtime.load(bundle).engine.backend == "onnx"
 
-    def test_the_engine_of_its_kind_is_replaced(self, bundle: Path) -> None:
+    def test_the_engine_of_its_kind_is_replaced(self, bundle):
         (first,) = built(bundle).engines[1:]
         (second,) = built(bundle, options=replace(OPTIONS, profiles=(Profile(1, 1, 2),))).engines[
             1:
@@ -127,21 +123,19 @@ class TestRtx:
         assert first.file != second.file
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-    def test_another_precision_comes_from_the_checkpoint(
-        self, precision: str, bundle: Path, checkpoint: Path
-    ) -> None:
+    def test_another_precision_comes_from_the_checkpoint(self, precision, bundle, checkpoint):
         onnx, engine = built(bundle, precision=precision, checkpoint=checkpoint).engines
         assert (engine.precision, engine.evidence) == (precision, "inspected")
         assert engine.plan is not None
         assert engine.plan.onnx_sha256 != onnx.sha256
 
-    def test_attention_can_be_kept_from_fusing(self, bundle: Path) -> None:
+    def test_attention_can_be_kept_from_fusing(self, bundle):
         onnx, engine = built(bundle, fused_attention=False).engines
         assert engine.plan is not None
         assert not engine.plan.fused_attention
         assert engine.plan.onnx_sha256 != onnx.sha256
 
-    def test_a_new_export_takes_the_place_of_all(self, bundle: Path, checkpoint: Path) -> None:
+    def test_a_new_export_takes_the_place_of_all(self, bundle, checkpoint):
         from drexperts.model.checkpoint import load_checkpoint
 
         built(bundle)
@@ -150,7 +144,7 @@ class TestRtx:
         assert files(bundle) == {"manifest.json", "model.onnx"}
 
     @pytest.mark.parametrize("delay", [0.3, 0.6])
-    def test_a_killed_build_leaves_the_bundle_as_it_was(self, delay: float, bundle: Path) -> None:
+    def test_a_killed_build_leaves_the_bundle_as_it_was(self, delay, bundle):
         before = read_manifest(bundle)
         code = (
             "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
@@ -171,7 +165,7 @@ class TestRtx:
         assert runtime.load(bundle).engine.proven
 
 
-def test_a_provider_takes_the_same_file(bundle: Path) -> None:
+def test_a_provider_takes_the_same_file(bundle):
     if compatibility.gpus():
         pytest.skip("this machine has a GPU: the engine would be executed")
     for _ in range(2):
@@ -187,13 +181,13 @@ def test_a_provider_takes_the_same_file(bundle: Path) -> None:
     "change",
     [{"precision": "fp16"}, {"fused_attention": False}, {"options": EngineOptions(plugin="off")}],
 )
-def test_a_provider_takes_the_file_as_it_is(change: dict[str, Any], bundle: Path) -> None:
+def test_a_provider_takes_the_file_as_it_is(change, bundle):
     arguments = {"options": EngineOptions()} | change
     with pytest.raises(UserError, match="leave out what shapes an engine"):
         built(bundle, "onnx-cuda", **arguments)
 
 
-def test_it_says_when_a_proven_engine_goes(bundle: Path) -> None:
+def test_it_says_when_a_proven_engine_goes(bundle):
     if compatibility.gpus():
         pytest.skip("this machine has a GPU: the engine would be executed")
     built(bundle, "onnx-cuda", options=EngineOptions())
@@ -207,31 +201,31 @@ def test_it_says_when_a_proven_engine_goes(bundle: Path) -> None:
     assert any("takes the place of a proven engine" in note for note in notes)
 
 
-def test_another_precision_needs_the_checkpoint(bundle: Path) -> None:
+def test_another_precision_needs_the_checkpoint(bundle):
     with pytest.raises(UserError, match="--checkpoint, for one in fp16"):
         built(bundle, precision="fp16")
 
 
 @pytest.mark.parametrize("change", [{"precision": "fp16"}, {"fused_attention": False}])
-def test_only_the_bundles_own_graph_can_be_stripped(change: dict[str, Any], bundle: Path) -> None:
+def test_only_the_bundles_own_graph_can_be_stripped(change, bundle):
     with pytest.raises(UserError, match="or leave --strip out"):
         built(bundle, options=replace(OPTIONS, stripped=True), **change)
 
 
-def test_a_changed_graph_is_not_built_from(bundle: Path) -> None:
+def test_a_changed_graph_is_not_built_from(bundle):
     with open(bundle / "model.onnx", "ab") as stream:
         stream.write(b"\0")
     with pytest.raises(BundleError, match="drx export"):
         built(bundle)
 
 
-def test_a_bundle_without_a_graph(bundle: Path, planned: Callable[..., Engine]) -> None:
+def test_a_bundle_without_a_graph(bundle, planned):
     write_manifest(replace(read_manifest(bundle), engines=(planned(),)), bundle)
     with pytest.raises(BundleError, match="no ONNX engine to build from"):
         built(bundle)
 
 
-def test_what_killed_builds_left_is_swept_once_it_is_old(bundle: Path) -> None:
+def test_what_killed_builds_left_is_swept_once_it_is_old(bundle):
     old, new = bundle / f"tensorrt-fp16-{'a' * 8}.engine", bundle / f".{'b' * 8}.engine"
     for path in (old, new):
         path.write_bytes(b"")
@@ -286,14 +280,8 @@ def stand_in_builder(
     ],
 )
 def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
-    plugin: tuple[bool, float],
-    plain: tuple[bool, float],
-    kept: str,
-    bundle: Path,
-    checkpoint: Path,
-    planned: Callable[..., Engine],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    plugin, plain, kept, bundle, checkpoint, planned, monkeypatch
+):
     """The builder, the proof and the engines are stood in for: what is tested is the choice."""
     (proof,) = read_manifest(bundle).engines
     clock = Clock()
@@ -323,12 +311,8 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
 
 @pytest.mark.parametrize("fault", ["build", "proof"])
 def test_the_engine_with_the_plugin_stays_when_the_other_fails(
-    fault: str,
-    bundle: Path,
-    checkpoint: Path,
-    planned: Callable[..., Engine],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    fault, bundle, checkpoint, planned, monkeypatch
+):
     (proof,) = read_manifest(bundle).engines
     notes: list[str] = []
 

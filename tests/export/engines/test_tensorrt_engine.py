@@ -46,7 +46,7 @@ def silent(phase: str, done: int, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def graph(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> onnx.ModelProto:
+def graph(tiny, random_model):
     return onnx_from_model(random_model(tiny()), maps=True, precision="fp16")
 
 
@@ -59,7 +59,7 @@ def linear(op: str = "Relu") -> onnx.ModelProto:
 
 
 @rtx
-def test_a_plan(graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_plan(graph, tmp_path):
     told: list[tuple[str, int, int]] = []
     out = tmp_path / "model.engine"
     plan = engine_from_onnx(
@@ -77,7 +77,7 @@ def test_a_plan(graph: onnx.ModelProto, tmp_path: Path) -> None:
 
 @rtx
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
-def test_every_capability(capability: str, graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_every_capability(capability, graph, tmp_path):
     options = replace(SMALL, capabilities=(capability,))
     plan = engine_from_onnx(graph, "tensorrt-rtx", tmp_path / "e", options, silent)
     assert (plan.capabilities, plan.inspected) == ((capability,), True)
@@ -86,7 +86,7 @@ def test_every_capability(capability: str, graph: onnx.ModelProto, tmp_path: Pat
 
 
 @rtx
-def test_full_size(tmp_path: Path) -> None:
+def test_full_size(tmp_path):
     """The official model in float16, as it is deployed, for every GPU that the library knows."""
     import torch
 
@@ -112,7 +112,7 @@ def test_full_size(tmp_path: Path) -> None:
 
 
 @rtx
-def test_integer_inputs(tmp_path: Path) -> None:
+def test_integer_inputs(tmp_path):
     proto = linear("Neg")
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.elem_type = TensorProto.INT64
@@ -120,14 +120,14 @@ def test_integer_inputs(tmp_path: Path) -> None:
 
 
 @rtx
-def test_an_unknown_operator(tmp_path: Path) -> None:
+def test_an_unknown_operator(tmp_path):
     with pytest.raises(BuildError, match=r"does not take the graph: the_node \(NoSuchOperator"):
         engine_from_onnx(linear("NoSuchOperator"), "tensorrt-rtx", tmp_path / "e", SMALL, silent)
     assert os.listdir(tmp_path) == []
 
 
 @rtx
-def test_a_failed_build_keeps_what_was_there(graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_failed_build_keeps_what_was_there(graph, tmp_path):
     out = tmp_path / "model.engine"
     out.write_text("the engine before")
     with pytest.raises(BuildError, match="within workspace limit"):
@@ -137,7 +137,7 @@ def test_a_failed_build_keeps_what_was_there(graph: onnx.ModelProto, tmp_path: P
 
 
 @rtx
-def test_a_progress_that_raises(graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_progress_that_raises(graph, tmp_path):
     def tell(phase: str, done: int, steps: int) -> None:
         raise RuntimeError("the screen is gone")
 
@@ -156,7 +156,7 @@ engine_from_onnx(onnx.load(sys.argv[1]), "tensorrt-rtx", Path(sys.argv[2]), Engi
 
 
 @rtx
-def test_an_interrupted_build(graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_an_interrupted_build(graph, tmp_path):
     onnx.save(graph, tmp_path / "model.onnx")
     out = tmp_path / "out" / "model.engine"
     out.parent.mkdir()
@@ -171,7 +171,7 @@ def test_an_interrupted_build(graph: onnx.ModelProto, tmp_path: Path) -> None:
     assert os.listdir(out.parent) == ["model.engine"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @rtx
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -195,13 +195,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @rtx
-def test_a_plan_in_another_precision_is_not_kept(
-    graph: onnx.ModelProto,
-    tiny: Callable[..., Any],
-    random_model: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_plan_in_another_precision_is_not_kept(graph, tiny, random_model, tmp_path, monkeypatch):
     """As if the library had built the graph in float32 and said nothing."""
     fp32 = onnx_from_model(random_model(tiny()), maps=True, precision="fp32")
     engine_from_onnx(fp32, "tensorrt-rtx", tmp_path / "fp32", SMALL, silent)
@@ -214,9 +208,7 @@ def test_a_plan_in_another_precision_is_not_kept(
 
 @rtx
 @pytest.mark.parametrize("change", [{"version": "1.6.1.116"}, {"targets": ("8.9", "12.0")}])
-def test_a_plan_of_something_else(
-    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_of_something_else(change, tmp_path, monkeypatch):
     monkeypatch.setattr(
         engine, "inspection_from_plan", lambda plan: replace(inspection_from_plan(plan), **change)
     )
@@ -226,9 +218,7 @@ def test_a_plan_of_something_else(
 
 
 @rtx
-def test_a_plan_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_plan_that_cannot_be_read(tmp_path, monkeypatch, caplog):
     def unreadable(plan: bytes) -> None:
         raise UnreadablePlanError("it is of a later version")
 
@@ -251,9 +241,7 @@ def test_a_plan_that_cannot_be_read(
         ("tensorrt", {"capabilities": ("8.9",)}, "GPU of this machine"),
     ],
 )
-def test_options_that_a_library_cannot_follow(
-    backend: str, change: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_options_that_a_library_cannot_follow(backend, change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         engine_from_onnx(linear(), backend, tmp_path / "e", EngineOptions(**change), silent)
 
@@ -263,15 +251,13 @@ def test_options_that_a_library_cannot_follow(
     ("capabilities", "message"),
     [(("9.0",), "not for 9.0"), (("7.5", "8.9"), "build it alone"), (("x",), "not for x")],
 )
-def test_capabilities_that_cannot_be(
-    capabilities: tuple[str, ...], message: str, tmp_path: Path
-) -> None:
+def test_capabilities_that_cannot_be(capabilities, message, tmp_path):
     options = replace(SMALL, capabilities=capabilities)
     with pytest.raises(UserError, match=message):
         engine_from_onnx(linear(), "tensorrt-rtx", tmp_path / "e", options, silent)
 
 
-def test_turing_cannot_be_stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turing_cannot_be_stripped(tmp_path, monkeypatch):
     """Its graph is not the bundle's, from which the weights would be put back."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(engine_options, "gpu_capability", lambda: "7.5")
@@ -282,21 +268,21 @@ def test_turing_cannot_be_stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @rtx
 @no_gpu
-def test_stripping_needs_a_gpu(tmp_path: Path) -> None:
+def test_stripping_needs_a_gpu(tmp_path):
     options = replace(SMALL, stripped=True)
     with pytest.raises(UserError, match="with a GPU; here is none"):
         engine_from_onnx(linear(), "tensorrt-rtx", tmp_path / "e", options, silent)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_a_missing_library(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library(backend, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, engine_options.LIBRARIES[backend].module, None)
     with pytest.raises(MissingDependencyError, match=rf'pip install "drexperts\[{backend}\]"'):
         engine_from_onnx(linear(), backend, tmp_path / "e", EngineOptions(), silent)
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def stand_in(monkeypatch):
     """TensorRT for RTX called `tensorrt`, as if on a machine with a GPU of capability 8.9."""
     real = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     module = types.ModuleType("tensorrt")
@@ -323,12 +309,7 @@ def inspector(kind: str) -> Callable[..., str]:
     return describe
 
 
-def test_tensorrt(
-    stand_in: types.ModuleType,
-    graph: onnx.ModelProto,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tensorrt(stand_in, graph, tmp_path, monkeypatch):
     monkeypatch.setattr(engine._Build, "_inspector_document", inspector(""))
     options = EngineOptions(optimization_level=2, plugin="off")
     plan = engine_from_onnx(graph, "tensorrt", tmp_path / "e", options, silent)
@@ -336,12 +317,7 @@ def test_tensorrt(
     assert plan.inspected
 
 
-def test_tensorrt_in_another_precision(
-    stand_in: types.ModuleType,
-    graph: onnx.ModelProto,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tensorrt_in_another_precision(stand_in, graph, tmp_path, monkeypatch):
     monkeypatch.setattr(engine._Build, "_inspector_document", inspector("Float"))
     options = EngineOptions(plugin="off")
     with pytest.raises(PlanError, match="is in fp32, the graph has it in fp16"):
@@ -349,17 +325,13 @@ def test_tensorrt_in_another_precision(
     assert os.listdir(tmp_path) == []
 
 
-def test_tensorrt_without_a_gpu(
-    stand_in: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorrt_without_a_gpu(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(engine_options, "gpu_capability", lambda: None)
     with pytest.raises(UserError, match="use --backend tensorrt-rtx"):
         engine_from_onnx(linear(), "tensorrt", tmp_path / "e", EngineOptions(), silent)
 
 
-def test_turing_has_float32_products_in_tensorrt(
-    stand_in: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_turing_has_float32_products_in_tensorrt(stand_in, tmp_path, monkeypatch):
     """A float32 graph, which `half_products` refuses."""
     monkeypatch.setattr(engine_options, "gpu_capability", lambda: "7.5")
     monkeypatch.setattr(engine._Build, "_inspect", lambda *_: None)
@@ -368,14 +340,14 @@ def test_turing_has_float32_products_in_tensorrt(
     assert plan.capabilities == ("7.5",)
 
 
-def test_an_old_tensorrt(stand_in: types.ModuleType, tmp_path: Path) -> None:
+def test_an_old_tensorrt(stand_in, tmp_path):
     vars(stand_in)["__version__"] = "10.9.0.34"
     with pytest.raises(UserError, match=r"10.9.0.34 is too old, 10.13 or later"):
         engine_from_onnx(linear(), "tensorrt", tmp_path / "e", EngineOptions(), silent)
 
 
 @rtx
-def test_several_profiles(graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_several_profiles(graph, tmp_path):
     options = replace(SMALL, profiles=(Profile(1, 1, 1), Profile(2, 4, 8)))
     plan = engine_from_onnx(graph, "tensorrt-rtx", tmp_path / "e", options, silent)
     assert plan.inspected
@@ -416,33 +388,20 @@ def built_with(
         (EngineOptions(plugin="off"), []),
     ],
 )
-def test_the_plugin_is_registered(
-    options: EngineOptions,
-    registered: list[str],
-    stand_in: types.ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_plugin_is_registered(options, registered, stand_in, tmp_path, monkeypatch):
     plugin = Plugin(layers=1)
     plan = built_with(plugin, options, tmp_path, monkeypatch)
     assert plugin.registered == registered
     assert plan.plugin_layers == len(registered)
 
 
-def test_a_required_plugin_that_the_parser_passes_over(
-    stand_in: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_required_plugin_that_the_parser_passes_over(stand_in, tmp_path, monkeypatch):
     with pytest.raises(BuildError, match="put no plugin into the network"):
         built_with(Plugin(layers=0), EngineOptions(plugin="require"), tmp_path, monkeypatch)
     assert built_with(Plugin(layers=0), EngineOptions(), tmp_path, monkeypatch).plugin_layers == 0
 
 
-def test_a_plugin_that_cannot_be_registered(
-    stand_in: types.ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_plugin_that_cannot_be_registered(stand_in, tmp_path, monkeypatch, caplog):
     plugin = Plugin(layers=1, error=UserError("not made for 8.9"))
     with pytest.raises(UserError, match=r"not made for 8\.9"):
         built_with(plugin, EngineOptions(plugin="require"), tmp_path, monkeypatch)
@@ -450,12 +409,7 @@ def test_a_plugin_that_cannot_be_registered(
     assert "without the plugin: not made for 8.9" in caplog.text
 
 
-def test_a_plugin_that_cannot_be_built(
-    stand_in: types.ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_plugin_that_cannot_be_built(stand_in, tmp_path, monkeypatch, caplog):
     """What the definition raises inside TensorRT is lost there: no engine comes of the build."""
     serialise = engine._Build._serialise
 
@@ -471,12 +425,7 @@ def test_a_plugin_that_cannot_be_built(
     assert "built again, without the plugin: could not build" in caplog.text
 
 
-def test_without_the_plugin_no_node_is_left_for_it(
-    stand_in: types.ModuleType,
-    graph: onnx.ModelProto,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_the_plugin_no_node_is_left_for_it(stand_in, graph, tmp_path, monkeypatch):
     parsed: list[onnx.ModelProto] = []
     parse = engine._Build._parse
 
@@ -514,7 +463,7 @@ class Config:
 @pytest.mark.parametrize(
     ("there", "used"), [(None, b""), (b"ours", b"ours"), (b"of another version", b"")]
 )
-def test_timing_cache(there: bytes | None, used: bytes, tmp_path: Path) -> None:
+def test_timing_cache(there, used, tmp_path):
     path = tmp_path / "timing"
     if there is not None:
         path.write_bytes(there)

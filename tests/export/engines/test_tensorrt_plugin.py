@@ -5,8 +5,6 @@ Its definition goes through TensorRT's own Python code, see `tensorrt_stub`; not
 
 import json
 import re
-import subprocess
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,10 +136,7 @@ print(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def report(
-    compiling: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
+def report(compiling, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tensorrt_stub.libraries(tmp_path_factory.mktemp("libraries"))
         patch.setenv("LD_LIBRARY_PATH", str(folder))
@@ -152,7 +147,7 @@ def report(
 
 
 @needs_bindings
-def test_the_creator_is_what_the_parser_looks_for(report: dict[str, Any]) -> None:
+def test_the_creator_is_what_the_parser_looks_for(report):
     assert report["before"]
     assert report["name"] == [OP, DOMAIN, "1"]
     assert report["fields"] == {"epsilon": "FLOAT32", "iterated": "INT32"}
@@ -173,15 +168,13 @@ def test_the_creator_is_what_the_parser_looks_for(report: dict[str, Any]) -> Non
         ("another order", "does not match the expected input arg schema"),
     ],
 )
-def test_tensorrt_validates_the_definition(
-    change: str, message: str, report: dict[str, Any]
-) -> None:
+def test_tensorrt_validates_the_definition(change, message, report):
     assert report["nothing"] is None
     assert message in report[change]
 
 
 @needs_bindings
-def test_another_capability_is_refused(report: dict[str, Any]) -> None:
+def test_another_capability_is_refused(report):
     assert report["other"].startswith("BackendError: ")
     assert "8.9, 9.0" in report["other"]
     assert "--plugin off" in report["other"]
@@ -193,14 +186,14 @@ each_form = pytest.mark.parametrize("name", FORMS)
 
 @needs_bindings
 @each_form
-def test_outputs(name: str, report: dict[str, Any]) -> None:
+def test_outputs(name, report):
     assert report[name]["types"] == ["FLOAT", "FLOAT"]
     assert report[name]["shapes"] == [[7, 10, 384], [7, 10, 577]]
 
 
 @needs_bindings
 @each_form
-def test_types_are_those_of_the_graph(name: str, report: dict[str, Any]) -> None:
+def test_types_are_those_of_the_graph(name, report):
     """Half tokens reach a node whose other inputs are float32: no other mixture is offered."""
     offered = report[name]["combinations"]
     rows = [tuple(kind for kind, _ in offered[i : i + 8]) for i in range(0, len(offered), 8)]
@@ -211,7 +204,7 @@ def test_types_are_those_of_the_graph(name: str, report: dict[str, Any]) -> None
 
 @needs_bindings
 @each_form
-def test_launch(name: str, report: dict[str, Any]) -> None:
+def test_launch(name, report):
     plugin = report[name]
     threads = re.search(r"\.reqntid (\d+)", plugin["ptx"])
     assert threads
@@ -223,7 +216,7 @@ def test_launch(name: str, report: dict[str, Any]) -> None:
 
 @needs_bindings
 @each_form
-def test_arguments_are_inputs_then_tokens_then_outputs(name: str, report: dict[str, Any]) -> None:
+def test_arguments_are_inputs_then_tokens_then_outputs(name, report):
     """TensorRT counts neither, and would let a float pass for a size."""
     plugin = report[name]
     assert plugin["declared"] == 1
@@ -234,13 +227,13 @@ def test_arguments_are_inputs_then_tokens_then_outputs(name: str, report: dict[s
 
 @needs_bindings
 @pytest.mark.parametrize("extra", ["a number", "a float"])
-def test_tensorrt_takes_sizes_only_as_int32(extra: str, report: dict[str, Any]) -> None:
+def test_tensorrt_takes_sizes_only_as_int32(extra, report):
     assert report[extra].startswith("TypeError: Extra args must be")
 
 
 @needs_bindings
 @each_form
-def test_ptx_is_for_the_architecture(name: str, report: dict[str, Any]) -> None:
+def test_ptx_is_for_the_architecture(name, report):
     plugin, arch = report[name], FORMS[name]
     assert f".target sm_{arch}" in plugin["ptx"]
     assert f".entry {plugin['symbol']}(" in plugin["ptx"]
@@ -248,7 +241,7 @@ def test_ptx_is_for_the_architecture(name: str, report: dict[str, Any]) -> None:
 
 
 @needs_bindings
-def test_the_nodes_epsilon_is_the_kernels(report: dict[str, Any]) -> None:
+def test_the_nodes_epsilon_is_the_kernels(report):
     assert "0f3727C5AC" in report["paper"]["ptx"]  # 1e-5
     assert "0f3E800000" in report["official"]["ptx"]  # 0.25
     assert "0f3727C5AC" not in report["official"]["ptx"]
@@ -258,30 +251,28 @@ def test_the_nodes_epsilon_is_the_kernels(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("open width", "InternalError: the graph leaves open a pooling node's width"),
-        ("3 queries", "InternalError: .* 10 experts with 3 queries and 10 alphas"),
-        ("2 alphas", "InternalError: .* 10 experts with 10 queries and 2 alphas"),
+        ("open width", "InternalError: .*width"),
+        ("3 queries", "InternalError: .* 10 experts, 3 queries and 10 alphas"),
+        ("2 alphas", "InternalError: .* 10 experts, 10 queries and 2 alphas"),
         ("too wide", "BackendError: .* has no launch for width 2048"),
     ],
 )
-def test_a_node_without_a_kernel_is_refused(
-    change: str, message: str, report: dict[str, Any]
-) -> None:
+def test_a_node_without_a_kernel_is_refused(change, message, report):
     assert re.match(message, report[change])
 
 
 @needs_bindings
-def test_a_kernel_is_compiled_once(report: dict[str, Any]) -> None:
+def test_a_kernel_is_compiled_once(report):
     assert report["kernels"]["currsize"] == len(FORMS)
     assert report["kernels"]["hits"] == 2
 
 
-def test_the_interpreter_compiles_nothing() -> None:
+def test_the_interpreter_compiles_nothing():
     with pytest.raises(BackendError, match="TRITON_INTERPRET"):
         tensorrt_plugin.register("8.9")
 
 
-def test_layers_are_counted() -> None:
+def test_layers_are_counted():
     names = ["CONVOLUTION", "PLUGIN_V3", "PLUGIN_V2", "MATRIX_MULTIPLY", "PLUGIN_V3"]
     layers = [SimpleNamespace(type=SimpleNamespace(name=name)) for name in names]
     network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
@@ -301,7 +292,7 @@ def pooling_graph(iterated: bool, alphas: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("iterated", [False, True], ids=["single", "iterated"])
-def test_the_plugins_kernel_is_the_graphs_function(iterated: bool) -> None:
+def test_the_plugins_kernel_is_the_graphs_function(iterated):
     """Interpreted, against ONNX Runtime: what an engine computes with and without the plugin."""
     from drexperts.kernels.differential_pooling_triton import forward_whole
 

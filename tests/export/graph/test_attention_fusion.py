@@ -1,8 +1,6 @@
 """The graph that no builder fuses attention in: the numbers stay, the fused kernel goes."""
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,9 +18,7 @@ FUSED = b"function={ name=_gemm_mha_v2 "
 
 
 @pytest.fixture(scope="module", params=["paper", "official"])
-def exported(
-    request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> Callable[[str], onnx.ModelProto]:
+def exported(request, tiny, random_model):
     model = random_model(tiny(request.param))
     return cache(lambda precision: onnx_from_model(model, maps=True, precision=precision))
 
@@ -46,9 +42,7 @@ def run(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_numbers_do_not_change(
-    batch: int, precision: str, exported: Callable[[str], onnx.ModelProto]
-) -> None:
+def test_the_numbers_do_not_change(batch, precision, exported):
     proto = exported(precision)
     changed = without_fused_attention(proto)
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, 64, 64), dtype=np.uint8)
@@ -60,9 +54,7 @@ def test_the_numbers_do_not_change(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_every_attention_is_changed(
-    precision: str, exported: Callable[[str], onnx.ModelProto]
-) -> None:
+def test_every_attention_is_changed(precision, exported):
     proto = exported(precision)
     before = proto.SerializeToString(deterministic=True)
     changed = without_fused_attention(proto)
@@ -79,9 +71,7 @@ def test_every_attention_is_changed(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_no_attention_is_fused_any_more(
-    precision: str, exported: Callable[[str], onnx.ModelProto]
-) -> None:
+def test_no_attention_is_fused_any_more(precision, exported):
     """By a real builder; with a constant for the one it still is."""
     proto = exported(precision)
     changed = without_fused_attention(proto)
@@ -140,7 +130,7 @@ def attention_graph() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0, 1e-45])
-def test_nothing_is_hidden(value: float) -> None:
+def test_nothing_is_hidden(value):
     """NaN stays NaN, and signs and subnormal numbers stay."""
     proto = attention_graph()
     pixels = np.zeros((1, 3, 4, 4), np.uint8)
@@ -153,7 +143,7 @@ def test_nothing_is_hidden(value: float) -> None:
     assert np.isnan(after).any() == (not np.isfinite(value))
 
 
-def test_a_graph_without_attention_is_refused() -> None:
+def test_a_graph_without_attention_is_refused():
     changed = without_fused_attention(attention_graph())
     with pytest.raises(UserError, match="no attention"):
         without_fused_attention(changed)

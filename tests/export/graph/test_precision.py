@@ -1,7 +1,6 @@
 """The precision of each part: what int8 computes, and the fewest islands that keep the gate."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,19 +24,19 @@ from drexperts.runtime.progress import SILENT
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> Checkpoint:
+def checkpoint(tiny, random_model):
     model = random_model(tiny("official"), spread=0.05)
     scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
     return Checkpoint(model, scale, default_preprocessing(model.config))
 
 
 @pytest.fixture(scope="module")
-def photographs() -> list[Any]:
+def photographs():
     return verification_images()[:4]
 
 
 @pytest.fixture(scope="module")
-def int8(checkpoint: Checkpoint, photographs: list[Any]) -> Int8:
+def int8(checkpoint, photographs):
     return Int8(checkpoint, photographs, maps=True, max_batch=4)
 
 
@@ -83,7 +82,7 @@ class Parts:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 144])
-def test_the_fewest_islands_are_found(count: int) -> None:
+def test_the_fewest_islands_are_found(count):
     for needed in range(count + 1):
         judged = []
 
@@ -101,7 +100,7 @@ def test_the_fewest_islands_are_found(count: int) -> None:
         assert all(each.passed == (each.islands >= needed) for each in found.frontier)
 
 
-def test_what_float32_cannot_keep_is_all_float32_and_says_so() -> None:
+def test_what_float32_cannot_keep_is_all_float32_and_says_so():
     parts = Parts(5)
     found = fewest_islands(parts, lambda _: parity(passed=False), lambda _: None)
     assert found.islands == tuple(parts.parts)
@@ -109,7 +108,7 @@ def test_what_float32_cannot_keep_is_all_float32_and_says_so() -> None:
     assert found.frontier[-1].islands == 5
 
 
-def test_a_quantised_layer_is_what_the_graph_computes(int8: Int8) -> None:
+def test_a_quantised_layer_is_what_the_graph_computes(int8):
     name = "encoder.blocks.0.fc1"
     linear = block_linears(int8.folded)[name]
     given = int8.ranges[name]
@@ -120,9 +119,7 @@ def test_a_quantised_layer_is_what_the_graph_computes(int8: Int8) -> None:
     torch.testing.assert_close(QuantisedLinear(linear, given)(rows[3:4]), got[3:4])
 
 
-def test_int8_scores_near_float32_whatever_the_batch(
-    checkpoint: Checkpoint, int8: Int8, tmp_path: Any
-) -> None:
+def test_int8_scores_near_float32_whatever_the_batch(checkpoint, int8, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
     runs = {}
     for name, graph in (("int8", int8.graph(())), ("fp32", int8.float_graph)):
@@ -139,7 +136,7 @@ def test_int8_scores_near_float32_whatever_the_batch(
     np.testing.assert_allclose(runs["fp32"], plain, rtol=1e-4, atol=1e-4)
 
 
-def test_islands_of_int8_are_products_in_float32(int8: Int8) -> None:
+def test_islands_of_int8_are_products_in_float32(int8):
     ranked = int8.ranked()
     assert sorted(ranked) == sorted(int8.ranges)
     kept = ranked[:3]
@@ -152,7 +149,7 @@ def test_islands_of_int8_are_products_in_float32(int8: Int8) -> None:
     assert graph.ByteSize() > int8.graph(()).ByteSize()
 
 
-def test_islands_of_float16_are_blocks_in_float32(checkpoint: Checkpoint) -> None:
+def test_islands_of_float16_are_blocks_in_float32(checkpoint):
     island = "encoder.blocks.1"
     folded = inference_model(checkpoint.model, "fp16", [island])
     kinds = {name: p.dtype for name, p in folded.named_parameters() if ".blocks." in name}
@@ -168,7 +165,7 @@ def test_islands_of_float16_are_blocks_in_float32(checkpoint: Checkpoint) -> Non
     assert counts[1] == counts[0] + 8
 
 
-def test_float16_is_ranked_by_blocks(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+def test_float16_is_ranked_by_blocks(checkpoint, photographs):
     half = Half(checkpoint, photographs, maps=False, max_batch=2)
     assert sorted(half.ranked()) == [
         *(f"controller.vit.blocks.{i}" for i in range(2)),
@@ -177,8 +174,8 @@ def test_float16_is_ranked_by_blocks(checkpoint: Checkpoint, photographs: list[A
 
 
 def test_auto_takes_the_fewest_islands_and_records_the_frontier(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any, monkeypatch: Any
-) -> None:
+    checkpoint, photographs, tmp_path, monkeypatch
+):
     limits = {"score_max": 1e-3}  # int8 does not keep it, a few islands do
     monkeypatch.setitem(precision.LIMITS, "int8", limits)
     manifest = export_bundle(
@@ -198,9 +195,7 @@ def test_auto_takes_the_fewest_islands_and_records_the_frontier(
         assert runtime.load(tmp_path / "b").score(photographs[0]).value
 
 
-def test_int8_says_what_it_lost(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
-) -> None:
+def test_int8_says_what_it_lost(checkpoint, photographs, tmp_path):
     manifest = export_bundle(checkpoint, tmp_path / "b", photographs, "int8", max_batch=2)
     (engine,) = manifest.engines
     assert (engine.precision, engine.islands, engine.frontier) == ("int8", (), ())
@@ -210,9 +205,7 @@ def test_int8_says_what_it_lost(
     assert engine.parity.score_max > 1e-5
 
 
-def test_a_gpu_engine_is_not_built_from_int8(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
-) -> None:
+def test_a_gpu_engine_is_not_built_from_int8(checkpoint, photographs, tmp_path):
     from drexperts.export.engines.build import build_engine
     from drexperts.export.engines.options import EngineOptions
 
@@ -232,12 +225,12 @@ def test_a_gpu_engine_is_not_built_from_int8(
             )
 
 
-def test_an_error_that_is_no_number_is_the_worst() -> None:
+def test_an_error_that_is_no_number_is_the_worst():
     errors = {"a": 0.1, "b": float("nan"), "c": 5.0, "d": float("inf"), "e": 0.2}
     assert precision._worst_first(errors) == ["b", "d", "c", "e", "a"]
 
 
-def test_float16_is_judged_in_float16(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+def test_float16_is_judged_in_float16(checkpoint, photographs):
     """A block whose activations are beyond float16 is found, and kept in float32."""
     model = copy.deepcopy(checkpoint.model)
     block = model.encoder.vit.blocks[1]
@@ -253,9 +246,7 @@ def test_float16_is_judged_in_float16(checkpoint: Checkpoint, photographs: list[
     assert half.ranked()[0] == "encoder.blocks.1"
 
 
-def test_layers_of_equal_weights_stay_apart(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
-) -> None:
+def test_layers_of_equal_weights_stay_apart(checkpoint, photographs, tmp_path):
     model = copy.deepcopy(checkpoint.model)
     first, second = model.encoder.vit.blocks
     with torch.no_grad():
@@ -270,7 +261,7 @@ def test_layers_of_equal_weights_stay_apart(
     assert not np.array_equal(kept, int8.session(()).run(pixels)["score"])
 
 
-def test_plain_precisions_have_no_islands(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+def test_plain_precisions_have_no_islands(checkpoint, photographs):
     made = mixture(
         checkpoint, "fp32", "cpu", photographs, maps=False, max_batch=2, tell=lambda _: None
     )

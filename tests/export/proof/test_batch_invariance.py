@@ -3,7 +3,6 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from drexperts.runtime.manifest import OUTPUTS, BatchInvariance, Engine, Profile
 Arrays = dict[str, np.ndarray]
 
 
-def test_batch_sizes() -> None:
+def test_batch_sizes():
     assert batch_sizes(1) == [1]
     assert batch_sizes(8) == list(range(1, 9))
     assert batch_sizes(40) == [*range(1, 9), 16, 32, 40]
@@ -58,14 +57,14 @@ def fp32(bundle: Path) -> Engine:
     return replace(read_manifest(bundle).engines[0], precision="fp32")
 
 
-def test_scores_that_are_not_finite_are_not_invariant(toy_bundle: Path) -> None:
+def test_scores_that_are_not_finite_are_not_invariant(toy_bundle):
     report = invariance(LeakySession(float("nan")), toy_bundle)
     assert not report.passed
     assert report.score_max == LARGEST_NUMBER
 
 
 @pytest.mark.parametrize("into", OUTPUTS)
-def test_a_leak_between_rows_is_found(into: str, toy_bundle: Path) -> None:
+def test_a_leak_between_rows_is_found(into, toy_bundle):
     report = invariance(LeakySession(), toy_bundle)
     assert report.passed
     assert report.batches == (1, 2, 3, 4)
@@ -83,7 +82,7 @@ class RangeSession(LeakySession):
         return {name: step * np.round(v / step) for name, v in super().run(pixels).items()}
 
 
-def test_neighbours_that_widen_a_range_are_found(toy_bundle: Path) -> None:
+def test_neighbours_that_widen_a_range_are_found(toy_bundle):
     report = invariance(RangeSession(), toy_bundle, count=1)
     assert "extremes" in report.cases
     assert not report.passed
@@ -106,9 +105,7 @@ class ForgetfulSession(LeakySession):
         return right | {"score": right["score"] + 1}
 
 
-def test_an_engine_with_profiles_is_called_from_several_threads_at_once(
-    toy_bundle: Path, planned: Any
-) -> None:
+def test_an_engine_with_profiles_is_called_from_several_threads_at_once(toy_bundle, planned):
     session = ForgetfulSession()
     report = invariance(session, toy_bundle, planned(profiles=(Profile(1, 2, 4),)))
     assert not report.passed

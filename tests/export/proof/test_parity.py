@@ -33,7 +33,7 @@ def swapped(first: int, second: int) -> np.ndarray:
     return scores
 
 
-def test_equal_outputs_pass() -> None:
+def test_equal_outputs_pass():
     report = compared()
     assert report.passed
     assert (report.score_max, report.order_flips, report.pairs) == (0.0, 0, 120 * 119 // 2)
@@ -44,7 +44,7 @@ def test_equal_outputs_pass() -> None:
     assert (report.weights_srcc, report.maps_plcc) == pytest.approx((1.0, 1.0))
 
 
-def test_drift_is_measured_in_spans_and_in_units() -> None:
+def test_drift_is_measured_in_spans_and_in_units():
     report = compared(scores=SCORES + 0.5)
     assert (report.score_max, report.score_units) == pytest.approx((0.005, 0.5))
     assert not report.passed
@@ -68,20 +68,20 @@ def test_drift_is_measured_in_spans_and_in_units() -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_faults_fail(changes: dict[str, Any], precision: str) -> None:
+def test_faults_fail(changes, precision):
     report = compared(precision, **changes)
     assert not report.passed
     assert all(value is None or np.isfinite(value) for value in report.measured().values())
 
 
-def test_values_that_are_not_finite_keep_no_limit() -> None:
+def test_values_that_are_not_finite_keep_no_limit():
     assert not within({"srcc": float("nan"), "score_max": 0.0}, {"srcc": 0.9})
     assert not within({"score_max": float("nan")}, {"score_max": 1.0})
     assert not within({"score_max": None}, {"score_max": 1.0})
     assert within({"maps_max": None}, {"maps_max": 1.0})
 
 
-def test_the_gate_is_on_the_low_end_of_the_interval() -> None:
+def test_the_gate_is_on_the_low_end_of_the_interval():
     got = EXPECTED._replace(scores=swapped(60, 65))
     report = compare(EXPECTED, got, SCALE, {"srcc": 0.999})
     assert report.srcc_interval is not None
@@ -90,7 +90,7 @@ def test_the_gate_is_on_the_low_end_of_the_interval() -> None:
     assert not compare(EXPECTED, got, SCALE, {"srcc_low": 0.999}).passed
 
 
-def test_too_few_images_pass_nothing() -> None:
+def test_too_few_images_pass_nothing():
     few = Outputs(SCORES[:99], WEIGHTS[:99], MAPS[:99], 99)
     report = compare(few, few, SCALE, LIMITS["fp32"])
     assert (report.srcc_interval, report.passed) == (None, False)
@@ -99,7 +99,7 @@ def test_too_few_images_pass_nothing() -> None:
     assert compare(enough, enough, SCALE, LIMITS["fp32"]).passed
 
 
-def test_each_set_of_enough_images_has_to_keep_the_limits() -> None:
+def test_each_set_of_enough_images_has_to_keep_the_limits():
     scores = np.concatenate([SCORES, SCORES / 1e4])  # the second set is hard to rank
     expected = Outputs(scores, np.tile(WEIGHTS, (2, 1)), None, 240)
     got = expected._replace(scores=scores + np.repeat([0, 1.6e-4], 120) * RANDOM.normal(size=240))
@@ -115,13 +115,13 @@ def test_each_set_of_enough_images_has_to_keep_the_limits() -> None:
     assert compare(expected, got, SCALE, {"srcc": 0.99}, few).sets["hard"].srcc_interval is None
 
 
-def test_an_engine_without_maps_is_held_to_the_rest() -> None:
+def test_an_engine_without_maps_is_held_to_the_rest():
     report = compared(maps=None)
     assert (report.maps_max, report.maps_plcc, report.passed) == (None, None, True)
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-def test_one_inverted_expert_fails(precision: str) -> None:
+def test_one_inverted_expert_fails(precision):
     weights = np.linspace(-1, 1, 10) + 0.05 * WEIGHTS
     inverted = weights.copy()
     inverted[:, 5] = 2 * weights[:, 5].mean() - weights[:, 5]
@@ -135,7 +135,7 @@ def test_one_inverted_expert_fails(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-def test_one_crop_with_other_maps_fails(precision: str) -> None:
+def test_one_crop_with_other_maps_fails(precision):
     maps = MAPS.copy()
     maps[7] = MAPS[8]
     limits = {"maps_plcc": LIMITS[precision]["maps_plcc"]}
@@ -143,20 +143,20 @@ def test_one_crop_with_other_maps_fails(precision: str) -> None:
     assert not report.passed
 
 
-def test_a_set_with_limits_whose_scores_are_all_equal_is_refused() -> None:
+def test_a_set_with_limits_whose_scores_are_all_equal_is_refused():
     scores = np.concatenate([np.full(100, 5.0), np.arange(120.0)])
     with pytest.raises(UserError, match=r"100 photographs .* 5"):
         check_scores(scores, {"photographs": 100, "synthetic": 120})
     check_scores(scores[1:], {"photographs": 99, "synthetic": 120})
 
 
-def test_too_few_different_images_are_refused() -> None:
+def test_too_few_different_images_are_refused():
     flat = [np.full((80, 80, 3), 90, np.uint8)] * 60
     with pytest.raises(UserError, match="100 different"):
         parity_sets(flat, Preprocessing(64, 64, 128, 2))
 
 
-def test_every_precision_has_all_its_limits() -> None:
+def test_every_precision_has_all_its_limits():
     for precision, limits in LIMITS.items():
         # One place of a map may tip where a softmax ties; all of them together may not.
         lacks = {"maps_max"} if precision == "int8" else set()
@@ -164,7 +164,7 @@ def test_every_precision_has_all_its_limits() -> None:
     assert TOLERANCES.keys() == LIMITS.keys()
 
 
-def test_parity_is_measured_on_photographs_and_on_every_distortion() -> None:
+def test_parity_is_measured_on_photographs_and_on_every_distortion():
     images = verification_images()
     spec = Preprocessing(96, 96, 192, 2)
     sources, sizes = parity_sets(images, spec)
@@ -176,7 +176,7 @@ def test_parity_is_measured_on_photographs_and_on_every_distortion() -> None:
         parity_sets(images[:2], spec)
 
 
-def test_an_engine_that_scores_nothing_fails() -> None:
+def test_an_engine_that_scores_nothing_fails():
     nothing = np.full((120, 10), np.nan)
     report = compared(scores=nothing[:, 0], weights=nothing, maps=None)
     assert not report.passed

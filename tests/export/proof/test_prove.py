@@ -1,10 +1,8 @@
 """The proofs: measured again, and which bundles and checkpoints are refused."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from support.reporting import Recorder
 from drexperts.export import verify
 from drexperts.export.proof.parity import eager_outputs
 from drexperts.export.proof.prove import check_same_weights, prove_engine, record_proofs
-from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import BundleError, NotTakenError, UserError
 from drexperts.runtime.manifest import Engine, read_manifest, write_manifest
@@ -23,7 +20,7 @@ Pictures = list[Image.Image]
 
 
 @pytest.fixture(scope="module")
-def other(checkpoint: Checkpoint, random_model: Callable[..., Any]) -> Checkpoint:
+def other(checkpoint, random_model):
     """The same model with other weights."""
     return checkpoint._replace(model=random_model(checkpoint.model.config, seed=1))
 
@@ -38,18 +35,14 @@ def only_engine(bundle: Path) -> Engine:
     return engine
 
 
-def test_another_model_is_refused_by_what_differs(
-    exported: Path, checkpoint: Checkpoint, pictures: Pictures, random_model: Callable[..., Any]
-) -> None:
+def test_another_model_is_refused_by_what_differs(exported, checkpoint, pictures, random_model):
     config = checkpoint.model.config
     changed = random_model(replace(config, clip_antialias=not config.clip_antialias))
     with pytest.raises(UserError, match="clip_antialias"):
         verify(exported, checkpoint=checkpoint._replace(model=changed), images=pictures)
 
 
-def test_the_proof_is_rewritten(
-    bundle: Path, checkpoint_file: Path, pictures: Pictures, tmp_path: Path
-) -> None:
+def test_the_proof_is_rewritten(bundle, checkpoint_file, pictures, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, picture in enumerate(pictures[:4]):
@@ -65,9 +58,7 @@ def test_the_proof_is_rewritten(
     assert proven.proven
 
 
-def test_other_weights_fail_and_without_weights_parity_stays(
-    bundle: Path, other: Checkpoint, pictures: Pictures
-) -> None:
+def test_other_weights_fail_and_without_weights_parity_stays(bundle, other, pictures):
     before = only_engine(bundle)
     (without,) = verify(bundle, images=pictures).engines
     assert without.parity == before.parity
@@ -76,7 +67,7 @@ def test_other_weights_fail_and_without_weights_parity_stays(
     assert not verify(bundle, checkpoint=other, images=pictures).engines[0].proven
 
 
-def test_a_changed_file_is_not_verified(bundle: Path, pictures: Pictures) -> None:
+def test_a_changed_file_is_not_verified(bundle, pictures):
     with open(bundle / "model.onnx", "ab") as stream:
         stream.write(b"\0")
     with pytest.raises(BundleError, match="SHA-256"):
@@ -84,9 +75,7 @@ def test_a_changed_file_is_not_verified(bundle: Path, pictures: Pictures) -> Non
 
 
 @pytest.mark.parametrize("count", [None, 0, 2])
-def test_too_few_images(
-    count: int | None, exported: Path, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_too_few_images(count, exported, checkpoint, tmp_path):
     folder = tmp_path / "photos"
     if count is not None:
         folder.mkdir()
@@ -96,9 +85,7 @@ def test_too_few_images(
         verify(exported, checkpoint=checkpoint, images=folder)
 
 
-def test_engines_that_do_not_run_here_keep_their_record(
-    bundle: Path, pictures: Pictures, planned: Callable[..., Any]
-) -> None:
+def test_engines_that_do_not_run_here_keep_their_record(bundle, pictures, planned):
     if compatibility.gpus():
         pytest.skip("this machine has a GPU")
     onnx = only_engine(bundle)
@@ -109,9 +96,7 @@ def test_engines_that_do_not_run_here_keep_their_record(
     assert proven.engines[1:] == (planned(), provider)
 
 
-def test_a_batch_that_was_not_certified_can_be_certified(
-    exported: Path, pictures: Pictures
-) -> None:
+def test_a_batch_that_was_not_certified_can_be_certified(exported, pictures):
     engine = only_engine(exported)
     assert engine.invariance is not None
     less = replace(engine, invariance=replace(engine.invariance, batches=(1, 2)))
@@ -120,9 +105,7 @@ def test_a_batch_that_was_not_certified_can_be_certified(
     assert again.certified_batch == 4
 
 
-def test_a_checkpoint_may_differ_by_twice_the_measured_drift(
-    exported: Path, checkpoint: Checkpoint, other: Checkpoint, pictures: Pictures
-) -> None:
+def test_a_checkpoint_may_differ_by_twice_the_measured_drift(exported, checkpoint, other, pictures):
     manifest, engine = read_manifest(exported), only_engine(exported)
     check_same_weights(exported, manifest, engine, checkpoint)
     with pytest.raises(UserError, match="other weights"):
@@ -141,9 +124,7 @@ def test_a_checkpoint_may_differ_by_twice_the_measured_drift(
     check_same_weights(exported, manifest, wide, checkpoint._replace(model=near))
 
 
-def test_proofs_are_written_beside_what_a_build_added_meanwhile(
-    bundle: Path, planned: Callable[..., Any]
-) -> None:
+def test_proofs_are_written_beside_what_a_build_added_meanwhile(bundle, planned):
     onnx = only_engine(bundle)
     built = replace(planned(), file="built-meanwhile.engine")
     with_engines(bundle, onnx, built)
@@ -152,11 +133,8 @@ def test_proofs_are_written_beside_what_a_build_added_meanwhile(
 
 
 def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
-    bundle: Path,
-    pictures: Pictures,
-    planned: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    bundle, pictures, planned, monkeypatch
+):
     elsewhere = planned()
     with_engines(bundle, elsewhere, replace(only_engine(bundle), invariance=None))
     monkeypatch.setattr("drexperts.runtime.obstacle", lambda engine: None)
@@ -166,11 +144,11 @@ def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
     assert proven.engines[1].proven
     assert any(elsewhere.file in text for text in progress.messages)
     with_engines(bundle, elsewhere)
-    with pytest.raises(NotTakenError, match=elsewhere.file):
+    with pytest.raises(NotTakenError, match="--trust"):
         verify(bundle, images=pictures)
 
 
-def test_a_precision_of_a_later_version(bundle: Path, pictures: Pictures) -> None:
+def test_a_precision_of_a_later_version(bundle, pictures):
     with_engines(bundle, replace(only_engine(bundle), precision="fp4"))
     with pytest.raises(BundleError, match="fp4"):
         verify(bundle, images=pictures)
