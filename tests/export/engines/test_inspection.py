@@ -18,8 +18,8 @@ from drexperts.export.engines.inspection import (
     inspection_from_plan,
     products_of_network,
 )
-from drexperts.export.engines.tensorrt_engine import EngineOptions, engine_from_onnx
-from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.engines.options import EngineOptions
+from drexperts.export.engines.tensorrt_engine import engine_from_onnx
 from drexperts.runtime.errors import PlanError, UnreadablePlanError
 
 rtx = pytest.mark.skipif(
@@ -28,9 +28,8 @@ rtx = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def graphs(tiny, random_model):
-    model = random_model(tiny())
-    return {name: onnx_from_model(model, True, name) for name in ("fp32", "fp16", "bf16")}
+def graphs(graph_of):
+    return {name: graph_of("paper", name) for name in ("fp32", "fp16", "bf16")}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def plans(graphs, tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("plans")
     options = EngineOptions(capabilities=("8.6", "12.0"))
     for name, graph in graphs.items():
-        engine_from_onnx(graph, "tensorrt-rtx", folder / name, options, lambda *_: None)
+        engine_from_onnx(graph, "tensorrt-rtx", folder / name, options)
     return {name: (folder / name).read_bytes() for name in graphs}
 
 
@@ -73,7 +72,7 @@ def test_a_plan_is_what_its_graph_asks_for(precision, graphs, plans):
 )
 def test_another_precision_is_noticed(built, asked, graphs, plans):
     found = inspection_from_plan(plans[built])
-    with pytest.raises(PlanError, match=f"is in {built}, the graph has it in {asked}"):
+    with pytest.raises(PlanError, match=f"{built}.* {asked}"):
         check(found, expectation_from_graph(graphs[asked]))
 
 
@@ -86,7 +85,7 @@ def test_networks_have_the_graphs_types(graphs):
     assert trt.OnnxParser(network, logger).parse(graphs["bf16"].SerializeToString())
     found = products_of_network(trt, network)
     check_products(found, expectation_from_graph(graphs["bf16"]).products)
-    with pytest.raises(PlanError, match="is in bf16, the graph has it in fp16"):
+    with pytest.raises(PlanError, match=r"bf16.* fp16"):
         check_products(found, expectation_from_graph(graphs["fp16"]).products)
 
 
@@ -107,7 +106,7 @@ def changed(plan: bytes, at: int, new: bytes) -> bytes:
     [
         (0, b"ptrt", "begin"),
         (64, b"ABCD", "table of sections"),
-        (96, struct.pack("<Q", 2**63), "behind its end"),
+        (96, struct.pack("<Q", 2**63), "damaged"),
         (112, bytes(2**20), "text"),
     ],
 )
@@ -172,7 +171,7 @@ def test_the_inspectors_document(eleven):
 @pytest.mark.parametrize("eleven", [False, True])
 def test_a_silent_float32_engine(eleven):
     found = inspection_from_json(json.dumps(document(eleven, first="Float")))
-    with pytest.raises(PlanError, match="node_a is in fp32, the graph has it in fp16"):
+    with pytest.raises(PlanError, match=r"node_a.* fp32.* fp16"):
         check(found, EXPECTED)
 
 

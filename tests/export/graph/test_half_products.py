@@ -8,13 +8,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from drexperts.export.engines.inspection import expectation_from_graph
 from drexperts.export.graph.half_products import half_products
-from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.runtime.errors import UserError
 
 
-@pytest.fixture(scope="module", params=["paper", "official"])
-def graph(request, tiny, random_model):
-    return onnx_from_model(random_model(tiny(request.param)), maps=True, precision="fp16")
+@pytest.fixture(params=["paper", pytest.param("official", marks=pytest.mark.slow)])
+def graph(request, graph_of):
+    return graph_of(request.param, "fp16")
 
 
 def run(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -45,15 +44,11 @@ def test_every_product_reads_float16(graph):
     onnx.checker.check_model(half, full_check=True)
 
 
-def test_inputs_and_outputs_stay(graph):
+def test_inputs_and_outputs_stay_and_the_argument_is_not_changed(graph):
+    before = graph.SerializeToString()
     half = half_products(graph)
     assert list(half.graph.input) == list(graph.graph.input)
     assert list(half.graph.output) == list(graph.graph.output)
-
-
-def test_the_argument_is_not_changed(graph):
-    before = graph.SerializeToString()
-    half_products(graph)
     assert graph.SerializeToString() == before
 
 
@@ -75,8 +70,8 @@ def test_weights_that_products_read_are_halved(graph):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_other_precisions_are_refused(precision, tiny, random_model):
-    proto = onnx_from_model(random_model(tiny()), maps=False, precision=precision)
+def test_other_precisions_are_refused(precision, graph_of):
+    proto = graph_of("paper", precision)
     with pytest.raises(UserError, match="--precision fp16"):
         half_products(proto)
 

@@ -1,6 +1,7 @@
 """The precision of each part: what int8 computes, and the fewest islands that keep the gate."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,32 @@ import pytest
 import torch
 
 from drexperts import runtime
-from drexperts.export.bundle import export_bundle
+from drexperts.export import build_engine, export_bundle
 from drexperts.export.engines.inspection import expectation_from_graph
 from drexperts.export.graph import precision
 from drexperts.export.graph.calibration import block_linears
 from drexperts.export.graph.fold import inference_model
-from drexperts.export.graph.precision import Half, Int8, QuantisedLinear, fewest_islands, mixture
+from drexperts.export.graph.precision import (
+    Half,
+    Int8,
+    QuantisedLinear,
+    choose_precision,
+    fewest_islands,
+)
 from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.proof.parity import LIMITS
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest
-from drexperts.runtime.progress import SILENT
+from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest, write_manifest
+
+SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny, random_model):
     model = random_model(tiny("official"), spread=0.05)
-    scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
-    return Checkpoint(model, scale, default_preprocessing(model.config))
+    return Checkpoint(model, SCALE, default_preprocessing(model.config))
 
 
 @pytest.fixture(scope="module")
@@ -84,28 +92,28 @@ class Parts:
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 144])
 def test_the_fewest_islands_are_found(count):
     for needed in range(count + 1):
-        judged = []
+        counts: list[int] = []
 
-        def judge(islands: Any, needed=needed, judged=judged) -> Parity:
-            judged.append(len(islands))
+        def test(islands: Any, needed: int = needed, counts: list[int] = counts) -> Parity:
+            counts.append(len(islands))
             return parity(len(islands) >= needed)
 
         parts = Parts(count)
-        found = fewest_islands(parts, judge, lambda _: None)
+        found = fewest_islands(parts, test)
         assert found.islands == tuple(parts.parts[:needed])
         assert found.graph.producer_name == ",".join(found.islands)
-        assert len(judged) == len(set(judged)) <= 3 + np.log2(count)
-        tried = [each.islands for each in found.frontier]
-        assert tried == sorted(judged)
-        assert all(each.passed == (each.islands >= needed) for each in found.frontier)
+        assert len(counts) == len(set(counts)) <= 3 + np.log2(count)
+        tried = [each.islands for each in found.trials]
+        assert tried == sorted(counts)
+        assert all(each.passed == (each.islands >= needed) for each in found.trials)
 
 
 def test_what_float32_cannot_keep_is_all_float32_and_says_so():
     parts = Parts(5)
-    found = fewest_islands(parts, lambda _: parity(passed=False), lambda _: None)
+    found = fewest_islands(parts, lambda _: parity(passed=False))
     assert found.islands == tuple(parts.parts)
-    assert not any(each.passed for each in found.frontier)
-    assert found.frontier[-1].islands == 5
+    assert not any(each.passed for each in found.trials)
+    assert found.trials[-1].islands == 5
 
 
 def test_a_quantised_layer_is_what_the_graph_computes(int8):
@@ -128,8 +136,8 @@ def test_int8_scores_near_float32_whatever_the_batch(checkpoint, int8, tmp_path)
         runs[name] = session.run(pixels)["score"]
         if name == "int8":
             alone = np.concatenate([session.run(image[None])["score"] for image in pixels])
-            assert np.abs(alone - runs[name]).max() < 1e-5 * checkpoint.scale.span
-    assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * checkpoint.scale.span
+            assert np.abs(alone - runs[name]).max() < 1e-5 * SCALE.span
+    assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * SCALE.span
     # The float graph is smoothed, which changes nothing.
     onnx.save(onnx_from_model(checkpoint.model, maps=True), tmp_path / "plain")
     plain = runtime.onnx_session.OnnxSession(tmp_path / "plain", max_batch=6).run(pixels)["score"]
@@ -173,13 +181,14 @@ def test_float16_is_ranked_by_blocks(checkpoint, photographs):
     ]
 
 
-def test_auto_takes_the_fewest_islands_and_records_the_frontier(
+@pytest.mark.slow
+def test_auto_takes_the_fewest_islands_and_records_what_it_tried(
     checkpoint, photographs, tmp_path, monkeypatch
 ):
     limits = {"score_max": 1e-3}  # int8 does not keep it, a few islands do
-    monkeypatch.setitem(precision.LIMITS, "int8", limits)
+    monkeypatch.setitem(LIMITS, "int8", limits)
     manifest = export_bundle(
-        checkpoint, tmp_path / "b", photographs, "auto", max_batch=2, target="cpu"
+        checkpoint, tmp_path / "b", images=photographs, precision="auto", max_batch=2
     )
     (engine,) = manifest.engines
     assert engine.precision == "int8"
@@ -195,8 +204,11 @@ def test_auto_takes_the_fewest_islands_and_records_the_frontier(
         assert runtime.load(tmp_path / "b").score(photographs[0]).value
 
 
+@pytest.mark.slow
 def test_int8_says_what_it_lost(checkpoint, photographs, tmp_path):
-    manifest = export_bundle(checkpoint, tmp_path / "b", photographs, "int8", max_batch=2)
+    manifest = export_bundle(
+        checkpoint, tmp_path / "b", images=photographs, precision="int8", max_batch=2
+    )
     (engine,) = manifest.engines
     assert (engine.precision, engine.islands, engine.frontier) == ("int8", (), ())
     assert engine.parity is not None
@@ -205,27 +217,17 @@ def test_int8_says_what_it_lost(checkpoint, photographs, tmp_path):
     assert engine.parity.score_max > 1e-5
 
 
-def test_a_gpu_engine_is_not_built_from_int8(checkpoint, photographs, tmp_path):
-    from drexperts.export.engines.build import build_engine
-    from drexperts.export.engines.options import EngineOptions
-
-    bundle = tmp_path / "b"
-    export_bundle(checkpoint, bundle, photographs, "int8", max_batch=2)
-    for backend, asked in (("tensorrt-rtx", None), ("onnx-cuda", None), ("tensorrt", "int8")):
-        with pytest.raises(UserError, match="int8, which is for CPUs"):
-            build_engine(
-                bundle,
-                backend,
-                EngineOptions(),
-                precision=asked,
-                fused_attention=True,
-                checkpoint=None,
-                images=None,
-                progress=SILENT,
-            )
+def test_a_gpu_engine_is_not_built_from_int8(bundle):
+    manifest = read_manifest(bundle)
+    int8 = replace(manifest.engines[0], precision="int8")
+    write_manifest(replace(manifest, engines=(int8,)), bundle)
+    with pytest.raises(UserError, match="onnx-cuda"):
+        build_engine(bundle, "onnx-cuda")
+    with pytest.raises(UserError, match="tensorrt"):
+        build_engine(bundle, "tensorrt", precision="int8")  # type: ignore[arg-type]
 
 
-def test_an_error_that_is_no_number_is_the_worst():
+def test_an_error_that_is_not_finite_is_the_worst():
     errors = {"a": 0.1, "b": float("nan"), "c": 5.0, "d": float("inf"), "e": 0.2}
     assert precision._worst_first(errors) == ["b", "d", "c", "e", "a"]
 
@@ -262,7 +264,5 @@ def test_layers_of_equal_weights_stay_apart(checkpoint, photographs, tmp_path):
 
 
 def test_plain_precisions_have_no_islands(checkpoint, photographs):
-    made = mixture(
-        checkpoint, "fp32", "cpu", photographs, maps=False, max_batch=2, tell=lambda _: None
-    )
-    assert (made.precision, made.islands, made.frontier) == ("fp32", (), ())
+    made = choose_precision(checkpoint, "fp32", "cpu", photographs, maps=False, max_batch=2)
+    assert (made.precision, made.islands, made.trials) == ("fp32", (), ())

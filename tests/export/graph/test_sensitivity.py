@@ -33,10 +33,10 @@ def test_of_a_linear_layer(name, folded, crops):
     linear = block_linears(folded)[name]
     other = copy.deepcopy(linear)
 
-    def lowered(rows):
+    def reduced(rows):
         return other(rows) * (1 + SMALL * torch.sin(torch.arange(linear.out_features)))
 
-    told = score_errors(folded, {name: lowered}, crops)[name]
+    told = score_errors(folded, {name: reduced}, crops)[name]
     before = scores(folded, crops)
     scale = 1 + SMALL * torch.sin(torch.arange(linear.out_features))
     hook = linear.register_forward_hook(lambda _, given, output: output * scale)
@@ -48,10 +48,9 @@ def test_of_a_linear_layer(name, folded, crops):
 
 def test_of_a_block_and_of_one_that_loses_nothing(folded, crops):
     blocks = dict(encoder_blocks(folded))
-    lowered = copy.deepcopy(blocks)
-    last = lowered["encoder.blocks.1"]
-    lowered["encoder.blocks.1"] = lambda rows, batch: last(rows, batch) + SMALL
-    told = score_errors(folded, lowered, crops)
+    last = copy.deepcopy(blocks["encoder.blocks.1"])
+    reduced = blocks | {"encoder.blocks.1": lambda rows, batch: last(rows, batch) + SMALL}
+    told = score_errors(folded, reduced, crops)
     assert told.keys() == blocks.keys()
     assert told["encoder.blocks.1"] > 0
     assert all(error == 0 for name, error in told.items() if name != "encoder.blocks.1")

@@ -13,16 +13,19 @@ from onnx.reference import ReferenceEvaluator
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.to_onnx import DOMAIN, OP, onnx_from_model
 from drexperts.model.backbones import IMAGENET_MEAN, IMAGENET_STD, normalised
-from drexperts.model.dr_experts import DRExperts
 
 # Worst |engine - eager float32| that rounding explains, for outputs of order one to ten.
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}
 
 
-@pytest.fixture(scope="module", params=["paper", "official"])
-def model(request, tiny, random_model):
-    built: DRExperts = random_model(tiny(request.param))
-    return built
+@pytest.fixture(scope="module", params=["paper", pytest.param("official", marks=pytest.mark.slow)])
+def preset(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(preset, tiny, random_model):
+    return random_model(tiny(preset))
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
@@ -31,8 +34,8 @@ def precision(request):
 
 
 @pytest.fixture(scope="module")
-def proto(model, precision):
-    return onnx_from_model(model, maps=True, precision=precision)
+def proto(preset, precision, graph_of):
+    return graph_of(preset, precision)
 
 
 def run(proto: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
@@ -142,8 +145,8 @@ def test_precision_is_written_in_the_graph(proto, precision):
 
 
 @pytest.fixture(scope="module")
-def bfloat16(model):
-    return onnx_from_model(model, maps=True, precision="bf16")
+def bfloat16(preset, graph_of):
+    return graph_of(preset, "bf16")
 
 
 def test_bfloat16_is_the_eager_model(model, bfloat16):
