@@ -134,14 +134,15 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> dict[str, 
     }
     side = checkpoint.preprocessing.crop
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)
-    rows, sessions = {}, {}
+    rows: dict[str, dict[str, Any]] = {}
+    sessions = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, make in ways.items():
             tell(f"{name}: parity")
             graph, path = make(), Path(folder) / f"{len(rows)}.onnx"
             onnx.save(graph, path)
             sessions[name] = OnnxSession(path, max_batch=BATCH)
-            drift = batch_drift(sessions[name], pixels) / checkpoint.scale.span
+            drift = batch_drift(sessions[name], pixels) / test.manifest.scale.span
             rows[name] = {
                 "bytes": graph.ByteSize(),
                 **measured_scores(test, OnnxSession(path, max_batch=BATCH)),

@@ -238,7 +238,10 @@ def compare(
         p99 = finite(float(np.quantile(drift, 0.99)))
     weights = weights_agreement(expected.weights, got.weights)
     weights_max = largest_difference(got.weights, expected.weights) / largest(expected.weights)
-    with_maps = expected.maps is not None and got.maps is not None
+    maps_max = maps_plcc = None
+    if expected.maps is not None and got.maps is not None:
+        maps_max = finite(largest_difference(got.maps, expected.maps))
+        maps_plcc = maps_correlation(expected.maps, got.maps)
     report = Parity(
         **vars(scores),
         rows=got.rows,
@@ -251,8 +254,8 @@ def compare(
         if weights
         else {},
         leading_flips=leading_flips(expected.weights, got.weights),
-        maps_max=finite(largest_difference(got.maps, expected.maps)) if with_maps else None,
-        maps_plcc=maps_correlation(expected.maps, got.maps) if with_maps else None,
+        maps_max=maps_max,
+        maps_plcc=maps_plcc,
         limits=limits,
         passed=False,
         sets={

@@ -181,31 +181,21 @@ def test_another_capability_is_refused(report):
 
 
 FORMS = {"paper": 89, "official": 90, "bfloat16": 80}
-each_form = pytest.mark.parametrize("name", FORMS)
 
 
 @needs_bindings
-@each_form
-def test_outputs(name, report):
-    assert report[name]["types"] == ["FLOAT", "FLOAT"]
-    assert report[name]["shapes"] == [[7, 10, 384], [7, 10, 577]]
-
-
-@needs_bindings
-@each_form
-def test_types_are_those_of_the_graph(name, report):
-    """Half tokens reach a node whose other inputs are float32: no other mixture is offered."""
-    offered = report[name]["combinations"]
+@pytest.mark.parametrize("name", FORMS)
+def test_what_a_builder_learns(name, report):
+    plugin, arch = report[name], FORMS[name]
+    assert plugin["types"] == ["FLOAT", "FLOAT"]
+    assert plugin["shapes"] == [[7, 10, 384], [7, 10, 577]]
+    assert plugin["tactics"] == []
+    # Half tokens reach a node whose other inputs are float32: nothing else is offered.
+    offered = plugin["combinations"]
     rows = [tuple(kind for kind, _ in offered[i : i + 8]) for i in range(0, len(offered), 8)]
     assert rows == [(kind, *["FLOAT"] * 7) for kind in ("HALF", "BF16", "FLOAT")]
     assert {layout for _, layout in offered} == {"LINEAR"}
-    assert report[name]["tactics"] == []
 
-
-@needs_bindings
-@each_form
-def test_launch(name, report):
-    plugin = report[name]
     threads = re.search(r"\.reqntid (\d+)", plugin["ptx"])
     assert threads
     expected = {"grid_x": 7, "grid_y": 1, "grid_z": 1, "block_y": 1, "block_z": 1}
@@ -213,31 +203,21 @@ def test_launch(name, report):
     assert plugin["launch"]["block_x"] == int(threads[1])
     assert 0 < plugin["launch"]["shared_mem"] <= 48 * 1024
 
-
-@needs_bindings
-@each_form
-def test_arguments_are_inputs_then_tokens_then_outputs(name, report):
-    """TensorRT counts neither, and would let a float pass for a size."""
-    plugin = report[name]
+    # Inputs, the number of tokens, outputs: TensorRT counts none, and a float would pass for a size.
     assert plugin["declared"] == 1
     assert plugin["extra"] == [["INT32", 577]]
     bits = [int(b) for b in re.findall(r"\.param \.[usb](\d+)", plugin["ptx"])]
     assert bits == [64] * 6 + [32] + [64] * 2
+
+    assert f".target sm_{arch}" in plugin["ptx"]
+    assert f".entry {plugin['symbol']}(" in plugin["ptx"]
+    assert 0 < plugin["registers"] <= 255  # from ptxas, which accepted the PTX
 
 
 @needs_bindings
 @pytest.mark.parametrize("extra", ["a number", "a float"])
 def test_tensorrt_takes_sizes_only_as_int32(extra, report):
     assert report[extra].startswith("TypeError: Extra args must be")
-
-
-@needs_bindings
-@each_form
-def test_ptx_is_for_the_architecture(name, report):
-    plugin, arch = report[name], FORMS[name]
-    assert f".target sm_{arch}" in plugin["ptx"]
-    assert f".entry {plugin['symbol']}(" in plugin["ptx"]
-    assert 0 < plugin["registers"] <= 255  # said ptxas, so it took the PTX
 
 
 @needs_bindings
@@ -310,7 +290,7 @@ def test_the_plugins_kernel_is_the_graphs_function(iterated):
         pooling_graph(iterated, alphas).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     expected = session.run(None, {name: value.numpy() for name, value in given.items()})
-    for got, wanted in zip(
-        forward_whole(tuple(given.values()), 1e-5, iterated), expected, strict=True
-    ):
+    tokens, query, logits, alpha, weight, bias = given.values()
+    results = forward_whole((tokens, query, logits, alpha, weight, bias), 1e-5, iterated)
+    for got, wanted in zip(results, expected, strict=True):
         assert np.abs(got.numpy() - wanted).max() < 2e-3 * np.abs(wanted).max()

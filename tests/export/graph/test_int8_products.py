@@ -76,7 +76,7 @@ def optimised(proto: onnx.ModelProto, folder: Path) -> Counter[str]:
 def in_integers(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, given: Range) -> np.ndarray:
     """The layer in float64 on integers, from the definition."""
     steps = np.abs(weight).max(axis=1).astype(np.float64) / LARGEST_FACTOR
-    factors = np.rint(weight / np.float32(steps)[:, None])
+    factors = np.rint(weight / steps.astype(np.float32)[:, None])
     pixels = np.clip(np.rint(x / np.float32(given.scale)) + given.zero, 0, 255) - given.zero
     sums = pixels @ factors.T + np.rint(bias / (steps * given.scale))
     return sums * steps * given.scale
