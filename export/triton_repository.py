@@ -15,11 +15,11 @@ import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.files import folder_written_whole
-from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.manifest import Engine, Manifest, Profile, read_manifest, sha256_of
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
 
 _MARK = "Written by `drx triton-repo`."
@@ -27,22 +27,18 @@ _CONFIG, _VERSION, _README = "config.pbtxt", "1", "README.md"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-class _Word(str):
-    """A value of an enumeration, which is written without quotes."""
-
-
 class _Kind(NamedTuple):
     """How the server runs the engines of one backend; `suffix` ends the entry's name."""
 
     suffix: str
     backend: str
-    device: _Word
+    device: str
 
 
 _KINDS = {
-    "onnx": _Kind("onnx", "onnxruntime", _Word("KIND_CPU")),
-    "onnx-cuda": _Kind("onnx_cuda", "onnxruntime", _Word("KIND_GPU")),
-    "tensorrt": _Kind("tensorrt", "tensorrt", _Word("KIND_GPU")),
+    "onnx": _Kind("onnx", "onnxruntime", "KIND_CPU"),
+    "onnx-cuda": _Kind("onnx_cuda", "onnxruntime", "KIND_GPU"),
+    "tensorrt": _Kind("tensorrt", "tensorrt", "KIND_GPU"),
 }
 _NOT_SERVED = {
     "onnx-tensorrt": "ONNX Runtime would build its engine in the server; `drx build` makes a plan",
@@ -64,6 +60,12 @@ class _Entry(NamedTuple):
     @property
     def batch(self) -> int:
         return min(_served_batch(engine) for engine in self.engines)
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Those of its plans, which are the same for all."""
+        plan = self.engines[0].plan
+        return () if plan is None else plan.profiles
 
 
 def write_triton_repository(
@@ -182,45 +184,52 @@ def _served_batch(engine: Engine) -> int:
     return sum(1 for _ in sizes)
 
 
-def _config(
-    entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int
-) -> dict[str, Any]:
-    """The entry's ModelConfig, by the field names of the server's model_config.proto."""
-    pixels = {
-        "data_type": _Word("TYPE_UINT8"),
-        "dims": [3, manifest.preprocessing.crop, manifest.preprocessing.crop],
-    }
-    config: dict[str, Any] = {
-        "name": entry.name,
-        "backend": entry.kind.backend,
-        "max_batch_size": entry.batch,
-        "input": [{"name": "pixels", **pixels}],
-        "output": [_output(name, manifest) for name in manifest.outputs],
-        "instance_group": [{"count": instances, "kind": entry.kind.device}],
-        "dynamic_batching": {"max_queue_delay_microseconds": max_queue_delay},
-        "version_policy": {"specific": {"versions": [int(_VERSION)]}},
-        "model_warmup": [_warmup(size, pixels) for size in sorted({1, entry.batch})],
-    }
-    if entry.kind.backend == "tensorrt":
-        _add_plans(config, entry)
-    elif entry.kind.device == "KIND_GPU":
-        parameters = [{"key": key, "value": value} for key, value in CUDA_OPTIONS.items()]
-        accelerator = {"name": "cuda", "parameters": parameters}
-        config["optimization"] = {
-            "execution_accelerators": {"gpu_execution_accelerator": [accelerator]}
-        }
-    return config
+def _config(entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int) -> str:
+    """The entry's ModelConfig, in the text format of the server's model_config.proto."""
+    crop = manifest.preprocessing.crop
+    pixels = f"data_type: TYPE_UINT8 dims: [3, {crop}, {crop}]"
+    group, batching = f"count: {instances} kind: {entry.kind.device}", ""
+    if len(profiles := entry.profiles) > 1:
+        # The server uses only the first unless all are named; then it forms batches for each.
+        group += f" profile: {json.dumps([str(i) for i in range(len(profiles))])}"
+        preferred = {entry.batch, *(p.opt for p in profiles if p.opt <= entry.batch)}
+        batching = f" preferred_batch_size: {sorted(preferred)}"
+    lines = [
+        f'name: "{entry.name}"',
+        f'backend: "{entry.kind.backend}"',
+        f"max_batch_size: {entry.batch}",
+        f'input {{ name: "pixels" {pixels} }}',
+        *(
+            f'output {{ name: "{name}" data_type: TYPE_FP32 {_dims(name, manifest)} }}'
+            for name in manifest.outputs
+        ),
+        f"instance_group {{ {group} }}",
+        f"dynamic_batching {{ max_queue_delay_microseconds: {max_queue_delay}{batching} }}",
+        f"version_policy {{ specific {{ versions: [{_VERSION}] }} }}",
+        *(
+            f'model_warmup {{ name: "batch {size}" batch_size: {size} '
+            f'inputs {{ key: "pixels" value {{ {pixels} random_data: true }} }} }}'
+            for size in sorted({1, entry.batch})
+        ),
+        *(_plan_files(entry) if entry.kind.backend == "tensorrt" else ()),
+    ]
+    if entry.kind == _KINDS["onnx-cuda"]:
+        options = " ".join(
+            f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in CUDA_OPTIONS.items()
+        )
+        cuda = f'gpu_execution_accelerator {{ name: "cuda" {options} }}'
+        lines.append(f"optimization {{ execution_accelerators {{ {cuda} }} }}")
+    return "\n".join(lines)
 
 
-def _output(name: str, manifest: Manifest) -> dict[str, Any]:
+def _dims(output: str, manifest: Manifest) -> str:
     experts = len(manifest.distortions)
-    output: dict[str, Any] = {"name": name, "data_type": _Word("TYPE_FP32")}
-    if name == "score":  # [B] in the graph; the server needs at least one dimension
-        return output | {"dims": [1], "reshape": {"shape": []}}
-    if name == "weights":
-        return output | {"dims": [experts]}
+    if output == "score":  # [B] in the graph; the server needs at least one dimension
+        return "dims: [1] reshape { shape: [] }"
+    if output == "weights":
+        return f"dims: [{experts}]"
     grid = manifest.preprocessing.crop // _patch_size(manifest)
-    return output | {"dims": [experts, grid, grid]}
+    return f"dims: [{experts}, {grid}, {grid}]"
 
 
 def _patch_size(manifest: Manifest) -> int:
@@ -232,39 +241,21 @@ def _patch_size(manifest: Manifest) -> int:
         ) from cause
 
 
-def _warmup(size: int, pixels: dict[str, Any]) -> dict[str, Any]:
-    sample = {"key": "pixels", "value": {**pixels, "random_data": True}}
-    return {"name": f"batch {size}", "batch_size": size, "inputs": [sample]}
+def _plan_files(entry: _Entry) -> Iterator[str]:
+    """Which plan each GPU gets; on another GPU the server finds no file rather than a wrong one."""
+    for capability, engine in sorted(entry.served.items()):
+        if capability:
+            yield f'cc_model_filenames {{ key: "{capability}" value: "{engine.file}" }}'
+        else:
+            yield f'default_model_filename: "{engine.file}"'
 
 
-def _add_plans(config: dict[str, Any], entry: _Entry) -> None:
-    # On another GPU the server finds no file, which is better than a plan that is not for it.
-    config["cc_model_filenames"] = [
-        {"key": capability, "value": entry.served[capability].file}
-        for capability in sorted(entry.served)
-        if capability
-    ]
-    if "" in entry.served:
-        config["default_model_filename"] = entry.served[""].file
-    plan = entry.engines[0].plan
-    assert plan is not None
-    profiles = plan.profiles
-    if len(profiles) > 1:
-        # The server uses only the first unless all are named; then it forms batches for each.
-        config["instance_group"][0]["profile"] = [str(i) for i in range(len(profiles))]
-        preferred = {entry.batch, *(profile.opt for profile in profiles)}
-        config["dynamic_batching"]["preferred_batch_size"] = sorted(
-            size for size in preferred if size <= entry.batch
-        )
-
-
-def _write_entry(folder: Path, entry: _Entry, config: dict[str, Any], bundle: Path) -> None:
+def _write_entry(folder: Path, entry: _Entry, config: str, bundle: Path) -> None:
     (folder / _VERSION).mkdir(parents=True)
     for engine in entry.engines:
         _copy(bundle / engine.file, folder / _VERSION / _served_file(entry, engine), engine)
-    comments = [f"# {line}" for line in (_MARK, *map(_evidence, entry.engines))]
-    lines = [*comments, *_pbtxt(config), ""]
-    (folder / _CONFIG).write_text("\n".join(lines), encoding="utf-8")
+    comments = [f"# {line}\n" for line in (_MARK, *map(_evidence, entry.engines))]
+    (folder / _CONFIG).write_text("".join(comments) + config + "\n", encoding="utf-8")
 
 
 def _served_file(entry: _Entry, engine: Engine) -> str:
@@ -286,25 +277,6 @@ def _copy(source: Path, target: Path, engine: Engine) -> None:
 def _evidence(engine: Engine) -> str:
     proof = "proven equal to the model" if engine.proven else "not proven equal to the model"
     return f"{engine.file}: {engine.backend}, {engine.precision}, {engine.evidence}, {proof}"
-
-
-def _pbtxt(message: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A protocol buffer's text format, line by line; a list of dictionaries repeats a message."""
-    for name, value in message.items():
-        repeated = isinstance(value, list) and value and isinstance(value[0], dict)
-        for item in value if repeated else [value]:
-            if isinstance(item, dict):
-                yield f"{indent}{name} {{"
-                yield from _pbtxt(item, indent + "  ")
-                yield f"{indent}}}"
-            else:
-                yield f"{indent}{name}: {_scalar(item)}"
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_scalar(item) for item in value)}]"
-    return value if isinstance(value, _Word) else json.dumps(value)
 
 
 def _check_replaceable(out: Path) -> None:

@@ -205,13 +205,16 @@ def test_plans_of_several_capabilities(bundle, tmp_path, parsed):
 
 
 @pytest.mark.parametrize(
-    ("others", "default"),
-    [({"hardware_compatibility": "ampere+"}, "other.engine"), ({"precision": "fp32"}, "")],
+    ("plans", "default"),
+    [
+        ({"exact": {}, "any": {"hardware_compatibility": "ampere+"}}, "any.engine"),
+        ({"float32": {"precision": "fp32"}, "exact": {}}, ""),
+    ],
 )
-def test_which_plan_is_served(others, default, bundle, tmp_path, parsed):
+def test_which_plan_is_served(plans, default, bundle, tmp_path, parsed):
     """The first of 16 bits on its own GPU, and one for any later GPU on the others."""
-    add(bundle, "exact.engine", "8.9")
-    add(bundle, "other.engine", "8.9", **others)
+    for name, changes in plans.items():
+        add(bundle, f"{name}.engine", "8.9", **changes)
     write_triton_repository(bundle, tmp_path / "out")
     config = parsed(tmp_path / "out", "drexperts_tensorrt")
     assert dict(config.cc_model_filenames) == {"8.9": "exact.engine"}
@@ -425,21 +428,3 @@ def test_manifest_without_the_encoder(toy_bundle, tmp_path):
     write_manifest(dataclasses.replace(manifest, config={}), bundle)
     with pytest.raises(BundleError, match="patch size"):
         write_triton_repository(bundle, tmp_path / "out")
-
-
-def test_text_format(schema):
-    from google.protobuf import text_format  # type: ignore[import-untyped]
-
-    message = {
-        "name": 'quote " backslash \\ newline \n',
-        "max_batch_size": 3,
-        "output": [{"name": "a", "dims": [1], "reshape": {"shape": []}}, {"name": "b"}],
-        "response_cache": {"enable": False},
-    }
-    config = text_format.Parse("\n".join(triton_repository._pbtxt(message)), schema.ModelConfig())
-    assert config.name == message["name"]
-    assert config.max_batch_size == 3
-    assert [output.name for output in config.output] == ["a", "b"]
-    assert config.output[0].HasField("reshape")
-    assert not config.output[0].reshape.shape
-    assert not config.response_cache.enable

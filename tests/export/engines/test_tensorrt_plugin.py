@@ -203,7 +203,7 @@ def test_what_a_builder_learns(name, report):
     assert plugin["launch"]["block_x"] == int(threads[1])
     assert 0 < plugin["launch"]["shared_mem"] <= 48 * 1024
 
-    # Inputs, the number of tokens, outputs: TensorRT counts none, and a float would pass for a size.
+    # Inputs, number of tokens, outputs: TensorRT counts none, and would take a float for a size.
     assert plugin["declared"] == 1
     assert plugin["extra"] == [["INT32", 577]]
     bits = [int(b) for b in re.findall(r"\.param \.[usb](\d+)", plugin["ptx"])]
