@@ -1,7 +1,7 @@
 # The repository's root holds a folder named `kernels`; a library of that name exists too.
 export PYTHONSAFEPATH := 1
 
-.PHONY: check format static test bench resources golden
+.PHONY: check format static test test-fast bench resources golden
 
 check: static test
 
@@ -13,6 +13,10 @@ static:
 
 test:
 	uv run pytest -n auto --dist loadfile
+
+# What a change is tried on while it is made: everything but the tests marked slow.
+test-fast:
+	uv run pytest -n auto --dist loadfile -m "not slow"
 
 format:
 	uv run ruff format .

@@ -1,4 +1,4 @@
-"""`drx info`: what a bundle is, and what was proven of it."""
+"""`drx info`: what a bundle holds, and what was proven about it."""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "info", run, "what a bundle is, and what it was proven on")
-    verb.add_argument("bundle", type=Path)
+    verb = add_verb(verbs, "info", run, "show what a bundle holds, and what was proven about it")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder")
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:

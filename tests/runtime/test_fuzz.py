@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from drexperts.runtime import preprocess
 from drexperts.runtime.errors import BundleError, ImageError
 from drexperts.runtime.manifest import Manifest, read_manifest
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
+
+# Truncated files and broken documents are also in the fast tests of both modules.
+pytestmark = pytest.mark.slow
 
 SPEC = Preprocessing(crop=16, short_side_min=16, short_side_max=32, crops_per_side=2)
 
@@ -27,7 +31,7 @@ def seeds():
     color = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    variants = [
+    variants: list[tuple[Image.Image, str, dict[str, Any]]] = [
         (color, "PNG", {"exif": exif}),
         (color.convert("RGBA"), "PNG", {}),
         (color.convert("P"), "PNG", {"transparency": 3}),

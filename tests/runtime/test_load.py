@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support.command_line import NO_TRAINING_LIBRARY, change_engine
 
 from drexperts import runtime
 from drexperts.runtime.errors import BundleError, MissingDependencyError, UserError
@@ -15,12 +16,6 @@ from drexperts.runtime.manifest import read_manifest, write_manifest
 @pytest.fixture
 def bundle(toy_bundle, tmp_path):
     return shutil.copytree(toy_bundle, tmp_path / "bundle")
-
-
-def change_engine(bundle, **changes):
-    manifest = read_manifest(bundle)
-    engine = dataclasses.replace(manifest.engines[0], **changes)
-    write_manifest(dataclasses.replace(manifest, engines=(engine,)), bundle)
 
 
 def test_load_and_score(toy_bundle, photo):
@@ -79,15 +74,11 @@ def test_missing_onnxruntime(toy_bundle, monkeypatch):
 def test_bad_arguments(toy_bundle):
     with pytest.raises(UserError, match="device must be"):
         runtime.load(toy_bundle, "tpu")
-    with pytest.raises(UserError, match="threads must be"):
-        runtime.load(toy_bundle, threads=0)
 
 
 def test_nothing_but_numpy_pillow_and_onnxruntime(toy_bundle):
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'torchvision', 'timm', 'open_clip', 'onnx', 'scipy', 'triton'):\n"
-        "    sys.modules[name] = None\n"
+    code = NO_TRAINING_LIBRARY + (
+        "sys.modules['rich'] = None\n"
         "from drexperts import runtime\n"
         "assert 'onnxruntime' not in sys.modules\n"
         "from PIL import Image\n"
@@ -114,6 +105,14 @@ def test_crops_of_another_size_than_the_engines(bundle):
         runtime.load(bundle)
 
 
+@pytest.mark.parametrize("batch", [0, 17])
+def test_a_batch_that_the_engine_takes(toy_bundle, batch):
+    assert runtime.load(toy_bundle).batch == 8
+    assert runtime.load(toy_bundle, batch=3).batch == 3
+    with pytest.raises(UserError, match=f"1 to 16, got {batch}"):
+        runtime.load(toy_bundle, batch=batch)
+
+
 @pytest.mark.parametrize("threads", [1.5, "2", True, 0])
 def test_threads_must_be_a_count(bundle, threads):
     with pytest.raises(UserError, match="threads must be"):
@@ -122,5 +121,5 @@ def test_threads_must_be_a_count(bundle, threads):
 
 @pytest.mark.parametrize("place", [5, None])
 def test_a_bundle_is_a_folder(place):
-    with pytest.raises(UserError, match="name the bundle's folder"):
+    with pytest.raises(UserError, match=repr(place)):
         runtime.load(place)

@@ -247,7 +247,7 @@ def test_transparency_key_becomes_white(mode, key, opaque, encode):
     image = Image.new(mode, (2, 1), 0)
     if mode == "P":
         image.putpalette([0, 0, 0, 9, 9, 9])
-    values = {"P": 1, "L": 9, "RGB": (9, 9, 9), "I;16": 9 * 257}
+    values: dict[str, int | tuple[int, ...]] = {"P": 1, "L": 9, "RGB": (9, 9, 9), "I;16": 9 * 257}
     image.putpixel((1, 0), values[mode])
     expected = [(255, 255, 255), opaque]
     image.info["transparency"] = key

@@ -82,7 +82,7 @@ def test_changed_plan_is_not_deserialised(cuda, path, monkeypatch):
     path.write_bytes(plan_bytes())
     engine = engine_of(path)
     path.write_bytes(plan_bytes(host_code=True))
-    with pytest.raises(BundleError, match=f"its SHA-256 differs: restore it; {REBUILD}"):
+    with pytest.raises(BundleError, match=f"SHA-256 differs.*{REBUILD}"):
         LoadedPlan(path, engine, trt, GPU)
 
 
@@ -157,7 +157,7 @@ def test_stripped_plan_takes_the_weights_of_its_graph(cuda, path):
 def test_stripped_plan_takes_no_other_weights(cuda, path, graph):
     if graph is not None:
         path.with_name("model.onnx").write_bytes(graph)
-    with pytest.raises(BundleError, match=f"model.onnx is not the graph it is from; {REBUILD}"):
+    with pytest.raises(BundleError, match=f"model.onnx; {REBUILD}"):
         load(path, FakeTensorrt(cuda), plan_bytes(refitted=False), stripped=True)
 
 
@@ -165,15 +165,13 @@ def test_refit_that_fails(cuda, path):
     path.with_name("model.onnx").write_bytes(b"broken")
     sha256 = hashlib.sha256(b"broken").hexdigest()
     trt = FakeTensorrt(cuda)
-    with pytest.raises(
-        BundleError, match=f"took none from model.onnx: this is no graph; {REBUILD}"
-    ):
+    with pytest.raises(BundleError, match=f"model.onnx: this is no graph; {REBUILD}"):
         load(path, trt, plan_bytes(refitted=False), stripped=True, onnx_sha256=sha256)
 
 
 def test_lean_runtime_cannot_refit(cuda, path):
     trt = FakeTensorrt(cuda, "tensorrt_lean")
-    with pytest.raises(BundleError, match="the lean runtime cannot put them back"):
+    with pytest.raises(BundleError, match="the lean runtime"):
         load(path, trt, plan_bytes(), stripped=True, version_compatible=True)
 
 
@@ -185,7 +183,7 @@ def test_scratch_memory_is_that_of_the_shapes(cuda, path):
         execution.choose(0, stream)
         assert execution.scratch() == 3000
         trt.size_failure = "no such shape"
-        with pytest.raises(DeviceError, match="the memory it works in: no such shape"):
+        with pytest.raises(DeviceError, match="no such shape"):
             execution.scratch()
         execution.close()
     assert plan.attempt("need no memory", lambda: 0) == 0

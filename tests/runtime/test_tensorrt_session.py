@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -426,7 +427,7 @@ def test_a_lost_gpu(machine):
     session.run(images(1))
     machine.cuda.broken = ILLEGAL
     for _ in range(2):
-        with pytest.raises(CudaError, match="lost to this process: restart it") as caught:
+        with pytest.raises(CudaError, match="lost to this process") as caught:
             session.run(images(1))
         assert caught.value.lost
     session.close()
@@ -482,7 +483,7 @@ def test_small_batches_run_where_the_largest_does_not_fit(machine):
 def test_tensorrt_out_of_memory_counts_too(machine):
     with machine.open() as session:
         machine.trt.context_failure = "[executionContext.cpp] Cuda Runtime (out of memory)"
-        with pytest.raises(OutOfMemoryError, match=r"lacks memory: .*executionContext"):
+        with pytest.raises(OutOfMemoryError, match=r"out of memory: .*executionContext"):
             session.run(images(4))
         assert session._limits.batch == 2
         machine.trt.context_failure = None
@@ -522,7 +523,7 @@ class Foreign:
 
     def __dlpack__(self, *, stream=None, max_version=None):
         self.waited_for.append(stream)
-        capsule = gpu_array._capsule(self)
+        capsule = gpu_array._capsule(self)  # type: ignore[arg-type]  # all that it reads is here
         tensor = list(gpu_array._exported.values())[-1][0]
         tensor.type_code, tensor.type_bits = 1, 8  # unsigned bytes
         return capsule
@@ -542,7 +543,7 @@ class View:
 def view(monkeypatch):
     """Reads Foreign arrays; `options` changes what is found."""
     utils = pytest.importorskip("cuda.core.utils", reason="cuda-core is not installed")
-    options = {}
+    options: dict[str, Any] = {}
 
     class Reader:
         @staticmethod
@@ -808,7 +809,7 @@ def test_no_cuda_python(machine, monkeypatch):
 def test_observed_runs_have_a_context_of_their_own_and_no_graph(machine):
     heard = []
 
-    class Profiler(machine.trt.IProfiler):
+    class Profiler(fake_gpu.IProfiler):
         def report_layer_time(self, layer_name, ms):
             heard.append(layer_name)
 

@@ -18,6 +18,7 @@ import types
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,6 @@ def _api(values, unsafe=False):
                 self.last = error
                 return (Error(error), *([None] * values))
 
-        wrapped.values = values
         return wrapped
 
     return decorate
@@ -129,9 +129,9 @@ class FakeCuda(types.ModuleType):
         super().__init__("cuda.bindings.runtime")
         self.lock = threading.RLock()
         self.names, self.capability = names, capability
-        self.calls = Counter()
-        self.live = Counter()
-        self.faults = []
+        self.calls: Counter[str] = Counter()
+        self.live: Counter[str] = Counter()
+        self.faults: list[str] = []
         self.broken = None
         self.last = Error.cudaSuccess
         self.memory_limit = 2**40
@@ -375,11 +375,13 @@ class _State:
 
     def __init__(self, engine):
         self.engine = engine
-        self.profile = self.shape = self.needed = None
+        self.profile: Any = None
+        self.shape: Any = None
+        self.needed: Any = None
         self.addresses = {}
         self.scratch = (0, 0)
         self.version = 0  # changes with everything that a graph would have frozen
-        self.pending = Counter()  # by stream
+        self.pending: Counter[int] = Counter()  # by stream
         self.warm = False
         self.alive = True
 
@@ -621,6 +623,9 @@ class IProfiler:
 
 
 class Runtime:
+    _trt: Any
+    _cuda: Any
+
     def __init__(self, logger):
         self.logger = logger
         self._host_code = self._is_made = False
@@ -683,6 +688,10 @@ class OnnxParserRefitter:
         return good
 
 
+CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+_KernelSpecialization = enum.Enum("_KernelSpecialization", "LAZY EAGER NONE")
+
+
 class FakeTensorrt(types.ModuleType):
     """`tensorrt`, `tensorrt_rtx` or `tensorrt_lean`."""
 
@@ -702,12 +711,11 @@ class FakeTensorrt(types.ModuleType):
         if name != "tensorrt_lean":
             self.Refitter, self.OnnxParserRefitter = Refitter, OnnxParserRefitter
         if name == "tensorrt_rtx":
-            self.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
-            self.DynamicShapesKernelSpecializationStrategy = enum.Enum(
-                "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE"
-            )
+            self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = _KernelSpecialization
         self._cuda = cuda
-        self._first_logger = self._logger = None
+        self._first_logger: Any = None
+        self._logger: Any = None
         self.start_failure = self.size_failure = None
         self.is_null_without_cuda = False
         self.contexts_made = self.most_contexts = 0
