@@ -92,7 +92,7 @@ def first(folder):
 
 
 def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt", **changes):
-    """A plan that is none, with the record of one that was proven."""
+    """Add a file in place of a plan, with the record of a proven plan."""
     (folder / file).write_bytes(file.encode())
     plan: dict[str, Any] = {
         "version": "11.4.0.106",
@@ -114,7 +114,7 @@ def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt",
     rewrite(folder, [*read_manifest(folder).engines, engine])
 
 
-def test_onnx_alone(bundle, tmp_path, parsed):
+def test_a_bundle_with_onnx_only(bundle, tmp_path, parsed):
     out = tmp_path / "repository"
     files = write_triton_repository(bundle, out)
     names = ["README.md", "drexperts_onnx/1/model.onnx", "drexperts_onnx/config.pbtxt"]
@@ -281,7 +281,7 @@ def test_plans_of_other_profiles_do_not_share_an_entry(bundle, tmp_path, parsed)
     assert "build both with the same --batch" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_unverified_by_permission_and_marked(bundle, tmp_path, parsed):
+def test_unverified_engines_are_included_on_request_and_marked(bundle, tmp_path, parsed):
     add(bundle, "a.engine", "8.9", parity=None, invariance=None, inspected=False)
     out = tmp_path / "out"
     write_triton_repository(bundle, out, allow_unverified=True)
@@ -301,7 +301,7 @@ def test_readme_says_what_the_plans_need(bundle, tmp_path):
 
 
 def test_readme_client_scores_as_the_runtime_does(bundle, tmp_path, photo, monkeypatch, capsys):
-    """The README's own code, with ONNX Runtime on the repository's model in the server's place."""
+    """The README's own code, with ONNX Runtime in place of the server."""
     out = tmp_path / "out"
     write_triton_repository(bundle, out)
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
@@ -339,7 +339,7 @@ def test_readme_client_scores_as_the_runtime_does(bundle, tmp_path, photo, monke
     assert float(capsys.readouterr().out) == pytest.approx(expected, rel=1e-5)
 
 
-def test_again_is_the_same(bundle, tmp_path):
+def test_writing_again_gives_the_same_files(bundle, tmp_path):
     out = tmp_path / "out"
     add(bundle, "a.engine", "8.9")
     first_time = {path: path.read_bytes() for path in write_triton_repository(bundle, out)}
@@ -365,7 +365,7 @@ def test_changed_file_is_refused_and_leaves_what_was_there(change, bundle, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "out"}
 
 
-def test_broken_off_leaves_what_was_there(bundle, tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_what_was_there(bundle, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write_triton_repository(bundle, out)
 
@@ -394,7 +394,7 @@ def test_other_things_are_not_replaced(foreign, bundle, tmp_path):
     assert sorted(out.rglob("*")) == before
 
 
-def test_targets(bundle, tmp_path):
+def test_where_a_repository_may_be_written(bundle, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="choose another"):
         write_triton_repository(bundle, tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Engines into bundles. TensorRT for RTX builds here for real; what needs a GPU is stood in for."""
+"""Engines in bundles. TensorRT for RTX really builds them; what needs a GPU has stand-ins."""
 
 import contextlib
 import os
@@ -133,7 +133,7 @@ def test_a_killed_build_leaves_the_bundle_as_it_was(bundle):
     assert runtime.load(bundle).engine.proven
 
 
-def test_a_provider_takes_the_same_file(bundle):
+def test_a_provider_runs_the_same_file(bundle):
     if compatibility.gpus():
         pytest.skip("this machine has a GPU: the engine would be executed")
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_a_provider_takes_the_same_file(bundle):
     "change",
     [{"precision": "fp16"}, {"fused_attention": False}, {"options": EngineOptions(plugin="off")}],
 )
-def test_a_provider_takes_the_file_as_it_is(change, bundle):
+def test_a_provider_cannot_change_the_file(change, bundle):
     with pytest.raises(UserError, match="onnx-cuda"):
         built(bundle, "onnx-cuda", **change)
 
@@ -191,7 +191,7 @@ def test_a_bundle_without_a_graph(bundle, planned):
         built(bundle)
 
 
-def test_what_killed_builds_left_is_swept_once_it_is_old(bundle):
+def test_old_files_of_killed_builds_are_removed(bundle):
     old, new = bundle / f"tensorrt-fp16-{'a' * 8}.engine", bundle / f".{'b' * 8}.engine"
     for path in (old, new):
         path.write_bytes(b"")
@@ -206,7 +206,7 @@ def test_what_killed_builds_left_is_swept_once_it_is_old(bundle):
 
 
 class Clock:
-    """Goes on only when a session says how long it took."""
+    """A clock that only the sessions advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -221,7 +221,7 @@ class Clock:
 def stand_in_builder(
     planned: Callable[..., Engine], plain_fails: bool = False
 ) -> Callable[..., Any]:
-    """A builder whose engines have one plugin layer, or none where the plugin is off."""
+    """A builder whose engines have one plugin layer, or none if the plugin is off."""
 
     def stand_in(
         proto: onnx.ModelProto, backend: str, out: Path, options: EngineOptions, progress: Any

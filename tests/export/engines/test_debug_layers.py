@@ -151,8 +151,8 @@ def test_a_fault_inside_the_pooling_is_found_at_its_node(precision, made):
 
 
 @pytest.mark.usefixtures("polygraphy")
-def test_a_fault_that_hides_when_looked_at_is_a_fused_kernels(made):
-    """An engine that is wrong only while nobody sees its attention's softmax."""
+def test_a_fault_that_disappears_when_shown_is_in_a_fused_kernel(made):
+    """An engine that is wrong only while its attention's softmax is not an output."""
     proto = made("fp16")
     softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
     wrong = faulty(initialiser("encoder.blocks.0.value.weight", lambda values: values * 3))
@@ -170,7 +170,7 @@ def test_a_fault_that_hides_when_looked_at_is_a_fused_kernels(made):
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_rounding_is_no_divergence(precision, made):
+def test_rounding_is_not_a_divergence(precision, made):
     proto = made(precision)
     report = search(proto, precision, evaluator)
     assert report.first is None
@@ -188,8 +188,8 @@ def test_the_shipping_graph_does_not_diverge(made):
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could run the engine")
-def test_a_machine_that_cannot_run_the_engine_says_so(made):
-    """Parsed and built for real, with extra outputs; only running it takes a GPU."""
+def test_an_engine_that_cannot_run_here_is_refused(made):
+    """It is parsed and built with extra outputs; only running it needs a GPU."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     proto = made("fp16")
     shown = showing(proto, DataFlow(proto).shared())
@@ -249,7 +249,7 @@ def test_errors():
 
 
 @pytest.mark.parametrize("place", [0, 14, 29])
-def test_the_table_shows_what_is_around(place):
+def test_the_table_shows_the_neighbours(place):
     profile = tuple(TensorError(f"tensor{i}.", "Add", 1e-3, 1.0, {}) for i in range(30))
     first = Divergence(f"tensor{place}.", "Add", 0.5, 0.1, {}, hidden=False)
     console = Console(file=io.StringIO(), width=120)

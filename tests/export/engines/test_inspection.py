@@ -190,19 +190,19 @@ def test_other_outputs(eleven):
         ("Channel major FP32 format where channel % 4 == 0", "fp32"),
     ],
 )
-def test_words_for_types(kind, read):
+def test_names_of_types(kind, read):
     found = inspection_from_json(json.dumps(document(False, first=kind)))
     assert read in found.products["node_a"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["a"], "Bindings": []}', "null"])
-def test_what_is_no_document(text):
+def test_an_invalid_document(text):
     with pytest.raises(UnreadablePlanError, match="not understood"):
         inspection_from_json(text)
 
 
 def test_layer_names_alone_are_not_enough():
-    """What the inspector says of an engine built without detailed verbosity."""
+    """The inspector's document of an engine built without detailed verbosity."""
     names = {"Layers": ["layer", "layer"], "Bindings": ["x", "y"]}
     with pytest.raises(UnreadablePlanError):
         inspection_from_json(json.dumps(names))

@@ -1,4 +1,4 @@
-"""What can be asked of a build."""
+"""The options of a build."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_profiles():
         (["0:1:8"], "min <= opt <= max"),
     ],
 )
-def test_profiles_that_cannot_be(texts, message):
+def test_invalid_profiles(texts, message):
     with pytest.raises(UserError, match=message):
         parse_profiles(texts)
 
@@ -45,6 +45,6 @@ def test_profiles_that_cannot_be(texts, message):
         ({"plugin": "on"}, "require, prefer or off"),
     ],
 )
-def test_options_that_cannot_be(change, message):
+def test_invalid_options(change, message):
     with pytest.raises(ConfigError, match=message):
         EngineOptions(**change)

@@ -1,5 +1,4 @@
-"""Plans built for real with TensorRT for RTX, which needs no GPU; NVIDIA's TensorRT as far as that
-one can stand in for it."""
+"""Plans built with TensorRT for RTX, which needs no GPU and also stands in for NVIDIA's TensorRT."""
 
 import importlib
 import json
@@ -49,7 +48,7 @@ def graph(graph_of):
 
 
 def linear(op: str = "Relu") -> onnx.ModelProto:
-    """A graph of one node, for what needs no model."""
+    """A graph of one node, for tests that need no model."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", 4]) for n in "xy"]
     node = helper.make_node(op, ["x"], ["y"], name="the_node")
     graph = helper.make_graph([node], "linear", values[:1], values[1:])
@@ -141,7 +140,7 @@ def test_a_failed_build_keeps_what_was_there(graph, tmp_path):
 
 
 @rtx
-def test_a_progress_that_raises(graph, tmp_path):
+def test_an_error_of_the_progress_ends_the_build(graph, tmp_path):
     def fail(*_: object) -> None:
         raise RuntimeError("the screen is gone")
 
@@ -200,7 +199,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 @rtx
 def test_a_plan_in_another_precision_is_not_kept(graph, graph_of, tmp_path, monkeypatch):
-    """As if the library had built the graph in float32 and said nothing."""
+    """As if the library had silently built the graph in float32."""
     fp32 = graph_of("paper", "fp32")
     engine_from_onnx(fp32, "tensorrt-rtx", tmp_path / "fp32", SMALL)
     silently = (tmp_path / "fp32").read_bytes()
@@ -212,7 +211,7 @@ def test_a_plan_in_another_precision_is_not_kept(graph, graph_of, tmp_path, monk
 
 @rtx
 @pytest.mark.parametrize("change", [{"version": "1.6.1.116"}, {"targets": ("8.9", "12.0")}])
-def test_a_plan_of_something_else(change, tmp_path, monkeypatch):
+def test_a_plan_of_another_version_or_gpu_is_refused(change, tmp_path, monkeypatch):
     monkeypatch.setattr(
         engine, "inspection_from_plan", lambda plan: replace(inspection_from_plan(plan), **change)
     )
@@ -245,7 +244,7 @@ def test_a_plan_that_cannot_be_read(tmp_path, monkeypatch, caplog):
         ("tensorrt", {"capabilities": ("8.9",)}, "--capability"),
     ],
 )
-def test_options_that_a_library_cannot_follow(backend, change, message, tmp_path):
+def test_options_that_a_library_does_not_support(backend, change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         engine_from_onnx(linear(), backend, tmp_path / "e", EngineOptions(**change))
 
@@ -255,7 +254,7 @@ def test_options_that_a_library_cannot_follow(backend, change, message, tmp_path
     ("capabilities", "message"),
     [(("9.0",), "9.0"), (("7.5", "8.9"), "7.5"), (("x",), "x")],
 )
-def test_capabilities_that_cannot_be(capabilities, message, tmp_path):
+def test_invalid_capabilities(capabilities, message, tmp_path):
     options = replace(SMALL, capabilities=capabilities)
     with pytest.raises(UserError, match=message):
         engine_from_onnx(linear(), "tensorrt-rtx", tmp_path / "e", options)
@@ -359,7 +358,7 @@ def test_several_profiles(graph, tmp_path):
 
 
 class Plugin(types.ModuleType):
-    """A plugin module that counts what it is asked."""
+    """A stand-in for the plugin's module, which records its calls."""
 
     def __init__(self, layers: int, error: Exception | None = None) -> None:
         super().__init__("drexperts.export.engines.tensorrt_plugin")
@@ -399,7 +398,7 @@ def test_the_plugin_is_registered(options, registered, stand_in, tmp_path, monke
     assert plan.plugin_layers == len(registered)
 
 
-def test_a_required_plugin_that_the_parser_passes_over(stand_in, tmp_path, monkeypatch):
+def test_a_required_plugin_that_the_parser_ignores(stand_in, tmp_path, monkeypatch):
     with pytest.raises(BuildError, match="--plugin prefer"):
         built_with(Plugin(layers=0), EngineOptions(plugin="require"), tmp_path, monkeypatch)
     assert built_with(Plugin(layers=0), EngineOptions(), tmp_path, monkeypatch).plugin_layers == 0
@@ -414,7 +413,7 @@ def test_a_plugin_that_cannot_be_registered(stand_in, tmp_path, monkeypatch, cap
 
 
 def test_a_plugin_that_cannot_be_built(stand_in, tmp_path, monkeypatch, caplog):
-    """What the definition raises inside TensorRT is lost there: no engine comes of the build."""
+    """TensorRT swallows what the definition raises, and the build returns no engine."""
     serialise = engine._Build._serialise
 
     def failing(self: Any, *given: Any) -> Any:
@@ -429,7 +428,7 @@ def test_a_plugin_that_cannot_be_built(stand_in, tmp_path, monkeypatch, caplog):
     assert "built again, without the plugin: could not build" in caplog.text
 
 
-def test_without_the_plugin_no_node_is_left_for_it(stand_in, graph, tmp_path, monkeypatch):
+def test_without_the_plugin_functions_are_inlined(stand_in, graph, tmp_path, monkeypatch):
     parsed: list[onnx.ModelProto] = []
     parse = engine._Build._parse
 
@@ -446,7 +445,7 @@ def test_without_the_plugin_no_node_is_left_for_it(stand_in, graph, tmp_path, mo
 
 
 class Config:
-    """A builder's configuration that takes only the caches it knows, and hands out `kept`."""
+    """A builder's configuration that accepts only the caches it knows, and returns `kept`."""
 
     def __init__(self, known: bytes, kept: bytes = b"") -> None:
         self.known, self.kept, self.used = known, kept, b"none"

@@ -1,4 +1,4 @@
-"""The TensorRT plugin as far as a CPU goes: definition, launch, PTX, and the kernel interpreted.
+"""The TensorRT plugin as far as a CPU can test it: definition, launch, PTX, interpreted kernel.
 
 Its definition goes through TensorRT's own Python code, see `tensorrt_stub`; nothing is built.
 """

@@ -1,4 +1,4 @@
-"""The graph that no builder fuses attention in: the numbers stay, the fused kernel goes."""
+"""Without fused attention the outputs are the same, and no builder finds an attention."""
 
 from functools import partial
 
@@ -71,8 +71,8 @@ def test_every_attention_is_changed(precision, exported):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_no_attention_is_fused_any_more(precision, exported):
-    """By a real builder; with a constant for the one it still is."""
+def test_a_builder_no_longer_fuses_attention(precision, exported):
+    """A real builder does not fuse it, and does if the one is a constant."""
     proto = exported(precision)
     changed = without_fused_attention(proto)
     assert plan(proto).count(FUSED) == 4
@@ -130,8 +130,8 @@ def attention_graph() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0, 1e-45])
-def test_nothing_is_hidden(value):
-    """NaN stays NaN, and signs and subnormal numbers stay."""
+def test_nan_signs_and_subnormal_numbers_stay(value):
+    """Multiplying by one changes no bit."""
     proto = attention_graph()
     pixels = np.zeros((1, 3, 4, 4), np.uint8)
     logits = np.array([[[[value, 0.0], [90.0, -15.0]]]], np.float32)

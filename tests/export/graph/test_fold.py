@@ -59,7 +59,7 @@ def test_open_clip_block():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_patches_take_the_normalisation(bias):
+def test_the_patch_embedding_includes_the_normalisation(bias):
     conv = moved(nn.Conv2d(3, 8, 4, 4, bias=bias))
     mean, std = (255 * torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = torch.randint(0, 256, (2, 3, 8, 12)).double()

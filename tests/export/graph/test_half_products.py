@@ -1,4 +1,4 @@
-"""The graph for Turing: nothing multiplies float32, and the numbers stay."""
+"""The graph for Turing: no product is in float32, and the outputs stay."""
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ def run(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def images() -> np.ndarray:
-    """Noise, and the extremes: black, white, black and white."""
+    """Noise, black and white pixels, a black and a white image."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, 3, 64, 64))
     checks = 255 * rng.integers(0, 2, (1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""Products in eight bits: ONNX Runtime computes what integers give, and fuses what it should."""
+"""Products in eight bits: ONNX Runtime computes them exactly and fuses them."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ FIRST, SECOND = "encoder.blocks.0.query", "encoder.blocks.0.key"
 
 
 def layers(**weights: np.ndarray) -> onnx.ModelProto:
-    """x [n, in] through two linear layers, the second without a bias: outputs of both."""
+    """Two linear layers that read x [n, in], the second without a bias."""
     rng = np.random.default_rng(0)
     first = weights.get("first", rng.normal(size=(5, 8)).astype(np.float32))
     constants = {
@@ -62,7 +62,7 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
 
 
 def optimised(proto: onnx.ModelProto, folder: Path) -> Counter[str]:
-    """How many nodes of each operator ONNX Runtime is left with."""
+    """The number of nodes of each operator after ONNX Runtime's optimisation."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -82,7 +82,7 @@ def in_integers(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, given: Rang
     return sums * steps * given.scale
 
 
-def test_the_sums_are_those_of_integers():
+def test_sums_are_those_of_integers():
     proto, given = layers(), Range(-2.0, 3.0)
     weight, bias, other = (numpy_helper.to_array(w) for w in proto.graph.initializer)
     x = np.random.default_rng(1).normal(size=(7, 8)).astype(np.float32)  # some beyond the range
@@ -92,7 +92,7 @@ def test_the_sums_are_those_of_integers():
     np.testing.assert_allclose(got[1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_they_are_near_the_float_ones():
+def test_results_are_near_those_in_float():
     proto = layers()
     x = np.random.default_rng(2).uniform(-1, 1, size=(64, 8)).astype(np.float32)
     ranges = dict.fromkeys((FIRST, SECOND), Range(-1.0, 1.0))
@@ -122,14 +122,14 @@ def test_factors_leave_room_for_pairs_of_products():
 
 @pytest.mark.parametrize("size", [0, 1e-30, 1e-10, 1e-7])
 @pytest.mark.parametrize("given", [Range(-1, 1), Range(0, 0), Range(-1e-3, 1e4)])
-def test_a_row_of_next_to_nothing_gives_its_bias(size, given):
+def test_a_row_of_tiny_weights_gives_its_bias(size, given):
     proto = layers(first=np.full((5, 8), size, np.float32))
     bias = numpy_helper.to_array(proto.graph.initializer[1])
     got, _ = run(int8_products(proto, {FIRST: given}), np.zeros((1, 8), np.float32))
     np.testing.assert_allclose(got[0], bias, rtol=2e-6)
 
 
-def test_what_is_not_asked_for_stays():
+def test_other_layers_are_unchanged():
     proto = layers()
     before = proto.SerializeToString()
     lowered = int8_products(proto, {SECOND: Range(-1, 1)})
@@ -140,7 +140,7 @@ def test_what_is_not_asked_for_stays():
     assert texts[0] == texts[1]
 
 
-def test_what_several_read_is_quantised_once():
+def test_a_shared_input_is_quantised_once():
     given = Range(-1, 1)
     lowered = int8_products(layers(), {FIRST: given, SECOND: given})
     kinds = Counter(node.op_type for node in lowered.graph.node)
@@ -194,7 +194,7 @@ def test_large_weights_are_stored_and_folded(tmp_path):
     assert not {"Cast", "Mul"} & optimised(stored, tmp_path).keys()
 
 
-def test_a_patch_of_one_colour_keeps_what_its_weights_leave_of_it(tmp_path):
+def test_weights_that_nearly_cancel_keep_their_difference(tmp_path):
     """Weights that nearly cancel over a patch, all of whose samples are far from zero."""
     weight = np.random.default_rng(5).normal(size=(96, 3, 16, 16)).astype(np.float32)
     weight -= weight.mean(axis=(2, 3), keepdims=True)

@@ -49,7 +49,7 @@ def int8(checkpoint, photographs):
 
 
 def parity(passed: bool, srcc: float = 0.9) -> Parity:
-    """A report of nothing, which passed or not."""
+    """A report that passed, or did not."""
     return Parity(
         images=4,
         rows=4,
@@ -69,7 +69,7 @@ def parity(passed: bool, srcc: float = 0.9) -> Parity:
 
 
 class Parts:
-    """A model of some parts that stands for itself: its graph is named by what stays in float32."""
+    """A stand-in for a model; the name of its graph lists the parts in float32."""
 
     precision = "int8"
 
@@ -108,7 +108,7 @@ def test_the_fewest_islands_are_found(count):
         assert all(each.passed == (each.islands >= needed) for each in found.trials)
 
 
-def test_what_float32_cannot_keep_is_all_float32_and_says_so():
+def test_limits_that_even_float32_misses_leave_all_parts_in_float32():
     parts = Parts(5)
     found = fewest_islands(parts, lambda _: parity(passed=False))
     assert found.islands == tuple(parts.parts)
@@ -127,7 +127,7 @@ def test_a_quantised_layer_is_what_the_graph_computes(int8):
     torch.testing.assert_close(QuantisedLinear(linear, given)(rows[3:4]), got[3:4])
 
 
-def test_int8_scores_near_float32_whatever_the_batch(checkpoint, int8, tmp_path):
+def test_int8_scores_are_near_float32_in_any_batch(checkpoint, int8, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
     runs = {}
     for name, graph in (("int8", int8.graph(())), ("fp32", int8.float_graph)):
@@ -205,7 +205,7 @@ def test_auto_takes_the_fewest_islands_and_records_what_it_tried(
 
 
 @pytest.mark.slow
-def test_int8_says_what_it_lost(checkpoint, photographs, tmp_path):
+def test_the_loss_of_int8_is_reported(checkpoint, photographs, tmp_path):
     manifest = export_bundle(
         checkpoint, tmp_path / "b", images=photographs, precision="int8", max_batch=2
     )
@@ -232,7 +232,7 @@ def test_an_error_that_is_not_finite_is_the_worst():
     assert precision._worst_first(errors) == ["b", "d", "c", "e", "a"]
 
 
-def test_float16_is_judged_in_float16(checkpoint, photographs):
+def test_float16_is_measured_in_float16(checkpoint, photographs):
     """A block whose activations are beyond float16 is found, and kept in float32."""
     model = copy.deepcopy(checkpoint.model)
     block = model.encoder.vit.blocks[1]

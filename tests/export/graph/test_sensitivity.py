@@ -1,4 +1,4 @@
-"""To first order: what a small error of a part does to the score is what it is said to do."""
+"""The first-order error of the score is the measured one for small errors of a part."""
 
 import copy
 
@@ -29,7 +29,7 @@ def scores(folded, crops):
 
 
 @pytest.mark.parametrize("name", ["encoder.blocks.0.query", "encoder.blocks.1.fc2"])
-def test_of_a_linear_layer(name, folded, crops):
+def test_the_error_of_a_linear_layer(name, folded, crops):
     linear = block_linears(folded)[name]
     other = copy.deepcopy(linear)
 
@@ -46,7 +46,7 @@ def test_of_a_linear_layer(name, folded, crops):
     assert told == pytest.approx(measured, rel=0.02)
 
 
-def test_of_a_block_and_of_one_that_loses_nothing(folded, crops):
+def test_the_error_of_a_block_and_of_unchanged_blocks(folded, crops):
     blocks = dict(encoder_blocks(folded))
     last = copy.deepcopy(blocks["encoder.blocks.1"])
     reduced = blocks | {"encoder.blocks.1": lambda rows, batch: last(rows, batch) + SMALL}

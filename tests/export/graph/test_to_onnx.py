@@ -159,7 +159,7 @@ def test_bfloat16_is_the_eager_model(model, bfloat16):
         assert np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max())) < 0.2
 
 
-def test_bfloat16_is_that_of_the_blocks_alone(bfloat16):
+def test_only_the_blocks_are_bfloat16(bfloat16):
     kinds = {i.name: i.data_type for i in bfloat16.graph.initializer}
     half = {name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16}
     assert half

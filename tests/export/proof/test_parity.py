@@ -115,7 +115,7 @@ def test_each_set_of_enough_images_has_to_keep_the_limits():
     assert compare(expected, got, SCALE, {"srcc": 0.99}, few).sets["hard"].srcc_interval is None
 
 
-def test_an_engine_without_maps_is_held_to_the_rest():
+def test_an_engine_without_maps_has_the_other_limits():
     report = compared(maps=None)
     assert (report.maps_max, report.maps_plcc, report.passed) == (None, None, True)
 
