@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
 
 def _debug_layers(arguments: argparse.Namespace, screen: "Screen", outcome: Outcome) -> Outcome:
-    from drexperts.export.engines.debug_layers import bundle_layers, divergence_table
+    from drexperts.cli.divergence import divergence_table
+    from drexperts.export.engines.debug_layers import bundle_layers
 
     layers: dict[str, str | None] = {}
     with screen.progress() as progress:

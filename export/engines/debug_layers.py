@@ -23,7 +23,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from rich.table import Table
 
 from drexperts import runtime
 from drexperts.export.engines.source_graph import engine_graph
@@ -49,7 +48,6 @@ JUMP = 4.0
 
 WINDOW = 128  # tensors output at a time: half a GB per image at full size, for both graphs
 WIDE = ".float32"
-AROUND = 10  # tensors in a table
 CROPS = 2  # that the graphs are run on
 
 
@@ -366,32 +364,3 @@ def _polygraphy(module: str) -> Any:
         raise MissingDependencyError(
             'debugging layers needs polygraphy: pip install "drexperts[debug]"'
         ) from error
-
-
-def divergence_table(report: LayerReport) -> Table:
-    """The tensors around the first divergence, or around the largest error if there is none."""
-    profile, first = report.profile, report.first
-    if first is None:
-        title = "no tensor diverges; around the largest error"
-        middle = max(range(len(profile)), key=lambda i: profile[i].error)
-    else:
-        title = _title(first)
-        middle = [row.tensor for row in profile].index(first.tensor)
-    table = Table("", "tensor", "operator", title=title)
-    for column in ("error", "error of its inputs", "cosine"):
-        table.add_column(column, justify="right")
-    start = max(0, min(middle - AROUND // 2, len(profile) - AROUND))
-    for row in profile[start : start + AROUND]:
-        here = "▶" if row is profile[middle] else ""
-        came_in = f"{max(row.inputs.values(), default=0.0):.1e}"
-        table.add_row(here, row.tensor, row.op, f"{row.error:.1e}", came_in, f"{row.cosine:.6f}")
-    return table
-
-
-def _title(first: Divergence) -> str:
-    where = f"{first.op} {first.tensor}"
-    if first.hidden:
-        return (
-            f"first divergence before {where}, in a fused kernel: it disappears when all is output"
-        )
-    return f"first divergence: {where}, {first.error:.1e} where rounding explains {first.limit:.1e}"

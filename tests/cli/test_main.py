@@ -177,9 +177,9 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
         monkeypatch,
         "drexperts.export.engines.debug_layers",
         bundle_layers=[(manifest.engines[0], report)],
-        divergence_table="a table",
         check_comparable=None,
     )
+    provide(monkeypatch, "drexperts.cli.divergence", divergence_table="a table")
     status, document, tables = call("verify", bundle, "--debug-layers")
     assert (status, document["first_divergence"]) == (wanted, {"model.onnx": tensor})
     assert "a table" in tables

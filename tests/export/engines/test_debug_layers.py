@@ -1,7 +1,6 @@
 """The search for the first diverging tensor: a fault in one node is found at that node."""
 
 import copy
-import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,6 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from rich.console import Console
 
 from drexperts.export.engines import debug_layers
 from drexperts.export.engines.debug_layers import (
@@ -20,12 +18,9 @@ from drexperts.export.engines.debug_layers import (
     WIDE,
     Arrays,
     DataFlow,
-    Divergence,
     Execute,
     LayerReport,
-    TensorError,
     cosine,
-    divergence_table,
     first_divergence,
     float32_twin,
     relative_error,
@@ -246,26 +241,6 @@ def test_errors():
     assert relative_error(np.ones((2, 1)), np.ones(2)) == np.inf
     assert cosine(one, 2 * one) == pytest.approx(1.0)
     assert cosine(one, -one) == pytest.approx(-1.0)
-
-
-@pytest.mark.parametrize("place", [0, 14, 29])
-def test_the_table_shows_the_neighbours(place):
-    profile = tuple(TensorError(f"tensor{i}.", "Add", 1e-3, 1.0, {}) for i in range(30))
-    first = Divergence(f"tensor{place}.", "Add", 0.5, 0.1, {}, hidden=False)
-    console = Console(file=io.StringIO(), width=120)
-    console.print(divergence_table(LayerReport(first, profile)))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    rows = [line for line in text.splitlines() if "│" in line]
-    assert len(rows) == 10
-    (marked,) = [row for row in rows if "▶" in row]
-    assert f"tensor{place}." in marked
-
-
-def test_the_table_without_a_divergence():
-    profile = tuple(TensorError(f"tensor{i}.", "Add", i * 1e-3, 1.0, {}) for i in range(3))
-    table = divergence_table(LayerReport(None, profile))
-    assert "no tensor diverges" in str(table.title)
-    assert table.row_count == 3
 
 
 @pytest.mark.usefixtures("polygraphy")

@@ -1,4 +1,4 @@
-"""Plans built with TensorRT for RTX, which needs no GPU and also stands in for NVIDIA's TensorRT."""
+"""Plans built with TensorRT for RTX, which needs no GPU and stands in for NVIDIA's TensorRT too."""
 
 import importlib
 import json
