@@ -136,8 +136,9 @@ def test_other_layers_are_unchanged():
     assert proto.SerializeToString() == before
     x = np.random.default_rng(3).normal(size=(3, 8)).astype(np.float32)
     np.testing.assert_array_equal(run(lowered, x)[0], run(proto, x)[0])
-    texts = [onnx.printer.to_text(each) for each in (int8_products(proto, {}), proto)]
-    assert texts[0] == texts[1]
+    assert [(n.op_type, list(n.input)) for n in int8_products(proto, {}).graph.node] == [
+        (n.op_type, list(n.input)) for n in proto.graph.node
+    ]
 
 
 def test_a_shared_input_is_quantised_once():

@@ -33,7 +33,7 @@ SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny, random_model):
+def official(tiny, random_model):
     model = random_model(tiny("official"), spread=0.05)
     return Checkpoint(model, SCALE, default_preprocessing(model.config))
 
@@ -44,8 +44,8 @@ def photographs():
 
 
 @pytest.fixture(scope="module")
-def int8(checkpoint, photographs):
-    return Int8(checkpoint, photographs, maps=True, max_batch=4)
+def int8(official, photographs):
+    return Int8(official, photographs, maps=True, max_batch=4)
 
 
 def parity(passed: bool, srcc: float = 0.9) -> Parity:
@@ -127,7 +127,7 @@ def test_a_quantised_layer_is_what_the_graph_computes(int8):
     torch.testing.assert_close(QuantisedLinear(linear, given)(rows[3:4]), got[3:4])
 
 
-def test_int8_scores_are_near_float32_in_any_batch(checkpoint, int8, tmp_path):
+def test_int8_scores_are_near_float32_in_any_batch(official, int8, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
     runs = {}
     for name, graph in (("int8", int8.graph(())), ("fp32", int8.float_graph)):
@@ -139,7 +139,7 @@ def test_int8_scores_are_near_float32_in_any_batch(checkpoint, int8, tmp_path):
             assert np.abs(alone - runs[name]).max() < 1e-5 * SCALE.span
     assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * SCALE.span
     # The float graph is smoothed, which changes nothing.
-    onnx.save(onnx_from_model(checkpoint.model, maps=True), tmp_path / "plain")
+    onnx.save(onnx_from_model(official.model, maps=True), tmp_path / "plain")
     plain = runtime.onnx_session.OnnxSession(tmp_path / "plain", max_batch=6).run(pixels)["score"]
     np.testing.assert_allclose(runs["fp32"], plain, rtol=1e-4, atol=1e-4)
 
@@ -157,14 +157,14 @@ def test_islands_of_int8_are_products_in_float32(int8):
     assert graph.ByteSize() > int8.graph(()).ByteSize()
 
 
-def test_islands_of_float16_are_blocks_in_float32(checkpoint):
+def test_islands_of_float16_are_blocks_in_float32(official):
     island = "encoder.blocks.1"
-    folded = inference_model(checkpoint.model, "fp16", [island])
+    folded = inference_model(official.model, "fp16", [island])
     kinds = {name: p.dtype for name, p in folded.named_parameters() if ".blocks." in name}
     for name, kind in kinds.items():
         assert kind == (torch.float32 if name.startswith(island) else torch.float16)
-    all_half = expectation_from_graph(onnx_from_model(checkpoint.model, precision="fp16"))
-    mixed = onnx_from_model(checkpoint.model, precision="fp16", islands=[island])
+    all_half = expectation_from_graph(onnx_from_model(official.model, precision="fp16"))
+    mixed = onnx_from_model(official.model, precision="fp16", islands=[island])
     counts = [
         list(found.products.values()).count("fp32")
         for found in (all_half, expectation_from_graph(mixed))
@@ -173,8 +173,8 @@ def test_islands_of_float16_are_blocks_in_float32(checkpoint):
     assert counts[1] == counts[0] + 8
 
 
-def test_float16_is_ranked_by_blocks(checkpoint, photographs):
-    half = Half(checkpoint, photographs, maps=False, max_batch=2)
+def test_float16_is_ranked_by_blocks(official, photographs):
+    half = Half(official, photographs, maps=False, max_batch=2)
     assert sorted(half.ranked()) == [
         *(f"controller.vit.blocks.{i}" for i in range(2)),
         *(f"encoder.blocks.{i}" for i in range(2)),
@@ -183,12 +183,12 @@ def test_float16_is_ranked_by_blocks(checkpoint, photographs):
 
 @pytest.mark.slow
 def test_auto_takes_the_fewest_islands_and_records_what_it_tried(
-    checkpoint, photographs, tmp_path, monkeypatch
+    official, photographs, tmp_path, monkeypatch
 ):
     limits = {"score_max": 1e-3}  # int8 does not keep it, a few islands do
     monkeypatch.setitem(LIMITS, "int8", limits)
     manifest = export_bundle(
-        checkpoint, tmp_path / "b", images=photographs, precision="auto", max_batch=2
+        official, tmp_path / "b", images=photographs, precision="auto", max_batch=2
     )
     (engine,) = manifest.engines
     assert engine.precision == "int8"
@@ -205,9 +205,9 @@ def test_auto_takes_the_fewest_islands_and_records_what_it_tried(
 
 
 @pytest.mark.slow
-def test_the_loss_of_int8_is_reported(checkpoint, photographs, tmp_path):
+def test_the_loss_of_int8_is_reported(official, photographs, tmp_path):
     manifest = export_bundle(
-        checkpoint, tmp_path / "b", images=photographs, precision="int8", max_batch=2
+        official, tmp_path / "b", images=photographs, precision="int8", max_batch=2
     )
     (engine,) = manifest.engines
     assert (engine.precision, engine.islands, engine.frontier) == ("int8", (), ())
@@ -232,15 +232,15 @@ def test_an_error_that_is_not_finite_is_the_worst():
     assert precision._worst_first(errors) == ["b", "d", "c", "e", "a"]
 
 
-def test_float16_is_measured_in_float16(checkpoint, photographs):
+def test_float16_is_measured_in_float16(official, photographs):
     """A block whose activations are beyond float16 is found, and kept in float32."""
-    model = copy.deepcopy(checkpoint.model)
+    model = copy.deepcopy(official.model)
     block = model.encoder.vit.blocks[1]
     with torch.no_grad():  # equal in float32, since the next layer takes it back
         block.attn.qkv.weight[-32:] *= 1e6
         block.attn.qkv.bias[-32:] *= 1e6
         block.attn.proj.weight /= 1e6
-    moved = checkpoint._replace(model=model)
+    moved = official._replace(model=model)
     half = Half(moved, photographs, maps=False, max_batch=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     assert not np.isfinite(half.session(()).run(pixels)["score"]).all()
@@ -248,21 +248,21 @@ def test_float16_is_measured_in_float16(checkpoint, photographs):
     assert half.ranked()[0] == "encoder.blocks.1"
 
 
-def test_layers_of_equal_weights_stay_apart(checkpoint, photographs, tmp_path):
-    model = copy.deepcopy(checkpoint.model)
+def test_layers_of_equal_weights_stay_apart(official, photographs, tmp_path):
+    model = copy.deepcopy(official.model)
     first, second = model.encoder.vit.blocks
     with torch.no_grad():
         for layer in ("fc1", "fc2"):
             for name in ("weight", "bias"):
                 value = getattr(getattr(first.mlp, layer), name)
                 getattr(getattr(second.mlp, layer), name).copy_(value)
-    int8 = Int8(checkpoint._replace(model=model), photographs, maps=False, max_batch=2)
+    int8 = Int8(official._replace(model=model), photographs, maps=False, max_batch=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     assert np.isfinite(int8.session(()).run(pixels)["score"]).all()
     kept = int8.session(["encoder.blocks.0.fc1"]).run(pixels)["score"]
     assert not np.array_equal(kept, int8.session(()).run(pixels)["score"])
 
 
-def test_plain_precisions_have_no_islands(checkpoint, photographs):
-    made = choose_precision(checkpoint, "fp32", "cpu", photographs, maps=False, max_batch=2)
+def test_plain_precisions_have_no_islands(official, photographs):
+    made = choose_precision(official, "fp32", "cpu", photographs, maps=False, max_batch=2)
     assert (made.precision, made.islands, made.trials) == ("fp32", (), ())
