@@ -70,7 +70,7 @@ def test_every_attention_is_changed(precision, exported):
     assert changed.graph.output == proto.graph.output
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_builder_no_longer_fuses_attention(precision, exported):
     """A real builder does not fuse it, and does if the one is a constant."""
     proto = exported(precision)

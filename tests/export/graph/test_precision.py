@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from drexperts import runtime
+from drexperts.evaluation.predict import TorchSession
 from drexperts.export import build_engine, export_bundle
 from drexperts.export.engines.inspection import expectation_from_graph
 from drexperts.export.graph import precision
@@ -139,9 +140,8 @@ def test_int8_scores_are_near_float32_in_any_batch(official, int8, tmp_path):
             assert np.abs(alone - runs[name]).max() < 1e-5 * SCALE.span
     assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * SCALE.span
     # The float graph is smoothed, which changes nothing.
-    onnx.save(onnx_from_model(official.model, maps=True), tmp_path / "plain")
-    plain = runtime.onnx_session.OnnxSession(tmp_path / "plain", max_batch=6).run(pixels)["score"]
-    np.testing.assert_allclose(runs["fp32"], plain, rtol=1e-4, atol=1e-4)
+    eager = TorchSession(official.model).run(pixels)["score"]
+    np.testing.assert_allclose(runs["fp32"], eager, rtol=1e-4, atol=1e-4)
 
 
 def test_islands_of_int8_are_products_in_float32(int8):
@@ -151,9 +151,9 @@ def test_islands_of_int8_are_products_in_float32(int8):
     graph = int8.graph(kept)
     floats = {node.input[1] for node in graph.graph.node if node.op_type == "Gemm"}
     assert {f"model.{name}.weight" for name in kept} <= floats
-    lowered = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
-    assert all(f"model.{name}.weight.int8" not in lowered for name in kept)
-    assert f"model.{ranked[-1]}.weight.int8" in lowered
+    quantised = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    assert all(f"model.{name}.weight.int8" not in quantised for name in kept)
+    assert f"model.{ranked[-1]}.weight.int8" in quantised
     assert graph.ByteSize() > int8.graph(()).ByteSize()
 
 
@@ -163,6 +163,11 @@ def test_islands_of_float16_are_blocks_in_float32(official):
     kinds = {name: p.dtype for name, p in folded.named_parameters() if ".blocks." in name}
     for name, kind in kinds.items():
         assert kind == (torch.float32 if name.startswith(island) else torch.float16)
+
+
+@pytest.mark.slow
+def test_an_island_adds_its_products_to_those_in_float32(official):
+    island = "encoder.blocks.1"
     all_half = expectation_from_graph(onnx_from_model(official.model, precision="fp16"))
     mixed = onnx_from_model(official.model, precision="fp16", islands=[island])
     counts = [
@@ -248,6 +253,7 @@ def test_float16_is_measured_in_float16(official, photographs):
     assert half.ranked()[0] == "encoder.blocks.1"
 
 
+@pytest.mark.slow
 def test_layers_of_equal_weights_stay_apart(official, photographs, tmp_path):
     model = copy.deepcopy(official.model)
     first, second = model.encoder.vit.blocks

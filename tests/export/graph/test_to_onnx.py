@@ -125,6 +125,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file(proto):
     assert b".py" not in content
 
 
+@pytest.mark.slow
 def test_export_is_reproducible(model, precision, proto):
     again = onnx_from_model(model, maps=True, precision=precision)
     assert again.SerializeToString(deterministic=True) == proto.SerializeToString(
