@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from drexperts.data.recipes import Protocol, Recipe
 from drexperts.model.ablations import Variant
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
-from drexperts.model.config import DISTORTIONS
+from drexperts.model.draft import draft_manifest
 from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
-from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest, ScoreScale
+from drexperts.runtime.manifest import OUTPUTS, Engine, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.scorer import Score, Scorer
 from drexperts.runtime.selection import parse_device
@@ -42,13 +42,21 @@ class TorchSession:
 
     Args:
         autocast: the type in which matrix products are computed; None for float32.
+        prepare: makes the model's input of uint8 pixels [B, 3, H, W].
     """
 
     concurrency = 1
-    max_batch = _MAX_BATCH
 
-    def __init__(self, model: Variant, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Variant,
+        autocast: torch.dtype | None = None,
+        *,
+        prepare: Callable[[torch.Tensor], torch.Tensor] = normalised,
+        max_batch: int = _MAX_BATCH,
+    ) -> None:
         self._model, self._autocast = model, autocast
+        self._prepare, self.max_batch = prepare, max_batch
         self._device = model.score.weight.device
         self.image_size: int | None = model.config.encoder.image_size
         where = "CPU"
@@ -66,7 +74,7 @@ class TorchSession:
         )
         try:
             with torch.inference_mode(), _evaluating(self._model), mixed:
-                outputs = self._model(normalised(torch.from_numpy(pixels).to(self._device)))
+                outputs = self._model(self._prepare(torch.from_numpy(pixels).to(self._device)))
         except torch.OutOfMemoryError as cause:
             raise DeviceError(
                 f"the GPU has too little memory for {len(pixels)} crops: free some, or use the CPU"
@@ -128,14 +136,7 @@ def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Sc
 
     Raises ConfigError for a checkpoint that has no scale or that contradicts itself.
     """
-    model, crop = checkpoint.model, checkpoint.preprocessing.crop
-    if checkpoint.scale is None:
-        raise ConfigError("the checkpoint does not state its scale: pass it with --scale LOW:HIGH")
-    if crop != model.config.encoder.image_size:
-        raise ConfigError(
-            f"the checkpoint has {crop} px crops, but its model takes "
-            f"{model.config.encoder.image_size} px images: save it again with matching sizes"
-        )
+    model = checkpoint.model
     engine = Engine(
         backend="torch",
         file="checkpoint",
@@ -146,17 +147,7 @@ def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Sc
         parity=None,
         invariance=None,
     )
-    manifest = Manifest(
-        schema=SCHEMA,
-        preset=model.config.preset,
-        config=model.config.as_dict(),
-        preprocessing=checkpoint.preprocessing,
-        scale=checkpoint.scale,
-        distortions=DISTORTIONS,
-        outputs=OUTPUTS,
-        engines=(engine,),
-        created_with={name: version(name) for name in ("drexperts", "torch", "timm")},
-    )
+    manifest = draft_manifest(checkpoint, engine)
     return Scorer(manifest, engine, TorchSession(model, autocast))
 
 

@@ -122,11 +122,11 @@ def test_exit_statuses(error, status, said, call, monkeypatch):
 
 def test_export(bundle, call, monkeypatch):
     proven, unproven = read_manifest(bundle), change_engine(bundle, parity=None)
-    calls = provide(monkeypatch, "drexperts.export.bundle", export_checkpoint=proven)
+    calls = provide(monkeypatch, "drexperts.export.bundle", export_bundle=proven)
     options = ["--scale=-1:5:lower-is-better", "--precision", "fp16", "--no-maps"]
     status, document, _ = call("export", "c.pth", "--out", "b", *options, "--max-batch", "4")
     assert (status, document["proven"], document["bundle"]) == (0, True, "b")
-    args, kwargs = calls["export_checkpoint"]
+    args, kwargs = calls["export_bundle"]
     assert args == (Path("c.pth"), Path("b"))
     assert callable(kwargs.pop("progress"))
     scale = kwargs.pop("scale")
@@ -138,24 +138,24 @@ def test_export(bundle, call, monkeypatch):
         "maps": False,
         "max_batch": 4,
     }
-    provide(monkeypatch, "drexperts.export.bundle", export_checkpoint=unproven)
+    provide(monkeypatch, "drexperts.export.bundle", export_bundle=unproven)
     assert call("export", "c.pth", "--out", "b")[:1] == (1,)
 
 
 @pytest.mark.parametrize("scale", ["1", "5:1", "a:b", "0:inf", "0:1:better", "0:nan", ":"])
 def test_scales_that_cannot_be(scale, call, monkeypatch):
-    provide(monkeypatch, "drexperts.export.bundle", export_checkpoint=None)
+    provide(monkeypatch, "drexperts.export.bundle", export_bundle=None)
     assert call("export", "c.pth", "--out", "b", f"--scale={scale}")[0] == 2
 
 
 def test_verify(bundle, call, monkeypatch):
     proven, unproven = read_manifest(bundle), change_engine(bundle, invariance=None)
     for manifest, wanted in ((proven, 0), (unproven, 1)):
-        calls = provide(monkeypatch, "drexperts.export.proof.prove", verify_bundle=manifest)
+        calls = provide(monkeypatch, "drexperts.export.proof.prove", verify=manifest)
         status, document, tables = call("verify", "b", "--checkpoint", "c.pth")
         assert (status, document["proven"]) == (wanted, wanted == 0)
         assert "batch invariance" in tables
-    args, kwargs = calls["verify_bundle"]
+    args, kwargs = calls["verify"]
     assert (args, kwargs["checkpoint"], kwargs["images"]) == ((Path("b"),), Path("c.pth"), None)
 
 
@@ -164,14 +164,14 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
     manifest = read_manifest(bundle)
     first = tensor and types.SimpleNamespace(tensor=tensor, hidden=True)
     report = types.SimpleNamespace(first=first)
-    provide(monkeypatch, "drexperts.export.proof.prove", verify_bundle=manifest)
+    provide(monkeypatch, "drexperts.export.proof.prove", verify=manifest)
     provide(
         monkeypatch,
         "drexperts.export.engines.debug_layers",
         bundle_layers=[(manifest.engines[0], report)],
-        divergence_table="a table",
         check_comparable=None,
     )
+    provide(monkeypatch, "drexperts.cli.divergence", divergence_table="a table")
     status, document, tables = call("verify", bundle, "--debug-layers")
     assert (status, document["first_divergence"]) == (wanted, {"model.onnx": tensor})
     assert "a table" in tables
@@ -181,12 +181,12 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
 @pytest.mark.slow
 def test_layers_that_cannot_be_compared_are_refused_before_any_proof(bundle, call, monkeypatch):
     pytest.importorskip("drexperts.export.engines.debug_layers")  # it imports the proof for itself
-    calls = provide(monkeypatch, "drexperts.export.proof.prove", verify_bundle=None)
+    calls = provide(monkeypatch, "drexperts.export.proof.prove", verify=None)
     change_engine(bundle, precision="int8")
     status, document, _ = call("verify", bundle, "--debug-layers")
     assert status == 2
     assert "--precision fp32" in document["error"]
-    assert "verify_bundle" not in calls
+    assert "verify" not in calls
 
 
 def test_build(bundle, call, monkeypatch):

@@ -17,13 +17,12 @@ from drexperts.data.splits import make_splits, whole
 from drexperts.evaluation import Evaluation, Metrics, evaluate, judge
 from drexperts.evaluation.metrics import NAMES
 from drexperts.evaluation.predict import ScoredImage
-from drexperts.export.bundle import export_checkpoint
+from drexperts.export.bundle import export_bundle
 from drexperts.export.proof.parity import LIMITS
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.errors import DataError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.progress import SILENT
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 PREPROCESSING = Preprocessing(crop=64, short_side_min=64, short_side_max=64, crops_per_side=1)
@@ -48,15 +47,12 @@ def models(
     paths = [folder / name for name in ("a.safetensors", "bundle", "b.safetensors")]
     for path, seed in ((paths[0], 0), (paths[2], 1)):
         save_checkpoint(Checkpoint(random_model(tiny(), seed), SCALE, PREPROCESSING), path)
-    export_checkpoint(
+    export_bundle(
         paths[0],
         paths[1],
         images=pictures,
-        scale=None,
-        precision="fp32",
         maps=False,
         max_batch=4,
-        progress=SILENT,
     )
     return paths
 
