@@ -36,7 +36,7 @@ QUICK_IMAGES, QUICK_ROUNDS, QUICK_SECONDS = 4, 3, 4.0
 def random_checkpoint(preset: str) -> Checkpoint:
     """A full-size model whose every parameter is away from its initial value."""
     torch.manual_seed(0)
-    model = new_model(getattr(DRExpertsConfig, preset)())
+    model = new_model(DRExpertsConfig.preset_named(preset))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

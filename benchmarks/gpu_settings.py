@@ -42,7 +42,7 @@ class Settings:
         if self.checkpoint is not None:
             found = load_checkpoint(self.checkpoint)
             return found.model, found.scale or RANDOM_SCALE
-        config = getattr(DRExpertsConfig, self.preset)()
+        config = DRExpertsConfig.preset_named(self.preset)
         return random_model(config.with_sizes(*TINY) if self.quick else config), RANDOM_SCALE
 
 

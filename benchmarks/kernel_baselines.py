@@ -285,7 +285,7 @@ def _config(problem: Problem) -> Any:
 
     grid = isqrt(problem.tokens - 1)
     encoder = EncoderConfig(image_size=16 * grid, width=problem.width, heads=1)
-    return getattr(DRExpertsConfig, problem.form)().with_sizes(encoder, ControllerConfig())
+    return DRExpertsConfig.preset_named(problem.form).with_sizes(encoder, ControllerConfig())
 
 
 SDPA = {

@@ -30,16 +30,9 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def differential_attention(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float | None = None,
-    *,
-    backend: str | None = None,
-) -> Tensor:
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor,
+    scale: float | None = None, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
     """(softmax(s Q1 K1^T) - alpha softmax(s Q2 K2^T)) V, for all rows.
 
     Leading dimensions (batch, experts, heads) are any number and broadcast; expanded tensors are
@@ -81,10 +74,17 @@ def differential_attention(
 def differential_attention_reference(
     q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float
 ) -> Tensor:
-    """The definition; all leading dimensions equal, alpha [...]."""
+    """The definition; all leading dimensions are equal, alpha is [...]."""
+    return difference_of_softmaxes(q1, k1, q2, k2, alpha, scale) @ v
+
+
+def difference_of_softmaxes(
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, alpha: Tensor, scale: float
+) -> Tensor:
+    """The maps P1 - alpha P2, [..., N, M], in plain PyTorch; alpha is [...]."""
     first = torch.softmax(q1 @ k1.mT * scale, dim=-1)
     second = torch.softmax(q2 @ k2.mT * scale, dim=-1)
-    return (first - alpha.to(q1.dtype)[..., None, None] * second) @ v
+    return first - alpha.to(q1.dtype)[..., None, None] * second
 
 
 def _sdpa(
@@ -111,15 +111,9 @@ def _triton(
 
 @torch.library.custom_op("drexperts::differential_attention", mutates_args=())
 def _forward(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float,
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
-) -> Results:
+) -> Results:  # fmt: skip
     """O and what the backward needs: O2 and both log-sum-exps, or three empty tensors."""
     from drexperts.kernels import differential_attention_triton
 
@@ -130,15 +124,9 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float,
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
-) -> Results:
+) -> Results:  # fmt: skip
     matrix, rows = (q1.shape, q1.shape[:-1]) if training else ((0,), (0,))
     statistics = alpha.new_empty(rows), alpha.new_empty(rows)
     return q1.new_empty(q1.shape), alpha.new_empty(matrix), *statistics
@@ -146,19 +134,9 @@ def _(
 
 @torch.library.custom_op("drexperts::differential_attention_backward", mutates_args=())
 def _backward(
-    gradient: Tensor,
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    out: Tensor,
-    out2: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> Gradients:
+    gradient: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor,
+    out: Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
+) -> Gradients:  # fmt: skip
     """Gradients of q1, k1, q2, k2, v and alpha, contiguous."""
     from drexperts.kernels import differential_attention_triton
 
@@ -169,19 +147,9 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    gradient: Tensor,
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    out: Tensor,
-    out2: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> Gradients:
+    gradient: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor,
+    out: Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
+) -> Gradients:  # fmt: skip
     a, b, c, d, e, f = (t.new_empty(t.shape) for t in (q1, k1, q2, k2, v, alpha))
     return a, b, c, d, e, f
 

@@ -56,21 +56,10 @@ def _at(matrix, rows, chunk, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
 
 @triton.jit
 def _products(
-    a,
-    a_row,
-    rows,
-    n,
-    b,
-    b_row,
-    columns,
-    m,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
+    a, a_row, rows, n, b, b_row, columns, m,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    MASKED: tl.constexpr, UNROLLED: tl.constexpr,
+):  # fmt: skip
     """A B^T for a tile of rows of each, [ROWS, COLUMNS] float32.
 
     As a loop it holds two chunks at a time. Unrolled, the compiler keeps all of them in shared
@@ -92,19 +81,10 @@ def _products(
 
 @triton.jit
 def _softmax(
-    q,
-    q_row,
-    k,
-    k_row,
-    rows,
-    n,
-    m,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
+    q, q_row, k, k_row, rows, n, m,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-):
+):  # fmt: skip
     """The exact softmax over all keys of a tile of rows, [QUERIES, KEYS], and its log-sum-exp."""
     keys = tl.arange(0, KEYS)
     scores = _products(
@@ -123,41 +103,11 @@ _STRIDES = [f"{name}_{axis}" for name in ("q1", "k1", "q2", "k2", "v") for axis 
 
 @triton.jit(do_not_specialize=_SHAPE + _STRIDES)
 def short_forward(
-    q1,
-    k1,
-    q2,
-    k2,
-    v,
-    alpha,
-    out,
-    out2,
-    lse1,
-    lse2,
-    q1_b,
-    q1_h,
-    q1_r,
-    k1_b,
-    k1_h,
-    k1_r,
-    q2_b,
-    q2_h,
-    q2_r,
-    k2_b,
-    k2_h,
-    k2_r,
-    v_b,
-    v_h,
-    v_r,
-    n,
-    m,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    TRAINING: tl.constexpr,
-):
+    q1, k1, q2, k2, v, alpha, out, out2, lse1, lse2, q1_b, q1_h, q1_r, k1_b, k1_h, k1_r, q2_b, q2_h,
+    q2_r, k2_b, k2_h, k2_r, v_b, v_h, v_r, n, m, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, TRAINING: tl.constexpr,
+):  # fmt: skip
     """O = (P1 - alpha P2) V with all keys in one tile; O2 = P2 V only where training needs it."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     q1 += (b * q1_b + h * q1_h) * UNIT
@@ -186,17 +136,9 @@ def short_forward(
 
 @triton.jit
 def _first_key(
-    q,
-    q_row,
-    k,
-    v,
-    rows,
-    n,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-):
+    q, q_row, k, v, rows, n,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
     """Logits against one key, to base 2, and its value for every row."""
     scores = tl.zeros((QUERIES,), tl.float32)
     blocks = ()
@@ -212,23 +154,10 @@ def _first_key(
 
 @triton.jit
 def _attend(
-    q,
-    q_row,
-    k,
-    k_row,
-    v,
-    v_row,
-    rows,
-    n,
-    m,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
+    q, q_row, k, k_row, v, v_row, rows, n, m,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, MASKED: tl.constexpr, UNROLLED: tl.constexpr,
+):  # fmt: skip
     """One branch by the online softmax: blocks [QUERIES, CHUNK] of P V, and the log-sum-exp."""
     # The first token opens the softmax alone: of 1 + 24^2 tokens whole tiles remain.
     peak, blocks = _first_key(q, q_row, k, v, rows, n, SCALE, WIDTH, CHUNK, QUERIES)
@@ -258,42 +187,11 @@ def _attend(
 
 @triton.jit(do_not_specialize=_SHAPE + _STRIDES)
 def sequential_forward(
-    q1,
-    k1,
-    q2,
-    k2,
-    v,
-    alpha,
-    out,
-    out2,
-    lse1,
-    lse2,
-    q1_b,
-    q1_h,
-    q1_r,
-    k1_b,
-    k1_h,
-    k1_r,
-    q2_b,
-    q2_h,
-    q2_r,
-    k2_b,
-    k2_h,
-    k2_r,
-    v_b,
-    v_h,
-    v_r,
-    n,
-    m,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
+    q1, k1, q2, k2, v, alpha, out, out2, lse1, lse2, q1_b, q1_h, q1_r, k1_b, k1_h, k1_r, q2_b, q2_h,
+    q2_r, k2_b, k2_h, k2_r, v_b, v_h, v_r, n, m, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, MASKED: tl.constexpr, UNROLLED: tl.constexpr,
+):  # fmt: skip
     """O2 = P2 V, parked in memory, then O = P1 V - alpha O2: one accumulator at a time."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     q1 += (b * q1_b + h * q1_h) * UNIT
@@ -305,45 +203,17 @@ def sequential_forward(
     out2 += matrix * n * WIDTH
     inside = rows < n
     blocks, inverse, statistic = _attend(
-        q2,
-        q2_r,
-        k2,
-        k2_r,
-        v,
-        v_r,
-        rows,
-        n,
-        m,
-        SCALE,
-        WIDTH,
-        CHUNK,
-        QUERIES,
-        KEYS,
-        MASKED,
+        q2, q2_r, k2, k2_r, v, v_r, rows, n, m, SCALE, WIDTH, CHUNK, QUERIES, KEYS, MASKED,
         UNROLLED,
-    )
+    )  # fmt: skip
     tl.store(lse2 + matrix * n + rows, statistic, mask=inside)
     for chunk in tl.static_range(WIDTH // CHUNK):
         block = blocks[chunk] * inverse[:, None]
         tl.store(_at(out2, rows, chunk, WIDTH, CHUNK), block, mask=inside[:, None])
     blocks, inverse, statistic = _attend(
-        q1,
-        q1_r,
-        k1,
-        k1_r,
-        v,
-        v_r,
-        rows,
-        n,
-        m,
-        SCALE,
-        WIDTH,
-        CHUNK,
-        QUERIES,
-        KEYS,
-        MASKED,
+        q1, q1_r, k1, k1_r, v, v_r, rows, n, m, SCALE, WIDTH, CHUNK, QUERIES, KEYS, MASKED,
         UNROLLED,
-    )
+    )  # fmt: skip
     tl.store(lse1 + matrix * n + rows, statistic, mask=inside)
     weight = tl.load(alpha + matrix)
     tl.debug_barrier()  # another thread may have parked what this one reads
@@ -356,21 +226,9 @@ def sequential_forward(
 
 @triton.jit(do_not_specialize=["n", "heads", "g_b", "g_h", "g_r"])
 def row_gradient(
-    g,
-    out,
-    out2,
-    alpha,
-    delta1,
-    delta2,
-    g_b,
-    g_h,
-    g_r,
-    n,
-    heads,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-):
+    g, out, out2, alpha, delta1, delta2, g_b, g_h, g_r, n, heads,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
     """delta2 = rowsum(G * O2) and delta1 = rowsum(G * O1), from O1 = O + alpha O2."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     g += (b * g_b + h * g_h) * UNIT
@@ -395,36 +253,11 @@ _PAIRS = [f"{name}_{axis}" for name in ("sr", "sc", "pr", "pc") for axis in ("b"
 
 @triton.jit(do_not_specialize=["rows_length", "columns_length", "heads", *_PAIRS])
 def logit_gradient(
-    sr,
-    sc,
-    pr,
-    pc,
-    weight,
-    lse,
-    delta,
-    gradient,
-    sr_b,
-    sr_h,
-    sr_r,
-    sc_b,
-    sc_h,
-    sc_r,
-    pr_b,
-    pr_h,
-    pr_r,
-    pc_b,
-    pc_h,
-    pc_r,
-    rows_length,
-    columns_length,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OF_KEYS: tl.constexpr,
-):
+    sr, sc, pr, pc, weight, lse, delta, gradient, sr_b, sr_h, sr_r, sc_b, sc_h, sc_r, pr_b, pr_h,
+    pr_r, pc_b, pc_h, pc_r, rows_length, columns_length, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, OF_KEYS: tl.constexpr,
+):  # fmt: skip
     """Gradient of one branch's queries, or with OF_KEYS of its keys: s w (P * (dP - delta)) sc.
 
     S = sr sc^T and dP = pr pc^T. For queries the rows are (Q, G) and the columns (K, V); for keys
@@ -445,37 +278,13 @@ def logit_gradient(
     for start in range(0, columns_length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         scores = _products(
-            sr,
-            sr_r,
-            rows,
-            rows_length,
-            sc,
-            sc_r,
-            columns,
-            columns_length,
-            WIDTH,
-            CHUNK,
-            ROWS,
-            COLUMNS,
-            True,
-            False,
-        )
+            sr, sr_r, rows, rows_length, sc, sc_r, columns, columns_length, WIDTH, CHUNK, ROWS,
+            COLUMNS, True, False,
+        )  # fmt: skip
         slopes = _products(
-            pr,
-            pr_r,
-            rows,
-            rows_length,
-            pc,
-            pc_r,
-            columns,
-            columns_length,
-            WIDTH,
-            CHUNK,
-            ROWS,
-            COLUMNS,
-            True,
-            False,
-        )
+            pr, pr_r, rows, rows_length, pc, pc_r, columns, columns_length, WIDTH, CHUNK, ROWS,
+            COLUMNS, True, False,
+        )  # fmt: skip
         scores *= SCALE * LOG2E
         known = columns < columns_length
         if OF_KEYS:
@@ -506,39 +315,11 @@ _VALUE_STRIDES = [
 
 @triton.jit(do_not_specialize=_SHAPE + _VALUE_STRIDES)
 def value_gradient(
-    q1,
-    k1,
-    q2,
-    k2,
-    g,
-    alpha,
-    lse1,
-    lse2,
-    gradient,
-    q1_b,
-    q1_h,
-    q1_r,
-    k1_b,
-    k1_h,
-    k1_r,
-    q2_b,
-    q2_h,
-    q2_r,
-    k2_b,
-    k2_h,
-    k2_r,
-    g_b,
-    g_h,
-    g_r,
-    n,
-    m,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
+    q1, k1, q2, k2, g, alpha, lse1, lse2, gradient, q1_b, q1_h, q1_r, k1_b, k1_h, k1_r, q2_b, q2_h,
+    q2_r, k2_b, k2_h, k2_r, g_b, g_h, g_r, n, m, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-):
+):  # fmt: skip
     """dV = (P1 - alpha P2)^T G for a tile of keys."""
     keys, b, h, matrix = _place(m, heads, KEYS)
     q1 += (b * q1_b + h * q1_h) * UNIT
@@ -589,15 +370,9 @@ FORMS: Mapping[Any, Mapping[str, Mapping[str, bool]]] = {
 
 
 def forward(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float,
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """O in the query's dtype; O2 and both log-sum-exps in float32, whole only if `training`."""
     n, m = q1.shape[-2], k1.shape[-2]
     short = m <= SHORT
@@ -614,19 +389,9 @@ def forward(
 
 
 def backward(
-    g: Tensor,
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    out: Tensor,
-    out2: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    g: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, out:
+    Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q1, k1, q2, k2, v and, in float32, of alpha."""
     delta1, delta2 = _row_gradients(g, out, out2, alpha)
     first = torch.ones_like(alpha), lse1, delta1
@@ -673,16 +438,9 @@ def _row_gradients(g: Tensor, out: Tensor, out2: Tensor, alpha: Tensor) -> tuple
 
 
 def _logit_gradient(
-    sr: Tensor,
-    sc: Tensor,
-    pr: Tensor,
-    pc: Tensor,
-    weight: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    scale: float,
-    of_keys: bool,
-) -> Tensor:
+    sr: Tensor, sc: Tensor, pr: Tensor, pc: Tensor, weight: Tensor, lse: Tensor, delta: Tensor,
+    scale: float, of_keys: bool,
+) -> Tensor:  # fmt: skip
     gradient = sr.new_empty(sr.shape)
     launch, rows, columns = _launch_of(logit_gradient, sr), sr.shape[-2], sc.shape[-2]
     arguments = (*_arguments((sr, sc, pr, pc), (weight, lse, delta, gradient)), rows, columns)
@@ -692,16 +450,9 @@ def _logit_gradient(
 
 
 def _value_gradient(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    g: Tensor,
-    alpha: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> Tensor:
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, g: Tensor, alpha: Tensor, lse1: Tensor, lse2:
+    Tensor, scale: float,
+) -> Tensor:  # fmt: skip
     gradient = k1.new_empty(k1.shape)
     launch, n, m = _launch_of(value_gradient, k1), q1.shape[-2], k1.shape[-2]
     arguments = (*_arguments((q1, k1, q2, k2, g), (alpha, lse1, lse2, gradient)), n, m)

@@ -37,15 +37,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def differential_pooling_reference(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = 1e-5,
-    iterated: bool = False,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float = 1e-5, iterated: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`differential_pooling` in plain PyTorch: computed in float32 at least, whatever autocast."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     form = _iterated if iterated else _single
@@ -58,14 +52,9 @@ def differential_pooling_reference(
 
 
 def _single(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, weight: Tensor,
+    bias: Tensor, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     normed = F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
     semantic = torch.softmax(query @ normed.mT, dim=-1)  # [B, E or 1, N]
     maps = torch.softmax(distortion_logits, dim=-1) - alpha[:, None] * semantic
@@ -73,14 +62,9 @@ def _single(
 
 
 def _iterated(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, weight: Tensor,
+    bias: Tensor, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     pooled, maps = [], []
     for i, logits in enumerate(distortion_logits.unbind(1)):
         tokens = F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
@@ -99,16 +83,9 @@ def _each(change: Callable[[Tensor], Tensor], given: Inputs) -> Inputs:
 
 @torch.library.custom_op("drexperts::differential_pooling", mutates_args=())
 def _forward(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    iterated: bool,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float, iterated: bool, return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     from drexperts.kernels import differential_pooling_triton as kernels
 
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
@@ -118,16 +95,9 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    iterated: bool,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float, iterated: bool, return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (batch, n, width), experts = tokens.shape, distortion_logits.shape[1]
     state = tokens.new_empty((batch, experts, n), dtype=torch.float32)
     return (
@@ -141,20 +111,10 @@ def _(
 
 @torch.library.custom_op("drexperts::differential_pooling_backward", mutates_args=())
 def _backward(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    semantic: Tensor,
-    means: Tensor,
-    lse: Tensor,
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    eps: float,
-    iterated: bool,
-) -> Inputs:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, semantic: Tensor, means: Tensor, lse: Tensor, grad_pooled: Tensor,
+    grad_maps: Tensor | None, eps: float, iterated: bool,
+) -> Inputs:  # fmt: skip
     from drexperts.kernels import differential_pooling_triton as kernels
 
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
@@ -166,14 +126,9 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    *_: Any,
-) -> Inputs:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, *_: Any,
+) -> Inputs:  # fmt: skip
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
     return _each(lambda x: x.new_empty(x.shape), given)
 
@@ -232,18 +187,10 @@ def differential_pooling(
 
 
 def differential_pooling(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = 1e-5,
-    iterated: bool = False,
-    *,
-    return_maps: bool = True,
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float = 1e-5, iterated: bool = False, *, return_maps: bool = True,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Pool the normalised tokens by the difference of two attentions, for every expert.
 
     Inputs may be float16, bfloat16 or float32, each its own, and are computed in float32; float64
@@ -294,14 +241,9 @@ def _check_for_triton(width: int, experts: int) -> None:
 
 
 def _check(
-    tokens: Tensor,
-    query: Tensor,
-    logits: Tensor,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    tokens: Tensor, query: Tensor, logits: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor,
     eps: float,
-) -> None:
+) -> None:  # fmt: skip
     for name, tensor in zip(ARGUMENTS, (tokens, query, logits, alpha, weight, bias), strict=True):
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"{name}: a tensor is needed, got {type(tensor).__name__}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drexperts.cli.arguments import DONE, Outcome, add_verb
+from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Parser, Verbs
@@ -88,7 +89,7 @@ def _add_training_options(verb: "Parser") -> None:
     verb.add_argument(
         "--train", action="store_true", help="a step, against the dense form and the released one"
     )
-    verb.add_argument("--preset", choices=("paper", "official"), default="paper", help="of --train")
+    verb.add_argument("--preset", choices=PRESETS, default="paper", help="of --train")
     verb.add_argument(
         "--amp", choices=("fp32", "fp16", "bf16"), default="fp32", help="of our step in --train"
     )
@@ -173,10 +174,9 @@ def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench.training_step import ROUNDS, bench_training, print_training_report
     from drexperts.model.config import DRExpertsConfig
 
-    presets = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
     with screen.progress() as progress:
         report = bench_training(
-            presets[arguments.preset](),
+            DRExpertsConfig.preset_named(arguments.preset),
             batch=(arguments.batch or (4,))[0],
             rounds=ROUNDS if arguments.repeats is None else arguments.repeats,
             amp=arguments.amp,

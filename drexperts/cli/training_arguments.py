@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drexperts.cli.arguments import add_scale, scale_of, whole_number
+from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ def add_selection(verb: "Parser") -> None:
 
 
 def add_model(verb: "Parser") -> None:
-    verb.add_argument("--preset", choices=("paper", "official"), help="paper")
+    verb.add_argument("--preset", choices=PRESETS, help="paper")
     verb.add_argument("--size", choices=("small", "base"), help="by default the data set's")
     verb.add_argument("--image-size", type=int, choices=(224, 384), help="384")
     verb.add_argument("--encoder", type=Path, metavar="FILE", help="DeiT-III; else from the hub")
@@ -126,9 +127,9 @@ def model_from(
         trained = load_checkpoint(arguments.init).model
         _check_init(arguments, trained.config)
         return trained.config, lambda: copy.deepcopy(trained)
-    preset = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
-    make_config = preset[arguments.preset or "paper"]
-    config = make_config(arguments.size or size, arguments.image_size or 384)
+    config = DRExpertsConfig.preset_named(
+        arguments.preset or "paper", arguments.size or size, arguments.image_size or 384
+    )
 
     def make() -> "DRExperts":
         model = new_model(config)
