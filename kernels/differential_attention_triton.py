@@ -1,13 +1,13 @@
 """Triton kernels of differential attention; the formulas are in differential_attention.py.
 
-A program owns a tile of rows of one head and reads the head dimension in chunks, because a
-power-of-two block would pad 384 to 512. Statistics and sums are float32; a log-sum-exp is kept to
-base 2, log2(sum_j 2^(s log2(e) S_ij)), for the hardware's exp2. Strides are passed in units of
-`UNIT` elements: the compiler then knows that rows are aligned, whatever the shape.
+A program computes a tile of rows of one head and reads the head dimension in chunks, because a
+power-of-two block would pad 384 to 512. Statistics and sums are float32. A log-sum-exp has base 2,
+log2(sum_j 2^(s log2(e) S_ij)), for the hardware's exp2. Strides are passed in units of `UNIT`
+elements, so that the compiler knows rows to be aligned for every shape.
 
 The gradients of queries, keys and values are separate programs with one accumulator each, so that
-a tile of 64 rows fits the registers at d = 384; nothing is added by two programs, and two runs
-agree to the bit. Beyond 256 keys the forward parks O2 in float32 memory of O's shape.
+a tile of 64 rows fits the registers at d = 384. No two programs add to the same number, so two runs
+agree to the bit. Beyond 256 keys the forward stores O2 in float32 memory of O's shape.
 """
 
 import itertools
@@ -30,7 +30,7 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 @triton.jit
 def _place(length, heads, BLOCK: tl.constexpr):
-    """This program's rows, its batch entry and head, and the two in one number."""
+    """This program's rows, its batch entry, its head, and the index of the pair."""
     tiles = tl.cdiv(length, BLOCK)
     matrix = (tl.program_id(0) // tiles).to(tl.int64)
     rows = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -62,8 +62,8 @@ def _products(
 ):  # fmt: skip
     """A B^T for a tile of rows of each, [ROWS, COLUMNS] float32.
 
-    As a loop it holds two chunks at a time. Unrolled, the compiler keeps all of them in shared
-    memory and fetches those of the next tile meanwhile.
+    The loop holds two chunks at a time. Unrolled, the compiler keeps all chunks in shared memory
+    and prefetches those of the next tile.
     """
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
     if UNROLLED:
@@ -108,7 +108,7 @@ def short_forward(
     SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr, TRAINING: tl.constexpr,
 ):  # fmt: skip
-    """O = (P1 - alpha P2) V with all keys in one tile; O2 = P2 V only where training needs it."""
+    """O = (P1 - alpha P2) V with all keys in one tile, and O2 = P2 V if TRAINING."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     q1 += (b * q1_b + h * q1_h) * UNIT
     k1 += (b * k1_b + h * k1_h) * UNIT
@@ -139,7 +139,7 @@ def _first_key(
     q, q_row, k, v, rows, n,
     SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """Logits against one key, to base 2, and its value for every row."""
+    """Base-2 logits against one key, and its value repeated for every row."""
     scores = tl.zeros((QUERIES,), tl.float32)
     blocks = ()
     for chunk in tl.static_range(WIDTH // CHUNK):
@@ -159,7 +159,7 @@ def _attend(
     KEYS: tl.constexpr, MASKED: tl.constexpr, UNROLLED: tl.constexpr,
 ):  # fmt: skip
     """One branch by the online softmax: blocks [QUERIES, CHUNK] of P V, and the log-sum-exp."""
-    # The first token opens the softmax alone: of 1 + 24^2 tokens whole tiles remain.
+    # The first token starts the softmax alone, so that whole tiles remain of 1 + 24^2 tokens.
     peak, blocks = _first_key(q, q_row, k, v, rows, n, SCALE, WIDTH, CHUNK, QUERIES)
     total = tl.full((QUERIES,), 1.0, tl.float32)
     for start in range(1, m, KEYS):
@@ -192,7 +192,7 @@ def sequential_forward(
     SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr, MASKED: tl.constexpr, UNROLLED: tl.constexpr,
 ):  # fmt: skip
-    """O2 = P2 V, parked in memory, then O = P1 V - alpha O2: one accumulator at a time."""
+    """O2 = P2 V, stored in memory, then O = P1 V - alpha O2: one accumulator at a time."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     q1 += (b * q1_b + h * q1_h) * UNIT
     k1 += (b * k1_b + h * k1_h) * UNIT
@@ -216,7 +216,7 @@ def sequential_forward(
     )  # fmt: skip
     tl.store(lse1 + matrix * n + rows, statistic, mask=inside)
     weight = tl.load(alpha + matrix)
-    tl.debug_barrier()  # another thread may have parked what this one reads
+    tl.debug_barrier()  # other threads stored what this one reads
     for chunk in tl.static_range(WIDTH // CHUNK):
         parked = tl.load(_at(out2, rows, chunk, WIDTH, CHUNK), mask=inside[:, None], other=0.0)
         block = blocks[chunk] * inverse[:, None] - weight * parked
@@ -258,10 +258,10 @@ def logit_gradient(
     SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, OF_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one branch's queries, or with OF_KEYS of its keys: s w (P * (dP - delta)) sc.
+    """Gradient of one branch's queries, or of its keys if OF_KEYS: s w (P * (dP - delta)) sc.
 
-    S = sr sc^T and dP = pr pc^T. For queries the rows are (Q, G) and the columns (K, V); for keys
-    they change places, everything is transposed and the statistics belong to the columns.
+    S = sr sc^T and dP = pr pc^T. For queries the rows are (Q, G) and the columns (K, V). For keys
+    they change places, everything is transposed, and the statistics belong to the columns.
     """
     rows, b, h, matrix = _place(rows_length, heads, ROWS)
     sr += (b * sr_b + h * sr_h) * UNIT
@@ -294,7 +294,7 @@ def logit_gradient(
         else:
             probability = tl.exp2(scores - row_lse[:, None])
             slopes -= row_delta[:, None]
-        # A missing column has S = 0, whose power of two may overflow: infinity times zero.
+        # A column beyond the last has S = 0, whose power of two may overflow: infinity times zero.
         slopes = tl.where(known[None, :], probability * slopes, 0.0).to(sc.dtype.element_ty)
         updated = ()
         for chunk in tl.static_range(WIDTH // CHUNK):
@@ -334,7 +334,7 @@ def value_gradient(
     for start in range(0, n, QUERIES):
         queries = start + tl.arange(0, QUERIES)
         place, known = matrix * n + queries, queries < n
-        # An infinite log-sum-exp makes a missing query's probability zero.
+        # An infinite log-sum-exp gives queries beyond the last the probability zero.
         first = tl.load(lse1 + place, mask=known, other=float("inf"))
         second = tl.load(lse2 + place, mask=known, other=float("inf"))
         scores = _products(
@@ -357,9 +357,9 @@ def value_gradient(
         tl.store(_at(gradient, keys, chunk, WIDTH, CHUNK), block, mask=(keys < m)[:, None])
 
 
-# Tensors of statistics, and the parking place; all others have the query's dtype.
+# Tensors in float32; all others have the query's dtype.
 FLOAT32 = ("alpha", "weight", "out2", "lse", "lse1", "lse2", "delta", "delta1", "delta2")
-# The forms that are compiled: the constants that a call chooses, by the form's name.
+# The compiled forms by name: the constants that a call chooses.
 FORMS: Mapping[Any, Mapping[str, Mapping[str, bool]]] = {
     short_forward: {"inference": {"TRAINING": False}, "training": {"TRAINING": True}},
     sequential_forward: {"whole": {"MASKED": False}, "ragged": {"MASKED": True}},
@@ -373,7 +373,7 @@ def forward(
     q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """O in the query's dtype; O2 and both log-sum-exps in float32, whole only if `training`."""
+    """O in the query's dtype; O2 and both log-sum-exps in float32, complete only if `training`."""
     n, m = q1.shape[-2], k1.shape[-2]
     short = m <= SHORT
     kernel = short_forward if short else sequential_forward
@@ -392,7 +392,7 @@ def backward(
     g: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, out:
     Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q1, k1, q2, k2, v and, in float32, of alpha."""
+    """Gradients of q1, k1, q2, k2, v, and of alpha in float32."""
     delta1, delta2 = _row_gradients(g, out, out2, alpha)
     first = torch.ones_like(alpha), lse1, delta1
     second = -alpha, lse2, delta2
@@ -407,7 +407,7 @@ def backward(
 
 
 def specialisations(arch: int) -> Iterator[Specialisation]:
-    """What runs at d**-0.5: every rule of the launch table at its width, and bfloat16 at 384."""
+    """Every rule of the launch table at its width and the scale d**-0.5, and bfloat16 at 384."""
     for dtype, itemsize, widths in (
         ("fp16", 2, (128, 384, 1024)),
         ("bf16", 2, (384,)),
@@ -465,14 +465,14 @@ def _float32(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _arguments(matrices: Sequence[Tensor], others: Sequence[Tensor]) -> list[Any]:
-    """Tensors, then the strides of `matrices` by batch entry, head and row, in units."""
+    """All tensors, then the strides of `matrices` by batch entry, head and row in units."""
     views = [_aligned(matrix) for matrix in matrices]
     strides = [stride // UNIT.value for view in views for stride in view.stride()[:3]]
     return [*views, *others, *strides]
 
 
 def _aligned(matrix: Tensor) -> Tensor:
-    """The tensor as [batch, heads, rows, d], copied where the kernels could not address it."""
+    """The tensor as [batch, heads, rows, d], copied if the kernels could not address it."""
     view = _with_heads(matrix)
     *strides, last = view.stride()
     if last == 1 and view.data_ptr() % 16 == 0 and all(s % UNIT.value == 0 for s in strides):
@@ -493,7 +493,7 @@ def _launch_of(kernel: Any, example: Tensor) -> Launch:
 def _constants(
     kernel: Any, launch: Launch, width: int, scale: float, form: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """A kernel's compile-time arguments; the chunk is the largest that divides the width."""
+    """A kernel's compile-time arguments, with a chunk that divides the width."""
     chunk = math.gcd(width, launch.blocks["CHUNK"])
     given = {"SCALE": scale, "WIDTH": width, **launch.blocks, "CHUNK": chunk, **form}
     return {name: value for name, value in given.items() if name in kernel.arg_names}
@@ -503,12 +503,9 @@ def _signature(kernel: Any, dtype: str) -> dict[str, str]:
     """Types of the runtime arguments, in order."""
     types = {}
     for parameter in kernel.params:
-        if parameter.is_constexpr:
-            continue
-        if parameter.do_not_specialize:
-            types[parameter.name] = "i32"
-        else:
-            types[parameter.name] = "*fp32" if parameter.name in FLOAT32 else f"*{dtype}"
+        if not parameter.is_constexpr:
+            pointer = "*fp32" if parameter.name in FLOAT32 else f"*{dtype}"
+            types[parameter.name] = "i32" if parameter.do_not_specialize else pointer
     return types
 
 
@@ -521,7 +518,7 @@ def _run(
     scale: float,
     form: Mapping[str, bool],
 ) -> None:
-    """One program for each tile of `rows` (how many, and how many a tile) of each matrix."""
+    """Launch one program per tile of each matrix; `rows` is (number of rows, rows per tile)."""
     batch, heads, _, width = _with_heads(example).shape
     programs = batch * heads * triton.cdiv(*rows)
     constants = _constants(kernel, launch, width, scale, form)
