@@ -1,9 +1,9 @@
 """Triton kernels of `differential_pooling`; the formulas are in that module.
 
 Forward: `_pool` streams one split of an image's tokens through both softmaxes, and `_combine`
-merges the splits in a fixed order. Splits depend only on the number of tokens and nothing is atomic,
-so an image's numbers depend neither on the run nor on the rest of the batch. With `WHOLE` one
-program computes a whole image and writes the results itself, because a TensorRT plugin has one
+merges the splits in a fixed order. Splits depend only on the number of tokens and nothing is
+atomic, so an image's numbers depend neither on the run nor on the rest of the batch. With `WHOLE`
+one program computes a whole image and writes the results itself, because a TensorRT plugin has one
 launch and no scratch memory.
 
 Backward: `_deltas` computes each row's mean gradient, and `_pool_backward` streams the tokens once

@@ -1,7 +1,7 @@
 """The models of the paper's tables 4 and 5: DR.Experts without some of its parts.
 
-A variant takes over the modules and weights of the `DRExperts` from which it is made. The prior stays
-frozen, and a parameter is trainable only if it reaches the score.
+A variant takes over the modules and weights of the `DRExperts` from which it is made. The prior
+stays frozen, and a parameter is trainable only if it reaches the score.
 """
 
 from collections.abc import Callable
@@ -39,9 +39,9 @@ class EncoderOnly(nn.Module):
 class PriorOnly(nn.Module):
     """Table 4, DA-CLIP: a head on the similarity of an image to each of the ten prompts.
 
-    The similarity is CLIP's logit as in CLIP-IQA, 100 times the dot product of two unit vectors. The
-    paper does not describe the head that it trains on them. This one is like Eq. 3's network: two
-    linear layers with GELU and the encoder's width.
+    The similarity is CLIP's logit as in CLIP-IQA, 100 times the dot product of two unit vectors.
+    The paper does not describe the head that it trains on them. This one is like Eq. 3's network:
+    two linear layers with GELU and the encoder's width.
     """
 
     def __init__(self, model: DRExperts) -> None:

@@ -214,8 +214,8 @@ class DistortionSaliency(nn.Module):
 
     `forward` computes the CLS row, which is all that reaches the score. It reads each token matrix
     once and forms no Q, K or V, because the query is one row and a softmax sums to one.
-    `forward_dense` computes all rows by `differential_attention`. The two agree to rounding in values
-    and gradients.
+    `forward_dense` computes all rows by `differential_attention`. The two agree to rounding, in
+    values and gradients.
     """
 
     spread: Tensor
