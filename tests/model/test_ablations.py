@@ -1,6 +1,6 @@
-"""Variants of the model: what reaches their scores, what is trained, what they share."""
+"""Variants of the model: what reaches their scores, what is trained, and what they compute."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from drexperts.model.config import DRExpertsConfig
 from drexperts.runtime.errors import ConfigError
 
 PRIOR = ("controller.", "prompts.")
-# They add one number to a whole row of logits, which a softmax does not see.
+# These add one number to a whole row of logits, which cancels in the softmax.
 CANCELLING = {
     "saliency.distortion.key.bias",
     "saliency.semantic.key.bias",
@@ -27,15 +27,6 @@ GROUPS = {
     "no_sem": (0, 2),
     "no_bri": (0, 1),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -72,12 +63,6 @@ def test_what_reaches_the_score_is_trained_and_nothing_else(
     largest = max(float(g.abs().max()) for g in gradients.values())
     reaching = {n for n, g in gradients.items() if g.abs().max() > 1e-12 * largest}
     assert reaching == trained - CANCELLING
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_prior_is_frozen(name: str, variant: Callable[..., nn.Module]) -> None:
-    trained = [name for name, p in variant(name).named_parameters() if p.requires_grad]
-    assert trained
     assert not [name for name in trained if name.startswith(PRIOR)]
 
 
@@ -147,5 +132,5 @@ def test_semantics_alone_weigh_all_experts_the_same(
 def test_unknown_variants_are_refused_with_the_known_ones(
     tiny: Callable[..., DRExpertsConfig], random_model: Callable[..., Any]
 ) -> None:
-    with pytest.raises(ConfigError, match="'ddwm': choose of full, encoder"):
+    with pytest.raises(ConfigError, match=r"ddwm.*full, encoder"):
         ablated(random_model(tiny()), "ddwm")

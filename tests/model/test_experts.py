@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drexperts.model.backbones import Prior
-from drexperts.model.config import DRExpertsConfig
+from drexperts.model.config import PRESETS, DRExpertsConfig
 from drexperts.model.experts import (
     EXPERTS,
     AbsorbedQuery,
@@ -22,18 +24,19 @@ from drexperts.model.experts import (
 )
 
 TOLERANCE = 1e-10
-SWITCHED = list(
-    itertools.product(
-        ("tokens", "pooled"),
-        ("embedding", "hidden"),
-        ("per_expert", "shared"),
-        ("single", "iterated"),
-    )
-)
+SWITCHES = {
+    "distortion_source": ("tokens", "pooled"),
+    "distortion_keys": ("embedding", "hidden"),
+    "projections": ("per_expert", "shared"),
+    "semantic_norm": ("single", "iterated"),
+}
+MIXES = [
+    dict(zip(SWITCHES, values, strict=True)) for values in itertools.product(*SWITCHES.values())
+]
 
 
 def randomised(module: nn.Module, seed: int = 0) -> Any:
-    """The module in float64 with every parameter moved, LayerNorm gains well away from one."""
+    """The module in float64 with every parameter away from its initial value."""
     generator = torch.Generator().manual_seed(seed)
     module = module.double()
     for parameter in module.parameters():
@@ -70,7 +73,7 @@ def values_and_gradients(
     leaves |= {"tokens": tokens, "embedding": prior.embedding, "prompts": prompts}
     leaves |= {} if prior.hidden is None else {"hidden": prior.hidden}
     found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    # A parameter that a form does not read, such as a key bias, has the gradient zero.
+    # The gradient of a parameter that a form does not read, such as a key bias, is zero.
     gradients = {
         f"gradient of {name}": torch.zeros_like(leaf) if g is None else g
         for (name, leaf), g in zip(leaves.items(), found, strict=True)
@@ -81,13 +84,8 @@ def values_and_gradients(
 def assert_forms_agree(config: DRExpertsConfig) -> None:
     module: DistortionSaliency = randomised(DistortionSaliency(config))
     given = inputs(config)
-
-    def dense(*args: Any) -> tuple[Tensor, Tensor]:
-        features, maps = module.forward_dense(*args)
-        return features[:, :, 0], maps
-
     reduced = values_and_gradients(module, module, given)
-    literal = values_and_gradients(dense, module, given)
+    literal = values_and_gradients(partial(dense_cls_row, module, None), module, given)
     for name, expected in literal.items():
         torch.testing.assert_close(
             reduced[name],
@@ -98,42 +96,52 @@ def assert_forms_agree(config: DRExpertsConfig) -> None:
         )
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_cls_row_equals_the_literal_form(preset: str, tiny: Callable[..., Any]) -> None:
-    assert_forms_agree(tiny(preset))
-
-
-@pytest.mark.parametrize(("source", "keys", "projections", "norm"), SWITCHED)
+@pytest.mark.parametrize("switches", MIXES, ids=lambda mix: "-".join(mix.values()))
 def test_cls_row_equals_the_literal_form_for_every_mix_of_switches(
-    source: str, keys: str, projections: str, norm: str, tiny: Callable[..., Any]
+    switches: dict[str, str], tiny: Callable[..., Any]
 ) -> None:
-    switches = {
-        "distortion_source": source,
-        "distortion_keys": keys,
-        "projections": projections,
-        "semantic_norm": norm,
-    }
     assert_forms_agree(tiny(**switches))
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_the_kernels_serve_the_module(preset: str, tiny: Callable[..., Any]) -> None:
-    """As far from float64, values and gradients, as plain PyTorch in float32, or twice that."""
+def dense_cls_row(module: DistortionSaliency, backend: str | None, *given: Any) -> Any:
+    features, maps = module.forward_dense(*given, backend=backend)
+    return features[:, :, 0], maps
+
+
+def form_of(module: DistortionSaliency, form: str, backend: str) -> Callable[..., Any]:
+    module.pooling.backend = backend
+    return module if form == "forward" else partial(dense_cls_row, module, backend)
+
+
+@pytest.mark.parametrize(
+    ("form", "preset"),
+    [
+        ("forward", "paper"),
+        pytest.param("forward", "official", marks=pytest.mark.slow),
+        ("forward_dense", "paper"),
+        pytest.param("forward_dense", "official", marks=pytest.mark.slow),
+    ],
+)
+def test_the_kernels_serve_the_module(form: str, preset: str, tiny: Callable[..., Any]) -> None:
+    """Values and gradients are at most twice as far from float64 as plain PyTorch in float32."""
+    config = tiny(preset)
+    if form == "forward_dense":  # its kernels take multiples of 64
+        config = replace(config, encoder=replace(config.encoder, width=64))
     torch.manual_seed(0)
-    module: DistortionSaliency = randomised(DistortionSaliency(tiny(preset)))
-    given = inputs(tiny(preset))
-    exact = values_and_gradients(module, module, given)
+    module: DistortionSaliency = randomised(DistortionSaliency(config))
+    given = inputs(config, batch=1 if form == "forward_dense" else 2)
+    exact = values_and_gradients(form_of(module, form, "reference"), module, given)
     module = module.float()
     tokens, prior, prompts = given
     singles = [x.detach().float().requires_grad_() for x in (tokens, *prior, prompts)]
     single = (singles[0], Prior(singles[1], singles[2]), singles[3])
     errors = {}
-    for module.pooling.backend in ("reference", "triton"):
-        found = values_and_gradients(module, module, single)
-        errors[module.pooling.backend] = {
+    for backend in ("reference", "triton"):
+        found = values_and_gradients(form_of(module, form, backend), module, single)
+        errors[backend] = {
             name: (found[name] - expected).norm() for name, expected in exact.items()
         }
-    # A bias of the keys has no gradient: what is there is left of terms as large as the largest.
+    # The gradient of a key bias is zero: what remains are roundings of the largest terms.
     largest = max(expected.norm() for expected in exact.values())
     for name, plain in errors["reference"].items():
         size = exact[name].norm()
@@ -182,13 +190,20 @@ def test_rows_of_the_maps_sum_to_one_minus_alpha(preset: str, tiny: Callable[...
     torch.testing.assert_close(maps.sum(-1), expected)
 
 
-def test_whole_maps_have_the_cls_row(tiny: Callable[..., Any]) -> None:
-    module = randomised(DistortionSaliency(tiny("official")))
-    given = inputs(tiny("official"))
-    whole = module.forward_dense(*given, whole_maps=True)[1]
-    tokens = given[0].shape[1]
-    assert whole.shape == (2, EXPERTS, tokens, tokens)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_whole_maps_give_the_dense_features(preset: str, tiny: Callable[..., Any]) -> None:
+    """The dense form's maps, which its operation does not return, are those it pools by."""
+    module: DistortionSaliency = randomised(DistortionSaliency(tiny(preset)))
+    tokens, prior, prompts = given = inputs(tiny(preset))
+    features, whole = module.forward_dense(*given, whole_maps=True)
+    assert whole.shape == (2, EXPERTS, tokens.shape[1], tokens.shape[1])
     torch.testing.assert_close(whole[:, :, 0], module(*given)[1])
+    products = module.features.products(prior.embedding, prompts)
+    semantic = module.pooling.rows(tokens)
+    for i in range(EXPERTS):
+        rows = semantic[:, i % semantic.shape[1]]
+        values = module._dense_expert(i, rows, prior, products)[-1]
+        torch.testing.assert_close(features[:, i], whole[:, i] @ values)
 
 
 @pytest.mark.parametrize(("source", "target"), [(7, 24), (7, 14), (3, 4), (7, 7), (2, 5)])
@@ -210,9 +225,9 @@ def test_absorbed_query_is_the_query_times_the_key(experts: int) -> None:
     x = torch.randn(2, EXPERTS, 6, dtype=torch.float64)
     keys = torch.randn(2, 9, 5, dtype=torch.float64)
     for i in range(EXPERTS):
-        literal = module.logits(i, x[:, i, None], keys)[:, 0]
+        literal = (0.7 * query.of(i, x[:, i, None]) @ key.of(i, keys).mT)[:, 0]
         absorbed = (module(x)[:, i, None] @ keys.mT)[:, 0]
-        # They differ by the key bias, one number for the whole row.
+        # They differ by the key bias, which adds one number to the whole row.
         difference = literal - absorbed
         torch.testing.assert_close(difference, difference[:, :1].expand_as(difference))
 

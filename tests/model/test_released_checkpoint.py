@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the same score for any weights, and errors that name keys."""
+"""The authors' checkpoints: the same score for all weights, and errors that name keys."""
 
 from functools import cache
 from typing import Any
@@ -50,7 +50,7 @@ def test_score_in_float64(seed: int, spread: float) -> None:
             model = model_from_upstream(given).double()
             scores = model(images).score, model.forward_dense(images).score
         for score in scores:
-            assert ((score - expected) / expected).abs().max() <= 1e-10
+            assert ((score - expected) / expected).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 0.3), (1, 0.8)])
@@ -60,10 +60,11 @@ def test_score_in_float32(seed: int, spread: float) -> None:
     expected = small_score(state, images)
     with torch.inference_mode():
         score = model_from_upstream(state)(images).score
-    # Of the scores' size: one of them may be small by cancellation, and its rounding is not.
+    # Relative to the largest score: a score may be small by cancellation, its rounding is not.
     assert (score - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_full_size_in_float32() -> None:
     """The real sizes and layout, once: 870 keys, 384 px."""
     state = released.random_state(released.released_shapes())
@@ -115,12 +116,14 @@ def test_a_faulty_key_is_named(key: str, fault: str) -> None:
 
 
 def test_an_unexpected_key_is_named() -> None:
-    with pytest.raises(WeightsError, match="unexpected: diff_attention_list"):
+    with pytest.raises(WeightsError, match=r"diff_attention_list\.0\.alpha"):
         model_from_upstream(small_state() | {"diff_attention_list.0.alpha": torch.zeros(())})
 
 
-def test_what_is_no_state_dict() -> None:
-    with pytest.raises(WeightsError, match="expected a state dict of tensors"):
-        model_from_upstream({"weights": [1, 2, 3]})
-    with pytest.raises(WeightsError, match=r"backbone\.patch_embed\.proj\.weight is missing"):
-        model_from_upstream({})
+@pytest.mark.parametrize(
+    ("state", "key"),
+    [({"weights": [1, 2, 3]}, "weights"), ({}, r"backbone\.patch_embed\.proj\.weight")],
+)
+def test_a_mapping_other_than_a_state_dict(state: dict[str, Any], key: str) -> None:
+    with pytest.raises(WeightsError, match=key):
+        model_from_upstream(state)

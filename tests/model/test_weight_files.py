@@ -1,4 +1,4 @@
-"""Published files: read without trusting them, in the exact layouts, and converted."""
+"""Weight files: reading published ones safely and in their exact layouts, and our checkpoints."""
 
 import collections
 import os
@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from support import released
 from torch import Tensor
 
-from drexperts.model import checkpoint as checkpoints
 from drexperts.model import daclip
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint, load_encoder, save_checkpoint
-from drexperts.model.config import DRExpertsConfig
+from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 from drexperts.model.dr_experts import new_model
 from drexperts.model.weight_files import read_safetensors, read_torch_file, write_safetensors
 from drexperts.runtime.errors import WeightsError
@@ -32,7 +31,7 @@ SMALL_DACLIP = {"controller": (192, 2, 2), "embedding": 64, "text": (128, 2)}
 
 
 def daclip_file(folder: Path) -> Path:
-    """The published file's structure: weights beside an optimiser, NumPy scalars, `module.`."""
+    """A file like the published one: weights, an optimiser, NumPy scalars, keys with `module.`."""
     state = released.random_state(released.daclip_shapes(**SMALL_DACLIP))
     content = {
         "epoch": 30,
@@ -45,15 +44,10 @@ def daclip_file(folder: Path) -> Path:
     return path
 
 
-def small_config() -> DRExpertsConfig:
-    from dataclasses import replace
-
-    config = DRExpertsConfig.official()
-    controller = replace(
-        config.controller, image_size=64, width=192, depth=2, heads=3, embedding=64
-    )
-    encoder = replace(config.encoder, image_size=64, width=128, depth=2, heads=2)
-    return config.with_sizes(encoder, controller)
+def small_config(preset: str = "official") -> DRExpertsConfig:
+    encoder = EncoderConfig(image_size=64, width=128, depth=2, heads=2)
+    controller = ControllerConfig(64, 32, width=192, depth=2, heads=3, embedding=64)
+    return DRExpertsConfig.preset_named(preset).with_sizes(encoder, controller)
 
 
 def test_daclip_is_read_and_converted(tmp_path: Path) -> None:
@@ -73,8 +67,7 @@ def test_daclip_is_read_and_converted(tmp_path: Path) -> None:
 
 
 def test_the_papers_preset_takes_the_same_prior(tmp_path: Path) -> None:
-    config = small_config()
-    model = new_model(DRExpertsConfig.paper().with_sizes(config.encoder, config.controller))
+    model = new_model(small_config("paper"))
     daclip.load_prior(model, daclip_file(tmp_path))
     assert model.controller.zero is None
 
@@ -83,14 +76,15 @@ def test_daclip_with_a_key_missing_names_it(tmp_path: Path) -> None:
     state = released.random_state(released.daclip_shapes(**SMALL_DACLIP))
     del state["visual_control.ln_post.bias"]
     torch.save({"state_dict": state}, tmp_path / "daclip.pt")
-    with pytest.raises(WeightsError, match=r"missing: visual_control\.ln_post\.bias"):
+    with pytest.raises(WeightsError, match=r"visual_control\.ln_post\.bias"):
         daclip.read_prior(tmp_path / "daclip.pt")
 
 
-def test_a_safetensors_file_that_is_no_prior(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [daclip.read_prior, load_checkpoint])
+def test_a_foreign_safetensors_file(read: Callable[[Path], Any], tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match="convert-prior"):
-        daclip.read_prior(tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"x\.safetensors"):
+        read(tmp_path / "x.safetensors")
 
 
 class Exploit:
@@ -111,23 +105,23 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> No
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(WeightsError, match="cannot be read as weights: Unsupported global") as told:
+    with pytest.raises(WeightsError, match=r"evil\.pt") as told:
         read_torch_file(path)
-    assert "weights_only" not in str(told.value)
+    assert "weights_only" not in str(told.value)  # torch's advice to trust the file
     assert not marker.exists()
 
 
 @pytest.fixture
 def cfgnode(monkeypatch: pytest.MonkeyPatch) -> type:
-    """A stand-in for the module that the authors' checkpoints pickle their settings from."""
+    """A stand-in for the class in which the authors' checkpoints pickle their settings."""
 
     class CfgNode(dict[str, Any]):
         pass
 
     CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
-    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    module = types.ModuleType("yacs.config")
     module.CfgNode = CfgNode  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "yacs", package)
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
     monkeypatch.setitem(sys.modules, "yacs.config", module)
     return CfgNode
 
@@ -159,17 +153,12 @@ def test_the_authors_file_is_read_without_their_settings_class(
     assert loaded.preprocessing.crop == 64
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
-def test_damaged_files(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"PK\x03\x04 torn"])
+def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     for name in ("x.pth", "x.safetensors"):
-        (tmp_path / name).write_bytes(damage)
-        with pytest.raises(WeightsError, match=r"cannot be read"):
-            load_checkpoint(tmp_path / name)
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for name in ("x.pth", "x.safetensors"):
-        with pytest.raises(WeightsError, match="there is no file"):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=name):
             load_checkpoint(tmp_path / name)
 
 
@@ -187,12 +176,6 @@ def test_our_checkpoints_round_trip(
     assert torch.equal(loaded.model(images).score, model(images).score)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert read_safetensors(path)[0]["prompts.prompts"].dtype == torch.float64
-
-
-def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match="no drexperts checkpoint"):
-        load_checkpoint(tmp_path / "x.safetensors")
 
 
 def deit_state(model: Any, original: bool) -> dict[str, Tensor]:
@@ -225,11 +208,11 @@ def test_deit_weights_with_a_key_missing(tmp_path: Path, tiny: Callable[..., Any
     state = deit_state(model, False)
     del state["blocks.1.norm2.weight"]
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"missing: blocks\.1\.norm2\.weight"):
+    with pytest.raises(WeightsError, match=r"blocks\.1\.norm2\.weight"):
         load_encoder(model, tmp_path / "model.safetensors")
 
 
-def test_offline_says_which_file_to_fetch_from_where(
+def test_offline_the_address_of_the_file_is_named(
     monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]
 ) -> None:
     def offline(repository: str, filename: str) -> str:
@@ -239,7 +222,7 @@ def test_offline_says_which_file_to_fetch_from_where(
     model = new_model(tiny())
     with pytest.raises(WeightsError, match=r"deit3_small_patch16_384\.fb_in22k_ft_in1k/.*safetens"):
         load_encoder(model)
-    with pytest.raises(WeightsError, match=r"weblzw/daclip.*daclip_ViT-B-32\.pt where"):
+    with pytest.raises(WeightsError, match=r"weblzw/daclip.*/daclip_ViT-B-32\.pt"):
         daclip.load_prior(model)
 
 
@@ -262,7 +245,6 @@ def test_hub_names_lead_to_the_published_files(
     load_encoder(model)
     daclip.load_prior(model)
     assert asked == ["timm/deit3_small_patch16_384.fb_in22k_ft_in1k", daclip.REPOSITORY]
-    assert checkpoints.FORMAT.startswith("drexperts")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +256,7 @@ def test_hub_names_lead_to_the_published_files(
         lambda d: d.update(preprocessing="[]"),
     ],
 )
-def test_a_checkpoint_whose_description_was_changed(
+def test_a_checkpoint_whose_metadata_was_changed(
     change: Callable[[dict[str, str]], Any], tmp_path: Path, tiny: Callable[..., Any]
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -282,14 +264,14 @@ def test_a_checkpoint_whose_description_was_changed(
     state, description = read_safetensors(path)
     change(description)
     save_file(state, path, description)
-    with pytest.raises(WeightsError, match="its description cannot be read"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
         load_checkpoint(str(path))
 
 
 @pytest.mark.parametrize("content", [{"model": None}, {"model": [1]}, {1: torch.zeros(1)}])
-def test_a_torch_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
+def test_a_torch_file_without_a_state_dict(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="expected a state dict"):
+    with pytest.raises(WeightsError, match="state dict"):
         load_checkpoint(tmp_path / "x.pth")
 
 
