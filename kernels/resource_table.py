@@ -287,7 +287,7 @@ def _compiled(jobs: list[_Job]) -> tuple[Numbers, Texts]:
 def _show(report: Report, console: Console) -> None:
     table = Table("kernel", *(f"sm_{arch}" for arch in report.resources))
     table.title = "registers / spilled bytes / KiB of shared memory"
-    found = (*report.resources.values(), *report.failures.values())
+    found: list[Mapping[str, Any]] = [*report.resources.values(), *report.failures.values()]
     for name in dict.fromkeys(name for texts in found for name in texts):
         table.add_row(name, *(_cell(numbers.get(name)) for numbers in report.resources.values()))
     console.print(table)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from drexperts.kernels import launch
-from drexperts.kernels.differential_attention import differential_attention
+from drexperts.kernels.differential_attention import differential_attention as _attention
 from drexperts.runtime.errors import ArgumentError, BackendError
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
+differential_attention: Callable[..., Tensor] = _attention
 pytestmark = pytest.mark.usefixtures("poisoned")  # what a kernel does not write is NaN
 slow = pytest.mark.slow
 BACKENDS = ("reference", "sdpa", pytest.param("triton", marks=needs_triton))

@@ -231,10 +231,10 @@ def test_the_splits_do_not_show(
     def splits(n: int, launch: object) -> int:
         return -(-n // split)
 
-    def constants(*args: object) -> dict[str, object]:
+    def constants(*args: Any) -> dict[str, Any]:
         return whole(*args) | {"SPLIT": split}
 
-    whole = kernels._pool_constants
+    whole: Callable[..., dict[str, Any]] = kernels._pool_constants
     monkeypatch.setattr(kernels, "_splits", splits)
     monkeypatch.setattr(kernels, "_pool_constants", constants)
     compare(inputs(1, 100, 64, experts=3), iterated)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from drexperts.model.ablations import VARIANTS, ablated
@@ -37,8 +37,8 @@ def images() -> Tensor:
 @pytest.fixture
 def variant(
     tiny: Callable[..., DRExpertsConfig], random_model: Callable[..., Any]
-) -> Callable[..., nn.Module]:
-    def make(name: str, preset: str = "paper") -> nn.Module:
+) -> Callable[..., Any]:
+    def make(name: str, preset: str = "paper") -> Any:
         torch.manual_seed(7)
         return ablated(random_model(tiny(preset)), name).double()
 
@@ -48,7 +48,7 @@ def variant(
 @pytest.mark.parametrize("preset", ["paper", "official"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_reaches_the_score_is_trained_and_nothing_else(
-    name: str, preset: str, variant: Callable[..., nn.Module], images: Tensor
+    name: str, preset: str, variant: Callable[..., Any], images: Tensor
 ) -> None:
     model = variant(name, preset)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -73,9 +73,7 @@ def test_full_is_the_model_itself(
     assert ablated(model, "full") is model
 
 
-def test_the_encoder_alone_is_its_cls_token(
-    variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_the_encoder_alone_is_its_cls_token(variant: Callable[..., Any], images: Tensor) -> None:
     full, alone = variant("full"), variant("encoder")
     expected = full.score(full.encoder(images)[:, 0])[:, 0]
     torch.testing.assert_close(alone(images).score, expected)
@@ -83,7 +81,7 @@ def test_the_encoder_alone_is_its_cls_token(
 
 
 def test_the_prior_alone_sees_an_image_through_ten_dot_products(
-    variant: Callable[..., nn.Module], images: Tensor
+    variant: Callable[..., Any], images: Tensor
 ) -> None:
     full, alone = variant("full"), variant("daclip")
     embedding = full.controller(full.controller_input(images)).embedding[:, 0]
@@ -93,9 +91,7 @@ def test_the_prior_alone_sees_an_image_through_ten_dot_products(
     assert "encoder" not in {name.partition(".")[0] for name in alone.state_dict()}
 
 
-def test_unweighted_experts_all_count_the_same(
-    variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_unweighted_experts_all_count_the_same(variant: Callable[..., Any], images: Tensor) -> None:
     full, unweighted = variant("full"), variant("dsdm")
     prior = full.controller(full.controller_input(images))
     features, _ = full.saliency(full.encoder(images), prior, full.prompts(prior.embedding))
@@ -110,7 +106,7 @@ def test_unweighted_experts_all_count_the_same(
 @pytest.mark.parametrize("preset", ["paper", "official"])
 @pytest.mark.parametrize("name", GROUPS)
 def test_a_left_out_group_is_as_one_whose_columns_are_zero(
-    name: str, preset: str, variant: Callable[..., nn.Module], images: Tensor
+    name: str, preset: str, variant: Callable[..., Any], images: Tensor
 ) -> None:
     full, some = variant("full", preset), variant(name, preset)
     first = full.weighting.generator[0].weight
@@ -123,7 +119,7 @@ def test_a_left_out_group_is_as_one_whose_columns_are_zero(
 
 
 def test_semantics_alone_weigh_all_experts_the_same(
-    variant: Callable[..., nn.Module], images: Tensor
+    variant: Callable[..., Any], images: Tensor
 ) -> None:
     weights = variant("only_sem")(images).weights
     torch.testing.assert_close(weights, weights[:, :1].expand(-1, 10))

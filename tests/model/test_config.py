@@ -70,8 +70,9 @@ def test_official_at_224_names_both_grids() -> None:
 
 @pytest.mark.parametrize("name", [n for n, (a, _) in SWITCHES.items() if isinstance(a, str)])
 def test_an_unknown_choice_is_named_with_the_known_ones(name: str) -> None:
+    change: dict[str, Any] = {name: "nonsense"}
     with pytest.raises(ConfigError, match=f"{name}='nonsense'.* or "):
-        replace(DRExpertsConfig(), **{name: "nonsense"})
+        DRExpertsConfig(**change)
 
 
 def test_an_unknown_size_or_preset_is_named() -> None:

@@ -126,8 +126,8 @@ def test_full_size_parameter_count() -> None:
 
 def test_224_px_and_base_build_and_run() -> None:
     config = DRExpertsConfig.paper("base", 224)
-    encoder, controller = (replace(part, depth=1) for part in (config.encoder, config.controller))
-    model = new_model(replace(config, encoder=encoder, controller=controller))
+    encoder, controller = replace(config.encoder, depth=1), replace(config.controller, depth=1)
+    model = new_model(config.with_sizes(encoder, controller))
     prediction = model(torch.randn(1, 3, 224, 224))
     assert prediction.score.shape == (1,)
     assert prediction.weights.shape == (1, 10)

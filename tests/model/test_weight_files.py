@@ -27,7 +27,7 @@ from drexperts.runtime.preprocess import Preprocessing
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 # A DA-CLIP of reduced width, in its published layout.
-SMALL_DACLIP = {"controller": (192, 2, 2), "embedding": 64, "text": (128, 2)}
+SMALL_DACLIP: dict[str, Any] = {"controller": (192, 2, 2), "embedding": 64, "text": (128, 2)}
 
 
 def daclip_file(folder: Path) -> Path:
@@ -131,7 +131,7 @@ def test_the_authors_file_is_read_without_their_settings_class(
 ) -> None:
     shapes = released.released_shapes(128, 2, 4, **SMALL_DACLIP)
     settings = cfgnode({"MODEL": cfgnode({"TYPE": "deit"}), "BATCH": 4})
-    settings.__dict__["__frozen__"] = True  # type: ignore[attr-defined]
+    settings.__dict__["__frozen__"] = True
     path = tmp_path / "ckpt_epoch_8.pth"
     torch.save(
         {
