@@ -249,7 +249,8 @@ def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Task:
     def dense(
         tokens: Tensor, embedding: Tensor, hidden: Tensor, prompts: Tensor, **_: Tensor
     ) -> Results:
-        features, maps = module.forward_dense(tokens, Prior(embedding, hidden), prompts)
+        given = (tokens, Prior(embedding, hidden), prompts)
+        features, maps = module.forward_dense(*given, backend="reference")
         return features[:, :, 0], maps
 
     def whole(

@@ -298,11 +298,14 @@ class DistortionSaliency(nn.Module):
 
         Args:
             whole_maps: return every row of the maps instead of the CLS row.
-            backend: an implementation of `differential_attention`; None chooses by the device.
+            backend: an implementation of `differential_attention`. None chooses by the device, and
+                plain PyTorch for torch.export, because its readers do not know our operation.
 
         Returns:
             F_distortion [B, E, N, d] and the maps [B, E, N], or whole [B, E, N, N].
         """
+        if backend is None and torch.compiler.is_exporting():
+            backend = "reference"
         products = self.features.products(prior.embedding, prompts)
         semantic = self.pooling.rows(tokens).unbind(1)
         each = [

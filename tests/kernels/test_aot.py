@@ -33,7 +33,7 @@ def compiled(**changes: Any) -> Compiled:
     return Compiled(**fields | changes)
 
 
-def test_what_just_fits_passes() -> None:
+def test_what_just_fits_passes():
     check(compiled(), 100)
 
 
@@ -47,12 +47,12 @@ def test_what_just_fits_passes() -> None:
     ],
     ids=["shared", "tensor memory", "trap", "scratch"],
 )
-def test_each_limit_is_checked(changes: dict[str, Any], message: str) -> None:
+def test_each_limit_is_checked(changes, message):
     with pytest.raises(InternalError, match=f"toy .*sm_100 .*{message}"):
         check(compiled(**changes), 100)
 
 
-def test_an_unknown_architecture_is_refused() -> None:
+def test_an_unknown_architecture_is_refused():
     toy = Specialisation("toy", None, {"x": "*fp16"}, {}, ("x",), Launch(4, 1, {}, ""))
     with pytest.raises(ArgumentError, match="arch: 75"):
         compile_specialisation(toy, 75)
@@ -97,12 +97,12 @@ def report(compiling: Callable[..., subprocess.CompletedProcess[str]]) -> dict[s
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_registers_are_those_of_the_machine_code(arch: int, report: dict[str, Any]) -> None:
+def test_registers_are_those_of_the_machine_code(arch, report):
     reported, in_cubin = report["registers"][str(arch)]
     assert reported == in_cubin
 
 
 @needs_triton
 @pytest.mark.slow
-def test_ptx_that_ptxas_rejects_is_an_internal_error(report: dict[str, Any]) -> None:
+def test_ptx_that_ptxas_rejects_is_an_internal_error(report):
     assert "sm_120" in report["rejected"]

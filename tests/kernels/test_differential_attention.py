@@ -81,7 +81,7 @@ def check_gradients(
         assert relative(one, other) < BACKWARD[tensors[0].dtype], name
 
 
-def test_the_definition_row_by_row() -> None:
+def test_the_definition_row_by_row():
     q1, k1, q2, k2, v = case(3, 4, 5, lead=(2,))
     alpha = torch.tensor([0.3, -0.7], dtype=torch.float64)
     found = differential_attention(q1, k1, q2, k2, v, alpha, scale=0.9, backend="reference")
@@ -116,7 +116,7 @@ def test_the_definition_row_by_row() -> None:
         pytest.param(640, 640, 64, 1.0, marks=slow),
     ],
 )
-def test_kernels(n: int, m: int, d: int, alpha: float, dtype: torch.dtype) -> None:
+def test_kernels(n, m, d, alpha, dtype):
     tensors = case(n, m, d, dtype)
     weight = torch.tensor(alpha)
     found = interpreted(*tensors, weight)
@@ -138,12 +138,12 @@ def test_kernels(n: int, m: int, d: int, alpha: float, dtype: torch.dtype) -> No
         pytest.param(18, 257, 384, marks=slow),
     ],
 )
-def test_gradients(n: int, m: int, d: int, dtype: torch.dtype) -> None:
+def test_gradients(n, m, d, dtype):
     check_gradients([*case(n, m, d, dtype), torch.tensor([0.37, -0.5])])
 
 
 @needs_triton
-def test_one_key_has_probability_one() -> None:
+def test_one_key_has_probability_one():
     tensors = [*case(2, 1, 64, torch.float32), torch.tensor(0.37)]
     slope = slope_like(tensors)
     *logits, value, weight = gradients(interpreted, tensors, slope)
@@ -153,7 +153,7 @@ def test_one_key_has_probability_one() -> None:
 
 
 @needs_triton
-def test_training_and_inference_agree_to_the_bit() -> None:
+def test_training_and_inference_agree_to_the_bit():
     for m in (40, 260):
         tensors = case(17, m, 64, torch.float16)
         alpha = torch.tensor(0.4)
@@ -164,7 +164,7 @@ def test_training_and_inference_agree_to_the_bit() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("m", [40, 260])
-def test_repeatable_and_independent_of_the_batch(m: int) -> None:
+def test_repeatable_and_independent_of_the_batch(m):
     tensors = [*case(9, m, 64, torch.float16, (2, 1)), torch.tensor([[0.4], [0.2]])]
     slope = slope_like(tensors)
     runs = [gradients(interpreted, tensors, slope) for _ in range(2)]
@@ -176,7 +176,7 @@ def test_repeatable_and_independent_of_the_batch(m: int) -> None:
 
 
 @needs_triton
-def test_strided_and_expanded_inputs() -> None:
+def test_strided_and_expanded_inputs():
     """Heads inside rows, one query for all rows, keys of one batch entry, an unaligned slice."""
 
     def draw(*shape: int) -> Tensor:
@@ -199,7 +199,7 @@ def test_strided_and_expanded_inputs() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lead", [(), (2,), (2, 1, 3), (2, 1, 2, 2)])
-def test_any_number_of_leading_dimensions(lead: tuple[int, ...], backend: str) -> None:
+def test_any_number_of_leading_dimensions(lead, backend):
     tensors = case(9, 11, 64, torch.float32, lead)
     alpha = torch.tensor([0.3])
     found = differential_attention(*tensors, alpha, backend=backend)
@@ -207,7 +207,7 @@ def test_any_number_of_leading_dimensions(lead: tuple[int, ...], backend: str) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_scale(backend: str) -> None:
+def test_scale(backend):
     tensors = case(9, 11, 64, torch.float32)
     found = differential_attention(*tensors, torch.tensor(0.3), 0.25, backend=backend)
     tensors[0], tensors[2] = 2 * tensors[0], 2 * tensors[2]  # 0.25 is twice 64^-0.5
@@ -216,7 +216,7 @@ def test_scale(backend: str) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("m", [70, 300])
-def test_extreme_logits(m: int) -> None:
+def test_extreme_logits(m):
     """In some rows one key has all the weight. float32 logits of 1e3 are exact to 1e-4."""
     q1, k1, q2, k2, v = case(20, m, 64, torch.float32)
     tensors = [q1 * 100, k1, -q2 * 100, k2, v]
@@ -227,7 +227,7 @@ def test_extreme_logits(m: int) -> None:
 @needs_triton
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # in the interpreter
 @pytest.mark.parametrize("m", [70, 260])
-def test_logits_far_below_zero_leave_finite_gradients(m: int) -> None:
+def test_logits_far_below_zero_leave_finite_gradients(m):
     """exp of minus the log-sum-exp overflows, so keys beyond the last must not contribute."""
     q1, k1, q2, k2, v = case(5, m, 64, torch.float32)
     tensors = [torch.full_like(q1, 40.0), torch.full_like(k1, -40.0), q2, k2, v, torch.tensor(0.5)]
@@ -237,7 +237,7 @@ def test_logits_far_below_zero_leave_finite_gradients(m: int) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("m", [70, 300])
-def test_constant_rows_average_the_values(m: int) -> None:
+def test_constant_rows_average_the_values(m):
     q1, k1, q2, k2, v = case(20, m, 64, torch.float32)
     found = interpreted(torch.zeros_like(q1), k1, q2, torch.ones_like(k2), v, torch.tensor(0.25))
     expected = (0.75 * v.double().mean(-2, keepdim=True)).expand(found.shape)
@@ -246,7 +246,7 @@ def test_constant_rows_average_the_values(m: int) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("lead", "n"), [((0, 2), 5), ((2, 0), 5), ((2, 2), 0)])
-def test_an_empty_output(lead: tuple[int, int], n: int, backend: str) -> None:
+def test_an_empty_output(lead, n, backend):
     tensors = [*case(n, 7, 64, torch.float32, lead), torch.tensor(0.5)]
     leaves = [t.requires_grad_() for t in tensors]
     found = differential_attention(*leaves, backend=backend)
@@ -255,7 +255,7 @@ def test_an_empty_output(lead: tuple[int, int], n: int, backend: str) -> None:
         torch.testing.assert_close(gradient, torch.zeros_like(leaf))
 
 
-def test_sdpa_agrees_with_the_definition() -> None:
+def test_sdpa_agrees_with_the_definition():
     tensors = [*case(9, 11, 24), torch.tensor([0.3, -0.2], dtype=torch.float64)]
     slope = slope_like(tensors)
     pair = [
@@ -266,7 +266,7 @@ def test_sdpa_agrees_with_the_definition() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_gradcheck() -> None:
+def test_gradcheck():
     tensors = [*case(3, 4, 2, lead=(1, 2)), torch.tensor([0.3, -0.2], dtype=torch.float64)]
     leaves = [t.requires_grad_() for t in tensors]
     assert torch.autograd.gradcheck(
@@ -279,7 +279,7 @@ def test_gradcheck() -> None:
     ("m", "training"),
     [pytest.param(7, True, marks=slow), (7, False), pytest.param(260, False, marks=slow)],
 )
-def test_opcheck(m: int, training: bool) -> None:
+def test_opcheck(m, training):
     tensors = [*case(2, m, 64, torch.float32), torch.tensor([[0.3, -0.2]])]
     leaves = [t.requires_grad_(training) for t in tensors]
     torch.library.opcheck(
@@ -288,7 +288,7 @@ def test_opcheck(m: int, training: bool) -> None:
 
 
 @needs_triton
-def test_opcheck_of_the_backward() -> None:
+def test_opcheck_of_the_backward():
     tensors = [*case(5, 7, 64, torch.float32), torch.tensor([[0.3, -0.2]])]
     saved = torch.ops.drexperts.differential_attention(*tensors, 0.125, True)
     backward = torch.ops.drexperts.differential_attention_backward.default
@@ -296,7 +296,7 @@ def test_opcheck_of_the_backward() -> None:
 
 
 @needs_triton
-def test_compiled_it_is_one_operation() -> None:
+def test_compiled_it_is_one_operation():
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -333,38 +333,38 @@ def wrong(**changes: Tensor) -> dict[str, Tensor]:
         ("alpha", torch.zeros((), device="meta")),
     ],
 )
-def test_wrong_argument(name: str, value: Tensor) -> None:
+def test_wrong_argument(name, value):
     with pytest.raises(ArgumentError, match=f"^{name}: "):
         differential_attention(*wrong(**{name: value}).values())
 
 
 @pytest.mark.parametrize(("size", "name"), [((5, 0, 64), "k1"), ((5, 7, 0), "q1")])
-def test_no_keys_or_no_columns(size: tuple[int, int, int], name: str) -> None:
+def test_no_keys_or_no_columns(size, name):
     with pytest.raises(ArgumentError, match=f"^{name}: "):
         differential_attention(*case(*size), torch.tensor(0.3))
 
 
 @needs_triton
 @pytest.mark.parametrize("width", [32, 96, 1088])
-def test_a_width_that_no_kernel_takes(width: int) -> None:
+def test_a_width_that_no_kernel_takes(width):
     tensors = [*case(2, 3, width, torch.float32), torch.tensor(0.3)]
     with pytest.raises(ArgumentError, match=f"^q1: .*{width}"):
         interpreted(*tensors)
 
 
-def test_an_unknown_backend() -> None:
+def test_an_unknown_backend():
     with pytest.raises(ArgumentError, match=r"^backend: .*cuda"):
         differential_attention(*wrong().values(), backend="cuda")
 
 
 @needs_triton
-def test_a_dtype_that_no_kernel_takes() -> None:
+def test_a_dtype_that_no_kernel_takes():
     with pytest.raises(BackendError, match="float64"):
         interpreted(*case(2, 3, 64), torch.tensor(0.3))
 
 
 @pytest.mark.parametrize("arch", launch.ARCHITECTURES)
-def test_every_width_has_a_launch(arch: int) -> None:
+def test_every_width_has_a_launch(arch):
     for kernel in launch.TABLE:
         if kernel.startswith("differential_attention"):
             for width in range(64, 1025, 64):

@@ -143,14 +143,14 @@ def formula(given: Inputs, iterated: bool) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("tokens", [1, 2, 17, 65])
 @pytest.mark.parametrize("queries", [1, 3])
 @NORMS
-def test_formula(tokens: int, queries: int, iterated: bool) -> None:
+def test_formula(tokens, queries, iterated):
     given = case(tokens, queries=queries)
     with torch.no_grad():
         got = differential_pooling(*given, iterated=iterated)
         torch.testing.assert_close(got, formula(given, iterated))
 
 
-def test_one_query_and_one_alpha_serve_all_experts() -> None:
+def test_one_query_and_one_alpha_serve_all_experts():
     tokens, query, logits, alpha, weight, bias = case(9, queries=1)
     got = differential_pooling(tokens, query, logits, alpha[:1], weight, bias)
     expected = differential_pooling(
@@ -160,12 +160,12 @@ def test_one_query_and_one_alpha_serve_all_experts() -> None:
 
 
 @NORMS
-def test_gradients(iterated: bool) -> None:
+def test_gradients(iterated):
     given = case(5)
     assert torch.autograd.gradcheck(lambda *a: pool(a, iterated, "reference"), given)
 
 
-def test_extreme_logits_and_constant_rows_stay_finite() -> None:
+def test_extreme_logits_and_constant_rows_stay_finite():
     tokens, query, logits, *rest = (t.detach() for t in case(9))
     tokens[0] = 3.0  # every row constant: its LayerNorm is the bias alone
     pooled, maps = pool([tokens, query * 1e4, logits * 1e4, *rest], False, "reference")
@@ -173,7 +173,7 @@ def test_extreme_logits_and_constant_rows_stay_finite() -> None:
     assert maps.isfinite().all()
 
 
-def test_the_reference_computes_in_float32_under_autocast() -> None:
+def test_the_reference_computes_in_float32_under_autocast():
     given = pack(inputs(1, 20, 16))
     expected = differential_pooling(*given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -186,7 +186,7 @@ def test_the_reference_computes_in_float32_under_autocast() -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @NORMS
-def test_kernels_at_any_number_of_tokens(tokens: int, dtype: torch.dtype, iterated: bool) -> None:
+def test_kernels_at_any_number_of_tokens(tokens, dtype, iterated):
     compare(inputs(2, tokens, 64, experts=3, dtype=dtype), iterated)
 
 
@@ -196,14 +196,14 @@ def test_kernels_at_any_number_of_tokens(tokens: int, dtype: torch.dtype, iterat
     + [pytest.param(True, width, marks=slow) for width in (128, 384, 768)],
 )
 @DTYPES
-def test_kernels_at_any_width(width: int, dtype: torch.dtype, iterated: bool) -> None:
+def test_kernels_at_any_width(width, dtype, iterated):
     compare(inputs(1, 33, width, experts=4, dtype=dtype), iterated)
 
 
 @slow
 @pytest.mark.parametrize("tokens", [197, 577])
 @NORMS
-def test_kernels_at_the_models_shape(tokens: int, iterated: bool) -> None:
+def test_kernels_at_the_models_shape(tokens, iterated):
     # The interpreter would take minutes for the gradients of ten chains of LayerNorm.
     compare(inputs(1, tokens, 384, dtype=torch.float16), iterated, gradients=not iterated)
 
@@ -211,21 +211,19 @@ def test_kernels_at_the_models_shape(tokens: int, iterated: bool) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0, -0.5])
 @pytest.mark.parametrize("shared", [False, True])
 @NORMS
-def test_kernels_at_any_alpha(alpha: float, shared: bool, iterated: bool) -> None:
+def test_kernels_at_any_alpha(alpha, shared, iterated):
     compare(inputs(2, 9, 40, experts=3, alpha=alpha, shared=shared), iterated)
 
 
 @pytest.mark.parametrize("experts", [1, 16])
 @NORMS
-def test_kernels_at_any_number_of_experts(experts: int, iterated: bool) -> None:
+def test_kernels_at_any_number_of_experts(experts, iterated):
     compare(inputs(1, 18, 32, experts), iterated)
 
 
 @pytest.mark.parametrize("split", [16, 48, 1000])
 @NORMS
-def test_the_splits_do_not_show(
-    split: int, iterated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_splits_do_not_show(split, iterated, monkeypatch):
     from drexperts.kernels import differential_pooling_triton as kernels
 
     def splits(n: int, launch: object) -> int:
@@ -241,7 +239,7 @@ def test_the_splits_do_not_show(
 
 
 @NORMS
-def test_empty_splits_are_neutral(iterated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_splits_are_neutral(iterated, monkeypatch):
     from drexperts.kernels import differential_pooling_triton as kernels
 
     def run() -> tuple[Tensor, ...]:
@@ -256,7 +254,7 @@ def test_empty_splits_are_neutral(iterated: bool, monkeypatch: pytest.MonkeyPatc
 
 
 @NORMS
-def test_one_launch_gives_the_same(iterated: bool) -> None:
+def test_one_launch_gives_the_same(iterated):
     from drexperts.kernels.differential_pooling_triton import forward_whole
 
     given = inputs(2, 70, 64, experts=3, dtype=torch.float16)
@@ -267,7 +265,7 @@ def test_one_launch_gives_the_same(iterated: bool) -> None:
 
 
 @NORMS
-def test_kernels_on_constant_rows(iterated: bool) -> None:
+def test_kernels_on_constant_rows(iterated):
     given = inputs(2, 40, 64, experts=3)
     given[0][0] = 3.0
     given[0][1, 5:9] = -7.0
@@ -276,27 +274,27 @@ def test_kernels_on_constant_rows(iterated: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @NORMS
-def test_kernels_on_extreme_logits(dtype: torch.dtype, iterated: bool) -> None:
+def test_kernels_on_extreme_logits(dtype, iterated):
     given = inputs(1, 40, 64, experts=3, dtype=dtype)
     given[1] *= 1e5  # beyond float16's largest number
     given[2] *= 1e5
     compare(given, iterated, gradients=False)
 
 
-def test_kernels_leave_out_tokens_of_minus_infinity() -> None:
+def test_kernels_leave_out_tokens_of_minus_infinity():
     given = inputs(1, 70, 64, experts=3)
     given[2][:, :, :40] = float("-inf")  # more than the first tile
     compare(given, iterated=False, gradients=False)
 
 
-def test_kernels_on_tokens_of_very_different_size() -> None:
+def test_kernels_on_tokens_of_very_different_size():
     given = inputs(1, 40, 64, experts=3, dtype=torch.float16)
     given[0][:, ::2] *= 1000
     compare(given, iterated=False, gradients=False)
 
 
 @NORMS
-def test_kernels_on_views(iterated: bool) -> None:
+def test_kernels_on_views(iterated):
     tokens, query, logits, alpha, weight, bias = inputs(2, 20, 64, experts=3)
     views = (
         tokens.mT.contiguous().mT,
@@ -311,7 +309,7 @@ def test_kernels_on_views(iterated: bool) -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_kernels_with_one_gradient_only(which: int) -> None:
+def test_kernels_with_one_gradient_only(which):
     given = inputs(1, 20, 64, experts=3)
     leaves, exact = [x.requires_grad_() for x in given], doubled(given)
     got, expected = pool(leaves, False)[which], pool(exact, False, "reference")[which]
@@ -324,7 +322,7 @@ def test_kernels_with_one_gradient_only(which: int) -> None:
 
 
 @NORMS
-def test_without_maps(iterated: bool) -> None:
+def test_without_maps(iterated):
     given = inputs(1, 20, 64, experts=3)
     for backend in ("reference", "triton"):
         leaves = [x.clone().requires_grad_() for x in given]
@@ -340,7 +338,7 @@ def test_without_maps(iterated: bool) -> None:
 
 
 @pytest.mark.parametrize("iterated", [False, pytest.param(True, marks=slow)])
-def test_an_images_numbers_depend_neither_on_the_run_nor_on_its_batch(iterated: bool) -> None:
+def test_an_images_numbers_depend_neither_on_the_run_nor_on_its_batch(iterated):
     def run(given: list[Tensor]) -> list[Tensor]:
         leaves = [x.detach().requires_grad_() for x in given]
         pooled, maps = pool(leaves, iterated)
@@ -356,7 +354,7 @@ def test_an_images_numbers_depend_neither_on_the_run_nor_on_its_batch(iterated: 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @NORMS
-def test_an_empty_batch(backend: str, iterated: bool) -> None:
+def test_an_empty_batch(backend, iterated):
     given = inputs(0, 20, 64, experts=3)
     leaves = [x.requires_grad_() for x in given]
     pooled, maps = pool(leaves, iterated, backend)
@@ -368,13 +366,13 @@ def test_an_empty_batch(backend: str, iterated: bool) -> None:
 
 
 @NORMS
-def test_opcheck(iterated: bool) -> None:
+def test_opcheck(iterated):
     given = [x.requires_grad_() for x in inputs(2, 5, 16, experts=3)]
     operation = torch.ops.drexperts.differential_pooling.default
     torch.library.opcheck(operation, (*given, 1e-5, iterated, True))
 
 
-def test_compiled_it_has_the_same_values_and_gradients() -> None:
+def test_compiled_it_has_the_same_values_and_gradients():
     def run(*given: Tensor) -> Tensor:
         return differential_pooling(*pack(given), backend="triton")[0].sin()
 
@@ -412,16 +410,14 @@ def test_compiled_it_has_the_same_values_and_gradients() -> None:
     ],
 )
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_an_argument_that_does_not_fit_is_named(
-    name: str, change: Callable[[Tensor], Tensor], backend: str
-) -> None:
+def test_an_argument_that_does_not_fit_is_named(name, change, backend):
     given = dict(zip(NAMES, inputs(2, 20, 64, experts=3), strict=True))
     given[name] = change(given[name])
     with pytest.raises(ArgumentError, match=f"^{name}: "):
         pool([*given.values()], False, backend)
 
 
-def test_an_argument_of_another_type_is_named() -> None:
+def test_an_argument_of_another_type_is_named():
     tokens, query, logits, _, weight, bias = inputs(1, 20, 64, experts=3)
     wrong: Any = 0.5
     with pytest.raises(ArgumentError, match=r"^alpha: .*float"):
@@ -433,13 +429,13 @@ def test_an_argument_of_another_type_is_named() -> None:
 @pytest.mark.parametrize(
     ("width", "experts", "name"), [(1040, 3, "tokens: .*1040"), (64, 17, "distortion_logits: .*17")]
 )
-def test_what_exceeds_the_kernels_is_named(width: int, experts: int, name: str) -> None:
+def test_what_exceeds_the_kernels_is_named(width, experts, name):
     with pytest.raises(ArgumentError, match=f"^{name}"):
         pool(inputs(1, 2, width, experts), False)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs some of these")
-def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_cannot_run_is_an_error(monkeypatch):
     given = inputs(1, 20, 64, experts=3)
     with pytest.raises(ArgumentError, match=r"^backend: 'cuda'.* reference, triton"):
         pool(given, False, "cuda")

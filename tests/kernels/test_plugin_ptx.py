@@ -32,7 +32,7 @@ def ptx(parameters: str = PARAMETERS, body: str = "ld.param.b64 %rd1, [pool_para
     return f".version 8.0\n.visible .entry pool({parameters})\n.reqntid 128\n{{\n{body}\nret;\n}}\n"
 
 
-def test_stripping_removes_the_last_two_parameters_and_nothing_else() -> None:
+def test_stripping_removes_the_last_two_parameters_and_nothing_else():
     stripped = strip_scratch(ptx(), TYPES)
     head, _, rest = stripped.partition(")")
     names = [line.split()[-1].rstrip(",") for line in head.splitlines()[2:]]
@@ -41,12 +41,12 @@ def test_stripping_removes_the_last_two_parameters_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["pool_param_3", "pool_param_4"])
-def test_a_kernel_that_uses_scratch_memory_is_not_stripped(name: str) -> None:
+def test_a_kernel_that_uses_scratch_memory_is_not_stripped(name):
     with pytest.raises(InternalError, match=name):
         strip_scratch(ptx(body=f"ld.param.b64 %rd1, [{name}+8];"), TYPES)
 
 
-def test_a_longer_name_does_not_count_as_scratch_memory() -> None:
+def test_a_longer_name_does_not_count_as_scratch_memory():
     strip_scratch(ptx(body="ld.param.b64 %rd1, [pool_param_33]; mov.b64 $pool_param_4;"), TYPES)
 
 
@@ -55,7 +55,7 @@ def test_a_longer_name_does_not_count_as_scratch_memory() -> None:
     [TYPES[:2], (*TYPES, "*fp32"), ("*fp16", "*fp16", "i32"), ()],
     ids=["too few", "too many", "another order", "none"],
 )
-def test_parameters_that_are_not_the_arguments_are_refused(types: tuple[str, ...]) -> None:
+def test_parameters_that_are_not_the_arguments_are_refused(types):
     with pytest.raises(InternalError, match=r"\[64, 32, 64, 64, 64\] bits"):
         strip_scratch(ptx(), types)
 
@@ -68,7 +68,7 @@ def test_parameters_that_are_not_the_arguments_are_refused(types: tuple[str, ...
         (ptx(PARAMETERS.replace(".u32", ".align 4 .b8")), "64, None, 64"),
     ],
 )
-def test_ptx_of_another_form_is_refused(text: str, found: str) -> None:
+def test_ptx_of_another_form_is_refused(text, found):
     with pytest.raises(InternalError, match=found):
         strip_scratch(text, TYPES)
 
@@ -90,12 +90,12 @@ def unpassable(**signature: str) -> Specialisation:
         (replace(unpassable(x="*fp16", y="*fp16"), aligned=("y",)), "x: .*aligned"),
     ],
 )
-def test_arguments_that_tensorrt_cannot_pass(spec: Specialisation, message: str) -> None:
+def test_arguments_that_tensorrt_cannot_pass(spec, message):
     with pytest.raises(ArgumentError, match=f"^{message}"):
         plugin_ptx(spec, 90)
 
 
-def test_a_ptx_version_that_would_end_the_process_is_refused() -> None:
+def test_a_ptx_version_that_would_end_the_process_is_refused():
     with pytest.raises(ArgumentError, match=r"^ptx_version: sm_120 .*87.*86"):
         plugin_ptx(unpassable(x="*fp16", y="*fp16"), 120, ptx_version=86)
 
@@ -143,7 +143,7 @@ def plugins(compiling: Callable[..., subprocess.CompletedProcess[str]]) -> dict[
 @slow
 @needs_triton
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_plugins_ptx(arch: int, plugins: dict[str, Any]) -> None:
+def test_a_plugins_ptx(arch, plugins):
     plugin = plugins["plugins"][str(arch)]
     version, target = OLDEST_PTX[arch], f"sm_{arch}" + "a" * (arch >= 90)
     assert f".version {version // 10}.{version % 10}\n.target {target}\n" in plugin["ptx"]
@@ -157,22 +157,20 @@ def test_a_plugins_ptx(arch: int, plugins: dict[str, Any]) -> None:
 @slow
 @needs_triton
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_ptx_for_the_oldest_architecture_assembles_for_all(
-    arch: int, plugins: dict[str, Any]
-) -> None:
+def test_ptx_for_the_oldest_architecture_assembles_for_all(arch, plugins):
     assert plugins["elsewhere"][str(arch)] is None
 
 
 @slow
 @needs_triton
-def test_a_plugin_has_48_kib_of_shared_memory(plugins: dict[str, Any]) -> None:
+def test_a_plugin_has_48_kib_of_shared_memory(plugins):
     assert "65536" in plugins["large"]
     assert "49152" in plugins["large"]
 
 
 @slow
 @needs_triton
-def test_a_ptx_version_can_be_chosen(plugins: dict[str, Any]) -> None:
+def test_a_ptx_version_can_be_chosen(plugins):
     assert ".version 8.4" in plugins["newer"]
 
 
@@ -180,5 +178,5 @@ def test_a_ptx_version_can_be_chosen(plugins: dict[str, Any]) -> None:
 @needs_triton
 @pytest.mark.parametrize("iterated", [False, True], ids=["single", "iterated"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_pooling_can_be_a_plugin(arch: int, iterated: bool, plugins: dict[str, Any]) -> None:
+def test_the_pooling_can_be_a_plugin(arch, iterated, plugins):
     assert plugins["shipped"][f"{arch} {iterated}"] is None

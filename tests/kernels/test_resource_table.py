@@ -57,9 +57,7 @@ def shipped(command: Run) -> dict[str, Any]:
 @slow
 @needs_triton
 @pytest.mark.parametrize("arch", [str(arch) for arch in ARCHITECTURES])
-def test_shipped_kernels_can_run_and_use_what_the_table_says(
-    arch: str, shipped: dict[str, Any]
-) -> None:
+def test_shipped_kernels_can_run_and_use_what_the_table_says(arch, shipped):
     assert shipped["failures"].get(arch, {}) == {}
     compiled = {name.partition("/")[0] for name in shipped["resources"][arch]}
     assert compiled == golden_kernels(), "a kernel was not compiled: extend SAMPLE"
@@ -118,7 +116,7 @@ def findings(
 
 @slow
 @needs_triton
-def test_a_table_has_every_kernel_on_every_architecture(toy_table: dict[str, Any]) -> None:
+def test_a_table_has_every_kernel_on_every_architecture(toy_table):
     assert toy_table["resources"].keys() == set(map(str, ARCHITECTURES))
     assert toy_table["versions"]["ptxas"].keys() == toy_table["resources"].keys()
     for rows in toy_table["resources"].values():
@@ -131,7 +129,7 @@ def test_a_table_has_every_kernel_on_every_architecture(toy_table: dict[str, Any
 @slow
 @needs_triton
 @pytest.mark.parametrize(("arch", "limit"), [("80", 163), ("120", 99)], ids=["sm_80", "sm_120"])
-def test_too_much_shared_memory_is_found(arch: str, limit: int, findings: dict[str, Any]) -> None:
+def test_too_much_shared_memory_is_found(arch, limit, findings):
     message = findings["failures"][arch]["greedy"]
     assert f"sm_{arch}" in message
     assert "262144" in message
@@ -140,17 +138,13 @@ def test_too_much_shared_memory_is_found(arch: str, limit: int, findings: dict[s
 
 @slow
 @needs_triton
-def test_a_kernel_that_ends_the_compiler_is_named_and_the_others_are_compiled(
-    findings: dict[str, Any],
-) -> None:
+def test_a_kernel_that_ends_the_compiler_is_named_and_the_others_are_compiled(findings):
     assert "LLVM ERROR: PTX version 8.0" in findings["failures"]["120"]["deadly"]
     assert findings["resources"]["80"]["deadly"]["registers"] > 0, "sm_80 accepts PTX 8.0"
     assert findings["resources"]["120"].keys() == {"scaled/fp16", "scaled/fp32", "product/fp16"}
 
 
-def test_no_table_is_written_if_a_kernel_cannot_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_table_is_written_if_a_kernel_cannot_run(tmp_path, monkeypatch, capsys):
     failed = resource_table.Report({}, {"80": {}}, {"80": {"toy": "InternalError"}}, {}, {})
     monkeypatch.setattr(resource_table, "_checked", lambda arguments: failed)
     path = tmp_path / "table.json"
@@ -161,13 +155,13 @@ def test_no_table_is_written_if_a_kernel_cannot_run(
 
 @slow
 @needs_triton
-def test_missing_arguments_are_named(findings: dict[str, Any]) -> None:
+def test_missing_arguments_are_named(findings):
     assert "BLOCK" in findings["failures"]["120"]["incomplete"]
 
 
 @slow
 @needs_triton
-def test_a_changed_number_is_found(findings: dict[str, Any], toy_table: dict[str, Any]) -> None:
+def test_a_changed_number_is_found(findings, toy_table):
     registers = toy_table["resources"]["120"]["scaled/fp16"]["registers"]
     message = findings["differences"]["120"]["scaled/fp16"]
     assert message.startswith(f"registers {registers}, ")
@@ -178,14 +172,14 @@ def test_a_changed_number_is_found(findings: dict[str, Any], toy_table: dict[str
 @slow
 @needs_triton
 @pytest.mark.parametrize("arch", ["80", "120"])
-def test_missing_and_superfluous_rows_are_found(arch: str, findings: dict[str, Any]) -> None:
+def test_missing_and_superfluous_rows_are_found(arch, findings):
     assert findings["differences"][arch]["gone"] == "in the table, but not shipped"
     assert findings["differences"][arch]["product/fp16"] == "shipped, but not in the table"
 
 
 @slow
 @needs_triton
-def test_numbers_of_another_ptxas_are_not_compared(findings: dict[str, Any]) -> None:
+def test_numbers_of_another_ptxas_are_not_compared(findings):
     assert "ptxas 11.0" in findings["not compared"]["80"]
     assert "scaled/fp16" not in findings["differences"]["80"]
     assert "120" not in findings["not compared"]
@@ -195,9 +189,7 @@ def test_numbers_of_another_ptxas_are_not_compared(findings: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("content", [None, "no JSON", "[]", "{}", '{"versions": 1}'])
-def test_a_file_without_a_table_is_named(
-    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_without_a_table_is_named(content, tmp_path, capsys):
     path = tmp_path / "table.json"
     if content is not None:
         path.write_text(content)
@@ -206,18 +198,14 @@ def test_a_file_without_a_table_is_named(
 
 
 @pytest.mark.parametrize("part", [("--arch", "90"), ("--kernel", "pooling")])
-def test_a_part_is_not_written_as_a_table(
-    part: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_part_is_not_written_as_a_table(part, tmp_path, capsys):
     path = tmp_path / "table.json"
     assert resource_table.main(["--write", str(path), *part]) == resource_table.USER_MISTAKE
     assert part[0] in capsys.readouterr().err
     assert not path.exists()
 
 
-def test_the_interpreter_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_interpreter_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(BackendError, match="TRITON_INTERPRET"):
         resource_table.all_specialisations(90)

@@ -31,7 +31,7 @@ SWITCHES = {
 }
 
 
-def test_presets_differ_in_the_tabled_switches_only() -> None:
+def test_presets_differ_in_the_tabled_switches_only():
     official, paper = DRExpertsConfig.official(), DRExpertsConfig.paper()
     assert paper == DRExpertsConfig()
     for field in fields(DRExpertsConfig):
@@ -42,7 +42,7 @@ def test_presets_differ_in_the_tabled_switches_only() -> None:
             assert values[0] == values[1], field.name
 
 
-def test_ten_distortions_in_the_papers_order() -> None:
+def test_ten_distortions_in_the_papers_order():
     assert len(DISTORTIONS) == 10
     assert DISTORTIONS[::9] == ("motion-blurry", "uncompleted")
     assert DISTORTIONS[3] == "low-light"
@@ -57,25 +57,25 @@ def test_ten_distortions_in_the_papers_order() -> None:
         ("base", 224, 768, 14),
     ],
 )
-def test_sizes(size: str, image_size: int, width: int, grid: int) -> None:
+def test_sizes(size, image_size, width, grid):
     encoder = DRExpertsConfig.paper(size, image_size).encoder
     assert (encoder.width, encoder.grid, encoder.heads) == (width, grid, width // 64)
     assert encoder.architecture == f"deit3_{size}_patch16_{image_size}"
 
 
-def test_official_at_224_names_both_grids() -> None:
+def test_official_at_224_names_both_grids():
     with pytest.raises(ConfigError, match=r"24x24.*14x14"):
         DRExpertsConfig.official("small", 224)
 
 
 @pytest.mark.parametrize("name", [n for n, (a, _) in SWITCHES.items() if isinstance(a, str)])
-def test_an_unknown_choice_is_named_with_the_known_ones(name: str) -> None:
+def test_an_unknown_choice_is_named_with_the_known_ones(name):
     change: dict[str, Any] = {name: "nonsense"}
     with pytest.raises(ConfigError, match=f"{name}='nonsense'.* or "):
         DRExpertsConfig(**change)
 
 
-def test_an_unknown_size_or_preset_is_named() -> None:
+def test_an_unknown_size_or_preset_is_named():
     with pytest.raises(ConfigError, match="large"):
         DRExpertsConfig.paper("large")
     with pytest.raises(ConfigError, match=r"draft.*paper or official"):
@@ -83,7 +83,7 @@ def test_an_unknown_size_or_preset_is_named() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_dictionary_round_trip(preset: str) -> None:
+def test_dictionary_round_trip(preset):
     config = DRExpertsConfig.preset_named(preset)
     assert config == getattr(DRExpertsConfig, preset)()
     assert DRExpertsConfig.from_dict(config.as_dict()) == config
@@ -92,7 +92,7 @@ def test_dictionary_round_trip(preset: str) -> None:
         DRExpertsConfig.from_dict({"colour": "blue"})
 
 
-def test_preset_name_survives_other_sizes_but_no_other_switch() -> None:
+def test_preset_name_survives_other_sizes_but_no_other_switch():
     config = DRExpertsConfig.official().with_sizes(
         EncoderConfig(image_size=64, width=36), ControllerConfig(width=48)
     )
@@ -103,6 +103,6 @@ def test_preset_name_survives_other_sizes_but_no_other_switch() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("width", 0), ("depth", 2.0), ("image_size", 385), ("heads", 5)]
 )
-def test_an_impossible_size_is_named(name: str, value: Any) -> None:
+def test_an_impossible_size_is_named(name, value):
     with pytest.raises(ConfigError, match=f"encoder.*{name}.* {value}"):
         DRExpertsConfig(encoder=replace(EncoderConfig(), **{name: value}))

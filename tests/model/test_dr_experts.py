@@ -2,9 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -32,7 +30,7 @@ def images(batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64)
 
 
-def test_the_package_exports_its_names_without_importing_torch() -> None:
+def test_the_package_exports_its_names_without_importing_torch():
     code = "import sys; sys.modules['torch'] = None; from drexperts.model import DRExpertsConfig"
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in ("Checkpoint", "DRExperts", "convert_daclip", "load_checkpoint", "new_model"):
@@ -40,9 +38,7 @@ def test_the_package_exports_its_names_without_importing_torch() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_both_forms_agree_in_values_and_gradients(
-    preset: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_both_forms_agree_in_values_and_gradients(preset, tiny, random_model):
     model: DRExperts = random_model(tiny(preset)).double()
     model.requires_grad_(True)
     found = []
@@ -62,7 +58,7 @@ def test_both_forms_agree_in_values_and_gradients(
 
 
 @pytest.mark.parametrize("bias", ["inside", "outside"])
-def test_score_bias(bias: str, tiny: Callable[..., Any], random_model: Callable[..., Any]) -> None:
+def test_score_bias(bias, tiny, random_model):
     model = random_model(tiny(score_bias=bias))
     before = model(images().float())
     model.score.bias.data += 1.0
@@ -73,7 +69,7 @@ def test_score_bias(bias: str, tiny: Callable[..., Any], random_model: Callable[
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("norm", ["once", "twice"])
-def test_controller_input(norm: str, antialias: bool, tiny: Callable[..., Any]) -> None:
+def test_controller_input(norm, antialias, tiny):
     module = ControllerInput(tiny(clip_norm=norm, clip_antialias=antialias)).double()
     pixels = torch.rand(2, 3, 64, 64, dtype=torch.float64)
 
@@ -86,21 +82,19 @@ def test_controller_input(norm: str, antialias: bool, tiny: Callable[..., Any]) 
     torch.testing.assert_close(module(given), normalise(small, CLIP_MEAN, CLIP_STD))
 
 
-def test_prior_is_frozen_and_everything_else_is_not(tiny: Callable[..., Any]) -> None:
+def test_prior_is_frozen_and_everything_else_is_not(tiny):
     for name, parameter in new_model(tiny("official")).named_parameters():
         assert parameter.requires_grad != name.startswith(("controller.", "prompts.")), name
 
 
-def test_prompts_lose_nothing_on_the_way_to_float64(
-    tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_prompts_lose_nothing_on_the_way_to_float64(tiny, random_model):
     model = random_model(tiny())
     exact = model.prompts.prompts.clone()
     assert exact.dtype == torch.float64
     assert torch.equal(model.double().prompts.prompts, exact)
 
 
-def test_prompt_encoder_becomes_a_constant() -> None:
+def test_prompt_encoder_becomes_a_constant():
     from open_clip.transformer import TextTransformer
 
     torch.manual_seed(0)
@@ -112,7 +106,7 @@ def test_prompt_encoder_becomes_a_constant() -> None:
     torch.testing.assert_close(constant.norm(dim=-1), torch.ones(10))
 
 
-def test_full_size_parameter_count() -> None:
+def test_full_size_parameter_count():
     """The released model's 25,925,255 trainable parameters without those that reach no score.
 
     Its `backbone.head` is frozen, so neither count has it.
@@ -124,7 +118,7 @@ def test_full_size_parameter_count() -> None:
     assert trainable == 25_925_255 - dead
 
 
-def test_224_px_and_base_build_and_run() -> None:
+def test_224_px_and_base_build_and_run():
     config = DRExpertsConfig.paper("base", 224)
     encoder, controller = replace(config.encoder, depth=1), replace(config.controller, depth=1)
     model = new_model(config.with_sizes(encoder, controller))

@@ -1,5 +1,6 @@
 """Identities of the distortion-saliency module and the weighting, in float64."""
 
+import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,9 +91,7 @@ def assert_forms_agree(config: DRExpertsConfig) -> None:
 
 
 @pytest.mark.parametrize("switches", MIXES, ids=lambda mix: "-".join(mix.values()))
-def test_cls_row_equals_the_literal_form_for_every_mix_of_switches(
-    switches: dict[str, str], tiny: Callable[..., Any]
-) -> None:
+def test_cls_row_equals_the_literal_form_for_every_mix_of_switches(switches, tiny):
     assert_forms_agree(tiny(**switches))
 
 
@@ -115,7 +114,7 @@ def form_of(module: DistortionSaliency, form: str, backend: str) -> Callable[...
         pytest.param("forward_dense", "official", marks=pytest.mark.slow),
     ],
 )
-def test_the_kernels_serve_the_module(form: str, preset: str, tiny: Callable[..., Any]) -> None:
+def test_the_kernels_serve_the_module(form, preset, tiny):
     """Values and gradients are at most twice as far from float64 as plain PyTorch in float32."""
     config = tiny(preset)
     if form == "forward_dense":  # its kernels take multiples of 64
@@ -148,9 +147,7 @@ def test_the_kernels_serve_the_module(form: str, preset: str, tiny: Callable[...
 @pytest.mark.parametrize("order", ["semantic_first", "distortion_first"])
 @pytest.mark.parametrize("alpha", ["per_expert", "shared"])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_remaining_switches(
-    norm: bool, order: str, alpha: str, scale: float | None, tiny: Callable[..., Any]
-) -> None:
+def test_remaining_switches(norm, order, alpha, scale, tiny):
     config = tiny(product_norm=norm, value_order=order, alpha=alpha, attention_scale=scale)
     assert_forms_agree(config)
     module = DistortionSaliency(config)
@@ -158,7 +155,7 @@ def test_remaining_switches(
     assert module.distortion.scale == (scale or config.encoder.width**-0.5)
 
 
-def test_value_order_is_the_order_of_the_columns(tiny: Callable[..., Any]) -> None:
+def test_value_order_is_the_order_of_the_columns(tiny):
     first = randomised(DistortionSaliency(tiny(value_order="semantic_first")))
     second = DistortionSaliency(tiny(value_order="distortion_first")).double()
     second.load_state_dict(first.state_dict())
@@ -168,7 +165,7 @@ def test_value_order_is_the_order_of_the_columns(tiny: Callable[..., Any]) -> No
     torch.testing.assert_close(first(*given), second(*given))
 
 
-def test_semantic_norm_changes_the_result(tiny: Callable[..., Any]) -> None:
+def test_semantic_norm_changes_the_result(tiny):
     single = randomised(DistortionSaliency(tiny(semantic_norm="single")))
     iterated = DistortionSaliency(tiny(semantic_norm="iterated")).double()
     iterated.load_state_dict(single.state_dict())
@@ -178,7 +175,7 @@ def test_semantic_norm_changes_the_result(tiny: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
-def test_rows_of_the_maps_sum_to_one_minus_alpha(preset: str, tiny: Callable[..., Any]) -> None:
+def test_rows_of_the_maps_sum_to_one_minus_alpha(preset, tiny):
     module = randomised(DistortionSaliency(tiny(preset)))
     maps = module(*inputs(tiny(preset)))[1]
     expected = (1 - module.alpha).expand(EXPERTS).expand(len(maps), -1)
@@ -186,7 +183,7 @@ def test_rows_of_the_maps_sum_to_one_minus_alpha(preset: str, tiny: Callable[...
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_whole_maps_give_the_dense_features(preset: str, tiny: Callable[..., Any]) -> None:
+def test_whole_maps_give_the_dense_features(preset, tiny):
     """The dense form's maps, which its operation does not return, are those it pools by."""
     module: DistortionSaliency = randomised(DistortionSaliency(tiny(preset)))
     tokens, prior, prompts = given = inputs(tiny(preset))
@@ -201,8 +198,31 @@ def test_whole_maps_give_the_dense_features(preset: str, tiny: Callable[..., Any
         torch.testing.assert_close(features[:, i], whole[:, i] @ values)
 
 
+def test_the_exported_literal_form_has_no_operation_of_ours(tiny, monkeypatch):
+    """Also where the device would choose the kernel, as a GPU does."""
+
+    class Literal(nn.Module):
+        def __init__(self, saliency: DistortionSaliency) -> None:
+            super().__init__()
+            self.saliency = saliency
+
+        def forward(self, tokens: Tensor, embedding: Tensor, prompts: Tensor) -> Any:
+            return self.saliency.forward_dense(tokens, Prior(embedding, None), prompts)
+
+    operation = importlib.import_module("drexperts.kernels.differential_attention")
+    monkeypatch.setattr(operation, "choose", lambda backend, *_: backend or "triton")
+    module = Literal(randomised(DistortionSaliency(tiny()))).eval()
+    (tokens, prior, prompts), batch = inputs(tiny(), 3), torch.export.Dim("batch", min=1, max=8)
+    given = tokens.detach(), prior.embedding.detach(), prompts.detach()
+    program = torch.export.export(module, given, dynamic_shapes=({0: batch}, {0: batch}, None))
+    assert not [n for n in program.graph.nodes if "drexperts" in str(n.target)]
+    one = given[0][:1], given[1][:1], given[2]
+    expected = module.saliency.forward_dense(one[0], Prior(one[1], None), one[2], backend="sdpa")
+    torch.testing.assert_close(program.module()(*one), expected)
+
+
 @pytest.mark.parametrize(("source", "target"), [(7, 24), (7, 14), (3, 4), (7, 7), (2, 5)])
-def test_spread_is_bilinear_interpolation(source: int, target: int) -> None:
+def test_spread_is_bilinear_interpolation(source, target):
     grid = torch.randn(1, 5, source, source, dtype=torch.float64)
     expected = F.interpolate(grid, (target, target), mode="bilinear", align_corners=False)
     spread = token_spread(source, target)
@@ -214,7 +234,7 @@ def test_spread_is_bilinear_interpolation(source: int, target: int) -> None:
 
 
 @pytest.mark.parametrize("experts", [1, EXPERTS])
-def test_absorbed_query_is_the_query_times_the_key(experts: int) -> None:
+def test_absorbed_query_is_the_query_times_the_key(experts):
     query, key = ExpertLinear(experts, 6, 4), ExpertLinear(experts, 5, 4)
     module = AbsorbedQuery(query, key, 0.7).double()
     x = torch.randn(2, EXPERTS, 6, dtype=torch.float64)
@@ -228,9 +248,7 @@ def test_absorbed_query_is_the_query_times_the_key(experts: int) -> None:
 
 
 @pytest.mark.parametrize("features", ["distortion", "refined"])
-def test_weighting_reads_the_feature_group_as_documented(
-    features: str, tiny: Callable[..., Any]
-) -> None:
+def test_weighting_reads_the_feature_group_as_documented(features, tiny):
     module = randomised(ExpertWeighting(tiny(group_features=features)))
     given = torch.randn(2, EXPERTS, 32, dtype=torch.float64)
     cls = torch.randn(2, 1, 32, dtype=torch.float64)
@@ -241,7 +259,7 @@ def test_weighting_reads_the_feature_group_as_documented(
     torch.testing.assert_close(module(given, cls), expected)
 
 
-def test_weight_generator_has_the_released_widths(tiny: Callable[..., Any]) -> None:
+def test_weight_generator_has_the_released_widths(tiny):
     linears = [m for m in ExpertWeighting(tiny()).generator if isinstance(m, nn.Linear)]
     shapes = [(m.in_features, m.out_features) for m in linears]
     assert shapes == [(96, 384), (384, 32), (32, 16), (16, 1)]

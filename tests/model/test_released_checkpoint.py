@@ -35,13 +35,13 @@ def small_score(state: dict[str, Tensor], images: Tensor) -> Tensor:
     return released.released_score(state, images, WORDS, (2, 2, 2), (2, 3, 2), 64)
 
 
-def test_layout_has_the_published_number_of_keys() -> None:
+def test_layout_has_the_published_number_of_keys():
     assert len(released.released_shapes()) == 870
     assert len(released.daclip_shapes()) == 631
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 0.3), (1, 0.8), (2, 0.05)])
-def test_score_in_float64(seed: int, spread: float) -> None:
+def test_score_in_float64(seed, spread):
     state = small_state(seed, spread)
     images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     expected = small_score({k: v.double() for k, v in state.items()}, images)
@@ -54,7 +54,7 @@ def test_score_in_float64(seed: int, spread: float) -> None:
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 0.3), (1, 0.8)])
-def test_score_in_float32(seed: int, spread: float) -> None:
+def test_score_in_float32(seed, spread):
     state = small_state(seed, spread)
     images = torch.randn(3, 3, 64, 64)
     expected = small_score(state, images)
@@ -65,7 +65,7 @@ def test_score_in_float32(seed: int, spread: float) -> None:
 
 
 @pytest.mark.slow
-def test_full_size_in_float32() -> None:
+def test_full_size_in_float32():
     """The real sizes and layout, once: 870 keys, 384 px."""
     state = released.random_state(released.released_shapes())
     images = torch.randn(1, 3, 384, 384)
@@ -77,7 +77,7 @@ def test_full_size_in_float32() -> None:
     assert ((score - expected) / expected).abs().max() <= 1e-5
 
 
-def test_checkpoint_with_its_wrapping() -> None:
+def test_checkpoint_with_its_wrapping():
     state = small_state()
     wrapped = {"model": {f"module.{k}": v for k, v in state.items()}, "epoch": 8, "max_plcc": 0.9}
     images = torch.randn(2, 3, 64, 64)
@@ -104,7 +104,7 @@ def test_checkpoint_with_its_wrapping() -> None:
     ],
 )
 @pytest.mark.parametrize("fault", ["missing", "misshapen"])
-def test_a_faulty_key_is_named(key: str, fault: str) -> None:
+def test_a_faulty_key_is_named(key, fault):
     state = small_state()
     if fault == "missing":
         del state[key]
@@ -115,7 +115,7 @@ def test_a_faulty_key_is_named(key: str, fault: str) -> None:
     assert key in str(caught.value)
 
 
-def test_an_unexpected_key_is_named() -> None:
+def test_an_unexpected_key_is_named():
     with pytest.raises(WeightsError, match=r"diff_attention_list\.0\.alpha"):
         model_from_upstream(small_state() | {"diff_attention_list.0.alpha": torch.zeros(())})
 
@@ -124,6 +124,6 @@ def test_an_unexpected_key_is_named() -> None:
     ("state", "key"),
     [({"weights": [1, 2, 3]}, "weights"), ({}, r"backbone\.patch_embed\.proj\.weight")],
 )
-def test_a_mapping_other_than_a_state_dict(state: dict[str, Any], key: str) -> None:
+def test_a_mapping_other_than_a_state_dict(state, key):
     with pytest.raises(WeightsError, match=key):
         model_from_upstream(state)

@@ -5,7 +5,6 @@ import os
 import pickle
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def small_config(preset: str = "official") -> DRExpertsConfig:
     return DRExpertsConfig.preset_named(preset).with_sizes(encoder, controller)
 
 
-def test_daclip_is_read_and_converted(tmp_path: Path) -> None:
+def test_daclip_is_read_and_converted(tmp_path):
     path, slim = daclip_file(tmp_path), tmp_path / "prior.safetensors"
     daclip.convert_daclip(path, slim)
     original = released.random_state(released.daclip_shapes(**SMALL_DACLIP))
@@ -66,13 +65,13 @@ def test_daclip_is_read_and_converted(tmp_path: Path) -> None:
     assert not any("clip." in key or "zero_modules" in key for key in kept)
 
 
-def test_the_papers_preset_takes_the_same_prior(tmp_path: Path) -> None:
+def test_the_papers_preset_takes_the_same_prior(tmp_path):
     model = new_model(small_config("paper"))
     daclip.load_prior(model, daclip_file(tmp_path))
     assert model.controller.zero is None
 
 
-def test_daclip_with_a_key_missing_names_it(tmp_path: Path) -> None:
+def test_daclip_with_a_key_missing_names_it(tmp_path):
     state = released.random_state(released.daclip_shapes(**SMALL_DACLIP))
     del state["visual_control.ln_post.bias"]
     torch.save({"state_dict": state}, tmp_path / "daclip.pt")
@@ -81,7 +80,7 @@ def test_daclip_with_a_key_missing_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [daclip.read_prior, load_checkpoint])
-def test_a_foreign_safetensors_file(read: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_a_foreign_safetensors_file(read, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match=r"x\.safetensors"):
         read(tmp_path / "x.safetensors")
@@ -98,7 +97,7 @@ class Exploit:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_pickled_code_is_refused_and_not_run(tmp_path, zipped):
     path, marker = tmp_path / "evil.pt", tmp_path / "ran"
     content = {"model": {}, "config": Exploit(marker)}
     if zipped:
@@ -126,9 +125,7 @@ def cfgnode(monkeypatch: pytest.MonkeyPatch) -> type:
     return CfgNode
 
 
-def test_the_authors_file_is_read_without_their_settings_class(
-    tmp_path: Path, cfgnode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_authors_file_is_read_without_their_settings_class(tmp_path, cfgnode, monkeypatch):
     shapes = released.released_shapes(128, 2, 4, **SMALL_DACLIP)
     settings = cfgnode({"MODEL": cfgnode({"TYPE": "deit"}), "BATCH": 4})
     settings.__dict__["__frozen__"] = True
@@ -154,7 +151,7 @@ def test_the_authors_file_is_read_without_their_settings_class(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", b"PK\x03\x04 torn"])
-def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
+def test_missing_and_damaged_files_are_named(tmp_path, content):
     for name in ("x.pth", "x.safetensors"):
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -163,9 +160,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, content: bytes | No
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
-def test_our_checkpoints_round_trip(
-    preset: str, tmp_path: Path, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_our_checkpoints_round_trip(preset, tmp_path, tiny, random_model):
     model, path = random_model(tiny(preset)), tmp_path / "model.safetensors"
     saved = Checkpoint(model, SCALE, Preprocessing(64, 64, 128, 2))
     save_checkpoint(saved, path)
@@ -188,9 +183,7 @@ def deit_state(model: Any, original: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("original", [True, False])
-def test_deit_weights_from_a_local_file(
-    original: bool, tmp_path: Path, tiny: Callable[..., Any]
-) -> None:
+def test_deit_weights_from_a_local_file(original, tmp_path, tiny):
     model = new_model(tiny())
     state, expected = deit_state(model, original), deit_state(model, False)
     path = tmp_path / ("deit.pth" if original else "model.safetensors")
@@ -203,7 +196,7 @@ def test_deit_weights_from_a_local_file(
         assert torch.equal(value, expected[key]), key
 
 
-def test_deit_weights_with_a_key_missing(tmp_path: Path, tiny: Callable[..., Any]) -> None:
+def test_deit_weights_with_a_key_missing(tmp_path, tiny):
     model = new_model(tiny())
     state = deit_state(model, False)
     del state["blocks.1.norm2.weight"]
@@ -212,9 +205,7 @@ def test_deit_weights_with_a_key_missing(tmp_path: Path, tiny: Callable[..., Any
         load_encoder(model, tmp_path / "model.safetensors")
 
 
-def test_offline_the_address_of_the_file_is_named(
-    monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]
-) -> None:
+def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
     def offline(repository: str, filename: str) -> str:
         raise ConnectionError("no network")
 
@@ -226,9 +217,7 @@ def test_offline_the_address_of_the_file_is_named(
         daclip.load_prior(model)
 
 
-def test_hub_names_lead_to_the_published_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Callable[..., Any]
-) -> None:
+def test_hub_names_lead_to_the_published_files(monkeypatch, tmp_path, tiny):
     asked = []
     model = new_model(small_config())
     save_file(deit_state(model, False), tmp_path / "model.safetensors")
@@ -256,9 +245,7 @@ def test_hub_names_lead_to_the_published_files(
         lambda d: d.update(preprocessing="[]"),
     ],
 )
-def test_a_checkpoint_whose_metadata_was_changed(
-    change: Callable[[dict[str, str]], Any], tmp_path: Path, tiny: Callable[..., Any]
-) -> None:
+def test_a_checkpoint_whose_metadata_was_changed(change, tmp_path, tiny):
     path = tmp_path / "model.safetensors"
     save_checkpoint(Checkpoint(new_model(tiny()), SCALE, Preprocessing(64, 64, 128, 2)), path)
     state, description = read_safetensors(path)
@@ -269,14 +256,14 @@ def test_a_checkpoint_whose_metadata_was_changed(
 
 
 @pytest.mark.parametrize("content", [{"model": None}, {"model": [1]}, {1: torch.zeros(1)}])
-def test_a_torch_file_without_a_state_dict(content: Any, tmp_path: Path) -> None:
+def test_a_torch_file_without_a_state_dict(content, tmp_path):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="state dict"):
         load_checkpoint(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
-def test_a_file_has_the_permissions_of_any_other(umask: int, mode: int, tmp_path: Path) -> None:
+def test_a_file_has_the_permissions_of_any_other(umask, mode, tmp_path):
     before = os.umask(umask)
     try:
         write_safetensors({"a": torch.zeros(1)}, {"by": "us"}, tmp_path / "a.safetensors")
