@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drexperts.cli.arguments import add_scale, scale_of, whole_number
+from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ def add_selection(verb: "Parser") -> None:
 def add_model(verb: "Parser") -> None:
     verb.add_argument(
         "--preset",
-        choices=("paper", "official"),
+        choices=PRESETS,
         help="the model as in the paper or as in the released code (default: paper)",
     )
     verb.add_argument(
@@ -208,9 +209,9 @@ def model_from(
         trained = load_checkpoint(arguments.init).model
         _check_init(arguments, trained.config)
         return trained.config, lambda: copy.deepcopy(trained)
-    preset = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
-    make_config = preset[arguments.preset or "paper"]
-    config = make_config(arguments.size or size, arguments.image_size or 384)
+    config = DRExpertsConfig.preset_named(
+        arguments.preset or "paper", arguments.size or size, arguments.image_size or 384
+    )
 
     def make() -> "DRExperts":
         model = new_model(config)
