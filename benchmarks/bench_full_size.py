@@ -23,7 +23,7 @@ from drexperts.bench.variants import names_of
 from drexperts.benchmarks.full_size_receipt import FullSizeReceipt, Proofs
 from drexperts.benchmarks.random_weights import random_checkpoint
 from drexperts.benchmarks.receipt import add_receipt_option
-from drexperts.export.bundle import export_bundle
+from drexperts.export.bundle import ExportPrecision, export_bundle
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.manifest import read_manifest
@@ -35,7 +35,12 @@ QUICK_IMAGES, QUICK_ROUNDS, QUICK_SECONDS = 4, 3, 4.0
 
 
 def exported(
-    checkpoint: Checkpoint, precision: str, folder: Path, *, quick: bool, progress: Progress
+    checkpoint: Checkpoint,
+    precision: ExportPrecision,
+    folder: Path,
+    *,
+    quick: bool,
+    progress: Progress,
 ) -> Path:
     """A bundle in one precision."""
     bundle = folder / f"full-size-{checkpoint.model.config.preset}-{precision}"

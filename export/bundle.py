@@ -25,6 +25,9 @@ from drexperts.runtime.manifest import (
 )
 from drexperts.runtime.progress import SILENT, Progress
 
+# Of the transformer blocks; "auto" searches for the lowest that keeps the parity limits.
+ExportPrecision = Literal["fp32", "fp16", "int8", "auto"]
+
 
 def export_bundle(
     checkpoint: str | Path | Checkpoint,
@@ -32,7 +35,7 @@ def export_bundle(
     *,
     images: Images = None,
     scale: ScoreScale | None = None,
-    precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32",
+    precision: ExportPrecision = "fp32",
     target: Literal["cpu", "gpu"] = "cpu",
     maps: bool = True,
     max_batch: int = 8,

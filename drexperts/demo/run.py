@@ -159,7 +159,7 @@ def _proof(engine: Engine) -> list[tuple[str, str, str]]:
     """The name, value and limit of everything that was measured to prove an engine."""
     rows = []
     if engine.parity is not None:
-        measured = engine.parity.gated()
+        measured = engine.parity.measured()
         for name, limit in engine.parity.limits.items():
             value = measured.get(name)
             shown = "" if value is None else f"{value:.3g}"
