@@ -40,7 +40,7 @@ def exported(
     """A bundle in one precision."""
     bundle = folder / f"full-size-{checkpoint.model.config.preset}-{precision}"
     images = verification_images()[:QUICK_IMAGES] if quick else None
-    export_bundle(checkpoint, bundle, images, precision, progress=progress)
+    export_bundle(checkpoint, bundle, images=images, precision=precision, progress=progress)
     return bundle
 
 

@@ -46,7 +46,7 @@ from drexperts.benchmarks.receipt import add_receipt_option, markdown
 from drexperts.export.graph.calibration import measured_peaks
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
-from drexperts.export.graph.precision import Int8, Judge, fewest_islands
+from drexperts.export.graph.precision import Int8, PrecisionTest, fewest_islands
 from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.export.proof.parity import LIMITS, compare, engine_outputs
 from drexperts.export.proof.photographs import NAMES, verification_images
@@ -126,8 +126,8 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> PrecisionR
     """Every way's size, answers, batch invariance and speed."""
     images = verification_images()
     int8 = Int8(checkpoint, images, maps=True, max_batch=BATCH)
-    judge = Judge(checkpoint, images[: len(NAMES)], "int8", True, tell)
-    chosen = fewest_islands(int8, judge, tell)
+    test = PrecisionTest(checkpoint, images[: len(NAMES)], "int8", True, tell)
+    chosen = fewest_islands(int8, test, tell)
     plain = onnx_from_model(checkpoint.model, maps=True, max_batch=BATCH)
     ways: dict[str, Callable[[], onnx.ModelProto]] = {
         FLOAT: lambda: plain,
@@ -149,35 +149,37 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> PrecisionR
             sessions[name] = OnnxSession(path, max_batch=BATCH)
             found[name] = Quantised(
                 bytes=graph.ByteSize(),
-                answers=answers(judge, OnnxSession(path, max_batch=BATCH)),
+                answers=answers(test, OnnxSession(path, max_batch=BATCH)),
                 seconds=(),
                 batch_drift=batch_drift(sessions[name], pixels),
             )
         one = pixels[:1]
         calls = {name: partial(session.run, one) for name, session in sessions.items()}
         times = alternately(calls, ROUNDS, tell)
-    scores = tuple(judge.expected.scores.tolist())
+    reference = test.reference
+    scores = tuple(reference.outputs.scores.tolist())
     return PrecisionReceipt(
         command=_command(weights),
         machine=this_machine(),
         source=this_source(*PACKAGES),
         weights=weights,
         preset=checkpoint.model.config.preset,
-        reference=Reference(scores, judge.manifest.scale.span, judge.sizes),
+        reference=Reference(scores, test.manifest.scale.span, reference.sizes),
         layers=len(int8.ranges),
         islands=tuple(chosen.islands),
-        searched=tuple(Tried(**asdict(each)) for each in chosen.frontier),
+        searched=tuple(Tried(**asdict(each)) for each in chosen.trials),
         ways={name: replace(way, seconds=times[name]) for name, way in found.items()},
     )
 
 
-def answers(judge: Judge, session: Session) -> Answers:
-    """What a session answers on the judge's images. The session is closed."""
-    manifest = judge.manifest
-    with Scorer(manifest, manifest.engines[0], session) as scorer:
-        got = engine_outputs(scorer, judge.sources, judge.tell)
-    limits = LIMITS[judge.precision]
-    return Answers.of(got, compare(judge.expected, got, manifest.scale, limits, judge.sizes))
+def answers(test: PrecisionTest, session: Session) -> Answers:
+    """What a session answers on the images of a precision test. The session is closed."""
+    reference, scale = test.reference, test.manifest.scale
+    (engine,) = test.manifest.engines
+    with Scorer(test.manifest, engine, session) as scorer:
+        got = engine_outputs(scorer, reference.images)
+    limits = LIMITS[engine.precision]
+    return Answers.of(got, compare(reference.outputs, got, scale, limits, reference.sizes))
 
 
 def batch_drift(session: OnnxSession, pixels: NDArray[np.uint8]) -> float:

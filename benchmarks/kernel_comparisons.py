@@ -250,7 +250,8 @@ def _saliency(problem: Problem, normal: Callable[..., Tensor]) -> Comparison:
     def dense(
         tokens: Tensor, embedding: Tensor, hidden: Tensor, prompts: Tensor, **_: Tensor
     ) -> Results:
-        features, maps = module.forward_dense(tokens, Prior(embedding, hidden), prompts)
+        given = (tokens, Prior(embedding, hidden), prompts)
+        features, maps = module.forward_dense(*given, backend="reference")
         return features[:, :, 0], maps
 
     def whole(
@@ -286,7 +287,7 @@ def _config(problem: Problem) -> Any:
 
     grid = isqrt(problem.tokens - 1)
     encoder = EncoderConfig(image_size=16 * grid, width=problem.width, heads=1)
-    return getattr(DRExpertsConfig, problem.form)().with_sizes(encoder, ControllerConfig())
+    return DRExpertsConfig.preset_named(problem.form).with_sizes(encoder, ControllerConfig())
 
 
 SDPA = {

@@ -1,1 +1,28 @@
-"""From a trained model to a verified bundle."""
+"""From a trained model to a verified bundle, to engines for GPUs and to a model repository.
+
+Importing this package needs no torch: each function's module is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from drexperts.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from drexperts.export.bundle import export_bundle
+    from drexperts.export.engines.build import build_engine
+    from drexperts.export.engines.options import EngineOptions
+    from drexperts.export.proof.prove import verify
+    from drexperts.export.triton_repository import write_triton_repository
+
+__all__ = ["EngineOptions", "build_engine", "export_bundle", "verify", "write_triton_repository"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "EngineOptions": "engines.options",
+        "build_engine": "engines.build",
+        "export_bundle": "bundle",
+        "verify": "proof.prove",
+        "write_triton_repository": "triton_repository",
+    },
+)

@@ -1,117 +1,109 @@
-"""A trained model to a bundle that the runtime accepts, or to one that it refuses and says why."""
+"""A checkpoint to a verified bundle."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
 from drexperts.export.engines.build import is_leftover
-from drexperts.export.graph.precision import Mixture, mixture
-from drexperts.export.proof.draft import MODEL_FILE, draft
+from drexperts.export.graph.precision import MODEL_FILE, choose_precision, draft_of
 from drexperts.export.proof.parity import parity_sets
-from drexperts.export.proof.photographs import verification_images
-from drexperts.export.proof.prove import images_in, prove
-from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.export.proof.photographs import Images, proof_images
+from drexperts.export.proof.prove import loaded_checkpoint, verify
+from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import folder_aside
+from drexperts.runtime.files import folder_written_whole
 from drexperts.runtime.manifest import (
     FILE_NAME,
+    OUTPUTS,
     Manifest,
     ScoreScale,
     read_manifest,
     sha256_of,
     write_manifest,
 )
-from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import SILENT, Progress
 
 
-def export_checkpoint(
-    checkpoint: Path,
-    out: Path,
-    *,
-    images: Path | None,
-    scale: ScoreScale | None,
-    precision: str,
-    target: str = "cpu",
-    maps: bool,
-    max_batch: int,
-    progress: Progress,
-) -> Manifest:
-    """`export_bundle` from a checkpoint file; `scale` overrides the file's."""
-    progress(f"reading {checkpoint}")
-    loaded = load_checkpoint(checkpoint)
-    chosen = loaded._replace(scale=scale or loaded.scale)
-    pictures = None if images is None else images_in(images)
-    return export_bundle(chosen, out, pictures, precision, maps, max_batch, progress, target)
-
-
 def export_bundle(
-    checkpoint: Checkpoint,
-    out: Path,
-    images: Sequence[Source] | None = None,
-    precision: str = "fp32",
+    checkpoint: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    images: Images = None,
+    scale: ScoreScale | None = None,
+    precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32",
+    target: Literal["cpu", "gpu"] = "cpu",
     maps: bool = True,
     max_batch: int = 8,
     progress: Progress = SILENT,
-    target: str = "cpu",
 ) -> Manifest:
-    """Fold, write ONNX, verify, and only then put the bundle at `out`.
+    """Fold a model, write it as ONNX, verify it, and only then put the bundle at `out`.
 
-    Made aside and renamed, so that a broken run leaves what was there. A bundle that fails its
-    proof does take its place at `out`, with its report for `drx info`; `runtime.load` refuses it.
+    The bundle is made aside and renamed, so that a run that fails leaves what was at `out`. A
+    bundle that fails its proof does take its place there, with its report for `drx info`;
+    `runtime.load` refuses it.
 
     Args:
-        images: to verify on, RGB; None takes `verification_images`.
-        precision: of the transformer blocks, "fp32", "fp16" or "int8", or "auto", the lowest that
-            keeps its parity; see `mixture`.
-        maps: also an output of distortion maps.
-        max_batch: the largest batch, verified and admitted.
-        target: what "auto" is for, "cpu" or "gpu".
+        checkpoint: the file of a checkpoint, or one in memory.
+        out: the bundle's folder: one that does not exist or is empty, or a bundle to replace.
+        images: to verify on, a folder of photographs or the images themselves; None takes
+            `verification_images`.
+        scale: of the scores; None takes the checkpoint's own.
+        precision: of the transformer blocks. "auto" takes the lowest that keeps parity, see
+            `choose_precision`.
+        target: what "auto" searches for: "cpu", int8; "gpu", fp16.
+        maps: whether the distortion maps are an output as well.
+        max_batch: the largest batch, 1 to 1024, which is verified.
+
+    Returns:
+        The manifest as it was written; `manifest.engines[0].proven` says whether parity and batch
+        invariance passed.
 
     Raises:
-        ConfigError: the checkpoint does not say what scale its scores are on, or contradicts
-            itself; `max_batch` is not 1 to 1024.
-        UserError: `out` is something other than a bundle, or no engine could be proven on
-            `images`, see `parity_sets`.
+        ConfigError: the scale is not known, the checkpoint contradicts itself, or `max_batch` is
+            out of range.
+        UserError: `out` is something other than a bundle, or no engine could be proven on `images`,
+            see `parity_sets`.
+
+    Example:
+        from drexperts.export import export_bundle
+
+        manifest = export_bundle("model.safetensors", "bundle/", precision="int8")
+        manifest.engines[0].proven
     """
-    _check_exportable(checkpoint, max_batch)
-    out = out.resolve()  # where a link leads is what is replaced
-    _check_replaceable(out)
-    pictures = verification_images() if images is None else images
-    parity_sets(pictures, checkpoint.preprocessing)  # raises now what the proof would after minutes
-    with folder_aside(out) as aside:
-        progress("folding and writing ONNX")
-        made = mixture(
-            checkpoint, precision, target, pictures, maps=maps, max_batch=max_batch, tell=progress
-        )
-        _write(made, checkpoint, aside, maps, max_batch)
-        return prove(aside, checkpoint, pictures, progress)
-
-
-def _write(made: Mixture, checkpoint: Checkpoint, folder: Path, maps: bool, max_batch: int) -> None:
-    """A bundle that nothing was proven of yet."""
-    onnx.save(made.graph, folder / MODEL_FILE)
-    sha256 = sha256_of(folder / MODEL_FILE)
-    manifest = draft(checkpoint, MODEL_FILE, sha256, made.precision, maps, max_batch)
-    (engine,) = manifest.engines
-    engine = replace(engine, islands=made.islands, frontier=made.frontier)
-    write_manifest(replace(manifest, engines=(engine,)), folder)
-
-
-def _check_exportable(checkpoint: Checkpoint, max_batch: int) -> None:
-    size, crop = checkpoint.model.config.encoder.image_size, checkpoint.preprocessing.crop
-    if checkpoint.scale is None:
-        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
-    if crop != size:
-        raise ConfigError(f"the checkpoint cuts {crop} px crops for a model of {size} px images")
     if not 1 <= max_batch <= 1024:
         raise ConfigError(f"the largest batch must be 1 to 1024, got {max_batch}")
+    if not isinstance(checkpoint, Checkpoint):
+        progress(f"reading {checkpoint}")
+    loaded = loaded_checkpoint(checkpoint)
+    assert loaded is not None
+    loaded = loaded._replace(scale=scale or loaded.scale)
+    outputs = OUTPUTS if maps else OUTPUTS[:2]
+    draft = draft_of(loaded, "fp32", outputs, max_batch)  # raises now for an incomplete checkpoint
+    out = Path(out).resolve()  # if it is a link, its target is replaced
+    _check_replaceable(out)
+    pictures = proof_images(images)
+    parity_sets(pictures, loaded.preprocessing)  # raises now what the proof would after minutes
+    with folder_written_whole(out) as aside:
+        progress("folding and writing ONNX")
+        chosen = choose_precision(
+            loaded, precision, target, pictures, maps=maps, max_batch=max_batch, progress=progress
+        )
+        onnx.save(chosen.graph, aside / MODEL_FILE)
+        engine = replace(
+            draft.engines[0],
+            sha256=sha256_of(aside / MODEL_FILE),
+            precision=chosen.precision,
+            islands=chosen.islands,
+            frontier=chosen.trials,
+        )
+        write_manifest(replace(draft, engines=(engine,)), aside)
+        return verify(aside, checkpoint=loaded, images=pictures, progress=progress)
 
 
 def _check_replaceable(out: Path) -> None:
-    """Only nothing, an empty folder, or a bundle and nothing else may be replaced."""
+    """Raises UserError unless there is nothing, an empty folder, or a bundle and nothing else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:

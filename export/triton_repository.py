@@ -1,10 +1,10 @@
 """A bundle as a model repository of NVIDIA's Triton Inference Server: `drx triton-repo`.
 
-The server is no relation of the Triton language of `drexperts.kernels`. It gets an entry for each
-way to run the bundle, `<name>_onnx` (ONNX Runtime on the CPU), `<name>_onnx_cuda` and
-`<name>_tensorrt`, each no further than the bundle's proof goes: its kind of device, its batch.
-Cutting crops and averaging their scores is the client's; the repository's README.md says how.
-The configurations are held against the server's own schema, and server 2.51 has read and served
+The server is unrelated to the Triton language of `drexperts.kernels`. It gets an entry for each way
+to run the bundle, `<name>_onnx` (ONNX Runtime on the CPU), `<name>_onnx_cuda` and
+`<name>_tensorrt`, each limited to what the bundle's proof covers: its kind of device and its batch.
+Clients cut crops and average their scores; the repository's README.md says how.
+Tests check the configurations against the server's own schema, and server 2.51 has read and served
 one, with ONNX Runtime behind its Python backend. Its own ONNX Runtime and TensorRT backends have
 not been executed with them.
 """
@@ -15,11 +15,11 @@ import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.folders import folder_aside
-from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.files import folder_written_whole
+from drexperts.runtime.manifest import Engine, Manifest, Profile, read_manifest, sha256_of
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
 
 _MARK = "Written by `drx triton-repo`."
@@ -27,22 +27,18 @@ _CONFIG, _VERSION, _README = "config.pbtxt", "1", "README.md"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-class _Word(str):
-    """An enumeration's value, which stands without quotes."""
-
-
 class _Kind(NamedTuple):
-    """How the server runs one backend's engines; suffix: of the entry's name."""
+    """How the server runs the engines of one backend; `suffix` ends the entry's name."""
 
     suffix: str
     backend: str
-    device: _Word
+    device: str
 
 
 _KINDS = {
-    "onnx": _Kind("onnx", "onnxruntime", _Word("KIND_CPU")),
-    "onnx-cuda": _Kind("onnx_cuda", "onnxruntime", _Word("KIND_GPU")),
-    "tensorrt": _Kind("tensorrt", "tensorrt", _Word("KIND_GPU")),
+    "onnx": _Kind("onnx", "onnxruntime", "KIND_CPU"),
+    "onnx-cuda": _Kind("onnx_cuda", "onnxruntime", "KIND_GPU"),
+    "tensorrt": _Kind("tensorrt", "tensorrt", "KIND_GPU"),
 }
 _NOT_SERVED = {
     "onnx-tensorrt": "ONNX Runtime would build its engine in the server; `drx build` makes a plan",
@@ -51,7 +47,7 @@ _NOT_SERVED = {
 
 
 class _Entry(NamedTuple):
-    """A model of the repository. served: engines by compute capability, "" for any other."""
+    """A model of the repository; `served` has engines by compute capability, "" for any other."""
 
     name: str
     kind: _Kind
@@ -65,39 +61,53 @@ class _Entry(NamedTuple):
     def batch(self) -> int:
         return min(_served_batch(engine) for engine in self.engines)
 
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Those of its plans, which are the same for all."""
+        plan = self.engines[0].plan
+        return () if plan is None else plan.profiles
 
-def write_repository(
-    bundle: Path,
-    out: Path,
+
+def write_triton_repository(
+    bundle: str | Path,
+    out: str | Path,
     *,
     name: str = "drexperts",
     instances: int = 1,
     max_queue_delay: int = 500,
     allow_unverified: bool = False,
 ) -> list[Path]:
-    """Write the model repository of a bundle to `out`, whole or not at all; returns its files.
+    """Write a bundle as a model repository to `out`, whole or not at all.
 
     Args:
-        name: what the entries' names begin with.
-        instances: of each model, a device.
+        name: prefix of the entries' names.
+        instances: how many of each model the server starts on each device.
         max_queue_delay: how long a request may wait for others to share its batch, microseconds.
-        allow_unverified: also take engines without a passed proof.
+        allow_unverified: also include engines that have not passed their proof.
+
+    Returns:
+        The repository's files.
 
     Raises:
-        BundleError: a bundle that is missing or changed, or that has nothing to serve.
-        ConfigError: a name, a number of instances or a delay that cannot be.
+        BundleError: the bundle is missing or changed, or has nothing to serve.
+        ConfigError: a name, a number of instances or a delay that is out of range.
         UserError: `out` is something other than such a repository.
+
+    Example:
+        from drexperts.export import write_triton_repository
+
+        write_triton_repository("bundle/", "models/", instances=2)
     """
+    bundle, out = Path(bundle), Path(out).resolve()
     _check_arguments(name, instances, max_queue_delay)
     manifest = read_manifest(bundle)
     entries, left_out = _entries(manifest, name, allow_unverified)
     if not entries:
         raise BundleError(f"{bundle} has nothing to serve: {'; '.join(left_out)}")
-    out = out.resolve()
     if out.is_relative_to(bundle.resolve()):
         raise UserError(f"{out} is inside the bundle: choose another place")
     _check_replaceable(out)
-    with folder_aside(out) as aside:
+    with folder_written_whole(out) as aside:
         for entry in entries:
             config = _config(entry, manifest, instances, max_queue_delay)
             _write_entry(aside / entry.name, entry, config, bundle)
@@ -117,7 +127,7 @@ def _check_arguments(name: str, instances: int, max_queue_delay: int) -> None:
 def _entries(
     manifest: Manifest, name: str, allow_unverified: bool
 ) -> tuple[list[_Entry], list[str]]:
-    """What is served, and for each engine that is not, why."""
+    """The entries, and for each engine that is in none of them, why."""
     entries: dict[_Kind, _Entry] = {}
     left_out = []
     # As `runtime.load` prefers them: 16-bit engines before float32.
@@ -138,7 +148,7 @@ def _objection(engine: Engine, allow_unverified: bool) -> str | None:
     if engine.plan is not None and engine.plan.stripped:
         return "it is without its weights, and the server does not put them back"
     if _served_batch(engine) < 1:
-        return "no profile of it admits one image, which the server may send"
+        return "none of its profiles allows a batch of 1, which the server may send"
     if not (engine.proven or allow_unverified):
         how = "failed its proof" if engine.refuted else f"is {engine.evidence} and not proven"
         return f"it {how}: run `drx verify`, or pass allow_unverified=True (--allow-unverified)"
@@ -146,14 +156,14 @@ def _objection(engine: Engine, allow_unverified: bool) -> str | None:
 
 
 def _claim(engine: Engine, served: dict[str, Engine]) -> str | None:
-    """Enter an engine for each of its compute capabilities that is free, if it may be."""
+    """Serve an engine for each of its compute capabilities that is free; returns why it cannot."""
     free = [capability for capability in _capabilities(engine) if capability not in served]
     if not free:
         return "a preferred one is served in its place"
     # An entry has one list of profiles for all its plans.
     first = next(iter(served.values()), engine)
     if engine.plan and first.plan and engine.plan.profiles != first.plan.profiles:
-        return f"its profiles are not those of {first.file}: build both with the same --batch"
+        return f"its profiles differ from those of {first.file}: build both with the same --batch"
     served.update(dict.fromkeys(free, engine))
     return None
 
@@ -170,49 +180,56 @@ def _served_batch(engine: Engine) -> int:
     sizes: Iterator[int] = iter(range(1, engine.certified_batch + 1))
     if engine.plan is not None:
         profiles = engine.plan.profiles
-        sizes = takewhile(lambda size: any(p.admits(size) for p in profiles), sizes)
+        sizes = takewhile(lambda size: any(p.includes(size) for p in profiles), sizes)
     return sum(1 for _ in sizes)
 
 
-def _config(
-    entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int
-) -> dict[str, Any]:
-    """The entry's ModelConfig: fields of the server's model_config.proto, in its names."""
-    pixels = {
-        "data_type": _Word("TYPE_UINT8"),
-        "dims": [3, manifest.preprocessing.crop, manifest.preprocessing.crop],
-    }
-    config: dict[str, Any] = {
-        "name": entry.name,
-        "backend": entry.kind.backend,
-        "max_batch_size": entry.batch,
-        "input": [{"name": "pixels", **pixels}],
-        "output": [_output(name, manifest) for name in manifest.outputs],
-        "instance_group": [{"count": instances, "kind": entry.kind.device}],
-        "dynamic_batching": {"max_queue_delay_microseconds": max_queue_delay},
-        "version_policy": {"specific": {"versions": [int(_VERSION)]}},
-        "model_warmup": [_warmup(size, pixels) for size in sorted({1, entry.batch})],
-    }
-    if entry.kind.backend == "tensorrt":
-        _add_plans(config, entry)
-    elif entry.kind.device == "KIND_GPU":
-        parameters = [{"key": key, "value": value} for key, value in CUDA_OPTIONS.items()]
-        accelerator = {"name": "cuda", "parameters": parameters}
-        config["optimization"] = {
-            "execution_accelerators": {"gpu_execution_accelerator": [accelerator]}
-        }
-    return config
+def _config(entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int) -> str:
+    """The entry's ModelConfig, in the text format of the server's model_config.proto."""
+    crop = manifest.preprocessing.crop
+    pixels = f"data_type: TYPE_UINT8 dims: [3, {crop}, {crop}]"
+    group, batching = f"count: {instances} kind: {entry.kind.device}", ""
+    if len(profiles := entry.profiles) > 1:
+        # The server uses only the first unless all are named; then it forms batches for each.
+        group += f" profile: {json.dumps([str(i) for i in range(len(profiles))])}"
+        preferred = {entry.batch, *(p.opt for p in profiles if p.opt <= entry.batch)}
+        batching = f" preferred_batch_size: {sorted(preferred)}"
+    lines = [
+        f'name: "{entry.name}"',
+        f'backend: "{entry.kind.backend}"',
+        f"max_batch_size: {entry.batch}",
+        f'input {{ name: "pixels" {pixels} }}',
+        *(
+            f'output {{ name: "{name}" data_type: TYPE_FP32 {_dims(name, manifest)} }}'
+            for name in manifest.outputs
+        ),
+        f"instance_group {{ {group} }}",
+        f"dynamic_batching {{ max_queue_delay_microseconds: {max_queue_delay}{batching} }}",
+        f"version_policy {{ specific {{ versions: [{_VERSION}] }} }}",
+        *(
+            f'model_warmup {{ name: "batch {size}" batch_size: {size} '
+            f'inputs {{ key: "pixels" value {{ {pixels} random_data: true }} }} }}'
+            for size in sorted({1, entry.batch})
+        ),
+        *(_plan_files(entry) if entry.kind.backend == "tensorrt" else ()),
+    ]
+    if entry.kind == _KINDS["onnx-cuda"]:
+        options = " ".join(
+            f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in CUDA_OPTIONS.items()
+        )
+        cuda = f'gpu_execution_accelerator {{ name: "cuda" {options} }}'
+        lines.append(f"optimization {{ execution_accelerators {{ {cuda} }} }}")
+    return "\n".join(lines)
 
 
-def _output(name: str, manifest: Manifest) -> dict[str, Any]:
+def _dims(output: str, manifest: Manifest) -> str:
     experts = len(manifest.distortions)
-    output: dict[str, Any] = {"name": name, "data_type": _Word("TYPE_FP32")}
-    if name == "score":  # [B] in the graph; the server knows no output of no dimensions
-        return output | {"dims": [1], "reshape": {"shape": []}}
-    if name == "weights":
-        return output | {"dims": [experts]}
+    if output == "score":  # [B] in the graph; the server needs at least one dimension
+        return "dims: [1] reshape { shape: [] }"
+    if output == "weights":
+        return f"dims: [{experts}]"
     grid = manifest.preprocessing.crop // _patch_size(manifest)
-    return output | {"dims": [experts, grid, grid]}
+    return f"dims: [{experts}, {grid}, {grid}]"
 
 
 def _patch_size(manifest: Manifest) -> int:
@@ -224,39 +241,21 @@ def _patch_size(manifest: Manifest) -> int:
         ) from cause
 
 
-def _warmup(size: int, pixels: dict[str, Any]) -> dict[str, Any]:
-    sample = {"key": "pixels", "value": {**pixels, "random_data": True}}
-    return {"name": f"batch {size}", "batch_size": size, "inputs": [sample]}
+def _plan_files(entry: _Entry) -> Iterator[str]:
+    """Which plan each GPU gets; on another GPU the server finds no file rather than a wrong one."""
+    for capability, engine in sorted(entry.served.items()):
+        if capability:
+            yield f'cc_model_filenames {{ key: "{capability}" value: "{engine.file}" }}'
+        else:
+            yield f'default_model_filename: "{engine.file}"'
 
 
-def _add_plans(config: dict[str, Any], entry: _Entry) -> None:
-    # On another GPU the server finds no file: better that than a plan which is not for it.
-    config["cc_model_filenames"] = [
-        {"key": capability, "value": entry.served[capability].file}
-        for capability in sorted(entry.served)
-        if capability
-    ]
-    if "" in entry.served:
-        config["default_model_filename"] = entry.served[""].file
-    plan = entry.engines[0].plan
-    assert plan is not None
-    profiles = plan.profiles
-    if len(profiles) > 1:
-        # The server uses the first alone unless all are named, and forms batches for each.
-        config["instance_group"][0]["profile"] = [str(i) for i in range(len(profiles))]
-        preferred = {entry.batch, *(profile.opt for profile in profiles)}
-        config["dynamic_batching"]["preferred_batch_size"] = sorted(
-            size for size in preferred if size <= entry.batch
-        )
-
-
-def _write_entry(folder: Path, entry: _Entry, config: dict[str, Any], bundle: Path) -> None:
+def _write_entry(folder: Path, entry: _Entry, config: str, bundle: Path) -> None:
     (folder / _VERSION).mkdir(parents=True)
     for engine in entry.engines:
         _copy(bundle / engine.file, folder / _VERSION / _served_file(entry, engine), engine)
-    comments = [f"# {line}" for line in (_MARK, *map(_evidence, entry.engines))]
-    lines = [*comments, *_pbtxt(config), ""]
-    (folder / _CONFIG).write_text("\n".join(lines), encoding="utf-8")
+    comments = [f"# {line}\n" for line in (_MARK, *map(_evidence, entry.engines))]
+    (folder / _CONFIG).write_text("".join(comments) + config + "\n", encoding="utf-8")
 
 
 def _served_file(entry: _Entry, engine: Engine) -> str:
@@ -267,7 +266,7 @@ def _copy(source: Path, target: Path, engine: Engine) -> None:
     if not source.is_file():
         raise BundleError(f"{str(source)!r} is missing: restore it, or make the bundle again")
     shutil.copyfile(source, target)
-    # Of the copy, so that what was checked is what is served.
+    # The copy is checked, since that is what is served.
     if sha256_of(target) != engine.sha256:
         raise BundleError(
             f"{str(source)!r} is not the file that was verified: its SHA-256 differs from the "
@@ -280,27 +279,8 @@ def _evidence(engine: Engine) -> str:
     return f"{engine.file}: {engine.backend}, {engine.precision}, {engine.evidence}, {proof}"
 
 
-def _pbtxt(message: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A protocol buffer's text format, by line. A list of dictionaries is a repeated message."""
-    for name, value in message.items():
-        repeated = isinstance(value, list) and value and isinstance(value[0], dict)
-        for item in value if repeated else [value]:
-            if isinstance(item, dict):
-                yield f"{indent}{name} {{"
-                yield from _pbtxt(item, indent + "  ")
-                yield f"{indent}}}"
-            else:
-                yield f"{indent}{name}: {_scalar(item)}"
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_scalar(item) for item in value)}]"
-    return value if isinstance(value, _Word) else json.dumps(value)
-
-
 def _check_replaceable(out: Path) -> None:
-    """Only nothing, an empty folder, or a repository of ours and nothing else may be replaced."""
+    """Raises UserError unless there is nothing, an empty folder, or only a repository of ours."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not all(_is_ours(path) for path in out.iterdir()):
@@ -318,7 +298,7 @@ _README_TEXT = """\
 # DR.Experts for Triton Inference Server
 
 {mark} Write it again when the bundle changes. The configurations
-agree with the server's schema; they were not executed with its TensorRT or ONNX Runtime backend.
+follow the server's schema; they have not been executed with its TensorRT or ONNX Runtime backend.
 
 {models}
 
@@ -331,8 +311,8 @@ Start the server:
 ## What to send
 
 `pixels` are crops, uint8 [n, 3, {crop}, {crop}], RGB, as `drexperts.runtime.preprocess` cuts them.
-An image's score is the mean of its crops' `score`, {low} to {high}, {better} is better; `weights`
-are, in this order: {distortions}.
+An image's score is the mean of its crops' `score`, from {low} to {high}; {better} is better.
+`weights` are in this order: {distortions}.
 
 ```python
 import numpy as np
@@ -382,7 +362,7 @@ def _readme(entries: list[_Entry], left_out: list[str], manifest: Manifest) -> s
 
 
 def _needs(entries: list[_Entry]) -> str:
-    """What the server must have in it, by engine."""
+    """What the server needs to run each engine."""
     lines = []
     for entry in entries:
         if entry.kind.backend == "onnxruntime":
@@ -394,5 +374,5 @@ def _needs(entries: list[_Entry]) -> str:
                 needed = f"TensorRT {engine.plan.version}{later} and compute capability {gpus}"
                 lines.append(f"- {engine.file} needs {needed}.")
     if any(engine.plan for entry in entries for engine in entry.engines):
-        lines.append("- A plan can run code of its maker: serve those of makers you trust alone.")
+        lines.append("- A plan can run its maker's code: serve only plans from makers you trust.")
     return "\n".join(lines)

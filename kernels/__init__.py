@@ -1,4 +1,4 @@
-"""The operations DR.Experts is named for, one file an operation."""
+"""The attention operations of DR.Experts, one file per operation."""
 
 from drexperts.kernels.differential_attention import differential_attention
 from drexperts.kernels.differential_pooling import differential_pooling

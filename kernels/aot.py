@@ -1,7 +1,7 @@
 """Compile the Triton kernels without a GPU, and check what they would use of one.
 
-Ahead of time nothing warns of a kernel that no GPU could launch: too much shared memory is not
-looked at before the launch, and too much tensor memory becomes a `trap`. `check` looks.
+Ahead of time Triton does not report a kernel that no GPU could launch: it checks shared memory only
+at the launch, and turns too much tensor memory into a `trap`. `check` finds both.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from drexperts.kernels.backends import interpreted
 from drexperts.kernels.launch import ARCHITECTURES, Specialisation
 from drexperts.runtime.errors import ArgumentError, BackendError, InternalError
 
-# What one block may have. Source: CUDA C++ Programming Guide, "Compute Capabilities".
+# Limits per block. Source: CUDA C++ Programming Guide, "Compute Capabilities".
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 TENSOR_MEMORY_COLUMNS = 512
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says of a kernel: registers a thread, and bytes a thread spills to memory."""
+    """What ptxas reports for a kernel: registers and bytes spilled to memory, per thread."""
 
     registers: int
     spill_stores: int
@@ -37,12 +37,12 @@ class Compiled:
     """A kernel's code for one architecture, and what a launch of it needs.
 
     Attributes:
-        name: of the specialisation; `symbol` is the kernel's in `ptx` and `cubin`.
-        target: what ptxas made the cubin for, `sm_90a`.
-        warps: in a block.
-        shared: bytes of shared memory of a block.
-        tensor_memory: columns of tensor memory of a block (sm_100; 0 elsewhere).
-        scratch: bytes of global memory that a launcher has to lend.
+        name: the specialisation's name; `symbol` is the kernel's name in `ptx` and `cubin`.
+        target: the cubin's architecture, such as `sm_90a`.
+        warps: warps per block.
+        shared: bytes of shared memory per block.
+        tensor_memory: columns of tensor memory per block (sm_100; 0 elsewhere).
+        scratch: bytes of global memory that the launcher must provide.
     """
 
     name: str
@@ -58,17 +58,17 @@ class Compiled:
 
 
 def compile_specialisation(spec: Specialisation, arch: int, **options: Any) -> Compiled:
-    """The code of a kernel for an architecture; `options` go over those of its launch.
+    """The code of a kernel for an architecture. `options` override those of its launch.
 
-    Triton's cache is neither read, because what is there comes without ptxas' report, nor filled.
+    Triton's cache is neither read nor filled, because it does not keep ptxas' report.
 
     Raises:
-        ArgumentError: an architecture that the kernels are not made for.
-        BackendError: without Triton's compiler.
+        ArgumentError: the kernels do not support the architecture.
+        BackendError: Triton's compiler is not available.
         InternalError: the specialisation's arguments are not the kernel's.
     """
     if arch not in ARCHITECTURES:
-        raise ArgumentError(f"arch: {arch} is none of {', '.join(map(str, ARCHITECTURES))}")
+        raise ArgumentError(f"arch: {arch} is not one of {', '.join(map(str, ARCHITECTURES))}")
     need_compiler()
     import triton
     from triton import knobs
@@ -101,32 +101,30 @@ def compile_specialisation(spec: Specialisation, arch: int, **options: Any) -> C
 
 
 def check(compiled: Compiled, arch: int) -> None:
-    """Raises InternalError, with the kernel, the architecture and the limit, for what cannot run.
+    """Raise InternalError for a kernel that cannot run, naming kernel, architecture and limit.
 
-    A kernel has to fit a block's shared and tensor memory, to have no `trap`, and to need no
-    scratch memory, which a CUDA graph or a TensorRT plugin could not lend it.
+    A kernel must fit a block's shared and tensor memory, have no `trap`, and need no scratch
+    memory, which a CUDA graph or a TensorRT plugin could not provide.
     """
     shared, columns = SHARED_KIB[arch] * 1024, TENSOR_MEMORY_COLUMNS
-    violations = {
-        f"{compiled.shared} bytes of shared memory, the limit is {shared}": (
-            compiled.shared > shared
-        ),
-        f"{compiled.tensor_memory} columns of tensor memory, the limit is {columns}": (
-            compiled.tensor_memory > columns
-        ),
-        "a trap instruction": re.search(r"\btrap\s*;", compiled.ptx) is not None,
-        f"{compiled.scratch} bytes of scratch memory, none is lent": compiled.scratch > 0,
-    }
-    found = [text for text, violated in violations.items() if violated]
+    found = []
+    if compiled.shared > shared:
+        found.append(f"{compiled.shared} bytes of shared memory, the limit is {shared}")
+    if compiled.tensor_memory > columns:
+        found.append(f"{compiled.tensor_memory} columns of tensor memory, the limit is {columns}")
+    if re.search(r"\btrap\s*;", compiled.ptx):
+        found.append("a trap instruction")
+    if compiled.scratch > 0:
+        found.append(f"{compiled.scratch} bytes of scratch memory, the limit is 0")
     if found:
         raise InternalError(f"{compiled.name} for sm_{arch} has {'; '.join(found)}")
 
 
 def assembled(ptx: str, arch: int) -> Resources:
-    """What the ptxas that Triton uses for the architecture says of the PTX.
+    """What the ptxas that Triton uses for the architecture reports for the PTX.
 
     Raises:
-        InternalError: it refuses the PTX.
+        InternalError: ptxas rejects the PTX.
     """
     need_compiler()
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
@@ -135,11 +133,12 @@ def assembled(ptx: str, arch: int) -> Resources:
     command = [get_ptxas(arch).path, "-v", target, "/dev/stdin", "-o", os.devnull]
     done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InternalError(f"ptxas refuses the PTX for sm_{arch}: {done.stderr.strip()}")
+        raise InternalError(f"ptxas rejects the PTX for sm_{arch}: {done.stderr.strip()}")
     return _resources(done.stderr)
 
 
 def need_compiler() -> None:
+    """Raise BackendError if Triton's compiler is not available."""
     if interpreted():
         raise BackendError(
             "TRITON_INTERPRET replaces Triton's compiler by an interpreter: unset it"
@@ -166,10 +165,10 @@ def _source(spec: Specialisation) -> Any:
 
 
 def _resources(report: str) -> Resources:
-    """From what `ptxas -v` prints for one kernel; functions that it calls have spills, too."""
+    """Parse what `ptxas -v` prints for one kernel. Functions that it calls add their spills."""
     used = re.findall(r"Used (\d+) registers", report)
     if len(used) != 1:
-        raise InternalError(f"ptxas reported on {len(used)} kernels, one was expected")
+        raise InternalError(f"ptxas reported on {len(used)} kernels, expected 1")
     stores, loads = (
         sum(map(int, re.findall(rf"(\d+) bytes spill {way}", report)))
         for way in ("stores", "loads")

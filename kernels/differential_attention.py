@@ -30,40 +30,35 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def differential_attention(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float | None = None,
-    *,
-    backend: str | None = None,
-) -> Tensor:
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor,
+    scale: float | None = None, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
     """(softmax(s Q1 K1^T) - alpha softmax(s Q2 K2^T)) V, for all rows.
 
-    Leading dimensions (batch, experts, heads) are any number and broadcast; expanded tensors are
-    read in place. A Differential Transformer with H heads of two queries and keys d wide has
-    leading dimensions [B, H]; its values are 2d wide and are passed as two halves, since here all
-    five widths agree: the maps do not depend on the values. Its per-head lambda is alpha, [H].
+        out = differential_attention(q1, k1, q2, k2, v, torch.tensor(0.5))  # [..., N, d]
+
+    There may be any number of leading dimensions (batch, experts, heads), which broadcast. Expanded
+    tensors are read without a copy. In a Differential Transformer with H heads the leading
+    dimensions are [B, H] and its per-head lambda is alpha, [H]. Its values are 2d wide: call this
+    once for each half, because here all five widths are equal.
 
     Args:
         q1, q2: queries, [..., N, d].
         k1, k2: keys, [..., M, d].
         v: values, [..., M, d].
-        alpha: weight of the second attention: a tensor of one number, or one that broadcasts to
-            the leading dimensions. Any floating dtype.
-        scale: s; d**-0.5 if not given. Triton compiles its kernels anew for every value.
+        alpha: weight of the second attention, in any floating dtype. A tensor of one number, or one
+            that broadcasts to the leading dimensions.
+        scale: s (default: d**-0.5). The Triton kernels are compiled anew for every value.
         backend: `reference` (any d, float64 too), `sdpa` (two calls and a subtraction) or `triton`
-            (float16, bfloat16, float32; d a multiple of 64 up to 1024; differentiable once, in
-            reverse mode). By
-            default `triton` on a CUDA device and `reference` elsewhere.
+            (float16, bfloat16, float32; d a multiple of 64 up to 1024; first derivatives in reverse
+            mode). By default `triton` on a CUDA device and `reference` elsewhere.
 
     Returns:
-        O, [..., N, d], in the queries' dtype; empty where a dimension of the queries is zero.
+        O, [..., N, d], in the queries' dtype; empty if a dimension of the queries is zero.
 
     Raises:
-        ArgumentError: an argument does not fit the others or the backend; its name comes first.
+        ArgumentError: an argument does not fit the others or the backend. The message begins with
+            its name.
         BackendError: the backend cannot run here.
     """
     lead = _check(q1, k1, q2, k2, v, alpha)
@@ -81,10 +76,17 @@ def differential_attention(
 def differential_attention_reference(
     q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float
 ) -> Tensor:
-    """The definition; all leading dimensions equal, alpha [...]."""
+    """The definition, for equal leading dimensions and alpha [...]."""
+    return difference_of_softmaxes(q1, k1, q2, k2, alpha, scale) @ v
+
+
+def difference_of_softmaxes(
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, alpha: Tensor, scale: float
+) -> Tensor:
+    """The maps P1 - alpha P2, [..., N, M], in plain PyTorch; alpha is [...]."""
     first = torch.softmax(q1 @ k1.mT * scale, dim=-1)
     second = torch.softmax(q2 @ k2.mT * scale, dim=-1)
-    return (first - alpha.to(q1.dtype)[..., None, None] * second) @ v
+    return first - alpha.to(q1.dtype)[..., None, None] * second
 
 
 def _sdpa(
@@ -111,16 +113,10 @@ def _triton(
 
 @torch.library.custom_op("drexperts::differential_attention", mutates_args=())
 def _forward(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float,
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
-) -> Results:
-    """O and what the backward needs: O2 and both log-sum-exps, or three empty tensors."""
+) -> Results:  # fmt: skip
+    """O, then O2 and both log-sum-exps for the backward, which are empty unless `training`."""
     from drexperts.kernels import differential_attention_triton
 
     out, *saved = differential_attention_triton.forward(q1, k1, q2, k2, v, alpha, scale, training)
@@ -130,15 +126,9 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float,
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
-) -> Results:
+) -> Results:  # fmt: skip
     matrix, rows = (q1.shape, q1.shape[:-1]) if training else ((0,), (0,))
     statistics = alpha.new_empty(rows), alpha.new_empty(rows)
     return q1.new_empty(q1.shape), alpha.new_empty(matrix), *statistics
@@ -146,19 +136,9 @@ def _(
 
 @torch.library.custom_op("drexperts::differential_attention_backward", mutates_args=())
 def _backward(
-    gradient: Tensor,
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    out: Tensor,
-    out2: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> Gradients:
+    gradient: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor,
+    out: Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
+) -> Gradients:  # fmt: skip
     """Gradients of q1, k1, q2, k2, v and alpha, contiguous."""
     from drexperts.kernels import differential_attention_triton
 
@@ -169,19 +149,9 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    gradient: Tensor,
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    out: Tensor,
-    out2: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> Gradients:
+    gradient: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor,
+    out: Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
+) -> Gradients:  # fmt: skip
     a, b, c, d, e, f = (t.new_empty(t.shape) for t in (q1, k1, q2, k2, v, alpha))
     return a, b, c, d, e, f
 
@@ -190,7 +160,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     *tensors, ctx.scale, _ = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # as large as the output, for what has no gradient
+    ctx.set_materialize_grads(False)  # a missing gradient would be zeros as large as the output
 
 
 def _differentiate(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -219,7 +189,7 @@ def _check(
     if q1.shape[-1] == 0:
         raise ArgumentError("q1: has no columns; give a d of one or more")
     if k1.shape[-2] == 0:
-        raise ArgumentError("k1: has no rows, and no softmax is over nothing; give one key or more")
+        raise ArgumentError("k1: has no rows; a softmax needs one key or more")
     lead: tuple[int, ...] = ()
     for name, matrix in matrices.items():
         lead = _broadcast(name, matrix, lead)

@@ -1,13 +1,13 @@
 """Triton kernels of differential attention; the formulas are in differential_attention.py.
 
-A program owns a tile of rows of one head and reads the head dimension in chunks, because a
-power-of-two block would pad 384 to 512. Statistics and sums are float32; a log-sum-exp is kept to
-base 2, log2(sum_j 2^(s log2(e) S_ij)), for the hardware's exp2. Strides are passed in units of
-`UNIT` elements: the compiler then knows that rows are aligned, whatever the shape.
+A program computes a tile of rows of one head and reads the head dimension in chunks, because a
+power-of-two block would pad 384 to 512. Statistics and sums are float32. A log-sum-exp has base 2,
+log2(sum_j 2^(s log2(e) S_ij)), for the hardware's exp2. Strides are passed in units of `UNIT`
+elements, so that the compiler knows rows to be aligned for every shape.
 
 The gradients of queries, keys and values are separate programs with one accumulator each, so that
-a tile of 64 rows fits the registers at d = 384; nothing is added by two programs, and two runs
-agree to the bit. Beyond 256 keys the forward parks O2 in float32 memory of O's shape.
+a tile of 64 rows fits the registers at d = 384. No two programs add to the same number, so two runs
+agree to the bit. Beyond 256 keys the forward stores O2 in float32 memory of O's shape.
 """
 
 import itertools
@@ -30,7 +30,7 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 @triton.jit
 def _place(length, heads, BLOCK: tl.constexpr):
-    """This program's rows, its batch entry and head, and the two in one number."""
+    """This program's rows, its batch entry, its head, and the index of the pair."""
     tiles = tl.cdiv(length, BLOCK)
     matrix = (tl.program_id(0) // tiles).to(tl.int64)
     rows = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -56,25 +56,14 @@ def _at(matrix, rows, chunk, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
 
 @triton.jit
 def _products(
-    a,
-    a_row,
-    rows,
-    n,
-    b,
-    b_row,
-    columns,
-    m,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
+    a, a_row, rows, n, b, b_row, columns, m,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    MASKED: tl.constexpr, UNROLLED: tl.constexpr,
+):  # fmt: skip
     """A B^T for a tile of rows of each, [ROWS, COLUMNS] float32.
 
-    As a loop it holds two chunks at a time. Unrolled, the compiler keeps all of them in shared
-    memory and fetches those of the next tile meanwhile.
+    The loop holds two chunks at a time. Unrolled, the compiler keeps all chunks in shared memory
+    and prefetches those of the next tile.
     """
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
     if UNROLLED:
@@ -92,19 +81,10 @@ def _products(
 
 @triton.jit
 def _softmax(
-    q,
-    q_row,
-    k,
-    k_row,
-    rows,
-    n,
-    m,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
+    q, q_row, k, k_row, rows, n, m,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-):
+):  # fmt: skip
     """The exact softmax over all keys of a tile of rows, [QUERIES, KEYS], and its log-sum-exp."""
     keys = tl.arange(0, KEYS)
     scores = _products(
@@ -123,42 +103,12 @@ _STRIDES = [f"{name}_{axis}" for name in ("q1", "k1", "q2", "k2", "v") for axis 
 
 @triton.jit(do_not_specialize=_SHAPE + _STRIDES)
 def short_forward(
-    q1,
-    k1,
-    q2,
-    k2,
-    v,
-    alpha,
-    out,
-    out2,
-    lse1,
-    lse2,
-    q1_b,
-    q1_h,
-    q1_r,
-    k1_b,
-    k1_h,
-    k1_r,
-    q2_b,
-    q2_h,
-    q2_r,
-    k2_b,
-    k2_h,
-    k2_r,
-    v_b,
-    v_h,
-    v_r,
-    n,
-    m,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    TRAINING: tl.constexpr,
-):
-    """O = (P1 - alpha P2) V with all keys in one tile; O2 = P2 V only where training needs it."""
+    q1, k1, q2, k2, v, alpha, out, out2, lse1, lse2, q1_b, q1_h, q1_r, k1_b, k1_h, k1_r, q2_b, q2_h,
+    q2_r, k2_b, k2_h, k2_r, v_b, v_h, v_r, n, m, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, TRAINING: tl.constexpr,
+):  # fmt: skip
+    """O = (P1 - alpha P2) V with all keys in one tile, and O2 = P2 V if TRAINING."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     q1 += (b * q1_b + h * q1_h) * UNIT
     k1 += (b * k1_b + h * k1_h) * UNIT
@@ -186,18 +136,10 @@ def short_forward(
 
 @triton.jit
 def _first_key(
-    q,
-    q_row,
-    k,
-    v,
-    rows,
-    n,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-):
-    """Logits against one key, to base 2, and its value for every row."""
+    q, q_row, k, v, rows, n,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    """Base-2 logits against one key, and its value repeated for every row."""
     scores = tl.zeros((QUERIES,), tl.float32)
     blocks = ()
     for chunk in tl.static_range(WIDTH // CHUNK):
@@ -212,25 +154,12 @@ def _first_key(
 
 @triton.jit
 def _attend(
-    q,
-    q_row,
-    k,
-    k_row,
-    v,
-    v_row,
-    rows,
-    n,
-    m,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
+    q, q_row, k, k_row, v, v_row, rows, n, m,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, MASKED: tl.constexpr, UNROLLED: tl.constexpr,
+):  # fmt: skip
     """One branch by the online softmax: blocks [QUERIES, CHUNK] of P V, and the log-sum-exp."""
-    # The first token opens the softmax alone: of 1 + 24^2 tokens whole tiles remain.
+    # The first token starts the softmax alone, so that whole tiles remain of 1 + 24^2 tokens.
     peak, blocks = _first_key(q, q_row, k, v, rows, n, SCALE, WIDTH, CHUNK, QUERIES)
     total = tl.full((QUERIES,), 1.0, tl.float32)
     for start in range(1, m, KEYS):
@@ -258,43 +187,12 @@ def _attend(
 
 @triton.jit(do_not_specialize=_SHAPE + _STRIDES)
 def sequential_forward(
-    q1,
-    k1,
-    q2,
-    k2,
-    v,
-    alpha,
-    out,
-    out2,
-    lse1,
-    lse2,
-    q1_b,
-    q1_h,
-    q1_r,
-    k1_b,
-    k1_h,
-    k1_r,
-    q2_b,
-    q2_h,
-    q2_r,
-    k2_b,
-    k2_h,
-    k2_r,
-    v_b,
-    v_h,
-    v_r,
-    n,
-    m,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    MASKED: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
-    """O2 = P2 V, parked in memory, then O = P1 V - alpha O2: one accumulator at a time."""
+    q1, k1, q2, k2, v, alpha, out, out2, lse1, lse2, q1_b, q1_h, q1_r, k1_b, k1_h, k1_r, q2_b, q2_h,
+    q2_r, k2_b, k2_h, k2_r, v_b, v_h, v_r, n, m, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, MASKED: tl.constexpr, UNROLLED: tl.constexpr,
+):  # fmt: skip
+    """O2 = P2 V, stored in memory, then O = P1 V - alpha O2: one accumulator at a time."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     q1 += (b * q1_b + h * q1_h) * UNIT
     k1 += (b * k1_b + h * k1_h) * UNIT
@@ -305,48 +203,20 @@ def sequential_forward(
     out2 += matrix * n * WIDTH
     inside = rows < n
     blocks, inverse, statistic = _attend(
-        q2,
-        q2_r,
-        k2,
-        k2_r,
-        v,
-        v_r,
-        rows,
-        n,
-        m,
-        SCALE,
-        WIDTH,
-        CHUNK,
-        QUERIES,
-        KEYS,
-        MASKED,
+        q2, q2_r, k2, k2_r, v, v_r, rows, n, m, SCALE, WIDTH, CHUNK, QUERIES, KEYS, MASKED,
         UNROLLED,
-    )
+    )  # fmt: skip
     tl.store(lse2 + matrix * n + rows, statistic, mask=inside)
     for chunk in tl.static_range(WIDTH // CHUNK):
         block = blocks[chunk] * inverse[:, None]
         tl.store(_at(out2, rows, chunk, WIDTH, CHUNK), block, mask=inside[:, None])
     blocks, inverse, statistic = _attend(
-        q1,
-        q1_r,
-        k1,
-        k1_r,
-        v,
-        v_r,
-        rows,
-        n,
-        m,
-        SCALE,
-        WIDTH,
-        CHUNK,
-        QUERIES,
-        KEYS,
-        MASKED,
+        q1, q1_r, k1, k1_r, v, v_r, rows, n, m, SCALE, WIDTH, CHUNK, QUERIES, KEYS, MASKED,
         UNROLLED,
-    )
+    )  # fmt: skip
     tl.store(lse1 + matrix * n + rows, statistic, mask=inside)
     weight = tl.load(alpha + matrix)
-    tl.debug_barrier()  # another thread may have parked what this one reads
+    tl.debug_barrier()  # other threads stored what this one reads
     for chunk in tl.static_range(WIDTH // CHUNK):
         parked = tl.load(_at(out2, rows, chunk, WIDTH, CHUNK), mask=inside[:, None], other=0.0)
         block = blocks[chunk] * inverse[:, None] - weight * parked
@@ -356,21 +226,9 @@ def sequential_forward(
 
 @triton.jit(do_not_specialize=["n", "heads", "g_b", "g_h", "g_r"])
 def row_gradient(
-    g,
-    out,
-    out2,
-    alpha,
-    delta1,
-    delta2,
-    g_b,
-    g_h,
-    g_r,
-    n,
-    heads,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
-):
+    g, out, out2, alpha, delta1, delta2, g_b, g_h, g_r, n, heads,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
     """delta2 = rowsum(G * O2) and delta1 = rowsum(G * O1), from O1 = O + alpha O2."""
     rows, b, h, matrix = _place(n, heads, QUERIES)
     g += (b * g_b + h * g_h) * UNIT
@@ -395,40 +253,15 @@ _PAIRS = [f"{name}_{axis}" for name in ("sr", "sc", "pr", "pc") for axis in ("b"
 
 @triton.jit(do_not_specialize=["rows_length", "columns_length", "heads", *_PAIRS])
 def logit_gradient(
-    sr,
-    sc,
-    pr,
-    pc,
-    weight,
-    lse,
-    delta,
-    gradient,
-    sr_b,
-    sr_h,
-    sr_r,
-    sc_b,
-    sc_h,
-    sc_r,
-    pr_b,
-    pr_h,
-    pr_r,
-    pc_b,
-    pc_h,
-    pc_r,
-    rows_length,
-    columns_length,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OF_KEYS: tl.constexpr,
-):
-    """Gradient of one branch's queries, or with OF_KEYS of its keys: s w (P * (dP - delta)) sc.
+    sr, sc, pr, pc, weight, lse, delta, gradient, sr_b, sr_h, sr_r, sc_b, sc_h, sc_r, pr_b, pr_h,
+    pr_r, pc_b, pc_h, pc_r, rows_length, columns_length, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, OF_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one branch's queries, or of its keys if OF_KEYS: s w (P * (dP - delta)) sc.
 
-    S = sr sc^T and dP = pr pc^T. For queries the rows are (Q, G) and the columns (K, V); for keys
-    they change places, everything is transposed and the statistics belong to the columns.
+    S = sr sc^T and dP = pr pc^T. For queries the rows are (Q, G) and the columns (K, V). For keys
+    they change places, everything is transposed, and the statistics belong to the columns.
     """
     rows, b, h, matrix = _place(rows_length, heads, ROWS)
     sr += (b * sr_b + h * sr_h) * UNIT
@@ -445,37 +278,13 @@ def logit_gradient(
     for start in range(0, columns_length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         scores = _products(
-            sr,
-            sr_r,
-            rows,
-            rows_length,
-            sc,
-            sc_r,
-            columns,
-            columns_length,
-            WIDTH,
-            CHUNK,
-            ROWS,
-            COLUMNS,
-            True,
-            False,
-        )
+            sr, sr_r, rows, rows_length, sc, sc_r, columns, columns_length, WIDTH, CHUNK, ROWS,
+            COLUMNS, True, False,
+        )  # fmt: skip
         slopes = _products(
-            pr,
-            pr_r,
-            rows,
-            rows_length,
-            pc,
-            pc_r,
-            columns,
-            columns_length,
-            WIDTH,
-            CHUNK,
-            ROWS,
-            COLUMNS,
-            True,
-            False,
-        )
+            pr, pr_r, rows, rows_length, pc, pc_r, columns, columns_length, WIDTH, CHUNK, ROWS,
+            COLUMNS, True, False,
+        )  # fmt: skip
         scores *= SCALE * LOG2E
         known = columns < columns_length
         if OF_KEYS:
@@ -485,7 +294,7 @@ def logit_gradient(
         else:
             probability = tl.exp2(scores - row_lse[:, None])
             slopes -= row_delta[:, None]
-        # A missing column has S = 0, whose power of two may overflow: infinity times zero.
+        # A column beyond the last has S = 0, whose power of two may overflow: infinity times zero.
         slopes = tl.where(known[None, :], probability * slopes, 0.0).to(sc.dtype.element_ty)
         updated = ()
         for chunk in tl.static_range(WIDTH // CHUNK):
@@ -506,39 +315,11 @@ _VALUE_STRIDES = [
 
 @triton.jit(do_not_specialize=_SHAPE + _VALUE_STRIDES)
 def value_gradient(
-    q1,
-    k1,
-    q2,
-    k2,
-    g,
-    alpha,
-    lse1,
-    lse2,
-    gradient,
-    q1_b,
-    q1_h,
-    q1_r,
-    k1_b,
-    k1_h,
-    k1_r,
-    q2_b,
-    q2_h,
-    q2_r,
-    k2_b,
-    k2_h,
-    k2_r,
-    g_b,
-    g_h,
-    g_r,
-    n,
-    m,
-    heads,
-    SCALE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    QUERIES: tl.constexpr,
+    q1, k1, q2, k2, g, alpha, lse1, lse2, gradient, q1_b, q1_h, q1_r, k1_b, k1_h, k1_r, q2_b, q2_h,
+    q2_r, k2_b, k2_h, k2_r, g_b, g_h, g_r, n, m, heads,
+    SCALE: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-):
+):  # fmt: skip
     """dV = (P1 - alpha P2)^T G for a tile of keys."""
     keys, b, h, matrix = _place(m, heads, KEYS)
     q1 += (b * q1_b + h * q1_h) * UNIT
@@ -553,7 +334,7 @@ def value_gradient(
     for start in range(0, n, QUERIES):
         queries = start + tl.arange(0, QUERIES)
         place, known = matrix * n + queries, queries < n
-        # An infinite log-sum-exp makes a missing query's probability zero.
+        # An infinite log-sum-exp gives queries beyond the last the probability zero.
         first = tl.load(lse1 + place, mask=known, other=float("inf"))
         second = tl.load(lse2 + place, mask=known, other=float("inf"))
         scores = _products(
@@ -576,9 +357,9 @@ def value_gradient(
         tl.store(_at(gradient, keys, chunk, WIDTH, CHUNK), block, mask=(keys < m)[:, None])
 
 
-# Tensors of statistics, and the parking place; all others have the query's dtype.
+# Tensors in float32; all others have the query's dtype.
 FLOAT32 = ("alpha", "weight", "out2", "lse", "lse1", "lse2", "delta", "delta1", "delta2")
-# The forms that are compiled: the constants that a call chooses, by the form's name.
+# The compiled forms by name: the constants that a call chooses.
 FORMS: Mapping[Any, Mapping[str, Mapping[str, bool]]] = {
     short_forward: {"inference": {"TRAINING": False}, "training": {"TRAINING": True}},
     sequential_forward: {"whole": {"MASKED": False}, "ragged": {"MASKED": True}},
@@ -589,16 +370,10 @@ FORMS: Mapping[Any, Mapping[str, Mapping[str, bool]]] = {
 
 
 def forward(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    scale: float,
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, scale: float,
     training: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O in the query's dtype; O2 and both log-sum-exps in float32, whole only if `training`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """O in the query's dtype; O2 and both log-sum-exps in float32, complete only if `training`."""
     n, m = q1.shape[-2], k1.shape[-2]
     short = m <= SHORT
     kernel = short_forward if short else sequential_forward
@@ -614,20 +389,10 @@ def forward(
 
 
 def backward(
-    g: Tensor,
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    out: Tensor,
-    out2: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q1, k1, q2, k2, v and, in float32, of alpha."""
+    g: Tensor, q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, v: Tensor, alpha: Tensor, out:
+    Tensor, out2: Tensor, lse1: Tensor, lse2: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q1, k1, q2, k2, v, and of alpha in float32."""
     delta1, delta2 = _row_gradients(g, out, out2, alpha)
     first = torch.ones_like(alpha), lse1, delta1
     second = -alpha, lse2, delta2
@@ -642,7 +407,7 @@ def backward(
 
 
 def specialisations(arch: int) -> Iterator[Specialisation]:
-    """What runs at d**-0.5: every rule of the launch table at its width, and bfloat16 at 384."""
+    """Every rule of the launch table at its width and the scale d**-0.5, and bfloat16 at 384."""
     for dtype, itemsize, widths in (
         ("fp16", 2, (128, 384, 1024)),
         ("bf16", 2, (384,)),
@@ -673,16 +438,9 @@ def _row_gradients(g: Tensor, out: Tensor, out2: Tensor, alpha: Tensor) -> tuple
 
 
 def _logit_gradient(
-    sr: Tensor,
-    sc: Tensor,
-    pr: Tensor,
-    pc: Tensor,
-    weight: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    scale: float,
-    of_keys: bool,
-) -> Tensor:
+    sr: Tensor, sc: Tensor, pr: Tensor, pc: Tensor, weight: Tensor, lse: Tensor, delta: Tensor,
+    scale: float, of_keys: bool,
+) -> Tensor:  # fmt: skip
     gradient = sr.new_empty(sr.shape)
     launch, rows, columns = _launch_of(logit_gradient, sr), sr.shape[-2], sc.shape[-2]
     arguments = (*_arguments((sr, sc, pr, pc), (weight, lse, delta, gradient)), rows, columns)
@@ -692,16 +450,9 @@ def _logit_gradient(
 
 
 def _value_gradient(
-    q1: Tensor,
-    k1: Tensor,
-    q2: Tensor,
-    k2: Tensor,
-    g: Tensor,
-    alpha: Tensor,
-    lse1: Tensor,
-    lse2: Tensor,
-    scale: float,
-) -> Tensor:
+    q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, g: Tensor, alpha: Tensor, lse1: Tensor, lse2:
+    Tensor, scale: float,
+) -> Tensor:  # fmt: skip
     gradient = k1.new_empty(k1.shape)
     launch, n, m = _launch_of(value_gradient, k1), q1.shape[-2], k1.shape[-2]
     arguments = (*_arguments((q1, k1, q2, k2, g), (alpha, lse1, lse2, gradient)), n, m)
@@ -714,14 +465,14 @@ def _float32(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _arguments(matrices: Sequence[Tensor], others: Sequence[Tensor]) -> list[Any]:
-    """Tensors, then the strides of `matrices` by batch entry, head and row, in units."""
+    """All tensors, then the strides of `matrices` by batch entry, head and row in units."""
     views = [_aligned(matrix) for matrix in matrices]
     strides = [stride // UNIT.value for view in views for stride in view.stride()[:3]]
     return [*views, *others, *strides]
 
 
 def _aligned(matrix: Tensor) -> Tensor:
-    """The tensor as [batch, heads, rows, d], copied where the kernels could not address it."""
+    """The tensor as [batch, heads, rows, d], copied if the kernels could not address it."""
     view = _with_heads(matrix)
     *strides, last = view.stride()
     if last == 1 and view.data_ptr() % 16 == 0 and all(s % UNIT.value == 0 for s in strides):
@@ -742,7 +493,7 @@ def _launch_of(kernel: Any, example: Tensor) -> Launch:
 def _constants(
     kernel: Any, launch: Launch, width: int, scale: float, form: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """A kernel's compile-time arguments; the chunk is the largest that divides the width."""
+    """A kernel's compile-time arguments, with a chunk that divides the width."""
     chunk = math.gcd(width, launch.blocks["CHUNK"])
     given = {"SCALE": scale, "WIDTH": width, **launch.blocks, "CHUNK": chunk, **form}
     return {name: value for name, value in given.items() if name in kernel.arg_names}
@@ -752,12 +503,9 @@ def _signature(kernel: Any, dtype: str) -> dict[str, str]:
     """Types of the runtime arguments, in order."""
     types = {}
     for parameter in kernel.params:
-        if parameter.is_constexpr:
-            continue
-        if parameter.do_not_specialize:
-            types[parameter.name] = "i32"
-        else:
-            types[parameter.name] = "*fp32" if parameter.name in FLOAT32 else f"*{dtype}"
+        if not parameter.is_constexpr:
+            pointer = "*fp32" if parameter.name in FLOAT32 else f"*{dtype}"
+            types[parameter.name] = "i32" if parameter.do_not_specialize else pointer
     return types
 
 
@@ -770,7 +518,7 @@ def _run(
     scale: float,
     form: Mapping[str, bool],
 ) -> None:
-    """One program for each tile of `rows` (how many, and how many a tile) of each matrix."""
+    """Launch one program per tile of each matrix; `rows` is (number of rows, rows per tile)."""
     batch, heads, _, width = _with_heads(example).shape
     programs = batch * heads * triton.cdiv(*rows)
     constants = _constants(kernel, launch, width, scale, form)

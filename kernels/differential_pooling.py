@@ -10,10 +10,10 @@ l1 are the logits of the distortion branch, r_i the semantic query with the key 
 absorbed, r_i = s W_k^T (W_q y_0 + b_q), so that no key or value matrix is ever formed. A key bias
 adds the same number to every logit of a row and cancels in the softmax.
 
-The distortion branch has 49 or 50 tokens of its own; what the pooling reads of them is one logit
-for each of the N tokens, 2 to 5 % of the bytes of the tokens themselves.
+The distortion branch has 49 or 50 tokens of its own. The pooling reads only their logit for each of
+the N tokens, which is 2 to 5 % of the bytes of the tokens.
 
-Source: Eq. 2 of the DR.Experts paper, read at the one row that reaches the score.
+Source: Eq. 2 of the DR.Experts paper at the CLS row, the only one that reaches the score.
 """
 
 from collections.abc import Callable
@@ -30,27 +30,21 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 ARGUMENTS = ("tokens", "query", "distortion_logits", "alpha", "norm_weight", "norm_bias")
 
 BACKENDS = ("reference", "triton")
-# What the kernels hold at once.
+# Limits of what the kernels hold at once.
 WIDEST = 1024
 MOST_EXPERTS = 16
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def differential_pooling_reference(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = 1e-5,
-    iterated: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`differential_pooling` in plain PyTorch: computed in float32 at least, whatever autocast."""
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float = 1e-5, iterated: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`differential_pooling` in plain PyTorch, in float32 or float64 even under autocast."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     form = _iterated if iterated else _single
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
-    # The meta device has no autocast to switch off.
+    # The meta device has no autocast.
     device = "cpu" if query.is_meta else query.device.type
     with torch.autocast(device, enabled=False):
         pooled, maps = form(*_each(lambda x: x.to(dtype), given), eps)
@@ -58,14 +52,9 @@ def differential_pooling_reference(
 
 
 def _single(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, weight: Tensor,
+    bias: Tensor, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     normed = F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
     semantic = torch.softmax(query @ normed.mT, dim=-1)  # [B, E or 1, N]
     maps = torch.softmax(distortion_logits, dim=-1) - alpha[:, None] * semantic
@@ -73,14 +62,9 @@ def _single(
 
 
 def _iterated(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, weight: Tensor,
+    bias: Tensor, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     pooled, maps = [], []
     for i, logits in enumerate(distortion_logits.unbind(1)):
         tokens = F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
@@ -99,16 +83,9 @@ def _each(change: Callable[[Tensor], Tensor], given: Inputs) -> Inputs:
 
 @torch.library.custom_op("drexperts::differential_pooling", mutates_args=())
 def _forward(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    iterated: bool,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float, iterated: bool, return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     from drexperts.kernels import differential_pooling_triton as kernels
 
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
@@ -118,16 +95,9 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    iterated: bool,
-    return_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float, iterated: bool, return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (batch, n, width), experts = tokens.shape, distortion_logits.shape[1]
     state = tokens.new_empty((batch, experts, n), dtype=torch.float32)
     return (
@@ -141,20 +111,10 @@ def _(
 
 @torch.library.custom_op("drexperts::differential_pooling_backward", mutates_args=())
 def _backward(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    semantic: Tensor,
-    means: Tensor,
-    lse: Tensor,
-    grad_pooled: Tensor,
-    grad_maps: Tensor | None,
-    eps: float,
-    iterated: bool,
-) -> Inputs:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, semantic: Tensor, means: Tensor, lse: Tensor, grad_pooled: Tensor,
+    grad_maps: Tensor | None, eps: float, iterated: bool,
+) -> Inputs:  # fmt: skip
     from drexperts.kernels import differential_pooling_triton as kernels
 
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
@@ -166,14 +126,9 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    *_: Any,
-) -> Inputs:
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, *_: Any,
+) -> Inputs:  # fmt: skip
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
     return _each(lambda x: x.new_empty(x.shape), given)
 
@@ -201,53 +156,31 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 @overload
 def differential_pooling(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = ...,
-    iterated: bool = ...,
-    *,
-    return_maps: Literal[True] = ...,
-    backend: str | None = ...,
-) -> tuple[Tensor, Tensor]: ...
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float = ..., iterated: bool = ..., *,
+    return_maps: Literal[True] = ..., backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 @overload
 def differential_pooling(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = ...,
-    iterated: bool = ...,
-    *,
-    return_maps: Literal[False],
-    backend: str | None = ...,
-) -> tuple[Tensor, None]: ...
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float = ..., iterated: bool = ..., *,
+    return_maps: Literal[False], backend: str | None = ...,
+) -> tuple[Tensor, None]: ...  # fmt: skip
 
 
 def differential_pooling(
-    tokens: Tensor,
-    query: Tensor,
-    distortion_logits: Tensor,
-    alpha: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float = 1e-5,
-    iterated: bool = False,
-    *,
-    return_maps: bool = True,
+    tokens: Tensor, query: Tensor, distortion_logits: Tensor, alpha: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, eps: float = 1e-5, iterated: bool = False, *, return_maps: bool = True,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Pool the normalised tokens by the difference of two attentions, for every expert.
 
-    Inputs may be float16, bfloat16 or float32, each its own, and are computed in float32; float64
-    for all of them is the reference's alone. Batches of none are fine.
+        pooled, maps = differential_pooling(tokens, query, logits, alpha, norm.weight, norm.bias)
+
+    Each input may be float16, bfloat16 or float32; the computation is in float32. Only the
+    reference takes float64, for all inputs. The batch may be empty.
 
     Args:
         tokens: semantic tokens before their LayerNorm, [B, N, d].
@@ -255,20 +188,21 @@ def differential_pooling(
         distortion_logits: scaled logits of the distortion branch, [B, E, N].
         alpha: weight of the semantic attention, [E] or [1].
         norm_weight, norm_bias: gain and bias of the LayerNorm over d, [d].
-        eps: of the LayerNorm.
+        eps: epsilon of the LayerNorm.
         iterated: expert i sees LayerNorm applied i+1 times, as in the released code.
-        return_maps: whether to write the maps.
-        backend: `reference`, or `triton` (d up to 1024, 16 experts, differentiable once and in
-            reverse mode; tensors that are not contiguous are copied); None takes `triton` on a
-            CUDA device.
+        return_maps: whether to return the maps.
+        backend: `reference` or `triton` (d up to 1024, up to 16 experts, first derivatives in
+            reverse mode; tensors that are not contiguous are copied). By default `triton` on a CUDA
+            device and `reference` elsewhere.
 
     Returns:
-        The pooled tokens u [B, E, d] and the maps p [B, E, N], whose rows sum to 1 - alpha, or
-        None. Both in the query's dtype.
+        The pooled tokens u [B, E, d], and the maps p [B, E, N], whose rows sum to 1 - alpha, or
+        None. Both have the query's dtype.
 
     Raises:
-        ArgumentError: a shape, dtype or device does not fit; the message begins with its name.
-        BackendError: the backend asked for cannot run here.
+        ArgumentError: an argument's shape, dtype or device does not fit. The message begins with
+            its name.
+        BackendError: the backend cannot run here.
     """
     given = (tokens, query, distortion_logits, alpha, norm_weight, norm_bias)
     _check(*given, eps)
@@ -294,24 +228,19 @@ def _check_for_triton(width: int, experts: int) -> None:
 
 
 def _check(
-    tokens: Tensor,
-    query: Tensor,
-    logits: Tensor,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    tokens: Tensor, query: Tensor, logits: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor,
     eps: float,
-) -> None:
+) -> None:  # fmt: skip
     for name, tensor in zip(ARGUMENTS, (tokens, query, logits, alpha, weight, bias), strict=True):
         if not isinstance(tensor, Tensor):
-            raise ArgumentError(f"{name}: a tensor is needed, got {type(tensor).__name__}")
+            raise ArgumentError(f"{name}: must be a tensor, got {type(tensor).__name__}")
     if not eps > 0:
-        raise ArgumentError(f"eps: a positive number is needed, got {eps}")
+        raise ArgumentError(f"eps: must be positive, got {eps}")
     if tokens.dim() != 3 or 0 in tokens.shape[1:]:
-        raise ArgumentError(f"tokens: [B, N, d] with N and d of 1 at least, got {_of(tokens)}")
+        raise ArgumentError(f"tokens: must be [B, N, d] with N, d > 0, got {_of(tokens)}")
     batch, n, width = tokens.shape
     if logits.dim() != 3 or logits.shape[1] == 0:
-        raise ArgumentError(f"distortion_logits: [B, E, N], got {_of(logits)}")
+        raise ArgumentError(f"distortion_logits: must be [B, E, N], got {_of(logits)}")
     experts = logits.shape[1]
     expected: dict[str, tuple[Tensor, tuple[tuple[int, ...], ...]]] = {
         "query": (query, ((batch, experts, width), (batch, 1, width))),
@@ -324,11 +253,11 @@ def _check(
         if tuple(tensor.shape) not in shapes:
             wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise ArgumentError(
-                f"{name}: {wanted} beside tokens {_of(tokens)} of {experts} experts, "
+                f"{name}: must be {wanted} for tokens {_of(tokens)} and {experts} experts, "
                 f"got {_of(tensor)}"
             )
         if tensor.device != tokens.device:
-            raise ArgumentError(f"{name}: on {tensor.device}, but tokens are on {tokens.device}")
+            raise ArgumentError(f"{name}: is on {tensor.device}, but tokens on {tokens.device}")
     _check_dtypes({"tokens": tokens} | {name: tensor for name, (tensor, _) in expected.items()})
 
 
@@ -336,11 +265,11 @@ def _check_dtypes(given: dict[str, Tensor]) -> None:
     double = given["query"].dtype == torch.float64
     for name, tensor in given.items():
         if tensor.dtype not in DTYPES:
-            raise ArgumentError(f"{name}: float16 to float64 is needed, got {tensor.dtype}")
+            raise ArgumentError(f"{name}: must be float16 to float64, got {tensor.dtype}")
         if (tensor.dtype == torch.float64) != double:
             raise ArgumentError(
-                f"{name}: {tensor.dtype} beside a query of {given['query'].dtype}; "
-                "float64 is for all of them or for none"
+                f"{name}: is {tensor.dtype} and the query {given['query'].dtype}; give float64 "
+                "for all inputs or for none"
             )
 
 

@@ -1,18 +1,18 @@
 """Triton kernels of `differential_pooling`; the formulas are in that module.
 
-Forward: `_pool` streams one split of an image's tokens through both softmaxes, `_combine` merges
-the splits in a fixed order. Splits depend on the number of tokens alone and nothing is atomic, so
-an image's numbers depend neither on the run nor on the batch it came in. With `WHOLE` one program
-takes a whole image and writes the results itself: one launch and no scratch memory, which is all
-that a TensorRT plugin may have.
+Forward: `_pool` streams one split of an image's tokens through both softmaxes, and `_combine`
+merges the splits in a fixed order. Splits depend only on the number of tokens and nothing is
+atomic, so an image's numbers depend neither on the run nor on the rest of the batch. With `WHOLE`
+one program computes a whole image and writes the results itself, because a TensorRT plugin has one
+launch and no scratch memory.
 
-Backward: `_deltas` takes each row's mean gradient, `_pool_backward` streams the tokens once more.
-Its products are float32's own: as tf32, tensor cores would cut the low digits of both factors, and
-what is left after the mean is taken off may be no larger than those.
+Backward: `_deltas` computes each row's mean gradient, and `_pool_backward` streams the tokens once
+more. Its products are in float32: tf32 would drop the low digits of both factors, and what remains
+after subtracting the mean may not be larger than those.
 
-A width that is no power of two is held as a tuple of chunks `BD` wide. Rows of experts are padded
-to `BE`, 16, which tensor cores want. Where expert i reads LayerNorm applied i + 1 times
-(`ITERATED`), a step of that chain feeds one row of the products and masks the others.
+A width that is not a power of two is held as a tuple of chunks of width `BD`. Rows of experts are
+padded to `BE`, 16, for the tensor cores. If expert i reads LayerNorm applied i + 1 times
+(`ITERATED`), each step of that chain feeds one row of the products and masks the others.
 """
 
 from collections.abc import Iterator
@@ -106,7 +106,7 @@ def _mean_product(xs, ys, D: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def _standardise(xs, D: tl.constexpr, EPS: tl.constexpr, BD: tl.constexpr):
-    """LayerNorm without its gain and bias, and 1 / sigma; two passes, so that nothing cancels."""
+    """LayerNorm without its gain and bias, and 1 / sigma, in two passes to avoid cancellation."""
     centred = _centre(xs, _mean(xs, D, BD), D, BD)
     rstd = 1.0 / tl.sqrt(_mean_product(centred, centred, D, BD) + EPS)
     chunks = ()
@@ -137,7 +137,7 @@ def _two_parts(query, weight, e, scale, c: tl.constexpr, E: tl.constexpr, Q: tl.
                D: tl.constexpr, T: tl.constexpr, BD: tl.constexpr):  # fmt: skip
     """Chunk c of gain * query as scale * (high + low), both parts in dtype T.
 
-    Two parts, because a query rounded to 16 bits would move the logits, while the tokens are exact.
+    In two parts because rounding the query to 16 bits would change the logits; tokens are exact.
     """
     unit = _gained(query, weight, e, c, E, Q, D, BD) / scale[:, None]
     high = unit.to(T)
@@ -147,7 +147,7 @@ def _two_parts(query, weight, e, scale, c: tl.constexpr, E: tl.constexpr, Q: tl.
 @triton.jit
 def _query_parts(query, weight, e, E: tl.constexpr, Q: tl.constexpr, D: tl.constexpr,
                  T: tl.constexpr, HOLD: tl.constexpr, BD: tl.constexpr):  # fmt: skip
-    """Scale of each row, at which float16 does not overflow; sums of high + low; the parts."""
+    """A scale per row that avoids overflow in float16, the sums of high + low, and the parts."""
     scale = tl.full((e.shape[0],), 1e-30, tl.float32)
     for c in tl.static_range((D + BD - 1) // BD):
         row = _gained(query, weight, e, c, E, Q, D, BD)
@@ -166,9 +166,8 @@ def _query_parts(query, weight, e, E: tl.constexpr, Q: tl.constexpr, D: tl.const
 def _weights(top, norm, logits, rstd):
     """One tile of an online softmax: weights exp(logits) * rstd, and the norm of exp(logits).
 
-    Both are relative to exp(top), the largest weight so far, rstd included: so weights never
-    exceed 1 whatever the spread of the tokens. Masked logits are -inf. Also returns the factor by
-    which earlier sums shrink.
+    Both are relative to exp(top), the largest weight so far including rstd, so that no weight
+    exceeds 1. Masked logits are -inf. Also returns the factor by which earlier sums shrink.
     """
     logits = logits + tl.log(rstd)[None, :]
     new = tl.maximum(top, tl.max(logits, 1))
@@ -204,7 +203,7 @@ def _add_row(sums, keep, weights, active, xs, D: tl.constexpr, BD: tl.constexpr)
 @triton.jit
 def _pooled_rows(norm, sums, weight, bias, D: tl.constexpr, ITERATED: tl.constexpr,
                  BD: tl.constexpr):  # fmt: skip
-    """Pooled tokens from their sums; with one LayerNorm its centring, gain and bias are left."""
+    """Pooled tokens from their sums. A single LayerNorm is completed here: centring, gain, bias."""
     means = ()
     for c in tl.static_range((D + BD - 1) // BD):
         means = means + (sums[c] / norm[:, None],)
@@ -222,9 +221,9 @@ def _pool(
 ):  # fmt: skip
     """One split of one image: partial sums of both branches, and the semantic logits in `maps`.
 
-    HOLD keeps the query's parts between tiles instead of loading them again for each.
-    With WHOLE the split is the image, `pooled` and `maps` (float32) are final, and there are no
-    `stats` and `sums`; otherwise there is no `pooled`.
+    HOLD keeps the query's parts between tiles instead of loading them again for each. With WHOLE
+    the split is the image, `pooled` and `maps` (float32) are final, and `stats` and `sums` are
+    None. Otherwise `pooled` is None.
     """
     image = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
@@ -239,10 +238,8 @@ def _pool(
     if not ITERATED:
         scale, total, parts = _query_parts(query, weight, e, E, Q, D, T, HOLD, BD)
 
-    top1, top2 = (
-        tl.full((BE,), float("-inf"), tl.float32),
-        tl.full((BE,), float("-inf"), tl.float32),
-    )
+    top1 = tl.full((BE,), float("-inf"), tl.float32)
+    top2 = tl.full((BE,), float("-inf"), tl.float32)
     norm1, norm2 = tl.zeros((BE,), tl.float32), tl.zeros((BE,), tl.float32)
     sums1, sums2 = _zeros(BE, D, BD), _zeros(BE, D, BD)
     for start in range(first, last, BN):
@@ -498,7 +495,7 @@ def _pool_backward(
         tl.store(grad_norm + D + d, shifts[c], mask=d < D)
 
 
-# The kernels on one row of a map or one token are bound by latency, on every architecture.
+# Kernels on one row of a map or one token are bound by latency on every architecture.
 ROW_LAUNCH = Launch(4, 1, {"BT": 256}, "not measured; loops over one row, bound by latency")
 
 
@@ -541,11 +538,11 @@ def _combine_constants(
 def forward(
     given: Inputs, eps: float, iterated: bool, with_maps: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Launch the forward kernels on contiguous tensors, of the shapes of `differential_pooling`.
+    """Launch the forward kernels on contiguous tensors with the shapes of `differential_pooling`.
 
     Returns:
-        pooled [B, E, d] and maps [B, E, N] (empty unless asked for) in the query's dtype; and, for
-        the backward, float32: the semantic logits [B, E, N], the pooled tokens of each softmax
+        pooled [B, E, d] and maps [B, E, N] (empty unless `with_maps`) in the query's dtype. For the
+        backward, in float32: the semantic logits [B, E, N], the pooled tokens of each softmax
         [B, 2, E, d] and the logarithms of their normalisers [B, 2, E].
     """
     tokens, query, logits, alpha, weight, bias = given
@@ -580,7 +577,7 @@ def forward(
 
 
 def forward_whole(given: Inputs, eps: float, iterated: bool) -> tuple[Tensor, Tensor]:
-    """Pooled tokens and maps, both float32, by the single launch that a TensorRT plugin makes."""
+    """Pooled tokens and maps, both float32, by the single launch of a TensorRT plugin."""
     tokens, query, logits, alpha, weight, bias = given
     (batch, n, width), experts = tokens.shape, logits.shape[1]
     launch = _launch("whole", iterated, tokens)
@@ -642,20 +639,20 @@ def backward(
     )
 
 
-EXPERTS = 10  # of DR.Experts
+EXPERTS = 10  # in DR.Experts
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-# Tokens that the kernels are compiled ahead of time for: DeiT-III's small and base.
+# Dtypes and widths of tokens that are compiled ahead of time: DeiT-III's small and base.
 SHIPPED = (
     (torch.float16, 384),
     (torch.float16, 768),
     (torch.bfloat16, 384),
     (torch.float32, 384),
 )
-CORNER = (torch.float32, 1024)  # what needs most of everything; too much for a plugin
+CORNER = (torch.float32, 1024)  # needs the most of every resource; too much for a plugin
 
 
 def specialisations(arch: int) -> Iterator[Specialisation]:
-    """Every kernel in the forms that the model launches: parameters and logits in float32."""
+    """Every kernel in the forms that the model launches, with parameters and logits in float32."""
     for iterated in (False, True):
         for dtype, width in SHIPPED:
             yield plugin_specialisation(arch, dtype, width, iterated)
@@ -672,7 +669,7 @@ def specialisations(arch: int) -> Iterator[Specialisation]:
 def plugin_specialisation(
     arch: int, dtype: torch.dtype, width: int, iterated: bool, alphas: int = EXPERTS
 ) -> Specialisation:
-    """The single-launch forward: six inputs, the number of tokens, pooled [B, E, d], maps."""
+    """The single-launch forward. Arguments: six inputs, the number of tokens, pooled, maps."""
     return _specialisation(
         _pool, arch, dtype, width, iterated, stats=None, sums=None, A=alphas, WHOLE=True
     )
@@ -702,7 +699,7 @@ def _row_specialisation(
 def _described(
     name: str, kernel: Any, constants: dict[str, Any], launch: Launch, tokens: str
 ) -> Specialisation:
-    """Pointers are float32 but for the tokens and their gradient, and aligned; sizes are not."""
+    """Pointers are aligned, and float32 except the tokens and their gradient; sizes are int32."""
     runtime = [argument for argument in kernel.arg_names if argument not in constants]
     types = dict.fromkeys(runtime, "*fp32")
     types |= {size: "i32" for size in ("n", "splits") if size in types}

@@ -1,8 +1,8 @@
-"""How each kernel is launched: a committed table per architecture, no tuning at run time.
+"""How each kernel is launched: a committed table per architecture, without tuning at run time.
 
-A launch is looked up by kernel, architecture, width and size of an element, so that eager PyTorch,
-torch.compile and ahead-of-time compilation run the same machine code, and so that two runs do.
-Every entry says what chose it: a measurement, or the reason where none was made yet.
+A launch is looked up by kernel, architecture, width and element size. Eager PyTorch, torch.compile
+and ahead-of-time compilation therefore run the same machine code, and so do any two runs. Every
+entry says what chose it: a measurement, or another reason if there is none yet.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Launch:
-    """Warps and pipeline stages of a program, and the kernel's own block sizes by name."""
+    """A program's warps and pipeline stages, the kernel's block sizes by name, and the reason."""
 
     warps: int
     stages: int
@@ -26,17 +26,13 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Triton's compile options. Fused multiply-adds are asked for: Triton 3.10 drops them."""
-        return {
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "enable_fp_fusion": True,
-        }
+        """Triton's compile options. Triton 3.10 no longer fuses multiply-adds by default."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A launch for every width up to `width` and element sizes up to `itemsize` bytes."""
+    """A launch for widths up to `width` and element sizes up to `itemsize` bytes."""
 
     width: int
     itemsize: int
@@ -45,14 +41,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Specialisation:
-    """One shipped form of a kernel: all that is needed to compile it without a GPU.
+    """One shipped form of a kernel, with all that compiling it without a GPU needs.
 
-    Args:
+    Attributes:
         name: unique, `kernel/dtype/width/form`.
         kernel: the Triton function.
-        signature: runtime arguments in order and their types, `*fp16`, `i32`.
-        constants: compile-time arguments.
-        aligned: runtime arguments that are divisible by 16.
+        signature: the runtime arguments in order, with their types such as `*fp16` or `i32`.
+        constants: the compile-time arguments.
+        aligned: the runtime arguments that are divisible by 16.
     """
 
     name: str
@@ -64,15 +60,15 @@ class Specialisation:
 
 
 def nearest(arch: int) -> int:
-    """The architecture of the table that serves compute capability `arch`: the next one below."""
-    below = [known for known in ARCHITECTURES if known <= arch]
-    if not below:
-        raise BackendError(f"no launch is known below compute capability 8.0, this GPU has {arch}")
-    return below[-1]
+    """The newest architecture of the table that is not newer than compute capability `arch`."""
+    older = [known for known in ARCHITECTURES if known <= arch]
+    if not older:
+        raise BackendError(f"the kernels need compute capability 8.0, this GPU has {arch / 10}")
+    return older[-1]
 
 
 def launch_for(kernel: str, arch: int, width: int, itemsize: int) -> Launch:
-    """The launch of `kernel` for tokens `width` wide of `itemsize` bytes an element."""
+    """The launch of `kernel` for rows of `width` elements of `itemsize` bytes each."""
     for rule in TABLE[kernel][nearest(arch)]:
         if width <= rule.width and itemsize <= rule.itemsize:
             return rule.launch
@@ -83,23 +79,40 @@ def _everywhere(*rules: Rule) -> dict[int, tuple[Rule, ...]]:
     return dict.fromkeys(ARCHITECTURES, rules)
 
 
-# 160 tokens a split: at 577 tokens four programs an image, two for each multiprocessor of an H200
-# at batch 64, and partial sums of a quarter of the tokens' own bytes.
-_POOL = {"SPLIT": 160}
-_STREAM = Launch(
-    4,
-    3,
-    _POOL | {"BN": 32, "BD": 128, "HOLD": 1},
-    "not measured; no spills, and while a tile is worked on the next is under way (two stages give "
-    "it no buffer of its own); 78 KiB, so that two programs fit a multiprocessor",
-)
-_STREAM_99_KIB = Launch(
-    4,
-    2,
-    _POOL | {"BN": 16, "BD": 128, "HOLD": 1},
+def _rule(width: int, itemsize: int, warps: int, stages: int, why: str, **blocks: int) -> Rule:
+    return Rule(width, itemsize, Launch(warps, stages, blocks, why))
+
+
+def _pool(
+    width: int,
+    itemsize: int,
+    warps: int,
+    stages: int,
+    tokens: int,
+    chunk: int,
+    why: str,
+    **rest: int,
+) -> Rule:
+    """A rule of differential pooling.
+
+    With 160 tokens per split, an image of 577 tokens has four programs. At batch 64 these are two
+    for each multiprocessor of an H200, and the partial sums are a quarter of the tokens' own bytes.
+    """
+    return _rule(width, itemsize, warps, stages, why, SPLIT=160, BN=tokens, BD=chunk, **rest)
+
+
+_NARROW = _pool(
+    384, 2, 4, 3, 32, 128,
+    "not measured; no spills, and the next tile is loaded during the work on this one (with two "
+    "stages it has no buffer of its own); 78 KiB, so that two programs fit a multiprocessor",
+    HOLD=1,
+)  # fmt: skip
+_NARROW_99_KIB = _pool(
+    384, 2, 4, 2, 16, 128,
     "not measured; no spills, and 38 KiB, so that two programs fit a multiprocessor of 99 KiB and "
     "one loads while the other computes",
-)
+    HOLD=1,
+)  # fmt: skip
 _NO_SPILLS = (
     "not measured; the widest tile without spills on sm_90 of 16 or 32 tokens, 4 or 8 warps"
 )
@@ -110,10 +123,7 @@ _FEWEST_SPILLS = (
     "to 128"
 )
 
-# Tiles of differential attention, and why: no GPU was at hand, so ptxas (Triton 3.9) decided.
-_TILE_64 = {"QUERIES": 64, "KEYS": 64}
-_TILE_32 = {"QUERIES": 32, "KEYS": 32}
-_TILE_16 = {"QUERIES": 16, "KEYS": 16}
+# Tiles of differential attention. No GPU was at hand, so ptxas (Triton 3.9) decided.
 _UNSPILT = "not measured; 20 bytes spilt or fewer"
 _LEAST_SPILT = "not measured; among the fewest spills of the two to five tiles tried"
 _ROWS_64 = "not measured; 64 rows, the fewest that a warp-group product takes, and few spills"
@@ -122,100 +132,78 @@ _PREFETCH = (
     "not measured; fetches the next tile meanwhile, without spills; 64 keys overflow Triton 3.6"
 )
 
+
+def _sequential(unrolled: int, why: str) -> tuple[Rule, ...]:
+    return (
+        _rule(128, 2, 4, 2, _UNSPILT, QUERIES=64, KEYS=64, CHUNK=64, UNROLLED=1),
+        _rule(384, 2, 8, 2, why, QUERIES=64, KEYS=32, CHUNK=128, UNROLLED=unrolled),
+        _rule(1024, 2, 8, 2, _LOOPED, QUERIES=32, KEYS=32, CHUNK=128, UNROLLED=0),
+        _rule(384, 4, 8, 1, _LEAST_SPILT, QUERIES=16, KEYS=32, CHUNK=64, UNROLLED=0),
+        _rule(1024, 4, 8, 1, _LEAST_SPILT, QUERIES=16, KEYS=16, CHUNK=128, UNROLLED=0),
+    )
+
+
+_SHORT_FLOAT32 = _rule(1024, 4, 8, 2, _LEAST_SPILT, QUERIES=16, KEYS=256, CHUNK=32)
+_LOGIT_GRADIENT = (
+    _rule(1024, 2, 8, 2, _LEAST_SPILT, ROWS=32, COLUMNS=32, CHUNK=128),
+    _rule(384, 4, 8, 2, _LEAST_SPILT, ROWS=32, COLUMNS=32, CHUNK=64),
+    _rule(1024, 4, 8, 2, _LEAST_SPILT, ROWS=16, COLUMNS=16, CHUNK=64),
+)
+
 TABLE: dict[str, dict[int, tuple[Rule, ...]]] = {
     "differential_pooling_forward_single": {
         arch: (
-            Rule(384, 2, _STREAM_99_KIB if arch in (86, 89, 120) else _STREAM),
-            Rule(768, 2, Launch(8, 2, _POOL | {"BN": 16, "BD": 128, "HOLD": 1}, _NO_SPILLS)),
-            Rule(384, 4, Launch(8, 2, _POOL | {"BN": 16, "BD": 64, "HOLD": 1}, _FEWEST_SPILLS)),
-            Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _FITS_99_KIB)),
+            _NARROW_99_KIB if arch in (86, 89, 120) else _NARROW,
+            _pool(768, 2, 8, 2, 16, 128, _NO_SPILLS, HOLD=1),
+            _pool(384, 4, 8, 2, 16, 64, _FEWEST_SPILLS, HOLD=1),
+            _pool(1024, 4, 8, 1, 16, 128, _FITS_99_KIB, HOLD=0),
         )
         for arch in ARCHITECTURES
     },
     "differential_pooling_forward_iterated": _everywhere(
-        Rule(384, 4, Launch(4, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _NO_SPILLS)),
-        Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _FEWEST_SPILLS)),
+        _pool(384, 4, 4, 1, 16, 128, _NO_SPILLS, HOLD=0),
+        _pool(1024, 4, 8, 1, 16, 128, _FEWEST_SPILLS, HOLD=0),
     ),
     "differential_pooling_whole_single": _everywhere(
-        Rule(384, 2, Launch(8, 2, _POOL | {"BN": 16, "BD": 128, "HOLD": 1}, _PLUGIN)),
-        Rule(768, 2, Launch(8, 1, _POOL | {"BN": 16, "BD": 64, "HOLD": 0}, _PLUGIN)),
-        Rule(384, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64, "HOLD": 0}, _PLUGIN)),
+        _pool(384, 2, 8, 2, 16, 128, _PLUGIN, HOLD=1),
+        _pool(768, 2, 8, 1, 16, 64, _PLUGIN, HOLD=0),
+        _pool(384, 4, 8, 1, 16, 64, _PLUGIN, HOLD=0),
     ),
     "differential_pooling_whole_iterated": _everywhere(
-        Rule(768, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 128, "HOLD": 0}, _PLUGIN)),
+        _pool(768, 4, 8, 1, 16, 128, _PLUGIN, HOLD=0),
     ),
     "differential_pooling_backward_single": _everywhere(
-        Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64}, _FEWEST_SPILLS)),
+        _pool(1024, 4, 8, 1, 16, 64, _FEWEST_SPILLS),
     ),
     "differential_pooling_backward_iterated": _everywhere(
-        Rule(1024, 4, Launch(8, 1, _POOL | {"BN": 16, "BD": 64}, _FEWEST_SPILLS)),
+        _pool(1024, 4, 8, 1, 16, 64, _FEWEST_SPILLS),
     ),
     "differential_attention_short_forward": _everywhere(
-        Rule(1024, 2, Launch(8, 2, {"QUERIES": 32, "KEYS": 256, "CHUNK": 64}, _UNSPILT)),
-        Rule(1024, 4, Launch(8, 2, {"QUERIES": 16, "KEYS": 256, "CHUNK": 32}, _LEAST_SPILT)),
+        _rule(1024, 2, 8, 2, _UNSPILT, QUERIES=32, KEYS=256, CHUNK=64), _SHORT_FLOAT32
     )
     | dict.fromkeys(
         (90, 100),
-        (
-            Rule(1024, 2, Launch(8, 2, {"QUERIES": 64, "KEYS": 256, "CHUNK": 32}, _ROWS_64)),
-            Rule(1024, 4, Launch(8, 2, {"QUERIES": 16, "KEYS": 256, "CHUNK": 32}, _LEAST_SPILT)),
-        ),
+        (_rule(1024, 2, 8, 2, _ROWS_64, QUERIES=64, KEYS=256, CHUNK=32), _SHORT_FLOAT32),
     ),
-    "differential_attention_sequential_forward": _everywhere(
-        Rule(128, 2, Launch(4, 2, _TILE_64 | {"CHUNK": 64, "UNROLLED": 1}, _UNSPILT)),
-        Rule(
-            384,
-            2,
-            Launch(8, 2, _TILE_64 | {"KEYS": 32, "CHUNK": 128, "UNROLLED": 0}, _LOOPED),
-        ),
-        Rule(1024, 2, Launch(8, 2, _TILE_32 | {"CHUNK": 128, "UNROLLED": 0}, _LOOPED)),
-        Rule(
-            384, 4, Launch(8, 1, _TILE_16 | {"KEYS": 32, "CHUNK": 64, "UNROLLED": 0}, _LEAST_SPILT)
-        ),
-        Rule(1024, 4, Launch(8, 1, _TILE_16 | {"CHUNK": 128, "UNROLLED": 0}, _LEAST_SPILT)),
-    )
-    | dict.fromkeys(
-        (80, 90, 100),
-        (
-            Rule(128, 2, Launch(4, 2, _TILE_64 | {"CHUNK": 64, "UNROLLED": 1}, _UNSPILT)),
-            Rule(
-                384,
-                2,
-                Launch(8, 2, _TILE_64 | {"KEYS": 32, "CHUNK": 128, "UNROLLED": 1}, _PREFETCH),
-            ),
-            Rule(1024, 2, Launch(8, 2, _TILE_32 | {"CHUNK": 128, "UNROLLED": 0}, _LOOPED)),
-            Rule(
-                384,
-                4,
-                Launch(8, 1, _TILE_16 | {"KEYS": 32, "CHUNK": 64, "UNROLLED": 0}, _LEAST_SPILT),
-            ),
-            Rule(1024, 4, Launch(8, 1, _TILE_16 | {"CHUNK": 128, "UNROLLED": 0}, _LEAST_SPILT)),
-        ),
-    ),
+    "differential_attention_sequential_forward": _everywhere(*_sequential(0, _LOOPED))
+    | dict.fromkeys((80, 90, 100), _sequential(1, _PREFETCH)),
     "differential_attention_row_gradient": _everywhere(
-        Rule(1024, 4, Launch(4, 1, {"QUERIES": 16, "CHUNK": 128}, _UNSPILT)),
+        _rule(1024, 4, 4, 1, _UNSPILT, QUERIES=16, CHUNK=128),
     ),
     "differential_attention_logit_gradient": _everywhere(
-        Rule(128, 2, Launch(8, 2, {"ROWS": 64, "COLUMNS": 64, "CHUNK": 64}, _UNSPILT)),
-        Rule(384, 2, Launch(8, 2, {"ROWS": 64, "COLUMNS": 32, "CHUNK": 128}, _LEAST_SPILT)),
-        Rule(1024, 2, Launch(8, 2, {"ROWS": 32, "COLUMNS": 32, "CHUNK": 128}, _LEAST_SPILT)),
-        Rule(384, 4, Launch(8, 2, {"ROWS": 32, "COLUMNS": 32, "CHUNK": 64}, _LEAST_SPILT)),
-        Rule(1024, 4, Launch(8, 2, {"ROWS": 16, "COLUMNS": 16, "CHUNK": 64}, _LEAST_SPILT)),
+        _rule(128, 2, 8, 2, _UNSPILT, ROWS=64, COLUMNS=64, CHUNK=64),
+        _rule(384, 2, 8, 2, _LEAST_SPILT, ROWS=64, COLUMNS=32, CHUNK=128),
+        *_LOGIT_GRADIENT,
     )
     | dict.fromkeys(
         (90, 100),
-        (
-            Rule(384, 2, Launch(8, 2, {"ROWS": 64, "COLUMNS": 64, "CHUNK": 128}, _ROWS_64)),
-            Rule(1024, 2, Launch(8, 2, {"ROWS": 32, "COLUMNS": 32, "CHUNK": 128}, _LEAST_SPILT)),
-            Rule(384, 4, Launch(8, 2, {"ROWS": 32, "COLUMNS": 32, "CHUNK": 64}, _LEAST_SPILT)),
-            Rule(1024, 4, Launch(8, 2, {"ROWS": 16, "COLUMNS": 16, "CHUNK": 64}, _LEAST_SPILT)),
-        ),
+        (_rule(384, 2, 8, 2, _ROWS_64, ROWS=64, COLUMNS=64, CHUNK=128), *_LOGIT_GRADIENT),
     ),
     "differential_attention_value_gradient": _everywhere(
-        Rule(128, 2, Launch(8, 2, _TILE_64 | {"CHUNK": 64}, _UNSPILT)),
-        Rule(384, 2, Launch(8, 2, {"QUERIES": 32, "KEYS": 64, "CHUNK": 128}, _LEAST_SPILT)),
-        Rule(1024, 2, Launch(8, 2, _TILE_32 | {"CHUNK": 128}, _LEAST_SPILT)),
-        Rule(384, 4, Launch(8, 2, _TILE_32 | {"CHUNK": 64}, _LEAST_SPILT)),
-        Rule(1024, 4, Launch(8, 2, _TILE_16 | {"CHUNK": 64}, _LEAST_SPILT)),
+        _rule(128, 2, 8, 2, _UNSPILT, QUERIES=64, KEYS=64, CHUNK=64),
+        _rule(384, 2, 8, 2, _LEAST_SPILT, QUERIES=32, KEYS=64, CHUNK=128),
+        _rule(1024, 2, 8, 2, _LEAST_SPILT, QUERIES=32, KEYS=32, CHUNK=128),
+        _rule(384, 4, 8, 2, _LEAST_SPILT, QUERIES=32, KEYS=32, CHUNK=64),
+        _rule(1024, 4, 8, 2, _LEAST_SPILT, QUERIES=16, KEYS=16, CHUNK=64),
     ),
 }

@@ -1,7 +1,7 @@
 """PTX of a kernel that a TensorRT ahead-of-time plugin can launch.
 
-From sm_90 on Triton targets sm_90a, sm_100a and sm_120a, whose PTX ptxas takes for that very
-architecture only; PTX for sm_80 it takes for all.
+From sm_90 on Triton targets sm_90a, sm_100a and sm_120a, whose PTX ptxas accepts for exactly that
+architecture. It accepts PTX for sm_80 for all of them.
 """
 
 import re
@@ -11,22 +11,20 @@ from drexperts.kernels.aot import assembled, check, compile_specialisation
 from drexperts.kernels.launch import Specialisation
 from drexperts.runtime.errors import ArgumentError, InternalError
 
-# Above it a launcher has to raise a limit first; that TensorRT does is not documented.
+# Beyond this a launcher must raise a limit first; whether TensorRT does is not documented.
 SHARED_KIB = 48
-
-
-# The oldest PTX version, ten times the major plus the minor number, that LLVM takes for the target;
-# an older one ends the process. sm_80 and sm_86 would go lower, but no driver in use is older.
+# The oldest PTX version, 80 for 8.0, that LLVM accepts for the target. An older one ends the
+# process. For sm_80 and sm_86 older versions would work, but no driver in use needs them.
 OLDEST_PTX = {80: 80, 86: 80, 89: 80, 90: 80, 100: 86, 120: 87}
 
 
 @dataclass(frozen=True)
 class PluginKernel:
-    """PTX for a TensorRT plugin, with what its KernelLaunchParams ask for.
+    """PTX for a TensorRT plugin, with the values of its KernelLaunchParams.
 
     Attributes:
-        block_x: threads in a block.
-        shared: bytes of shared memory of a block.
+        block_x: threads per block.
+        shared: bytes of shared memory per block.
     """
 
     ptx: str
@@ -38,18 +36,19 @@ class PluginKernel:
 def plugin_ptx(spec: Specialisation, arch: int, ptx_version: int | None = None) -> PluginKernel:
     """The kernel as PTX that a TensorRT ahead-of-time plugin can launch.
 
-    TensorRT passes input tensors, int32 values and output tensors, in this order, and nothing else:
-    the two scratch pointers that Triton appends are proven unused and removed.
+    TensorRT passes input tensors, int32 values and output tensors, in this order and nothing else.
+    This function proves that the two scratch pointers that Triton appends are unused, and removes
+    them.
 
     Args:
-        ptx_version: 80 for 8.0; None is the oldest that the architecture can have, which most
-            drivers accept.
+        ptx_version: 80 for 8.0. None is the oldest that the architecture allows, which most drivers
+            accept.
 
     Raises:
-        ArgumentError: the specialisation's arguments cannot be passed by TensorRT, or the PTX
-            version is too old for the architecture.
-        InternalError: the kernel uses scratch memory or too much shared memory, or ptxas makes
-            something else of the stripped PTX.
+        ArgumentError: TensorRT cannot pass the specialisation's arguments, or the PTX version is
+            too old for the architecture.
+        InternalError: the kernel uses scratch memory or too much shared memory, or ptxas reports
+            other resources for the stripped PTX.
     """
     _check_passable(spec)
     version = OLDEST_PTX.get(arch, 0) if ptx_version is None else ptx_version
@@ -59,13 +58,13 @@ def plugin_ptx(spec: Specialisation, arch: int, ptx_version: int | None = None) 
     check(compiled, arch)
     if compiled.shared > SHARED_KIB * 1024:
         raise InternalError(
-            f"{spec.name} for sm_{arch} has {compiled.shared} bytes of shared memory, a plugin's "
-            f"limit is {SHARED_KIB * 1024}"
+            f"{spec.name} for sm_{arch} has {compiled.shared} bytes of shared memory, the limit of "
+            f"a plugin is {SHARED_KIB * 1024}"
         )
     ptx = strip_scratch(compiled.ptx, tuple(spec.signature.values()))
     before, after = assembled(compiled.ptx, arch), assembled(ptx, arch)
     if before != after:
-        raise InternalError(f"{spec.name} for sm_{arch}: stripping made {after} of {before}")
+        raise InternalError(f"{spec.name} for sm_{arch}: stripping changed {before} to {after}")
     return PluginKernel(ptx, compiled.symbol, 32 * compiled.warps, compiled.shared)
 
 
@@ -77,15 +76,15 @@ def strip_scratch(ptx: str, types: tuple[str, ...]) -> str:
     """PTX without the two pointers to scratch memory that Triton appends to the parameters.
 
     Args:
-        types: Triton's types of the arguments that remain, `*fp16` or `i32`.
+        types: Triton's types of the remaining arguments, such as `*fp16` or `i32`.
 
     Raises:
-        InternalError: the parameters are not those arguments and two pointers, or the kernel reads
+        InternalError: the parameters are not those arguments and two pointers, or the kernel uses
             one of the two.
     """
     entries = list(_ENTRY.finditer(ptx))
     if len(entries) != 1:
-        raise InternalError(f"PTX with {len(entries)} kernels, one was expected")
+        raise InternalError(f"the PTX has {len(entries)} kernels, expected 1")
     (entry,) = entries
     start, end = entry.span(1)
     listed = [text.strip() for text in re.sub(r"//.*", "", entry[1]).split(",")]
@@ -93,7 +92,7 @@ def strip_scratch(ptx: str, types: tuple[str, ...]) -> str:
     bits = [int(match[1]) if match else None for match in matches]
     wanted = [64 if kind.startswith("*") else 32 for kind in types] + [64, 64]
     if bits != wanted:
-        raise InternalError(f"PTX parameters of {bits} bits, {wanted} were expected")
+        raise InternalError(f"the PTX parameters have {bits} bits, expected {wanted}")
     for match in matches[-2:]:
         if match and _mentions(ptx[:start] + ptx[end:], match[2]):
             raise InternalError(f"the kernel uses the scratch memory {match[2]}")
@@ -107,7 +106,7 @@ def _mentions(ptx: str, name: str) -> bool:
 def _check_passable(spec: Specialisation) -> None:
     for name, kind in spec.signature.items():
         if kind.startswith("*") and name not in spec.aligned:
-            raise ArgumentError(f"{name}: a plugin's tensor has to be declared as aligned")
+            raise ArgumentError(f"{name}: a plugin's tensor must be declared as aligned")
         if not kind.startswith("*") and kind != "i32":
             raise ArgumentError(
                 f"{name}: TensorRT passes tensors and int32 values, not {kind}; make it a "

@@ -1,8 +1,8 @@
-"""What every shipped kernel uses of a GPU, held against a committed table.
+"""What every shipped kernel uses of a GPU, compared with a committed table.
 
-    python -m drexperts.kernels.resource_table                   compile and check them all
+    python -m drexperts.kernels.resource_table                   compile and check every kernel
     python -m drexperts.kernels.resource_table --golden FILE     and compare with a table
-    python -m drexperts.kernels.resource_table --write FILE      make that table anew
+    python -m drexperts.kernels.resource_table --write FILE      write that table anew
 
 The table holds registers, spilled bytes and shared memory, so that a change to a kernel shows what
 it costs.
@@ -41,9 +41,27 @@ OPERATIONS = (
 
 DONE, DIFFERS, USER_MISTAKE = 0, 1, 2
 
-Numbers = dict[str, dict[str, dict[str, int]]]  # architecture, specialisation, resource
-Texts = dict[str, dict[str, str]]  # architecture, specialisation
-Names = dict[int, list[str]]  # architecture
+Numbers = dict[str, dict[str, dict[str, int]]]  # by architecture, specialisation, resource
+Texts = dict[str, dict[str, str]]  # by architecture, specialisation
+Names = dict[int, list[str]]  # by architecture
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compiled, what failed, and what differs from a table.
+
+    not_compared: architectures whose numbers in the table were made by other versions, and why
+    """
+
+    versions: dict[str, Any]
+    resources: Numbers
+    failures: Texts
+    not_compared: dict[str, str]
+    differences: Texts
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {name.replace("_", " "): value for name, value in vars(self).items()}
 
 
 def all_specialisations(
@@ -52,11 +70,11 @@ def all_specialisations(
     """Every shipped form of every kernel for an architecture, by name.
 
     Args:
-        modules: that have a `specialisations(arch)`.
+        modules: each has a function `specialisations(arch)`.
 
     Raises:
-        BackendError: without Triton's compiler.
-        InternalError: two have one name.
+        BackendError: Triton's compiler is not available.
+        InternalError: two specialisations have the same name.
     """
     need_compiler()
     found: dict[str, Specialisation] = {}
@@ -76,7 +94,7 @@ class _Job:
 
 
 class _Worker:
-    """A process that compiles one job after another; another takes its place if LLVM ends it."""
+    """A process that compiles job after job and is replaced if LLVM ends it."""
 
     def __init__(self, context: BaseContext) -> None:
         self._context = context
@@ -84,9 +102,8 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self._process = ProcessPoolExecutor(
-            1, self._context, _redirect_output, (self._output.name,)
-        )
+        given = (self._output.name,)
+        self._process = ProcessPoolExecutor(1, self._context, _redirect_output, given)
 
     def resources(self, job: _Job) -> dict[str, int] | str:
         """The job's numbers, or why there are none."""
@@ -103,22 +120,22 @@ class _Worker:
 
 
 def _redirect_output(path: str) -> None:
-    """In a worker: what it and LLVM print is kept for the case that the process ends."""
+    """In a worker: keep what it and LLVM print, to report it if the process ends."""
     with open(path, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
 def _measure(job: _Job) -> dict[str, int] | str:
-    """In a worker: exceptions come back as text, because Triton's own cannot be pickled."""
+    """In a worker: exceptions become text, because Triton's own cannot be pickled."""
     try:
         spec = _cached_specialisations(job.arch, job.modules)[job.name]
         compiled = compile_specialisation(spec, job.arch)
         check(compiled, job.arch)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    spills = compiled.resources.spill_stores
-    return {"registers": compiled.resources.registers, "spills": spills, "shared": compiled.shared}
+    used = compiled.resources
+    return {"registers": used.registers, "spills": used.spill_stores, "shared": compiled.shared}
 
 
 _cached_specialisations = functools.lru_cache(all_specialisations)
@@ -156,7 +173,7 @@ def _versions(archs: Iterable[int]) -> dict[str, Any]:
 
 
 def _uncomparable(golden: dict[str, Any], versions: dict[str, Any]) -> dict[str, str]:
-    """Architectures whose numbers other versions made, with the reason."""
+    """Architectures whose numbers in the table were made by other versions, with the reason."""
     reasons = {}
     for arch, ptxas in versions["ptxas"].items():
         made_by = golden["versions"]["triton"], golden["versions"]["ptxas"].get(arch, ptxas)
@@ -168,14 +185,16 @@ def _uncomparable(golden: dict[str, Any], versions: dict[str, Any]) -> dict[str,
     return reasons
 
 
-def _differences(golden: Numbers, document: dict[str, Any], shipped: Names) -> Texts:
-    """What is not as in the table; of architectures with other versions only the names."""
+def _differences(
+    golden: Numbers, resources: Numbers, not_compared: Mapping[str, str], shipped: Names
+) -> Texts:
+    """How the kernels differ from the table; by name only for architectures not compared."""
     found: Texts = {}
-    for arch, now in document["resources"].items():
+    for arch, now in resources.items():
         was, names = golden.get(arch, {}), shipped[int(arch)]
         texts = dict.fromkeys(was.keys() - set(names), "in the table, but not shipped")
         texts |= dict.fromkeys(set(names) - was.keys(), "shipped, but not in the table")
-        if arch not in document["not compared"]:
+        if arch not in not_compared:
             changed = [name for name in was.keys() & now.keys() if was[name] != now[name]]
             texts |= {name: f"{_row(now[name])}; the table: {_row(was[name])}" for name in changed}
         found |= {arch: dict(sorted(texts.items()))} if texts else {}
@@ -193,12 +212,12 @@ def _read_golden(path: Path) -> dict[str, Any]:
             return golden
     except (ValueError, TypeError, AttributeError, KeyError):
         pass
-    raise UserError(f"{path} is no table of resources: make one with --write")
+    raise UserError(f"{path} is not a table of resources: write one with --write")
 
 
-def _write_golden(document: dict[str, Any], path: Path) -> None:
-    """One line a specialisation, so that a change of one is a change of one line."""
-    table = {key: document[key] for key in ("versions", "resources")}
+def _write_golden(report: Report, path: Path) -> None:
+    """Write one line per specialisation, so that a change of one is a change of one line."""
+    table = {"versions": report.versions, "resources": report.resources}
     text = json.dumps(table, indent=1, sort_keys=True)
     path.write_text(re.sub(r"\{[^{}]*\}", lambda flat: " ".join(flat[0].split()), text) + "\n")
 
@@ -207,34 +226,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m drexperts.kernels.resource_table",
         description="Compile every shipped kernel without a GPU and check what it would use.",
-        epilog="Exit status: 0 all is well, 1 a kernel cannot run or differs from the table, "
-        "2 your mistake.",
+        epilog="Exit status: 0 done, 1 a kernel cannot run or differs, 2 your mistake",
     )
     add = parser.add_argument
     add("--arch", type=int, action="append", choices=ARCHITECTURES, help="repeat for several")
-    add("--kernel", action="append", default=[], metavar="SUBSTRING", help="only names with it")
-    add("--module", action="append", help="with a function specialisations(arch); default: all")
-    add("--json", action="store_true", help="the last line of stdout is a JSON document")
+    add("--kernel", action="append", default=[], metavar="TEXT", help="only names that contain it")
+    add("--module", action="append", help="a module with specialisations(arch) (default: ours)")
+    add("--json", action="store_true", help="print a JSON document as the last line of stdout")
     table = parser.add_mutually_exclusive_group()
     table.add_argument("--golden", type=Path, metavar="FILE", help="compare with this table")
-    table.add_argument("--write", type=Path, metavar="FILE", help="make this table anew")
+    table.add_argument("--write", type=Path, metavar="FILE", help="write this table anew")
     return parser
 
 
-def _checked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything compiled and compared, as a document of JSON."""
+def _checked(arguments: argparse.Namespace) -> Report:
+    """Compile and compare everything that was asked for."""
     archs = tuple(dict.fromkeys(arguments.arch or ARCHITECTURES))
     modules = tuple(arguments.module or OPERATIONS)
     if arguments.write and (arguments.arch or arguments.kernel):
-        raise UserError("a table has every architecture and kernel: no --arch or --kernel here")
+        raise UserError(
+            "--write needs every architecture and kernel: leave out --arch and --kernel"
+        )
     golden = _read_golden(arguments.golden) if arguments.golden else None
     shipped = {arch: list(all_specialisations(arch, modules)) for arch in archs}
-    document = {"versions": _versions(archs)} | _compiled(_jobs(shipped, modules, arguments.kernel))
-    skipped = _uncomparable(golden, document["versions"]) if golden else {}
-    document |= {"not compared": skipped, "differences": {}}
-    if golden:
-        document["differences"] = _differences(golden["resources"], document, shipped)
-    return document
+    versions = _versions(archs)
+    resources, failures = _compiled(_jobs(shipped, modules, arguments.kernel))
+    if golden is None:
+        return Report(versions, resources, failures, {}, {})
+    skipped = _uncomparable(golden, versions)
+    differences = _differences(golden["resources"], resources, skipped, shipped)
+    return Report(versions, resources, failures, skipped, differences)
 
 
 def _jobs(shipped: Names, modules: tuple[str, ...], wanted: list[str]) -> list[_Job]:
@@ -249,35 +270,33 @@ def _jobs(shipped: Names, modules: tuple[str, ...], wanted: list[str]) -> list[_
     return jobs
 
 
-def _compiled(jobs: list[_Job]) -> dict[str, Any]:
+def _compiled(jobs: list[_Job]) -> tuple[Numbers, Texts]:
+    """The resources of the kernels that compiled, and why the others did not."""
     resources: Numbers = {str(job.arch): {} for job in jobs}
     failures: Texts = {}
-    screen = Console(stderr=True)
+    screen, outcomes = Console(stderr=True), _measured(jobs)
     hidden = not screen.is_terminal
-    for job, outcome in track(
-        _measured(jobs), "compiling", len(jobs), console=screen, disable=hidden
-    ):
+    for job, outcome in track(outcomes, "compiling", len(jobs), console=screen, disable=hidden):
         if isinstance(outcome, str):
             failures.setdefault(str(job.arch), {})[job.name] = outcome
         else:
             resources[str(job.arch)][job.name] = outcome
-    return {"resources": resources, "failures": failures}
+    return resources, failures
 
 
-def _show(document: dict[str, Any], console: Console) -> None:
-    resources, failures = document["resources"], document["failures"]
-    table = Table("kernel", *(f"sm_{arch}" for arch in resources))
+def _show(report: Report, console: Console) -> None:
+    table = Table("kernel", *(f"sm_{arch}" for arch in report.resources))
     table.title = "registers / spilled bytes / KiB of shared memory"
-    names = {name: None for texts in (*resources.values(), *failures.values()) for name in texts}
-    for name in names:
-        table.add_row(name, *(_cell(resources[arch].get(name)) for arch in resources))
+    found: list[Mapping[str, Any]] = [*report.resources.values(), *report.failures.values()]
+    for name in dict.fromkeys(name for texts in found for name in texts):
+        table.add_row(name, *(_cell(numbers.get(name)) for numbers in report.resources.values()))
     console.print(table)
-    for kind in ("failures", "differences"):
-        for arch, texts in document[kind].items():
+    for kind in (report.failures, report.differences):
+        for arch, texts in kind.items():
             for name, text in texts.items():
                 console.print(f"sm_{arch} {name}: {text}", soft_wrap=True)
-    for arch, reason in document["not compared"].items():
-        count = len(resources[arch])
+    for arch, reason in report.not_compared.items():
+        count = len(report.resources[arch])
         console.print(f"sm_{arch}: {count} configurations not compared: {reason}", soft_wrap=True)
 
 
@@ -291,19 +310,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        document = _checked(arguments)
-        if arguments.write and document["failures"]:
+        report = _checked(arguments)
+        if arguments.write and report.failures:
             print(f"{arguments.write} is not written: a kernel cannot run", file=sys.stderr)
         elif arguments.write:
-            _write_golden(document, arguments.write)
+            _write_golden(report, arguments.write)
     except (UserError, OSError, ModuleNotFoundError) as error:
         print(f"{_parser().prog}: {error}", file=sys.stderr)
         return USER_MISTAKE
     width = None if sys.stdout.isatty() else 200  # a log may be wide
-    _show(document, Console(stderr=arguments.json, width=width, markup=False, highlight=False))
+    _show(report, Console(stderr=arguments.json, width=width, markup=False, highlight=False))
     if arguments.json:
-        print(json.dumps(document))
-    return DIFFERS if document["failures"] or document["differences"] else DONE
+        print(json.dumps(report.as_dict()))
+    return DIFFERS if report.failures or report.differences else DONE
 
 
 if __name__ == "__main__":

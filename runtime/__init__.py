@@ -6,6 +6,8 @@ Example:
     scorer = runtime.load("bundle/")
     score = scorer.score("photo.jpg")
     score.value, score.std, score.distortions, score.fingerprint
+
+    runtime.score_files(scorer, "photos/", "scores.csv")
 """
 
 from drexperts.runtime.errors import (
@@ -25,6 +27,7 @@ from drexperts.runtime.load import load, open_engine
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.scorer import DistortionMaps, PassedOver, Score, Scorer, Session
+from drexperts.runtime.scoring import ScoringSummary, score_files
 from drexperts.runtime.selection import capability, obstacle
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "Preprocessing",
     "Score",
     "Scorer",
+    "ScoringSummary",
     "Session",
     "UserError",
     "WeightsError",
@@ -52,4 +56,5 @@ __all__ = [
     "obstacle",
     "open_engine",
     "read_manifest",
+    "score_files",
 ]

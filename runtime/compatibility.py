@@ -1,4 +1,4 @@
-"""Whether this machine can run a TensorRT engine, asked before a byte of it is deserialised."""
+"""Whether this machine can run a TensorRT engine, checked before the engine is deserialised."""
 
 import importlib
 import platform
@@ -9,16 +9,16 @@ from typing import Any
 
 from drexperts.runtime.cuda import call
 from drexperts.runtime.errors import CudaError, MissingDependencyError
-from drexperts.runtime.manifest import Engine, Plan
+from drexperts.runtime.manifest import Engine, EnginePlan
 
 
 @dataclass(frozen=True)
 class Gpu:
     """A GPU of this machine.
 
-    capability: its compute capability, such as "8.9"
+    capability: compute capability, such as "8.9"
     memory: bytes
-    driver: the newest CUDA that its driver runs, such as "13.0"
+    driver: the newest CUDA version that the driver supports, such as "13.0"
     """
 
     index: int
@@ -29,46 +29,46 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA offers this process; none where there is no driver or no cuda-python."""
+    """The GPUs that CUDA offers this process; none without a driver or cuda-python."""
     return _survey()[0]
 
 
 def why_no_gpu() -> str | None:
-    """Why `gpus` is empty; None where it is not."""
+    """Why `gpus()` is empty; None if it is not."""
     return _survey()[1]
 
 
 def library(engine: Engine) -> Any | None:
-    """The installed module that runs an engine with a plan; None where there is none.
+    """The installed module that runs a TensorRT engine; None if there is none.
 
-    TensorRT's lean runtime runs only version-compatible plans, and only where TensorRT is absent.
+    The lean runtime is used only for version-compatible plans, and only if TensorRT is absent.
     """
     names = {"tensorrt": ["tensorrt"], "tensorrt-rtx": ["tensorrt_rtx"]}[engine.backend]
-    if engine.backend == "tensorrt" and _plan(engine).version_compatible:
+    if engine.backend == "tensorrt" and engine.plan and engine.plan.version_compatible:
         names.append("tensorrt_lean")
     for name in names:
         try:
             return importlib.import_module(name)
-        except (ImportError, OSError):  # OSError: the module is there, its library is not
+        except (ImportError, OSError):  # OSError: its shared library is missing
             continue
     return None
 
 
 def library_version(engine: Engine) -> str | None:
-    """The version of the library that would run an engine; None where there is none."""
+    """The version of the library that would run a TensorRT engine; None if there is none."""
     module = library(engine)
     return None if module is None else str(module.__version__)
 
 
 def this_platform() -> str:
-    """As a plan records it, such as "linux-x86_64"."""
+    """Operating system and architecture as a plan records them, such as "linux-x86_64"."""
     return f"{sys.platform}-{platform.machine().lower()}"
 
 
 def obstacle(engine: Engine, gpu: Gpu | None, library_version: str | None) -> str | None:
-    """Why an engine with a plan cannot run on `gpu` with a library of this version, and the remedy.
+    """Why a TensorRT engine cannot run on `gpu` with this library version, and what to do.
 
-    None where nothing known is against it, and for engines without a plan.
+    None if no reason is known, and for other engines.
     """
     if engine.plan is None:
         return None
@@ -79,14 +79,14 @@ def obstacle(engine: Engine, gpu: Gpu | None, library_version: str | None) -> st
         )
     if gpu is None:
         return f"{engine.file} needs a GPU of compute capability {_capabilities(engine.plan)}: " + (
-            why_no_gpu() or "this machine has none of the index asked for"
+            why_no_gpu() or "this machine has no GPU with that number"
         )
     mismatch = _mismatch(engine, engine.plan, gpu, library_version)
     rebuild = f"rebuild it here with `drx build BUNDLE --backend {engine.backend}`"
     return None if mismatch is None else f"{engine.file} {mismatch}; {rebuild}"
 
 
-def _mismatch(engine: Engine, plan: Plan, gpu: Gpu, version: str) -> str | None:
+def _mismatch(engine: Engine, plan: EnginePlan, gpu: Gpu, version: str) -> str | None:
     if plan.platform != this_platform():
         return f"was built for {plan.platform}, this machine is {this_platform()}"
     if not _version_fits(engine, plan, version):
@@ -98,17 +98,17 @@ def _mismatch(engine: Engine, plan: Plan, gpu: Gpu, version: str) -> str | None:
         )
     smallest = min(profile.min for profile in plan.profiles)
     if smallest > 1:
-        return f"takes batches from {smallest}, the runtime sends any from 1"
+        return f"takes batches of at least {smallest}, but the runtime also sends single images"
     return None
 
 
-def _version_fits(engine: Engine, plan: Plan, version: str) -> bool:
+def _version_fits(engine: Engine, plan: EnginePlan, version: str) -> bool:
     if version == plan.version:
         return True
     if engine.backend != "tensorrt" or not plan.version_compatible:
         return False
     built, here = _release(plan.version), _release(version)
-    # Forwards within a major release and into the next one, never backwards.
+    # TensorRT promises compatibility with later versions up to the next major release.
     return built <= here and here[0] - built[0] <= 1
 
 
@@ -117,21 +117,16 @@ def _release(version: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _capability_fits(engine: Engine, plan: Plan, capability: str) -> bool:
+def _capability_fits(engine: Engine, plan: EnginePlan, capability: str) -> bool:
     if engine.backend == "tensorrt" and plan.hardware_compatibility == "ampere+":
         return int(capability.split(".")[0]) >= 8
     return capability in plan.capabilities
 
 
-def _capabilities(plan: Plan) -> str:
+def _capabilities(plan: EnginePlan) -> str:
     if plan.hardware_compatibility == "ampere+":
         return "8.0 or later"
     return " or ".join(plan.capabilities)
-
-
-def _plan(engine: Engine) -> Plan:
-    assert engine.plan is not None, "the manifest gives every TensorRT engine a plan"
-    return engine.plan
 
 
 def _survey() -> tuple[tuple[Gpu, ...], str | None]:

@@ -19,7 +19,7 @@ from drexperts.runtime.errors import (
     OutOfMemoryError,
 )
 
-# After one of these the driver refuses every further call of the process.
+# After one of these errors the driver refuses every further call of the process.
 LOST = frozenset(
     {
         "cudaErrorAssert",
@@ -55,14 +55,14 @@ def bindings() -> Any:
 def call(name: str, *arguments: Any) -> Any:
     """Call a function of the CUDA runtime; returns its value, a tuple of several, or None.
 
-    Raises CudaError, OutOfMemoryError where memory is what lacked.
+    Raises CudaError, or OutOfMemoryError if memory is exhausted.
     """
     function = getattr(bindings(), name)
     try:
         error, *values = function(*arguments)
-    except ValueError as cause:  # an error code that is newer than cuda-python
+    except ValueError as cause:  # an error code newer than this cuda-python
         raise CudaError(
-            f"{name} failed in a way that this cuda-python does not know ({cause}): update it, and "
+            f"{name} failed with an error unknown to this cuda-python ({cause}): update it, and "
             "check the GPU and its driver with `nvidia-smi`"
         ) from cause
     if int(error) != 0:
@@ -71,9 +71,9 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def let_go(name: str, *arguments: Any) -> None:
-    """Call a function that releases something, or waits for it, and forget its error. Never raises.
+    """Call a function that releases or waits for something, and ignore its error. Never raises.
 
-    It reports errors of earlier work, which were raised where they occurred.
+    Such a function reports errors of earlier work, which were raised where they occurred.
     """
     with contextlib.suppress(Exception):
         call(name, *arguments)
@@ -81,19 +81,19 @@ def let_go(name: str, *arguments: Any) -> None:
 
 def _failure(name: str, error: Any) -> CudaError:
     runtime = bindings()
-    # CUDA keeps the error until it is asked for; other libraries would take it for theirs.
+    # CUDA keeps the error until it is read; another library would take it for its own.
     runtime.cudaGetLastError()
     text = runtime.cudaGetErrorString(error)[1].decode()
     message = f"{name} failed with {error.name} ({text}); "
     if error.name == "cudaErrorMemoryAllocation":
         return OutOfMemoryError(
-            f"{message}free memory of the GPU (`nvidia-smi` lists who has it), "
+            f"{message}free memory of the GPU (`nvidia-smi` lists the processes that use it), "
             "or use fewer contexts or a smaller batch"
         )
     if error.name in LOST:
         return CudaError(
-            f"{message}the GPU is lost to this process: restart it, and if it happens again look "
-            "at `nvidia-smi` and the kernel's log",
+            f"{message}the GPU is lost to this process: restart it, and if it happens again check "
+            " `nvidia-smi` and the kernel log",
             lost=True,
         )
     return CudaError(f"{message}check the GPU and its driver with `nvidia-smi`")
@@ -101,10 +101,10 @@ def _failure(name: str, error: Any) -> CudaError:
 
 @contextlib.contextmanager
 def on_device(gpu: int) -> Iterator[None]:
-    """Make `gpu` this thread's device, and give the thread its own back.
+    """Make `gpu` the current device of this thread, and restore the previous one afterwards.
 
-    That is device 0 where the thread chose none, and CUDA then starts there too: a process that is
-    to leave device 0 alone is given its GPU with CUDA_VISIBLE_DEVICES.
+    The previous one is device 0 if the thread chose none, and CUDA is then initialised there as
+    well: a process that must not touch device 0 needs CUDA_VISIBLE_DEVICES.
     """
     before = call("cudaGetDevice")
     call("cudaSetDevice", gpu)
@@ -116,9 +116,10 @@ def on_device(gpu: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recording_spared() -> Iterator[None]:
-    """Let this thread release things while it records a graph, as the collector may at any time.
+    """Let this thread release resources while it records a graph.
 
-    Otherwise CUDA refuses the release, which is a leak, and spoils the recording.
+    The garbage collector may do so at any time. Otherwise CUDA refuses the release, which leaks,
+    and invalidates the recording.
     """
     exchange = "cudaThreadExchangeStreamCaptureMode"
     before = None
@@ -132,7 +133,7 @@ def _recording_spared() -> Iterator[None]:
 
 
 class _Owned:
-    """Something of CUDA's, released once, by `close`, the end of a `with`, or the collector."""
+    """A CUDA resource, released once: by `close`, the end of a `with`, or the collector."""
 
     _release: str
     handle: Any = None
@@ -150,13 +151,13 @@ class _Owned:
         self.close()
 
     def __del__(self) -> None:
-        # At the interpreter's end the library may be gone; the memory goes with the process.
+        # When the interpreter ends the library may be gone; the process frees the memory.
         if not sys.is_finalizing():
             self.close()
 
 
 class Stream(_Owned):
-    """A stream that does not wait for the default one."""
+    """A stream that does not synchronise with the default stream."""
 
     _release = "cudaStreamDestroy"
 
@@ -171,7 +172,7 @@ class Stream(_Owned):
 
 
 class Event(_Owned):
-    """A mark in the work of a stream of the current GPU. timed: it also takes the time."""
+    """An event on the current GPU. timed: whether it records the time."""
 
     _release = "cudaEventDestroy"
 
@@ -180,30 +181,30 @@ class Event(_Owned):
         self.handle = call("cudaEventCreateWithFlags", kind)
 
     def record(self, stream: int) -> None:
-        """Set the mark behind what is on the stream, given as its handle."""
+        """Record the event after the work on the stream, given by its handle."""
         call("cudaEventRecord", self.handle, stream)
 
     def synchronize(self) -> None:
         call("cudaEventSynchronize", self.handle)
 
     def seconds_since(self, earlier: "Event") -> float:
-        """The GPU's time between two marks that are reached, both timed."""
+        """Time on the GPU between two timed events that have completed."""
         milliseconds: float = call("cudaEventElapsedTime", earlier.handle, self.handle)
         return milliseconds / 1e3
 
     def hold_back(self, stream: int) -> None:
-        """Let what is put on `stream` from here on wait for the mark."""
+        """Let later work on `stream` wait for the event."""
         call("cudaStreamWaitEvent", stream, self.handle, 0)
 
 
 class DeviceBuffer(_Owned):
-    """Memory of the current GPU, aligned to 256 bytes at least. Release it when nothing uses it."""
+    """Memory of the current GPU, aligned to at least 256 bytes. Close it when nothing uses it."""
 
     _release = "cudaFree"
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        # CUDA gives no address for nothing, and TensorRT wants none.
+        # CUDA allocates nothing for 0 bytes, and TensorRT needs no address then.
         self.handle = call("cudaMalloc", nbytes) if nbytes else None
 
     @property
@@ -212,7 +213,7 @@ class DeviceBuffer(_Owned):
 
 
 class PinnedBuffer(_Owned):
-    """Memory of the host that the GPU copies from and to without a detour."""
+    """Page-locked host memory, which the GPU copies from and to directly."""
 
     _release = "cudaFreeHost"
 
@@ -221,7 +222,7 @@ class PinnedBuffer(_Owned):
         self.handle = call("cudaHostAlloc", nbytes, bindings().cudaHostAllocDefault)
 
     def array(self, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A view of the buffer's beginning. It must not outlive the buffer."""
+        """A view of the start of the buffer. It must not outlive the buffer."""
         content = (ctypes.c_uint8 * self.nbytes).from_address(int(self.handle))
         return np.frombuffer(memoryview(content), dtype, count=int(np.prod(shape))).reshape(shape)
 
@@ -237,12 +238,12 @@ def copy_to_host(target: PinnedBuffer, source: int, nbytes: int, stream: Stream)
 
 
 class Graph(_Owned):
-    """Work recorded once, launched with one call. Addresses and shapes are the recorded ones."""
+    """A CUDA graph: work recorded once, with fixed addresses and shapes, and launched as one."""
 
     _release = "cudaGraphExecDestroy"
 
     def __init__(self, stream: Stream, record: Callable[[], None]) -> None:
-        """Record what `record` puts on `stream`. Raises CudaError, and whatever `record` does."""
+        """Record what `record` puts on `stream`. Raises CudaError, and what `record` raises."""
         graph = _captured(stream, record)
         try:
             self.handle = call("cudaGraphInstantiate", graph, 0)
@@ -254,7 +255,7 @@ class Graph(_Owned):
 
 
 def _captured(stream: Stream, record: Callable[[], None]) -> Any:
-    # Only this thread is kept from what cannot be captured: others may allocate meanwhile.
+    # Forbids what cannot be captured in this thread only: others may allocate meanwhile.
     mode = bindings().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     call("cudaStreamBeginCapture", stream.handle, mode)
     try:

@@ -1,4 +1,4 @@
-"""A score explained in one picture: the photograph, where three experts looked, the ten weights."""
+"""A picture that explains a score: the photograph, three experts' maps, and the ten weights."""
 
 import hashlib
 import os
@@ -22,8 +22,8 @@ SHOWN_MAPS = 3
 
 # Pixels of the picture.
 MARGIN, GAP = 32, 20
-_PANEL = 400  # the longer side of a panel
-_COLUMN = 250  # the least width of a panel's column, for its caption
+_PANEL = 400  # longer side of a panel
+_COLUMN = 250  # least width of a column, for its caption
 _CAPTION = 62  # height
 _BAR_ROW = 30  # height
 _CHART = 10 * _BAR_ROW + 44  # least height of the lower half
@@ -31,24 +31,23 @@ LEGEND = 14  # height of the colour strip
 
 PAPER, INK, FAINT, _RULE = (255, 255, 255), (28, 30, 34), (112, 116, 124), (214, 216, 220)
 
-# From "looks away" over nothing to "looks here". Blue against orange, which every common colour
-# blindness tells apart, of nearly equal lightness at equal distance from zero (CIE L* 47, 67, 82,
-# 71, 51).
+# From "looks away" over zero to "looks here": blue and orange, which differ under every common
+# colour blindness. Equal distances from zero are nearly equally light (CIE L* 47, 67, 82, 71, 51).
 _ANCHORS = np.array(
     [(20, 105, 230), (95, 170, 250), (205, 205, 205), (250, 150, 50), (215, 75, 0)], np.float32
 )
 _POSITIVE, _NEGATIVE = (222, 100, 16), (36, 104, 204)
 _OPACITY = 0.85  # of the largest value; the photograph stays visible below
-_PERCENTILE = 99.5  # of |value|, the end of the colour range: one token must not hide the others
+_PERCENTILE = 99.5  # of |value|: the end of the colours, so that one token does not hide the rest
 
 
 def explanation(image: Image.Image, score: Score) -> Image.Image:
-    """One RGB picture that shows an image, its score, and what the experts say about it.
+    """One RGB picture that shows an image, its score, and the experts' weights and maps.
 
-    image: the photograph, RGB and upright, as `preprocess.decode` gives it
+    image: the photograph, RGB and upright, from `preprocess.decode`
     score: its score, made with `maps=True`
 
-    Raises UserError for a score without maps, which a score with an error also is.
+    Raises UserError for a score without maps, such as one with an error.
     """
     if score.maps is None:
         raise UserError("there are no maps to explain this score by: score it with maps=True")
@@ -68,10 +67,10 @@ def explanation(image: Image.Image, score: Score) -> Image.Image:
 
 
 def strongest(weights: Mapping[str, float], count: int) -> list[str]:
-    """The `count` distortions of the largest |weight|, largest first.
+    """The `count` distortions with the largest |weight|, largest first.
 
-    The score is the sum of the weights times a factor common to all, so |weight| is how far the
-    score would move without that expert, and its sign only says to which side.
+    The score is the sum of the weights times a common factor, so |weight| is how far the score
+    would move without that expert; the sign only gives the direction.
     """
     return sorted(weights, key=lambda name: -abs(weights[name]))[:count]
 
@@ -93,14 +92,14 @@ def stitched_map(maps: DistortionMaps, distortion: int) -> Floats:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is called what `file_name` calls an explanation."""
+    """Whether a file has a name that `file_name` gives to explanations."""
     return re.fullmatch(r".*-[0-9a-f]{8}\.png", path.name) is not None
 
 
 def file_name(source: str | os.PathLike[str]) -> str:
-    """The name of the explanation of an image file: one for each path, the same in every run."""
+    """The file name of the explanation of an image file: unique per path, equal in every run."""
     path = os.fsencode(os.path.abspath(source))
-    # Cut, so that a name at the file system's limit stays below it.
+    # Cut, so that a name at the limit of the file system stays below it.
     name = Path(source).name.encode("ascii", "replace").decode().replace("?", "_")
     stem = "".join(letter if letter.isprintable() else "_" for letter in name)[:100]
     return f"{stem}-{hashlib.sha256(path).hexdigest()[:8]}.png"
@@ -113,8 +112,8 @@ def _enlarged(values: Floats, size: tuple[int, int]) -> Floats:
 
 
 def panel_photo(image: Image.Image, size: tuple[int, int], side: int) -> Image.Image:
-    """The part of the photograph that was resized to `size`, its longer side at `side` pixels."""
-    # A very long image is cut, centred, before it is resized: the maps know that part only.
+    """The part of the photograph that was resized to `size`, `side` pixels on its longer side."""
+    # A very long image is cut to its centre before it is resized: the maps cover that part only.
     scale = min(image.width / size[0], image.height / size[1])
     width, height = round(size[0] * scale), round(size[1] * scale)
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -133,7 +132,7 @@ def panel_map(stitched: Floats, size: tuple[int, int]) -> Floats:
 
 
 def colour_range(values: Floats) -> float:
-    """The |value| at the ends of the colours."""
+    """The |value| at which the colours end."""
     seen = np.abs(values[~np.isnan(values)])
     return float(np.percentile(seen, _PERCENTILE)) if seen.size else 0.0
 
@@ -145,7 +144,7 @@ def _colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def overlay(photo: Image.Image, values: Floats, limit: float) -> Image.Image:
-    """The photograph in grey under the map's colours; paler still where no crop looked."""
+    """The photograph in grey under the colours of the map; paler where there is no crop."""
     grey = np.asarray(photo.convert("L"), np.float32)[..., None]
     relative = np.clip(values / (limit or 1.0), -1, 1)
     strength = _OPACITY * (np.abs(np.nan_to_num(relative)) ** 0.75)[..., None]
@@ -156,7 +155,7 @@ def overlay(photo: Image.Image, values: Floats, limit: float) -> Image.Image:
 
 @dataclass(frozen=True)
 class Pen:
-    """Text and shapes in this picture's manner."""
+    """Draws text and bars in the style of this picture."""
 
     draw: ImageDraw.ImageDraw
 
@@ -171,7 +170,7 @@ class Pen:
     ) -> None:
         """One line of text; what is wider than `width` ends in an ellipsis."""
         font = ImageFont.load_default(size)
-        # The built-in font knows ASCII and little more; what it lacks it draws as a box.
+        # The built-in font has little more than ASCII, and draws a box for every other character.
         text = "".join(c if c.isascii() or c in "±·" else "?" for c in text)
         if width is not None and font.getlength(text) > width:
             while text and font.getlength(text + "...") > width:
@@ -208,7 +207,7 @@ def _paint_panels(
 
 
 def _draw_bars(pen: Pen, weights: Mapping[str, float], place: tuple[int, int, int]) -> None:
-    """The weights as bars from a zero line; the strongest in colour. place: left, top, right."""
+    """Draw the weights as bars, the strongest in full colour. place: left, top, right."""
     left, top, right = place
     pen.text((left, top), "Expert weights", 20)
     low, high = min(0.0, *weights.values()), max(0.0, *weights.values())
@@ -235,7 +234,7 @@ def _pale(colour: Colour) -> Colour:
 
 
 def _draw_value(pen: Pen, score: Score, place: tuple[int, int, int]) -> None:
-    """Value ± std, and where that is on the scale. place: left, top, right."""
+    """Draw value ± std, and where it is on the scale. place: left, top, right."""
     left, top, right = place
     scale = score.scale
     better = "higher is better" if scale.higher_is_better else "lower is better"
@@ -244,7 +243,7 @@ def _draw_value(pen: Pen, score: Score, place: tuple[int, int, int]) -> None:
     pen.text((left, top + 32), f"{score.value:.4g} ± {score.std:.2g}", 44)
     pen.text((left, top + 86), f"{crops} · {better}", 16, FAINT)
 
-    def x(value: float) -> float:  # a score beyond the scale stands at its end
+    def x(value: float) -> float:  # a score beyond the scale is drawn at its end
         share = (value - scale.low) / scale.span
         return left + min(max(share, 0.0), 1.0) * (right - left)
 
@@ -261,7 +260,7 @@ def _draw_value(pen: Pen, score: Score, place: tuple[int, int, int]) -> None:
 
 
 def paint_ramp(picture: Image.Image, place: tuple[int, int, int], low: float) -> None:
-    """The colours from `low` to 1, LEGEND pixels high. place: left, top, right."""
+    """Paint the colours from `low` to 1, LEGEND pixels high. place: left, top, right."""
     left, top, right = place
     ramp = np.linspace(low, 1, right - left, dtype=np.float32)
     strip = np.broadcast_to(ramp, (LEGEND, right - left))
@@ -272,7 +271,7 @@ def paint_ramp(picture: Image.Image, place: tuple[int, int, int], low: float) ->
 def _draw_legend(
     picture: Image.Image, pen: Pen, maps: DistortionMaps, place: tuple[int, int, int]
 ) -> None:
-    """What the maps' colours mean. place: left, top, right."""
+    """Draw what the colours of the maps mean. place: left, top, right."""
     left, top, right = place
     top += 210
     pen.text((left, top), "Maps", 20)
@@ -285,7 +284,7 @@ def _draw_legend(
     )
     for at, note, anchor in notes:
         pen.text((at, below), note, 14, FAINT, anchor)
-    meaning = "the expert's attention above or below what the image draws itself"
+    meaning = "the expert's attention above or below the image's own"
     pen.text((left, below + 26), meaning, 14, FAINT, width=right - left)
     if np.isnan(stitched_map(maps, 0)).any():
-        pen.text((left, below + 46), "pale: in no crop, so never seen", 14, FAINT)
+        pen.text((left, below + 46), "pale: outside every crop", 14, FAINT)

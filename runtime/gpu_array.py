@@ -15,12 +15,13 @@ _LEGACY_DEFAULT_STREAM = 1  # as DLPack and CUDA number it
 
 
 class GpuArray:
-    """A C-contiguous float32 array on a GPU. Its memory lives as long as it, or a reader of it.
+    """A C-contiguous float32 array on a GPU. Its memory lives as long as the array or a reader.
 
     shape: sizes of the dimensions
     device: the GPU's index
-    stream: the handle of the stream that writes it; None if it is written already
-    Whoever reads it on another stream names that stream to the protocol, as CuPy and PyTorch do.
+    stream: handle of the stream that writes it; None if it is already written
+
+    A reader on another stream passes that stream to the protocol, as CuPy and PyTorch do.
     """
 
     def __init__(
@@ -59,20 +60,20 @@ class GpuArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """A capsule of the unversioned form, which every reader takes.
+        """A capsule of the unversioned kind, which every reader accepts.
 
-        stream: the reader's; -1 for one that sees to the order itself
+        stream: the reader's; -1 if the reader synchronises by itself
         """
         if copy or dl_device not in (None, self.__dlpack_device__()):
-            raise BufferError("a result is exported from its own GPU and without a copy")
+            raise BufferError("a result can only be exported on its own GPU and without a copy")
         if stream != -1:
-            with on_device(self.device):  # each GPU has a default stream of its own
+            with on_device(self.device):  # each GPU has its own default stream
                 self._ready.hold_back(_LEGACY_DEFAULT_STREAM if stream is None else stream)
         return _capsule(self)
 
 
 class _Tensor(ctypes.Structure):
-    """DLManagedTensor of dlpack.h, its inner structures spread out; the layouts agree."""
+    """DLManagedTensor of dlpack.h with its inner structures flattened; the layouts are equal."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -91,7 +92,7 @@ class _Tensor(ctypes.Structure):
 
 
 _NAME = b"dltensor"
-# What readers hold, by the address of its tensor, until they call the deleter.
+# What must stay alive until a reader calls the deleter, by the address of its tensor.
 _exported: dict[int, tuple[Any, ...]] = {}
 
 
@@ -105,11 +106,11 @@ def _delete_unread(capsule: int) -> None:
         _delete(_pointer(capsule, _NAME))
 
 
-# As C calls them; both must outlive every capsule.
+# C callbacks, which must outlive every capsule.
 _on_delete = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete)
 _on_capsule_end = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete_unread)
 
-# By address: the capsule is being destroyed, and must not be referenced again.
+# They take an address: a capsule that is being destroyed must not be referenced again.
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
@@ -124,7 +125,7 @@ _new_capsule = ctypes.PYFUNCTYPE(
 def _capsule(array: GpuArray) -> Any:
     sizes = ctypes.c_int64 * len(array.shape)
     shape = sizes(*array.shape)
-    # Counted in elements; newer versions of DLPack want them of a contiguous array, too.
+    # In elements. Newer versions of DLPack require strides of contiguous arrays as well.
     strides = sizes(*(math.prod(array.shape[axis:]) for axis in range(1, len(array.shape) + 1)))
     pointer = ctypes.POINTER(ctypes.c_int64)
     tensor = _Tensor(

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used."""
+"""Public names of a package that are imported on first use."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,9 +6,10 @@ from typing import Any
 
 
 def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose public names live in its modules.
+    """The `__getattr__` of a package whose public names are defined in its modules.
 
-    `import drexperts.export` then needs no torch: a module is imported when one of its names is.
+    A module is imported when one of its names is used, so that `import drexperts.export` needs no
+    torch.
 
     package: the package's `__name__`
     homes: the module of each public name, relative to the package

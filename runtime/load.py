@@ -12,7 +12,7 @@ from drexperts.runtime.errors import (
     NotTakenError,
     UserError,
 )
-from drexperts.runtime.manifest import Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.scorer import PassedOver, Scorer
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -29,40 +29,45 @@ def load(
     bundle: str | os.PathLike[str],
     device: str = "auto",
     *,
+    batch: int | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     trust: bool = False,
 ) -> Scorer:
     """A Scorer on the best engine of a bundle folder that this machine can run.
 
-    `scorer.session.description` says which, `scorer.passed_over` which better ones it cannot run
-    and why; both are logged, too.
+    `scorer.session.description` says which engine it is, `scorer.passed_over` which better engines
+    were not used and why. Both are logged as well.
 
-    device: "auto", "cpu", "cuda", or such as "cuda:1"
+    device: "auto", "cpu", "cuda", or a GPU by its number, such as "cuda:1"
+    batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
+        takes fewer
     threads: CPU threads of the engine; None leaves its default
     allow_unverified: also take an engine without a passed proof
-    trust: also take a TensorRT engine that was not built here; it can run code of its maker
+    trust: also take a TensorRT engine that was not built here, which can run its maker's code
 
-    Raises BundleError for a bundle that is missing, changed, or without an engine that is proven
-    and runs here, MissingDependencyError without its only engine's library, DeviceError for a GPU
-    that cannot be used, UserError for other arguments.
+    Raises BundleError for a bundle that is missing, changed, or has no proven engine that runs
+    here; MissingDependencyError if the library of its only engine is not installed; DeviceError
+    for a GPU that cannot be used; UserError for invalid arguments.
     """
     wanted = parse_device(device)
     if not isinstance(bundle, (str, os.PathLike)):
-        raise UserError(f"name the bundle's folder, got {bundle!r}")
+        raise UserError(f"bundle must be the path of a bundle's folder, got {bundle!r}")
     manifest = read_manifest(bundle)
     failures: list[tuple[Engine, UserError]] = []
     for engine in by_preference(manifest.engines):
         try:
             check_wanted(engine, wanted, unverified=allow_unverified)
-            scorer = open_engine(bundle, manifest, engine, threads, gpu=wanted.gpu, trust=trust)
+            scorer = open_engine(
+                bundle, manifest, engine, threads, batch=batch, gpu=wanted.gpu, trust=trust
+            )
         except ChangedFileError:
             raise
         except (BundleError, DeviceError, MissingDependencyError) as error:
-            _log.info("%s (%s) passed over: %s", engine.file, engine.backend, error)
+            _log.info("%s (%s) is not used: %s", engine.file, engine.backend, error)
             failures.append((engine, error))
         else:
-            _log.info("%s on %s", engine.file, scorer.session.description)
+            _log.info("using %s on %s", engine.file, scorer.session.description)
             scorer.passed_over = _passed_over(failures)
             return scorer
     raise _none_left(bundle, failures)
@@ -74,19 +79,24 @@ def open_engine(
     engine: Engine,
     threads: int | None = None,
     *,
+    batch: int | None = None,
     gpu: int = 0,
     trust: bool = False,
 ) -> Scorer:
-    """A Scorer on one engine of a bundle, proven or not; its file must be the recorded one.
+    """A Scorer on one engine of a bundle, whether or not it is proven.
 
-    Raises NotTakenError for an engine that this machine cannot run, or that is not trusted; what
-    `load` raises otherwise.
+    The arguments are those of `load`; `gpu` is a GPU's number. Raises NotTakenError for an engine
+    that this machine cannot run or that is not trusted, and otherwise what `load` raises.
     """
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
     check_allowed(engine, gpu, trust=trust)
     path = Path(bundle) / engine.file
-    _check_unchanged(path, engine)
+    if (state := engine.file_state(bundle)) != "intact":
+        why = "is missing" if state == "MISSING" else "has changed: its SHA-256 is another"
+        raise ChangedFileError(
+            f"{str(path)!r} {why}; restore it, or export the bundle again with `drx export`"
+        )
     session = BACKENDS[engine.backend].open(path, engine, threads, gpu)
     crop = manifest.preprocessing.crop
     if session.image_size not in (None, crop):
@@ -94,7 +104,7 @@ def open_engine(
             f"{str(bundle)!r} cuts crops of {crop} px for an engine that takes "
             f"{session.image_size} px: export it again with `drx export`"
         )
-    return Scorer(manifest, engine, session)
+    return Scorer(manifest, engine, session, batch=batch)
 
 
 def _passed_over(failures: list[tuple[Engine, UserError]]) -> tuple[PassedOver, ...]:
@@ -104,7 +114,7 @@ def _passed_over(failures: list[tuple[Engine, UserError]]) -> tuple[PassedOver, 
 def _none_left(
     bundle: str | os.PathLike[str], failures: list[tuple[Engine, UserError]]
 ) -> UserError:
-    """What `load` raises when no engine was taken."""
+    """The error that `load` raises when no engine can be used."""
     if not failures:
         return BundleError(
             f"{str(bundle)!r} has no engine this version can run; export it again with `drx export`"
@@ -116,15 +126,3 @@ def _none_left(
         f"{file} ({backend}): {why}" for file, backend, why in _passed_over(failures)
     )
     return BundleError(f"no engine in {str(bundle)!r} can be used here: {reasons}")
-
-
-def _check_unchanged(path: Path, engine: Engine) -> None:
-    if not path.is_file():
-        raise ChangedFileError(
-            f"{str(path)!r} is missing: export the bundle again with `drx export`"
-        )
-    if sha256_of(path) != engine.sha256:
-        raise ChangedFileError(
-            f"{str(path)!r} is not the file that was verified: its SHA-256 differs from the "
-            "manifest's; restore it, or export the bundle again with `drx export`"
-        )

@@ -1,11 +1,10 @@
-"""`manifest.json`: what a bundle is, what it holds, and what was proven about it."""
+"""`manifest.json`: what a bundle holds, and what was proven about it."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import re
-import secrets
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,24 +12,27 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from drexperts.runtime.errors import BundleError, ConfigError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.preprocess import Preprocessing
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 OUTPUTS = ("score", "weights", "maps")
-PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
+TENSORRT_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
 
 # Of fewer a rank correlation says little: one swap of neighbours among n images moves the low end
 # of its interval by about 180/n^3, which is 2e-4 of 100.
-ENOUGH_IMAGES = 100
-CLEARLY = 0.01  # of the span: what people do not tell apart, an opinion's interval being wider
-FLOORS = (
+MIN_IMAGES = 100
+CLEAR_DIFFERENCE = (
+    0.01  # of the span: what people do not tell apart, an opinion's interval being wider
+)
+LOWER_LIMITS = (
     *("srcc", "srcc_low", "plcc", "plcc_low", "maps_plcc"),
     *("weights_srcc", "weights_srcc_low", "weights_plcc", "weights_plcc_low"),
 )
-# Of an engine without maps, of one measured before weights were, of scores that are all alike, and
-# of weights or maps that hardly differ from image to image or from place to place.
-MAY_BE_NONE = (
+# Not measured for an engine without maps, for proofs older than the measure, where all scores are
+# alike, and where weights or maps hardly differ between images or places.
+OPTIONAL_MEASURES = (
     "maps_max",
     "maps_plcc",
     "weights_max",
@@ -53,18 +55,19 @@ def _require(condition: bool, message: str) -> None:
 
 
 def within(measured: Mapping[str, float | None], limits: Mapping[str, float]) -> bool:
-    """Whether every value keeps its limit; correlations have a floor. NaN keeps none.
+    """Whether every measure is within its limit, which NaN never is.
 
-    What was not measured keeps no limit either, but for what there may be none of.
+    A limit is a maximum, except for the names in LOWER_LIMITS. A missing measure is within its
+    limit only if it is one of OPTIONAL_MEASURES.
     """
-    kept = []
-    for name, limit in limits.items():
+
+    def is_within(name: str, limit: float) -> bool:
         value = measured.get(name)
         if value is None:
-            kept.append(name in MAY_BE_NONE)
-        else:
-            kept.append(value >= limit if name in FLOORS else value <= limit)
-    return all(kept)
+            return name in OPTIONAL_MEASURES
+        return value >= limit if name in LOWER_LIMITS else value <= limit
+
+    return all(is_within(name, limit) for name, limit in limits.items())
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class ScoreScale:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """95 % of what resampled images give."""
+class ConfidenceInterval:
+    """A 95 % bootstrap interval over images."""
 
     low: float
     high: float
@@ -95,20 +98,21 @@ class Interval:
         _require(self.low <= self.high, f"an interval runs from {self.low} to {self.high}")
 
 
-def _low(interval: Interval | None) -> float | None:
+def _low(interval: ConfidenceInterval | None) -> float | None:
     return None if interval is None else interval.low
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetParity:
-    """How far an engine's scores of some images are from the reference's.
+    """How far an engine's scores of a set of images are from those of the reference.
 
-    score_max: the largest |difference of scores|, as a fraction of the score's span
+    score_max: largest |difference of scores|, as a fraction of the score's span
     srcc, plcc: correlation between engine and reference
-    srcc_interval, plcc_interval: by resampling the images; None for fewer than ENOUGH_IMAGES
-    order_flips: how many of `pairs` the engine ranks the other way round; equal ones are no pair
-    clear_flips, clear_pairs: the same of pairs whose reference scores are further apart than
-        CLEARLY of the span
+    srcc_interval, plcc_interval: None for fewer than MIN_IMAGES images
+    order_flips: how many of `pairs` the engine ranks in the opposite order; images with equal
+        reference scores are not counted as a pair
+    clear_flips, clear_pairs: the same for pairs whose reference scores differ by more than
+        CLEAR_DIFFERENCE of the span
     """
 
     images: int
@@ -117,8 +121,8 @@ class SetParity:
     plcc: float
     order_flips: int
     pairs: int
-    srcc_interval: Interval | None = None
-    plcc_interval: Interval | None = None
+    srcc_interval: ConfidenceInterval | None = None
+    plcc_interval: ConfidenceInterval | None = None
     clear_flips: int | None = None
     clear_pairs: int | None = None
 
@@ -130,9 +134,8 @@ class SetParity:
         _require(self.score_max >= 0, "a parity distance is negative")
         _require(max(abs(self.srcc), abs(self.plcc)) <= 1.0001, "a correlation is beyond 1")
 
-    def gated(self) -> dict[str, float | None]:
-        """What limits are set on, by their names: of counts the share, and of an interval the end
-        that is worse."""
+    def measured(self) -> dict[str, float | None]:
+        """The measures that have limits: counts as shares, intervals by their lower end."""
         return {
             "score_max": self.score_max,
             "srcc": self.srcc,
@@ -144,8 +147,8 @@ class SetParity:
         }
 
     def keeps(self, limits: Mapping[str, float]) -> bool:
-        """Whether every value that this measures keeps its limit."""
-        measured = self.gated()
+        """Whether every measure of this set is within its limit."""
+        measured = self.measured()
         return within(measured, {name: limits[name] for name in limits.keys() & measured.keys()})
 
 
@@ -153,23 +156,22 @@ class SetParity:
 class Parity(SetParity):
     """How far an engine is from the reference, measured through the shipping Scorer.
 
-    score_mean, score_p99: of |difference of scores|, as fractions of the score's span
+    score_mean, score_p99: mean and 99th percentile of |difference of scores|, as fractions of the
+        score's span
     score_units: `score_max` in units of the score
-    weights_max: max |difference| as a fraction of the largest |weight| of the reference
-    weights_srcc, weights_plcc: of the expert with the lowest one, the correlation over images;
-        None if no expert's weight differs from image to image
-    weights_srcc_interval, weights_plcc_interval: that expert's, by resampling the images; None for
-        fewer than ENOUGH_IMAGES
-    leading_flips: images of which another distortion has the largest |weight|
-    maps_max: max |difference|, None for an engine without maps, as `maps_plcc`
-    maps_plcc: of the crop with the lowest one, the correlation over its maps' distortions and
-        places; None if the maps of no crop differ from place to place. There is no SRCC of maps:
-        most places of a map are next to zero, and the order of those means nothing
-    limits: the gate of each value of `gated`, by its name
-    sets: the same of the scores of each part of the images; one of at least ENOUGH_IMAGES has to
-        keep the limits alone, too. "synthetic" is made of crops of "photographs", and an int8
-        engine's scales and islands were chosen on those as well: parity says how near the engine
-        is to the model on these images, none of which were kept for the proof alone
+    weights_max: largest |difference|, as a fraction of the reference's largest |weight|
+    weights_srcc, weights_plcc: the correlation over images for the expert whose correlation is
+        lowest; None if every expert's weight is constant over the images
+    weights_srcc_interval, weights_plcc_interval: for that expert; None for fewer than MIN_IMAGES
+    leading_flips: number of images in which another distortion has the largest |weight|
+    maps_max: largest |difference|; None for an engine without maps, like `maps_plcc`
+    maps_plcc: the correlation over distortions and positions for the crop whose correlation is
+        lowest; None if all maps are constant. Maps have no SRCC: most positions are close to
+        zero, and their order means nothing.
+    limits: the limit of each value in `measured()`
+    sets: the same measures for each subset of the images. A subset of at least MIN_IMAGES must be
+        within the limits by itself. "synthetic" consists of distorted crops of "photographs", and
+        the scales and islands of an int8 engine were chosen on both: no image was held out.
     """
 
     rows: int
@@ -183,8 +185,8 @@ class Parity(SetParity):
     score_units: float | None = None
     weights_srcc: float | None = None
     weights_plcc: float | None = None
-    weights_srcc_interval: Interval | None = None
-    weights_plcc_interval: Interval | None = None
+    weights_srcc_interval: ConfidenceInterval | None = None
+    weights_plcc_interval: ConfidenceInterval | None = None
     leading_flips: int | None = None
     maps_plcc: float | None = None
     sets: dict[str, SetParity] = field(default_factory=dict)
@@ -196,9 +198,9 @@ class Parity(SetParity):
         _require(min(distances) >= 0, "a parity distance is negative")
         _require(0 <= (self.leading_flips or 0) <= self.images, "leading_flips is beyond images")
         kept = self.within_limits
-        _require(kept or not self.passed, "parity is recorded as passed and keeps no limits")
+        _require(kept or not self.passed, "parity is recorded as passed, but failed")
 
-    def gated(self) -> dict[str, float | None]:
+    def measured(self) -> dict[str, float | None]:
         share = None if self.leading_flips is None else self.leading_flips / self.images
         names = ("score_mean", "score_p99", "weights_max", "weights_srcc", "weights_plcc")
         others = {name: getattr(self, name) for name in (*names, "maps_max", "maps_plcc")}
@@ -206,32 +208,32 @@ class Parity(SetParity):
             "weights_srcc_low": _low(self.weights_srcc_interval),
             "weights_plcc_low": _low(self.weights_plcc_interval),
         }
-        return super().gated() | others | ends | {"leading_flips": share}
+        return super().measured() | others | ends | {"leading_flips": share}
 
     @property
     def within_limits(self) -> bool:
-        """Whether all images, and each set of enough of them, keep limits, which there are."""
-        enough = [each for each in self.sets.values() if each.images >= ENOUGH_IMAGES]
+        """Whether there are limits, and all images and each large enough subset are within them."""
+        enough = [each for each in self.sets.values() if each.images >= MIN_IMAGES]
         return bool(self.limits) and all(
-            [within(self.gated(), self.limits), *(each.keeps(self.limits) for each in enough)]
+            [within(self.measured(), self.limits), *(each.keeps(self.limits) for each in enough)]
         )
 
 
 def invariance_limits(tolerance: float) -> dict[str, float]:
-    """What a batch may change at most. Parity allows weights ten times what it allows scores."""
+    """How much the batch may change each output; weights ten times as much as the score."""
     return {"score_max": tolerance, "weights_max": 10 * tolerance, "maps_max": tolerance}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchInvariance:
-    """Whether an image's score depends on the batch it came in.
+    """Whether an image's score depends on the batch that it is scored in.
 
     batches: the batch sizes tested
     cases: what was varied, such as "repeated", "permuted", "neighbours", "threads"
-    score_max: the worst |difference of scores| as a fraction of the score's span
-    tolerance: of the score; weights and maps have their share of it, see `invariance_limits`
-    weights_max: the worst |difference of weights|, as a fraction of the largest |weight|
-    maps_max: the worst |difference| in a map, None for an engine without maps
+    score_max: largest |difference of scores|, as a fraction of the score's span
+    tolerance: limit of `score_max`; `invariance_limits` derives the others from it
+    weights_max: largest |difference of weights|, as a fraction of the largest |weight|
+    maps_max: largest |difference| in a map; None for an engine without maps
     """
 
     batches: tuple[int, ...]
@@ -250,12 +252,12 @@ class BatchInvariance:
         )
         limits = invariance_limits(self.tolerance)
         kept = within({name: getattr(self, name) for name in limits}, limits)
-        _require(kept or not self.passed, "batch invariance is recorded as passed and is not kept")
+        _require(kept or not self.passed, "batch invariance is recorded as passed, but failed")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The batch sizes of one optimisation profile: the range it admits, and the one it is for."""
+    """The smallest, optimal and largest batch of one TensorRT optimisation profile."""
 
     min: int
     opt: int
@@ -268,23 +270,25 @@ class Profile:
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
 
-    def admits(self, batch: int) -> bool:
+    def includes(self, batch: int) -> bool:
         return self.min <= batch <= self.max
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a TensorRT engine was built, which is what a machine must meet to deserialise it.
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """How a TensorRT engine was built: what a machine must match to deserialise it.
 
-    version: of the library that built it
-    capabilities: the compute capabilities it was built for, such as "8.9"
+    version: version of the library that built it
+    capabilities: compute capabilities that it was built for, such as "8.9"
     platform: operating system and architecture, such as "linux-x86_64"
     hardware_compatibility: "none", "ampere+" or "same-capability"
-    stripped: without its weights, which a refit puts back
-    plugin_layers: how many layers are the Triton kernel; 0 has its formula in standard operators
-    fused_attention: False where the graph was changed so that attention is not fused
-    onnx_sha256: of the graph it was built from; for "7.5", of what its float16 graph is made of
-    inspected: whether its types were read back after the build and agreed with the graph
+    stripped: whether the weights were left out, so that the engine must be refitted
+    plugin_layers: number of layers that run the Triton kernel; with 0, the pooling runs as
+        standard operators
+    fused_attention: False if the graph was changed to prevent fused attention
+    onnx_sha256: of the graph that it was built from; for compute capability 7.5, of the graph from
+        which the float16 graph was made
+    inspected: whether its types were read back after the build and matched the graph
     """
 
     version: str
@@ -300,11 +304,11 @@ class Plan:
     inspected: bool
 
     def __post_init__(self) -> None:
-        _require(len(self.capabilities) >= 1, "a plan is for no compute capability")
+        _require(len(self.capabilities) >= 1, "a plan needs at least one compute capability")
         for capability in self.capabilities:
             known = _CAPABILITY.fullmatch(capability) is not None
-            _require(known, f"{capability!r} is no compute capability, such as '8.9'")
-        _require(len(self.profiles) >= 1, "a plan has no optimisation profile")
+            _require(known, f"{capability!r} is not a compute capability such as '8.9'")
+        _require(len(self.profiles) >= 1, "a plan needs at least one optimisation profile")
         known = self.hardware_compatibility in _HARDWARE
         _require(known, f"hardware_compatibility must be one of {_HARDWARE}")
         _require(self.plugin_layers >= 0, "plugin_layers is negative")
@@ -313,13 +317,14 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """One mixture of precisions that was tried, and what it came to.
+@dataclass(frozen=True, kw_only=True)
+class PrecisionTrial:
+    """A set of float32 islands that the precision search tried, and its parity.
 
     islands: how many parts stayed in float32
-    weight_bytes: of its constants
-    score_max, srcc: its parity, see `SetParity`; of the correlation the low end of its interval
+    weight_bytes: size of the constants
+    score_max: see `SetParity`
+    srcc: the low end of its confidence interval
     passed: whether its parity kept all limits
     """
 
@@ -330,18 +335,18 @@ class Frontier:
     passed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
-    """One way to compute scores: a file of the bundle, and what runs it.
+    """One way to compute scores: a file of the bundle, and the library that runs it.
 
-    backend: "onnx" (ONNX Runtime on the CPU), "onnx-cuda" and "onnx-tensorrt" (its providers on
-        the same file), "tensorrt" or "tensorrt-rtx"
-    sha256 covers the file: graph and weights together.
-    plan: of a TensorRT engine, and of no other
-    proven_on: the compute capability of the GPU on which its proofs were measured, "8.9"; None for
-        an engine of the CPU, and where it is not known
-    islands: the parts that `precision` was too little for, which stayed in float32
-    frontier: what else was tried, where the precision was searched for
+    backend: "onnx" (ONNX Runtime on the CPU), "onnx-cuda" and "onnx-tensorrt" (its GPU providers
+        on the same file), "tensorrt" or "tensorrt-rtx"
+    sha256: of the file, which holds graph and weights
+    plan: for TensorRT engines only
+    proven_on: compute capability of the GPU on which the proofs were measured, such as "8.9"; None
+        for a CPU engine and where it is unknown
+    islands: the parts that stayed in float32, because `precision` was not enough for them
+    frontier: what the precision search tried; empty if there was no search
     """
 
     backend: str
@@ -352,10 +357,10 @@ class Engine:
     versions: dict[str, str]
     parity: Parity | None
     invariance: BatchInvariance | None
-    plan: Plan | None = None
+    plan: EnginePlan | None = None
     proven_on: str | None = None
     islands: tuple[str, ...] = ()
-    frontier: tuple[Frontier, ...] = ()
+    frontier: tuple[PrecisionTrial, ...] = ()
 
     def __post_init__(self) -> None:
         plain = _ENGINE_FILE.fullmatch(self.file) is not None
@@ -368,19 +373,26 @@ class Engine:
             1 <= self.max_batch <= 65536,
             f"max_batch {self.max_batch} is not 1 to 65536",
         )
-        planned = (self.plan is not None) == (self.backend in PLAN_BACKENDS)
-        _require(planned, f"an engine of {self.backend!r} has a plan's record, or lacks one")
+        planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
+        _require(planned, f"an engine of {self.backend!r} has a plan, or lacks one")
+
+    def file_state(self, bundle: str | os.PathLike[str]) -> str:
+        """Whether the file in the bundle's folder is "intact", "CHANGED" or "MISSING"."""
+        path = Path(bundle) / self.file
+        if not path.is_file():
+            return "MISSING"
+        return "intact" if sha256_of(path) == self.sha256 else "CHANGED"
 
     @property
     def evidence(self) -> str:
-        """How far the engine is known: "built", "inspected" or "executed", each after the last."""
+        """What is known about the engine: "built", then "inspected", then "executed"."""
         if self.parity is not None or self.invariance is not None:
             return "executed"
         return "inspected" if self.plan is not None and self.plan.inspected else "built"
 
     @property
     def certified_batch(self) -> int:
-        """The largest batch to use: what batch invariance was measured to, where it was."""
+        """The largest batch to use: at most the largest whose batch invariance was measured."""
         certified = self.max_batch if self.invariance is None else max(self.invariance.batches)
         return min(self.max_batch, certified)
 
@@ -399,11 +411,11 @@ class Engine:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything the runtime knows about a bundle. `config` holds JSON values only.
+    """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
-    Raises ConfigError for values that cannot be, as do the dataclasses inside it.
+    It and the dataclasses inside it raise ConfigError for invalid values.
     """
 
     schema: int
@@ -426,7 +438,7 @@ class Manifest:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a bundle folder. Raises BundleError, and nothing else, if it cannot be."""
+    """The manifest of a bundle folder. Raises BundleError if it is missing or invalid."""
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise BundleError(
@@ -446,15 +458,8 @@ def write_manifest(manifest: Manifest, folder: str | os.PathLike[str]) -> None:
     """Write `manifest.json` into an existing folder, whole or not at all. Raises OSError."""
     path = Path(folder) / FILE_NAME
     text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, allow_nan=False)
-    temporary = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -479,7 +484,7 @@ def _manifest_from_text(text: str) -> Manifest:
     )
     _require(isinstance(document, dict), "it is not a JSON object")
     schema = document.get("schema")
-    # Before the fields: another schema has other fields, and its reader is the remedy.
+    # Before the fields, because another schema has other fields.
     _require(
         type(schema) is int and schema == SCHEMA,
         f"its schema is {schema!r:.40}, this drexperts reads {SCHEMA}: install the matching one",
@@ -501,10 +506,10 @@ def _parse_float(text: str) -> float:
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as parsed from JSON, as an instance of the annotation `kind`.
+    """Convert a parsed JSON value to the type `kind`.
 
-    Knows dataclasses, X | None, tuple[X, ...], dict[str, X], Any, bool, int, float and str.
-    Raises ConfigError naming the place.
+    Supports dataclasses, X | None, tuple[X, ...], dict[str, X], Any, bool, int, float and str.
+    Raises ConfigError, which names the place.
     """
     if kind is Any:
         return value
@@ -527,7 +532,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     entries = _checked(dict, value, where)
     hints = get_type_hints(kind)
-    # What came later has a default, so that older manifests are read.
+    # Fields that were added later have defaults, so that older manifests can be read.
     required = {
         f.name
         for f in dataclasses.fields(kind)

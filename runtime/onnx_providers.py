@@ -1,7 +1,7 @@
-"""Sessions of ONNX Runtime: on the CPU, or on a GPU by its CUDA or TensorRT provider.
+"""Sessions of ONNX Runtime on the CPU, or on a GPU through its CUDA or TensorRT provider.
 
-ONNX Runtime goes on with the CPU, and a line in its log, where a GPU's provider cannot be used.
-Here that is an error, and what a usable provider leaves to another one can be asked.
+If a GPU provider cannot be used, ONNX Runtime logs a line and continues on the CPU. Here that is an
+error, and `shared_with` tells which nodes a usable provider leaves to others.
 The GPU providers have not been executed on a GPU; their refusal without one has.
 """
 
@@ -22,7 +22,7 @@ from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.places import cache_folder
 
 _ERRORS_ONLY = 3
-_USUAL_BATCH = 8  # the Scorer's
+_USUAL_BATCH = 8  # the default of the Scorer
 NAMES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -31,11 +31,11 @@ NAMES = {
 
 CUDA_OPTIONS = {
     "use_tf32": "0",  # float32 stays float32
-    # Chosen by rule from the shapes; the default searches, and may find another next time.
+    # Chosen from the shapes by rule. The default searches, and may choose differently next time.
     "cudnn_conv_algo_search": "HEURISTIC",
 }
 
-# y = x of float32 [1], as a serialised ONNX model: what opens a provider without our graph.
+# The ONNX model y = x for float32 [1], serialised: it opens a provider without our graph.
 _IDENTITY = (
     b"\x08\x08:7\n\x10\n\x01x\x12\x01y\x22\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01"
     b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
@@ -43,19 +43,22 @@ _IDENTITY = (
 
 _MISSING_LIBRARY = re.compile(r"with error: (.+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# What the cause names, and what to do about it; the first that fits.
+# A pattern of the cause, and what to do about it. The first that matches is used.
 _REMEDIES = (
-    ("nvinfer|nvonnxparser|TensorRT", "install TensorRT of the version that this library ends in"),
+    ("nvinfer|nvonnxparser|TensorRT", "install the TensorRT version in the library's name"),
     (r"libcuda\.|nvcuda|driver", "install NVIDIA's driver"),
     ("cublas|cudnn|cudart|curand|cufft", 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
-    ("", "see whether `nvidia-smi` lists the GPU"),
+    ("", "check whether `nvidia-smi` lists the GPU"),
 )
 
 _standard_error = threading.Lock()
 
 
 class _Job(NamedTuple):
-    """What a provider's options depend on. shape: of the graph's input, names for free sizes."""
+    """What the options of a provider depend on.
+
+    shape: of the graph's input, with a name for each dynamic dimension
+    """
 
     path: str
     version: str
@@ -66,8 +69,8 @@ class _Job(NamedTuple):
 
 
 def new_options(runtime: Any, threads: int | None) -> Any:
-    """Options of a session. threads: of one operator on the CPU; None leaves the default."""
-    # The memory options stay at their defaults, which measured lowest: see docs/log.md.
+    """Session options. threads: CPU threads per operator; None leaves the default."""
+    # The memory options keep their defaults, with which memory was lowest: see docs/log.md.
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
@@ -89,16 +92,16 @@ def cpu_session(runtime: Any, path: str, options: Any) -> Any:
 def gpu_session(
     runtime: Any, path: str, options: Any, provider: str, gpu: int, max_batch: int
 ) -> Any:
-    """A session on a GPU. Raises DeviceError where the provider cannot be used."""
+    """A session on a GPU. Raises DeviceError if the provider cannot be used."""
     name = NAMES[provider]
     _check_opens(runtime, name, gpu)
-    # On the CPU first: a file that is bad is told from a device that is, and one that holds an
-    # engine of somebody's (EPContext), which TensorRT's provider would deserialise, is refused.
+    # On the CPU first: that tells a bad file from a bad device, and refuses a file with an engine
+    # inside (EPContext), which the TensorRT provider would deserialise.
     graph_input = _graph_input(runtime, path)
     job = _Job(path, runtime.__version__, max_batch, gpu, graph_input.name, graph_input.shape)
     options.use_deterministic_compute = True
-    # Not "session.disable_cpu_ep_fallback", which refuses also the arithmetic on shapes that ONNX
-    # Runtime keeps on the CPU because it is faster there.
+    # Not "session.disable_cpu_ep_fallback": it also refuses the shape arithmetic that ONNX Runtime
+    # keeps on the CPU because it is faster there.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = runtime.InferenceSession(
@@ -107,12 +110,12 @@ def gpu_session(
     except Exception as cause:
         raise _unusable(name, str(cause)) from cause
     if name not in _nodes_by_provider(session):
-        raise _unusable(name, "it takes no node of this graph")
+        raise _unusable(name, "it runs no node of this graph")
     return session
 
 
 def _check_opens(runtime: Any, name: str, gpu: int) -> None:
-    """Open the provider on this GPU without our graph. Raises DeviceError with the cause."""
+    """Open the provider on this GPU without our graph. Raises DeviceError, which says why not."""
     if name not in runtime.get_available_providers():
         raise DeviceError(
             f"this onnxruntime was built without {name}: pip uninstall onnxruntime, then "
@@ -136,8 +139,8 @@ def _check_opens(runtime: Any, name: str, gpu: int) -> None:
 
 
 def _load_libraries(runtime: Any, name: str) -> None:
-    """Load what came as Python packages, which the loader of shared libraries does not find."""
-    with contextlib.redirect_stdout(io.StringIO()):  # where it lists what it does not find
+    """Load libraries from Python packages, which the dynamic linker does not find."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it lists there what it does not find
         runtime.preload_dlls()
     if name == NAMES["tensorrt"]:
         with contextlib.suppress(ImportError, OSError):
@@ -146,7 +149,7 @@ def _load_libraries(runtime: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def _caught_standard_error() -> Iterator[Callable[[], str]]:
-    """Catch what this process writes to file 2, the only place where a refusal's cause stands."""
+    """Catch what is written to file descriptor 2, where alone a provider says why it failed."""
     text = ""
     with _standard_error, tempfile.TemporaryFile() as file:
         shown = os.dup(2)
@@ -161,7 +164,7 @@ def _caught_standard_error() -> Iterator[Callable[[], str]]:
 
 
 def _missing_library_in(log: str) -> str:
-    """The shared library that could not be loaded, and why; nothing where all could."""
+    """The shared library that could not be loaded, and why; empty if there is none."""
     found = _MISSING_LIBRARY.search(log)
     return found.group(1).strip() if found else ""
 
@@ -182,7 +185,7 @@ def _cuda(job: _Job) -> list[tuple[str, dict[str, str]]]:
 
 
 def _tensorrt(job: _Job) -> list[tuple[str, dict[str, str]]]:
-    """TensorRT, and CUDA for what it refuses. Precision is in the graph: no flag sets it."""
+    """TensorRT, and CUDA for the nodes it refuses. The graph sets the precision, not a flag."""
     cache = str(_engine_cache(job))
     options = {
         "device_id": str(job.gpu),
@@ -199,14 +202,14 @@ def _tensorrt(job: _Job) -> list[tuple[str, dict[str, str]]]:
 
 
 def _engine_cache(job: _Job) -> Path:
-    """This model's own folder, since ONNX Runtime reuses an engine of another model or version."""
+    """A folder per model and version, because ONNX Runtime would reuse engines across them."""
     key = f"{sha256_of(job.path)[:16]}-{job.version}-batch{job.max_batch}"
     folder = cache_folder() / "onnx-tensorrt" / key
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
-# Each provider's options, and those of the next best for what it refuses.
+# The options of each provider, and those of the next best one for the nodes that it refuses.
 _PROVIDERS: dict[str, Callable[[_Job], list[tuple[str, dict[str, str]]]]] = {
     "cuda": _cuda,
     "tensorrt": _tensorrt,
@@ -222,7 +225,7 @@ def _nodes_by_provider(session: Any) -> Counter[str]:
 
 
 def shared_with(session: Any, name: str) -> str:
-    """What others than the asked provider run, such as ", 9 of 600 nodes on CPUExecution..."."""
+    """What other providers run, such as ", 9 of 600 nodes on CPUExecutionProvider"."""
     nodes = _nodes_by_provider(session)
     total = nodes.total()
     others = sorted(nodes.keys() - {name})

@@ -1,4 +1,4 @@
-"""An ONNX model run by ONNX Runtime."""
+"""A session that runs an ONNX model with ONNX Runtime."""
 
 import importlib
 import os
@@ -26,20 +26,20 @@ from drexperts.runtime.onnx_providers import (
 class OnnxSession:
     """Runs uint8 pixels through `model.onnx`.
 
-    path: of the model
-    threads: threads of one operator on the CPU; None leaves the default, one a physical core
-    provider: "cpu", "cuda" or "tensorrt"; the latter builds an engine at its first start, which
+    path: path of the model
+    threads: CPU threads per operator; None leaves the default, one per physical core
+    provider: "cpu", "cuda" or "tensorrt"; "tensorrt" builds an engine at the first start, which
         takes minutes, and keeps it in the user's cache folder
-    gpu: which one, where the provider is not "cpu"
-    image_size: side of the images that the model takes, None where the graph leaves it free
-    description: ONNX Runtime's version, the provider, and how many nodes others run
+    gpu: number of the GPU, unless the provider is "cpu"
+    image_size: side of the images that the model takes; None if the graph leaves it free
+    description: ONNX Runtime's version, the provider, and how many nodes other providers run
 
-    Raises MissingDependencyError without onnxruntime, BundleError for a file it cannot load,
-    DeviceError where a GPU's provider cannot be used, UserError for another provider.
+    Raises MissingDependencyError without onnxruntime, BundleError for a file that cannot be
+    loaded, DeviceError if a GPU provider cannot be used, UserError for an unknown provider.
     """
 
-    # A call on the CPU uses every core, and calls on a GPU share its one stream: a second call
-    # at the same time would take from the first what it gains.
+    # A call on the CPU uses every core, and calls on a GPU share one stream: concurrent calls would
+    # only slow each other down.
     concurrency = 1
 
     def __init__(
@@ -89,10 +89,10 @@ class OnnxSession:
         return dict(zip(self._outputs, arrays, strict=True))
 
     def compute_seconds(self, pixels: NDArray[np.uint8]) -> float:
-        """Run a batch that lies where the provider reads it and return the seconds it takes.
+        """Run a batch that is already on the device, and return the seconds until it is done.
 
-        The results stay where the provider writes them: nothing is copied to or from the host. The
-        time is the host's, until the provider is done. Arguments and errors are those of `run`.
+        The results stay on the device: nothing is copied from or to the host. Arguments and errors
+        are those of `run`.
         """
         self._check(pixels)
         try:

@@ -1,4 +1,4 @@
-"""The user's own folders, by the platform's custom."""
+"""The user's folders for state and cache, by the conventions of the platform."""
 
 import os
 import sys
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def state_folder() -> Path:
-    """Where programs keep what they noted."""
+    """The folder for records that cannot be made again."""
     return _folder("XDG_STATE_HOME", "~/.local/state", "~/Library/Application Support")
 
 
 def cache_folder() -> Path:
-    """Where programs keep what they can make again."""
+    """The folder for files that can be made again."""
     return _folder("XDG_CACHE_HOME", "~/.cache", "~/Library/Caches")
 
 
@@ -19,6 +19,6 @@ def _folder(variable: str, otherwise: str, on_macos: str) -> Path:
     if sys.platform == "win32":
         variable, otherwise = "LOCALAPPDATA", "~/AppData/Local"
     given = os.environ.get(variable, "")
-    # A relative path is to be ignored: it would name another folder from each working directory.
+    # The specification says to ignore a relative path, which depends on the working directory.
     base = on_macos if sys.platform == "darwin" else given if os.path.isabs(given) else otherwise
     return Path(os.path.expanduser(base)) / "drexperts"

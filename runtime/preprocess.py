@@ -1,8 +1,8 @@
 """From a file, bytes, a PIL image or an array to uint8 crops: the only definition of preprocessing.
 
-What each kind of image gets:
+How each kind of image is treated:
 
-| image | answer |
+| image | treatment |
 |---|---|
 | EXIF or XMP orientation | applied; metadata that cannot be read is ignored |
 | alpha, or a transparent colour or palette entry | composited over white |
@@ -34,12 +34,12 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.ui
 
 MAX_PIXELS = 100_000_000
 
-# Raster formats decoded inside this process. Left out on purpose: EPS (runs Ghostscript) and the
-# many formats no camera writes. A JPEG of several pictures (MPO) comes through JPEG.
+# Raster formats decoded inside this process. Left out on purpose: EPS, which runs Ghostscript, and
+# the many formats that no camera writes. A JPEG with several pictures (MPO) is read as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-# The longer side after resizing is at most this many times `short_side_max`; more is cut off,
-# centred, before resizing, or a 1 x 10000 image would become 384 x 3840000.
+# The longer side after resizing is at most this many times `short_side_max`. A longer image is cut
+# to its centre before resizing; otherwise a 1 x 10000 image would become 384 x 3840000.
 LONGEST_RATIO = 16
 
 _ORIENTATION_TAG = 0x0112
@@ -53,8 +53,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns from 89 million pixels; our bound is MAX_PIXELS. Appended, so that a filter the
-# application set itself (such as "error") still comes first.
+# Pillow warns from 89 million pixels; our limit is MAX_PIXELS. Appended, so that a filter that the
+# application set (such as "error") still comes first.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning, append=True)
 
 
@@ -65,7 +65,7 @@ class Preprocessing:
     The shorter side is clamped into [short_side_min, short_side_max]; then at most
     `crops_per_side` crops of `crop` x `crop` are taken along each axis.
 
-    Raises ConfigError for sizes that cannot be.
+    Raises ConfigError for invalid sizes.
     """
 
     crop: int
@@ -110,23 +110,26 @@ def describe(source: Source) -> str:
     return f"<{type(source).__name__}>"
 
 
-def decoder_version(source: Source) -> str:
-    """What turns `source` into pixels, such as "Pillow 13.0.0, libjpeg-turbo 3.2.0"."""
+def decoder_version(source: Source | None = None) -> str:
+    """What turns `source` into pixels, such as "Pillow 13.0.0, libjpeg-turbo 3.2.0".
+
+    None stands for the encoded image in any file or bytes.
+    """
     if isinstance(source, (Image.Image, np.ndarray)):
         return "caller's pixels"
     return _pillow_decoder()
 
 
 def decode(source: Source) -> Image.Image:
-    """The upright, opaque RGB image in `source`; this module's table says how.
+    """The upright, opaque RGB image in `source`, as the table of this module says.
 
     source: a path, the bytes of a file, a PIL image, or a uint8 array HxW, HxWx1, HxWx3 or HxWx4.
-    Raises ImageError for everything that is not such an image.
+    Raises ImageError for everything else.
     """
     try:
         return _rgb(_loaded(source))
     except Exception as cause:
-        # Hostile bytes make Pillow raise nearly anything: SyntaxError, struct.error, KeyError...
+        # On hostile bytes Pillow raises nearly anything: SyntaxError, struct.error, KeyError...
         known = ", ".join(FORMATS)
         unknown = isinstance(cause, UnidentifiedImageError)
         reason = f"it is none of {known}" if unknown else str(cause) or type(cause).__name__
@@ -147,9 +150,9 @@ def crops_from_image(image: Image.Image, spec: Preprocessing) -> Crops:
 
 
 def resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
-    """The image with its shorter side clamped, its longer side cut to LONGEST_RATIO (centred).
+    """The image with its shorter side clamped and its longer side cut to LONGEST_RATIO, centred.
 
-    Bicubic, antialiased when reducing; an image that needs neither comes back as it is.
+    Bicubic, with antialiasing when reducing. An image that needs neither is returned unchanged.
     """
     short = min(image.size)
     target = min(max(short, spec.short_side_min), spec.short_side_max)
@@ -161,10 +164,10 @@ def resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
 
 
 def crop_positions(side: int, crop: int, most: int) -> list[int]:
-    """Where crops start along an axis of `side` >= `crop` pixels.
+    """The start of each crop along an axis of `side` >= `crop` pixels.
 
-    min(most, ceil(side / crop)) crops, evenly spaced from the first position to the last, each
-    start rounded to the nearest pixel (halves up). A single crop is centred.
+    There are min(most, ceil(side / crop)) crops, evenly spaced from the first position to the last,
+    each start rounded to the nearest pixel (halves up). A single crop is centred.
     """
     count = min(most, -(-side // crop))
     slack = side - crop
@@ -178,7 +181,7 @@ def crop_positions(side: int, crop: int, most: int) -> list[int]:
 def _pillow_decoder() -> str:
     turbo = features.version("libjpeg_turbo")
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-    # The other lossy formats, which another release may decode to other pixels.
+    # The other lossy formats, which another release may decode differently.
     others = [f"{name} {features.version(name)}" for name in ("jpg_2000", "webp", "avif")]
     return ", ".join([resampler_version(), jpeg, *others])
 
@@ -208,7 +211,7 @@ def _image_from_stream(stream: IO[bytes]) -> Image.Image:
     if not stream.read(1):
         raise ValueError("it is empty")
     stream.seek(0)
-    # A stream, not a file name: Pillow maps named files into memory, where truncation is a crash.
+    # A stream, because Pillow maps named files into memory, where a truncated file is a crash.
     return _load(Image.open(stream, formats=FORMATS))
 
 
@@ -251,13 +254,13 @@ def _rgb(stored: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    # A photograph with damaged metadata is still a photograph, whatever Pillow raises over it.
+    # A photograph with damaged metadata is still a photograph, whatever Pillow raises.
     except Exception:
         return image
     if method is None:
         return image
     upright = image.transpose(method)
-    # What is left of the metadata would turn the image again.
+    # The rest of the metadata would rotate the image again.
     upright.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
     return upright
 
@@ -289,7 +292,7 @@ def _shortened(image: Image.Image, longest: int) -> Image.Image:
     if (width, height) == image.size:
         return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    # A crop, not the `box` of resize: that would let pixels beyond the box into the edges.
+    # Not the `box` of resize, which would blend pixels outside the box into the edges.
     return image.crop((left, top, left + width, top + height))
 
 

@@ -1,25 +1,25 @@
-"""How library code reports what it is doing, without knowing who shows it."""
+"""How library code reports progress, without knowing how it is shown."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the progress of long work. The command line shows it on the terminal."""
+    """Receives the progress of long work; `drexperts.ui` implements it for the terminal."""
 
     def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
-        """Say what the work does now.
+        """Report the current phase.
 
-        done, total: steps of this phase that are finished, and all of them; None if unknown
+        done, total: finished steps of this phase, and all of its steps; None if unknown
         """
         ...
 
     def note(self, message: str) -> None:
-        """Say something that the user should still be able to read when the work has ended."""
+        """Report something that stays readable after the work has ended."""
         ...
 
 
 class Silent:
-    """Progress that nobody sees: the default of library functions."""
+    """Progress that is not shown: the default of library functions."""
 
     def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
         """Do nothing."""
@@ -32,7 +32,7 @@ SILENT = Silent()
 
 
 class Prefixed:
-    """The progress of one part of the work: every message begins with the part's name."""
+    """Progress of one part of the work: every message begins with the name of the part."""
 
     def __init__(self, progress: Progress, part: str) -> None:
         self._progress, self._part = progress, part

@@ -1,21 +1,21 @@
-"""Which images to score, and a file of results that a killed run leaves whole."""
+"""Which images to score, and a file of results that stays usable if the run is killed."""
 
 import csv
 import glob
 import io
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, NoReturn, Protocol, Self
+from typing import IO, Any, NamedTuple, NoReturn, Self
 
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.scorer import Score
 
-# What files of the formats that `preprocess` decodes are called.
+# File name suffixes of the formats that `preprocess` decodes.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs"}
@@ -28,10 +28,11 @@ _SYNC_SECONDS = 5.0  # a power cut costs the rows of at most this time; a kill c
 def find_images(arguments: Iterable[str]) -> list[Path]:
     """The images that files, folders and glob patterns name: sorted, each once.
 
-    A named file is always taken. Folders, searched to the bottom, and patterns give files with a
-    suffix in SUFFIXES; hidden files and folders and linked folders inside a folder are passed over.
+    A file that is named itself is always included. Folders, with their sub-folders, and patterns
+    give files with a suffix in SUFFIXES; hidden files, hidden folders and links to folders inside a
+    folder are skipped.
 
-    Raises UserError for an argument that names nothing, and when there is no image at all.
+    Raises UserError for an argument that names nothing, and if there is no image at all.
     """
     named = list(arguments)
     found: dict[str, Path] = {}
@@ -54,7 +55,7 @@ def _named_by(argument: str) -> Iterator[Path]:
     else:
         matches = glob.glob(argument, recursive=True)
         if not matches:
-            raise UserError(f"{argument!r} is no file or folder and matches none: check the path")
+            raise UserError(f"{argument!r} names no file or folder: check the path")
         for match in matches:
             yield from _images_below(match) if os.path.isdir(match) else _if_image(match)
 
@@ -80,27 +81,18 @@ def _cannot_list(cause: OSError) -> NoReturn:
 
 
 class _Done(NamedTuple):
+    """What is read of a row to continue a file."""
+
     source: str
     error: str | None
     fingerprint: str
 
 
-class _Format(Protocol):
-    """How rows are written as records of bytes, and as much of one read as resuming needs.
-
-    opening: what every file begins with
-    """
-
-    header: bytes
-    opening: bytes
-
-    def encode(self, score: Score) -> bytes: ...
-    def is_whole(self, record: bytes) -> bool: ...
-    def decode(self, record: bytes) -> _Done: ...
-
-
 class _Jsonl:
-    """One JSON object a line, `Score.as_row`. ASCII, so any file name survives."""
+    """One JSON object per line, from `Score.as_row`. In ASCII, so that any file name survives.
+
+    opening: the bytes that every file begins with
+    """
 
     header = b""
     opening = b'{"source": "'
@@ -133,7 +125,7 @@ class _Csv:
         return _csv_record([*before, *weights, *row["scale"].values(), raw])
 
     def is_whole(self, record: bytes) -> bool:
-        # A quoted cell may hold line ends; a quote inside it is doubled, which keeps the parity.
+        # A quoted cell may hold line ends; a quote inside it is doubled, so the count stays even.
         return record.endswith(b"\n") and record.count(b'"') % 2 == 0
 
     def decode(self, record: bytes) -> _Done:
@@ -150,20 +142,18 @@ def _csv_record(cells: Sequence[Any]) -> bytes:
 
 
 class ResultFile:
-    """Scores in a `.jsonl` or `.csv` file, one row an image, which a later run continues.
+    """Scores in a `.jsonl` or `.csv` file, one row per image, which a later run continues.
 
-    Each row is with the system when `append` returns. Of a run killed at any moment, the next one
-    keeps every complete row and cuts off a torn last one. A context manager; for one writer.
+    When `append` returns, the operating system has the row. If a run is killed, the next one keeps
+    every complete row and cuts off an incomplete last one. A context manager, for one writer.
 
-    fingerprint: what the rows of this run carry; a file with rows of another is refused
+    fingerprint: of this run's scores; a file with rows of another fingerprint is refused
     distortions: the columns of a CSV file
-    overwrite: start over, whatever the file holds
+    overwrite: start anew, whatever the file holds
     retry_errors: drop the rows that hold an error, so that their images are scored again
+    done: the source of each row that was already there, and whether it has a score
 
-    Attributes:
-        done: the source of each row that was there already, and whether it has a score
-
-    Raises UserError for another suffix, a file of other rows, and whatever the file system refuses.
+    Raises UserError for another suffix, a file with other rows, and errors of the file system.
     """
 
     def __init__(
@@ -183,7 +173,7 @@ class ResultFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not overwrite:
                 self._resume(retry_errors)
-            # Unbuffered: what a full disk refuses must not be written again when closing.
+            # Unbuffered: what a full disk refused must not be written again on closing.
             self._stream = path.open("wb" if overwrite else "ab", buffering=0)
             self._synced = time.monotonic()
             if self._stream.tell() == 0:
@@ -192,7 +182,7 @@ class ResultFile:
             raise self._cannot_write(cause) from cause
 
     def append(self, score: Score) -> None:
-        """Write one row. Raises UserError when the file system refuses, such as a full disk."""
+        """Write one row. Raises UserError for an error of the file system, such as a full disk."""
         try:
             self._write(self._format.encode(score))
         except OSError as cause:
@@ -233,7 +223,7 @@ class ResultFile:
             self._drop_errors()
 
     def _records(self, stream: IO[bytes]) -> Iterator[bytes]:
-        """The complete records of a file; what follows the last one is left out."""
+        """The complete records of a file, without what follows the last one."""
         record = b""
         for line in stream:
             record += line
@@ -242,9 +232,9 @@ class ResultFile:
                 record = b""
 
     def _check_opening(self, start: bytes) -> None:
-        # Before anything is cut off: a file of something else must stay as it is.
+        # Before anything is cut off: a file with other contents must stay unchanged.
         if not self._format.opening.startswith(start):
-            raise UserError(f"{str(self._path)!r} holds other columns or no scores: {_REMEDY}")
+            raise UserError(f"{str(self._path)!r} holds no scores, or other columns: {_REMEDY}")
 
     def _is_header(self, number: int, record: bytes) -> bool:
         return number == 1 and record == self._format.header
@@ -263,30 +253,27 @@ class ResultFile:
         return done
 
     def _drop_errors(self) -> None:
-        aside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-        try:
-            with open(self._path, "rb") as old, open(aside, "xb") as new:
-                for number, record in enumerate(self._records(old), 1):
-                    if self._is_header(number, record) or not self._decoded(number, record).error:
-                        new.write(record)
-                new.flush()
-                os.fsync(new.fileno())
-            os.replace(aside, self._path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with (
+            written_whole(self._path) as aside,
+            open(self._path, "rb") as old,
+            open(aside, "xb") as new,
+        ):
+            for number, record in enumerate(self._records(old), 1):
+                if self._is_header(number, record) or not self._decoded(number, record).error:
+                    new.write(record)
         self.done = {source: True for source, scored in self.done.items() if scored}
 
     def _cannot_write(self, cause: OSError) -> UserError:
         return UserError(
-            f"cannot write {str(self._path)!r}: {cause.strerror or cause}; complete rows are kept, "
-            "mend this and run the same command again"
+            f"cannot write {str(self._path)!r}: {cause.strerror or cause}; complete rows are kept: "
+            "fix this and run the same command again"
         )
 
 
-_REMEDY = "choose another --out, or pass --overwrite to start over"
+_REMEDY = "choose another --out, or pass --overwrite to start anew"
 
 
-def _format_of(path: Path, distortions: Sequence[str]) -> _Format:
+def _format_of(path: Path, distortions: Sequence[str]) -> _Jsonl | _Csv:
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         return _Jsonl()

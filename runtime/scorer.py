@@ -1,4 +1,4 @@
-"""From images to scores: decoding ahead, batches across images, one row a source."""
+"""From images to scores: decoding ahead, batches across images, one row per source."""
 
 import dataclasses
 import hashlib
@@ -31,24 +31,36 @@ from drexperts.runtime.preprocess import (
     resampler_version,
 )
 
-_DECODERS = 2  # threads; decoding one image takes far less than scoring its crops on a CPU
-_AHEAD = 4  # images decoded before they are needed: bounds the memory of a stream
+_DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
+_AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream
 
 
 class Session(Protocol):
-    """An engine ready to run. The Scorer calls it from `concurrency` threads at most."""
+    """An engine that is ready to run.
+
+    max_batch: the largest batch that `run` takes
+    concurrency: the largest number of threads that may call `run` at the same time
+    description: library, version and device
+    image_size: side of the images that it takes; None for any
+    """
 
     max_batch: int
     concurrency: int
     description: str
-    image_size: int | None  # the side of the images it takes, None for any
+    image_size: int | None
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """pixels: uint8 [B, 3, H, W] -> "score" [B], "weights" [B, D], perhaps "maps"."""
+        """Score crops.
+
+        pixels: uint8 [B, 3, H, W]
+
+        Returns float32 "score" [B], "weights" [B, D] and, if the engine has them, "maps"
+        [B, D, g, g].
+        """
         ...
 
     def close(self) -> None:
-        """Free what it holds, and keep what its next start would have to make again."""
+        """Free the engine; caches that make its next start faster are kept on disk."""
         ...
 
 
@@ -56,7 +68,7 @@ class Session(Protocol):
 class DistortionMaps:
     """Where each distortion's expert looked.
 
-    values: float32 [n, D, g, g], one map a crop and distortion
+    values: float32 [n, D, g, g], one map per crop and distortion
     boxes: int64 [n, 4], (left, top, right, bottom) of each crop in the resized image
     size: (width, height) of the resized image
     """
@@ -66,15 +78,17 @@ class DistortionMaps:
     size: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
-    """One image's quality, or why there is none.
+    """The quality of one image, or why there is none.
 
-    value: mean over the crops, on `scale`; NaN when there is an error
-    std: population standard deviation over the crops
+    value: mean of the crops' scores, on `scale`; NaN if there is an error
+    std: population standard deviation of the crops' scores
     raw: the score of each crop
     distortions: mean weight of each distortion's expert over the crops, in the manifest's order
-    fingerprint: equal for two scores made by the same weights, preprocessing and software
+    fingerprint: equal for scores made by the same weights, preprocessing and software
+    maps: None unless they were asked for
+    error: why the image has no score; None if it has one
     """
 
     source: str
@@ -95,7 +109,7 @@ class Score:
 
 
 class PassedOver(NamedTuple):
-    """A better engine of the bundle that was not taken, and why."""
+    """A better engine of the bundle that is not used, and why."""
 
     file: str
     backend: str
@@ -104,7 +118,7 @@ class PassedOver(NamedTuple):
 
 @dataclass
 class _Work:
-    """One source on its way: its crops, the rows the engine returned, or its failure."""
+    """A source being scored: its crops and the rows that the engine returned, or its error."""
 
     source: Source
     crops: Crops | None = None
@@ -123,8 +137,9 @@ class _Work:
 class Scorer:
     """Scores images with one engine of a bundle. Safe to share between threads.
 
-    batch: most crops in one call of the engine; by default 8, or fewer if the engine takes fewer.
-    passed_over: the better engines that `runtime.load` did not take
+    batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
+        takes fewer
+    passed_over: the better engines that `runtime.load` could not use
     """
 
     def __init__(
@@ -139,13 +154,13 @@ class Scorer:
         self.engine = engine
         self.session = session
         self.batch = min(8, session.max_batch) if batch is None else batch
-        if not 1 <= self.batch <= session.max_batch:
-            raise UserError(f"batch must be 1 to {session.max_batch}, got {batch}")
+        if type(self.batch) is not int or not 1 <= self.batch <= session.max_batch:
+            raise UserError(f"batch must be 1 to {session.max_batch}, got {batch!r}")
         self.passed_over: tuple[PassedOver, ...] = ()
         self._turns = threading.BoundedSemaphore(session.concurrency)
 
     def close(self) -> None:
-        """Free the engine. The kernels that TensorRT for RTX compiled are kept for the next one."""
+        """Free the engine."""
         self.session.close()
 
     def __enter__(self) -> Self:
@@ -165,8 +180,8 @@ class Scorer:
     ) -> Score | list[Score]:
         """The score of one image, or of each image in a list or tuple.
 
-        Of one image, raises ImageError when it cannot be read. In a list such an image is a row
-        with `error`, and costs the others nothing.
+        A single image that cannot be read raises ImageError. In a list, such an image gets a Score
+        with `error`, and the others are scored.
         """
         if isinstance(source, (list, tuple)):
             return list(self.score_stream(source, maps=maps))
@@ -177,16 +192,16 @@ class Scorer:
         return self._score(work, maps)
 
     def score_stream(self, sources: Iterable[Source], *, maps: bool = False) -> Iterator[Score]:
-        """The score of each source, in their order, in bounded memory.
+        """The score of each source, in order and in bounded memory.
 
-        Images are decoded ahead while the engine runs, and crops of several images share a batch:
-        a row may wait for the next sources. An unreadable image is a row with `error`.
+        Images are decoded ahead while the engine runs, and crops of several images share a batch,
+        so a score may wait for the next sources. An unreadable image gets a Score with `error`.
         """
         self._check_maps(maps)
         return (self._score(work, maps) for work in self._run_all(self._prepare_ahead(sources)))
 
-    def fingerprint_parts(self, source: Source) -> dict[str, Any]:
-        """What the fingerprint of a score of `source` is made from, JSON-ready."""
+    def fingerprint_parts(self, source: Source | None = None) -> dict[str, Any]:
+        """What `fingerprint` is made from, JSON-ready."""
         return {
             "engine": self.engine.sha256,
             "preprocessing": dataclasses.asdict(self.manifest.preprocessing),
@@ -195,14 +210,18 @@ class Scorer:
             "session": self.session.description,
         }
 
-    def fingerprint(self, source: Source) -> str:
-        """16 hex digits; equal for scores made by the same weights, preprocessing and software."""
+    def fingerprint(self, source: Source | None = None) -> str:
+        """16 hex digits; equal for scores made by the same weights, preprocessing and software.
+
+        source: None stands for files and bytes, which all have the same fingerprint. A PIL image
+            and an array have another one, because the caller decoded them.
+        """
         parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def _check_maps(self, maps: bool) -> None:
         if maps and "maps" not in self.manifest.outputs:
-            raise UserError("this bundle has no maps: export it again with maps among its outputs")
+            raise UserError("this bundle has no maps: export it again without --no-maps")
 
     def _prepare(self, source: Source) -> _Work:
         try:
@@ -221,11 +240,11 @@ class Scorer:
                 while futures:
                     yield futures.popleft().result()
             finally:
-                for future in futures:  # whoever stops early does not wait for the rest
+                for future in futures:  # a caller that stops early does not wait for the rest
                     future.cancel()
 
     def _run_all(self, works: Iterable[_Work]) -> Iterator[_Work]:
-        """Run the crops of all works in batches; yield each work, in order, when it is done."""
+        """Run the crops of all works in batches; yield the works in order as they are done."""
         waiting: deque[_Work] = deque()
         batch: list[tuple[_Work, NDArray[np.uint8]]] = []
         for work in works:
@@ -260,37 +279,25 @@ class Scorer:
                 raise InternalError(f"the engine's output {name!r} has shape {shape}")
 
     def _score(self, work: _Work, maps: bool) -> Score:
-        if work.failure is not None or work.crops is None:
-            return self._failed(work)
-        raw = np.array([row["score"] for row in work.rows], np.float64)
-        weights = np.array([row["weights"] for row in work.rows], np.float64).mean(axis=0)
+        raw, weights, found = np.empty(0), dict[str, float](), None
+        if work.failure is None and work.crops is not None:
+            raw = np.array([row["score"] for row in work.rows], np.float64)
+            means = np.array([row["weights"] for row in work.rows], np.float64).mean(axis=0)
+            weights = dict(zip(self.manifest.distortions, means.tolist(), strict=True))
+            if maps:
+                values = np.stack([row["maps"] for row in work.rows])
+                found = DistortionMaps(values, work.crops.boxes, work.crops.size)
         return Score(
             source=describe(work.source),
-            value=float(raw.mean()),
-            std=float(raw.std()),
+            value=float(raw.mean()) if raw.size else math.nan,
+            std=float(raw.std()) if raw.size else math.nan,
             raw=tuple(raw.tolist()),
-            distortions=dict(zip(self.manifest.distortions, weights.tolist(), strict=True)),
+            distortions=weights,
             scale=self.manifest.scale,
             fingerprint=self.fingerprint(work.source),
-            maps=_maps(work.rows, work.crops) if maps else None,
+            maps=found,
+            error=None if work.failure is None else str(work.failure),
         )
-
-    def _failed(self, work: _Work) -> Score:
-        return Score(
-            source=describe(work.source),
-            value=math.nan,
-            std=math.nan,
-            raw=(),
-            distortions={},
-            scale=self.manifest.scale,
-            fingerprint=self.fingerprint(work.source),
-            error=str(work.failure),
-        )
-
-
-def _maps(rows: list[dict[str, NDArray[np.float32]]], crops: Crops) -> DistortionMaps:
-    values = np.stack([row["maps"] for row in rows])
-    return DistortionMaps(values, crops.boxes, crops.size)
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Which engine of a bundle this machine runs, and why not the others."""
+"""Which engine of a bundle this machine can run, and why not the others."""
 
 import ctypes
 import functools
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import NotTakenError, UserError
-from drexperts.runtime.manifest import PLAN_BACKENDS, Engine
+from drexperts.runtime.manifest import TENSORRT_BACKENDS, Engine
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.scorer import Session
 from drexperts.runtime.tensorrt_session import TensorrtSession
@@ -18,14 +18,14 @@ from drexperts.runtime.trust import built_here
 
 
 class Device(NamedTuple):
-    """What the user asked for: kind "auto", "cpu" or "cuda", and which GPU."""
+    """The device that the user asked for: kind "auto", "cpu" or "cuda", and the GPU's number."""
 
     kind: str
     gpu: int
 
 
 class Backend(NamedTuple):
-    """What runs engines: the kind of device, and how to open one."""
+    """The kind of device that runs an engine, and the function that opens it."""
 
     device: str
     open: Callable[[Path, Engine, int | None, int], Session]
@@ -54,29 +54,29 @@ BACKENDS = {
 
 
 def parse_device(text: str) -> Device:
-    """ "auto", "cpu", "cuda" or "cuda:1". Raises UserError for anything else."""
+    """Read "auto", "cpu", "cuda" or "cuda:1". Raises UserError for anything else."""
     match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", text) if isinstance(text, str) else None
     if match is None or (match[2] is not None and match[1] != "cuda"):
-        raise UserError(f"device must be 'auto', 'cpu', 'cuda' or such as 'cuda:1', got {text!r}")
+        raise UserError(f"device must be 'auto', 'cpu', 'cuda' or like 'cuda:1', got {text!r}")
     return Device(match[1], int(match[2] or 0))
 
 
 def by_preference(engines: tuple[Engine, ...]) -> Iterator[Engine]:
-    """The engines of known backends, best first: by backend, 16-bit ones before float32."""
+    """The engines of known backends, best first: by backend, and 16-bit before float32."""
     for backend in BACKENDS:
         of_it = [engine for engine in engines if engine.backend == backend]
         yield from sorted(of_it, key=lambda engine: engine.precision == "fp32")
 
 
 def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
-    """Raises NotTakenError for an engine of another device than asked for, or without proof.
+    """Raise NotTakenError for an engine of another device than `device`, or without proof.
 
-    What no proof would help comes first.
+    Reasons that a proof would not change come first.
     """
     runs_on = BACKENDS[engine.backend].device
     if device.kind not in ("auto", runs_on):
         remedy = "; add one with `drx build BUNDLE --backend onnx-cuda`" * (runs_on == "cpu")
-        raise NotTakenError(f"it runs on {runs_on}, and {device.kind} was asked for{remedy}")
+        raise NotTakenError(f"it runs on {runs_on}, but {device.kind} was asked for{remedy}")
     if reason := obstacle(engine, device.gpu):
         raise NotTakenError(reason)
     if not unverified:
@@ -86,32 +86,32 @@ def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
 def _check_proven(engine: Engine, device: Device) -> None:
     remedy = "run `drx verify` here, or pass allow_unverified=True"
     if not engine.proven:
-        how = "failed its proof" if engine.refuted else f"was {engine.evidence}, and is not proven"
+        how = "failed its proof" if engine.refuted else f"was {engine.evidence}, but is not proven"
         raise NotTakenError(f"it {how} equal to the model: {remedy}")
     here = capability(device.gpu)
-    # Another kind of GPU runs other kernels of the same engine.
+    # A GPU of another compute capability runs other kernels of the same engine.
     if engine.proven_on not in (None, here):
         raise NotTakenError(f"it was proven on {engine.proven_on}, this GPU is {here}: {remedy}")
 
 
 def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
-    """Raises NotTakenError for an engine that may not be opened, or that this machine cannot run.
+    """Raise NotTakenError for an engine that is not trusted or that this machine cannot run.
 
-    See `drexperts.runtime.trust` for what `trust` is about.
+    `drexperts.runtime.trust` says what `trust` means.
     """
-    if engine.backend in PLAN_BACKENDS and not trust and not built_here(engine.sha256):
+    if engine.backend in TENSORRT_BACKENDS and not trust and not built_here(engine.sha256):
         raise NotTakenError(
-            "it was not built here, and a TensorRT engine can run code of its maker: rebuild it "
-            "with `drx build`, or pass trust=True (--trust) if you trust where it comes from"
+            "it was not built here, and a TensorRT engine can run its maker's code: rebuild it "
+            "with `drx build`, or pass trust=True (--trust) if you trust its source"
         )
     if reason := obstacle(engine, gpu):
         raise NotTakenError(reason)
 
 
 def obstacle(engine: Engine, gpu: int = 0) -> str | None:
-    """Why this machine cannot run an engine; None if it can, as far as is known before trying."""
+    """Why this machine cannot run an engine; None if no reason is known before trying."""
     if engine.backend not in BACKENDS:
-        return f"this version knows no backend {engine.backend!r}: install a later drexperts"
+        return f"the backend {engine.backend!r} is unknown: install a later drexperts"
     if engine.plan is not None:
         found = compatibility.gpus()
         chosen = found[gpu] if gpu < len(found) else None
@@ -120,18 +120,18 @@ def obstacle(engine: Engine, gpu: int = 0) -> str | None:
 
 
 def capability(gpu: int = 0) -> str | None:
-    """The compute capability of a GPU, such as "8.9"; None without it, or without cuda-python."""
+    """Compute capability of a GPU, such as "8.9"; None without that GPU or cuda-python."""
     found = compatibility.gpus()
     return found[gpu].capability if gpu < len(found) else None
 
 
 def why_no_driver() -> str | None:
-    """Why no NVIDIA GPU can be used, whatever the library; None where the driver has one."""
+    """Why no library can use an NVIDIA GPU here; None if the driver offers one."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
     except OSError:
-        return f"it needs an NVIDIA GPU, and there is no driver here ({name})"
+        return f"it needs an NVIDIA GPU, but there is no driver here ({name})"
     count = ctypes.c_int(0)
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return "it needs an NVIDIA GPU, and the driver has none" if failed or not count.value else None
+    return None if count.value and not failed else "it needs an NVIDIA GPU, but there is none here"

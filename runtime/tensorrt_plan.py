@@ -1,7 +1,7 @@
-"""A TensorRT plan, deserialised and held against its record, and what makes contexts of it.
+"""A TensorRT plan: deserialised, compared with its record, and executed in contexts.
 
-The calls are those of TensorRT 11.4 and TensorRT for RTX 1.7, which were checked by name and
-signature; deserialising and everything after it has not been executed: it needs a GPU.
+The calls are those of TensorRT 11.4 and TensorRT for RTX 1.7, checked by name and signature.
+Deserialising and everything after it needs a GPU, and has not been executed.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from typing import Any
 from drexperts.runtime.compatibility import Gpu
 from drexperts.runtime.cuda import Stream
 from drexperts.runtime.errors import BundleError, DeviceError, OutOfMemoryError
-from drexperts.runtime.manifest import Engine, Plan, sha256_of
+from drexperts.runtime.files import written_whole
+from drexperts.runtime.manifest import Engine, EnginePlan, sha256_of
 from drexperts.runtime.places import cache_folder
 
 _log = logging.getLogger("drexperts.runtime")
@@ -30,7 +30,7 @@ _log = logging.getLogger("drexperts.runtime")
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of the engine. `shape` is one image's; `itemsize` in bytes."""
+    """An input or output of the engine. shape: for one image; itemsize: in bytes"""
 
     name: str
     shape: tuple[int, ...]
@@ -41,12 +41,13 @@ class Tensor:
 
 
 class LoadedPlan:
-    """The engine of a plan on the current GPU. Contexts are made and ended one at a time.
+    """The engine of a plan on the current GPU. Contexts are created and destroyed one at a time.
 
-    input: uint8 [3, H, W] for each image
+    input: uint8 [3, H, W] per image
     outputs: float32
-    Raises BundleError, with what TensorRT logged, for a plan that it refuses or that is not what
-    its record says, and DeviceError where TensorRT cannot start.
+
+    Raises BundleError for a plan that TensorRT refuses, with what it logged, or that differs from
+    its record, and DeviceError if TensorRT cannot start.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class LoadedPlan:
         self._kernels = _KernelCache(self._engine, engine, gpu, library)
 
     def close(self) -> None:
-        """Forget the engine, whose contexts must all be closed; keep the kernels it compiled."""
+        """Free the engine, whose contexts must all be closed; keep the kernels it compiled."""
         self._kernels.save()
         del self._kernels, self._engine, self._runtime
 
@@ -82,33 +83,33 @@ class LoadedPlan:
             holder.context = None
 
     def attempt(self, action: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function of TensorRT returns.
+        """Call a function of TensorRT and return its result.
 
-        Raises DeviceError where that is None or False, or 0 with an error logged.
+        Raises DeviceError if the result is None or False, or 0 with an error logged.
         """
         _said.errors.clear()
         result = function(*arguments)
-        del function  # an error's traceback would keep its context alive
+        del function  # the traceback of an error would keep its context alive
         if result is None or result is False or (result == 0 and _said.errors):
             raise self.failure(action)
         return result
 
     def failure(self, action: str) -> DeviceError:
-        """The error of an action that failed, with what TensorRT logged."""
+        """The error for an action that failed, with what TensorRT logged."""
         return DeviceError(
             f"TensorRT could not {action}: {_reason()}; run it again, and if it fails again "
             f"rebuild the engine with `drx build BUNDLE --backend {self._record.backend}`"
         )
 
     def _started(self) -> Any:
-        """TensorRT's run time. Without CUDA it is none, or one whose use or end is a crash."""
+        """TensorRT's runtime. Without CUDA it is missing, or using or freeing it crashes."""
         _said.errors.clear()
         try:
             runtime = self._library.Runtime(self._logger)
-        except TypeError:  # how a null pointer arrives here
+        except TypeError:  # pybind11 raises it for a null pointer
             runtime = None
         if runtime is None or _said.errors:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # never ended
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # so that it is never freed
             raise DeviceError(
                 f"TensorRT could not start: {_reason()}; check the GPU and its driver with "
                 "`nvidia-smi`"
@@ -121,10 +122,10 @@ class LoadedPlan:
             f"rebuild it with `drx build BUNDLE --backend {self._record.backend}`"
         )
 
-    def _deserialised(self, plan: Plan) -> Any:
+    def _deserialised(self, plan: EnginePlan) -> Any:
         content = self._content()
         if plan.version_compatible:
-            # Such a plan carries the lean runtime of its own version: machine code.
+            # Such a plan contains the lean runtime of its own version, which is machine code.
             self._runtime.engine_host_code_allowed = True
         _said.errors.clear()
         engine = self._runtime.deserialize_cuda_engine(content)
@@ -133,28 +134,28 @@ class LoadedPlan:
         return engine
 
     def _content(self) -> bytes:
-        """The bytes of the recorded file, and of no other: they can be code."""
+        """The bytes of the recorded file and of no other, because they can be code."""
         try:
             content = self._path.read_bytes()
         except OSError as cause:
             raise self._refusal(f"cannot be read: {cause}") from cause
         if hashlib.sha256(content).hexdigest() != self._record.sha256:
-            raise self._refusal("is not the recorded file, its SHA-256 differs: restore it")
+            raise self._refusal("is not the recorded file: its SHA-256 differs, restore it")
         return content
 
-    def _refit(self, plan: Plan) -> None:
-        """Put the weights of the bundle's graph into a plan that was stripped of them."""
+    def _refit(self, plan: EnginePlan) -> None:
+        """Put the weights of the bundle's graph back into a plan without weights."""
         model = self._path.with_name("model.onnx")
         if not hasattr(self._library, "OnnxParserRefitter"):
-            raise self._refusal("has no weights, and the lean runtime cannot put them back")
-        # Weights of another graph would give other scores, not an error.
+            raise self._refusal("has no weights, and the lean runtime cannot restore them")
+        # The weights of another graph would give other scores and no error.
         if not model.is_file() or sha256_of(model) != plan.onnx_sha256:
-            raise self._refusal(f"has no weights, and {model.name} is not the graph it is from")
+            raise self._refusal(f"has no weights, and was not built from this {model.name}")
         _said.errors.clear()
         refitter = self._library.Refitter(self._engine, self._logger)
         parser = self._library.OnnxParserRefitter(refitter, self._logger)
         if not (parser.refit_from_file(str(model)) and refitter.refit_cuda_engine()):
-            raise self._refusal(f"has no weights and took none from {model.name}: {_reason()}")
+            raise self._refusal(f"has no weights, and refused those of {model.name}: {_reason()}")
 
     def _tensors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         engine, modes, types = self._engine, self._library.TensorIOMode, self._library.DataType
@@ -183,10 +184,10 @@ class LoadedPlan:
 
 
 class Execution:
-    """A context held to one profile and one batch for its whole life.
+    """A context with one profile and one batch size for its whole life.
 
-    TensorRT wants it so for CUDA graphs: a graph refers to what the context was when it was
-    recorded. Contexts that never run at the same time may share their scratch memory.
+    CUDA graphs need this: a graph refers to the context as it was when the graph was recorded.
+    Contexts that never run at the same time may share scratch memory.
     """
 
     def __init__(self, plan: LoadedPlan, batch: int) -> None:
@@ -195,40 +196,40 @@ class Execution:
         self.context = plan.make_context()
 
     def choose(self, profile: int, stream: Stream) -> None:
-        """Settle the profile and the shapes, once. Raises DeviceError."""
+        """Set the profile and the shapes, once. Raises DeviceError."""
         plan = self._plan
-        # No variable for the context: an error's traceback would keep it alive.
+        # The context gets no local variable: the traceback of an error would keep it alive.
         choose = f"choose profile {profile}"
         plan.attempt(choose, self.context.set_optimization_profile_async, profile, int(stream))
         stream.synchronize()  # it may run on another stream
         name, shape = plan.input.name, (self.batch, *plan.input.shape)
         plan.attempt(f"take the shape {shape}", self.context.set_input_shape, name, shape)
         for tensor in plan.outputs:
-            # Outputs are read by these shapes, so they must be the engine's own.
+            # Outputs are read with these shapes, so the engine must agree.
             given = tuple(self.context.get_tensor_shape(tensor.name))
             if given != (self.batch, *tensor.shape):
                 raise plan.failure(f"give {tensor}: it gives {given}")
 
     def scratch(self) -> int:
-        """How many bytes it works in with its shapes, which must be chosen. Raises DeviceError."""
-        action = "tell the memory it works in"
+        """Bytes of scratch memory for its shapes, which must be set. Raises DeviceError."""
+        action = "report its scratch memory"
         return int(self._plan.attempt(action, self.context.update_device_memory_size_for_shapes))
 
     def use_scratch(self, address: int, nbytes: int) -> None:
         self.context.set_device_memory(address, nbytes)
 
     def bind(self, addresses: dict[str, int]) -> None:
-        """Tell where each input and output lies, on the GPU, aligned to 256 bytes."""
+        """Set the address of each input and output on the GPU, aligned to 256 bytes."""
         for name, address in addresses.items():
             self._plan.attempt(f"bind {name!r}", self.context.set_tensor_address, name, address)
 
     def enqueue(self, stream: int) -> None:
-        """Put the engine's work on a stream. Raises DeviceError."""
+        """Enqueue the engine's work on a stream. Raises DeviceError."""
         action = f"run a batch of {self.batch}"
         self._plan.attempt(action, self.context.execute_async_v3, stream)
 
     def can_be_captured(self, stream: int) -> bool:
-        """Whether a CUDA graph can record it; TensorRT without RTX tells only by failing."""
+        """Whether a CUDA graph can record it; TensorRT without RTX shows that only by failing."""
         ask = getattr(self.context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(stream))
 
@@ -237,7 +238,7 @@ class Execution:
 
 
 class _Said(threading.local):
-    """The errors that TensorRT logged in this thread since its last call began."""
+    """The errors that TensorRT logged in this thread since the last call began."""
 
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=20)
@@ -247,25 +248,25 @@ _said = _Said()
 
 
 def _reason() -> str:
-    """What TensorRT logged; raises OutOfMemoryError where that is lack of memory."""
+    """What TensorRT logged; raises OutOfMemoryError if it says that memory is exhausted."""
     said = "; ".join(_said.errors) or "it logged no reason"
     if "out of memory" in said.lower() or "outofmemory" in said.lower():
         raise OutOfMemoryError(
-            f"TensorRT lacks memory: {said}; free memory of the GPU (`nvidia-smi` lists who "
-            "has it), or use fewer contexts or a smaller batch"
+            f"TensorRT is out of memory: {said}; free memory of the GPU (`nvidia-smi` lists the "
+            "processes that use it), or use fewer contexts or a smaller batch"
         )
     return said
 
 
 @functools.cache
 def _logger(library: Any) -> Any:
-    """The logger of a library. Never freed: TensorRT keeps a pointer to the first it is given."""
+    """The logger of a library. Never freed, because TensorRT keeps a pointer to the first one."""
     errors = (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR)
 
     def log(_: Any, severity: Any, message: str) -> None:
         if severity in errors:
             _said.errors.append(message)
-        # Errors too: nobody asks what was said in TensorRT's own threads.
+        # Errors as well, because those of TensorRT's own threads are not collected.
         if severity in (*errors, library.ILogger.WARNING):
             _log.info("TensorRT says: %s", message)
 
@@ -273,10 +274,10 @@ def _logger(library: Any) -> Any:
 
 
 class _KernelCache:
-    """What TensorRT for RTX compiles for this GPU, kept for the next process. None for TensorRT.
+    """The kernels that TensorRT for RTX compiles for this GPU, kept for the next process.
 
-    The file is this user's, named after the engine, the GPU and the library; the library refuses
-    one that does not fit. Losing it costs time and nothing else.
+    TensorRT has no such cache. The file is in the user's cache folder, named after the engine, the
+    GPU and the library, which refuses a file that does not match. Losing it only costs time.
     """
 
     def __init__(self, loaded: Any, engine: Engine, gpu: Gpu, library: Any) -> None:
@@ -290,13 +291,13 @@ class _KernelCache:
         self._cache = config.create_runtime_cache()
         with contextlib.suppress(OSError):
             if not self._cache.deserialize(self._path.read_bytes()):
-                _log.info("%s does not fit this machine: its kernels are compiled anew", self._path)
+                _log.info("%s does not match this machine: kernels are compiled anew", self._path)
         config.set_runtime_cache(self._cache)
         config.set_execution_context_allocation_strategy(self._how)
-        # By default kernels are replaced by better ones while it runs, and scores would change.
+        # By default kernels are replaced by faster ones at run time, which would change scores.
         kinds = library.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
-        # The session records its own graphs, around the copies too.
+        # The session records its own graphs, which include the copies.
         config.cuda_graph_strategy = library.CudaGraphStrategy.DISABLED
         self._how = config
 
@@ -307,13 +308,9 @@ class _KernelCache:
         content = None if self._cache is None else self._cache.serialize()
         if content is None:
             return
-        aside = self._path.with_name(f".{secrets.token_hex(8)}")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
+            with written_whole(self._path) as aside:
                 aside.write_bytes(content)
-                os.replace(aside, self._path)
-            finally:
-                aside.unlink(missing_ok=True)
         except OSError as reason:
             _log.info("compiled kernels are not kept: %s", reason)

@@ -1,7 +1,7 @@
-"""A TensorRT engine run with cuda-python and TensorRT alone.
+"""A session that runs a TensorRT engine with cuda-python and TensorRT alone.
 
-Tested against a stand-in for both libraries, whose functions a test holds against the real ones.
-Nothing in this file has been executed on a GPU.
+Tested against stand-ins for both libraries, which a test compares with the real ones. Nothing in
+this file has been executed on a GPU.
 """
 
 import contextlib
@@ -46,26 +46,25 @@ from drexperts.runtime.tensorrt_plan import Execution, LoadedPlan
 
 _log = logging.getLogger("drexperts.runtime")
 
-_LANES = 8  # (profile, batch) pairs a worker keeps ready: as many as the Scorer's batch by default
-_ALIGNMENT = 256  # bytes, which TensorRT asks of every address
-_DEFAULT_STREAMS = (0, 1, 2)  # CUDA's handles: none, legacy and per-thread
+_LANES = 8  # (profile, batch) pairs that a worker keeps ready: the Scorer's default batch
+_ALIGNMENT = 256  # bytes, which TensorRT requires of every address
+_DEFAULT_STREAMS = (0, 1, 2)  # CUDA handles: none, legacy and per-thread
 
 
 class TensorrtSession:
     """Runs uint8 pixels through a TensorRT engine on one GPU. Safe to share between threads.
 
-    gpu: its index, as CUDA counts
-    contexts: how many batches may be on the GPU at once; each has its stream, its buffers and its
-        own scratch memory, of the size that its largest batch so far needs
-    path: of the engine
-    max_batch: the largest batch of one call of the engine; `run` splits larger ones
-    image_size: side of the images it takes
+    path: path of the engine
+    gpu: number of the GPU, as CUDA counts
+    contexts: how many batches may be on the GPU at once; each has its own stream, buffers and
+        scratch memory, of the size that its largest batch so far needs
+    max_batch: the largest batch per call of the engine; `run` splits larger ones
+    image_size: side of the images that it takes
     concurrency: `contexts`; further callers wait
-    close: frees what is on the GPU, and keeps the kernels that TensorRT for RTX compiled
 
     Raises MissingDependencyError without TensorRT or cuda-python, DeviceError without a GPU,
-    UserError for a GPU that is not there, and BundleError for an engine that this machine cannot
-    run or TensorRT refuses.
+    UserError for a GPU that does not exist, and BundleError for an engine that this machine cannot
+    run or that TensorRT refuses.
     """
 
     def __init__(
@@ -94,11 +93,11 @@ class TensorrtSession:
         self._closing = threading.Lock()
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """pixels: uint8 [B, 3, H, W], B >= 1; returns the engine's float32 outputs by name.
+        """Run the engine on uint8 pixels [B, 3, H, W], B >= 1; returns float32 outputs by name.
 
-        When the GPU is out of memory the batch is halved, once in the session's life, with a
-        warning. Raises InternalError for other pixels, DeviceError when the GPU or TensorRT fails;
-        what was on the GPU for this call is then made anew for the next.
+        If the GPU is out of memory the batch is halved, once in the session's life, with a warning.
+        Raises InternalError for other pixels and DeviceError if the GPU or TensorRT fails; the next
+        call then allocates its resources anew.
         """
         self._check(pixels)
         parts: list[dict[str, NDArray[np.float32]]] = []
@@ -118,16 +117,17 @@ class TensorrtSession:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def run_on_gpu(self, pixels: Any, stream: Any = None) -> dict[str, GpuArray]:
-        """Run an array that is on the GPU; the results stay there. Nothing is copied.
+        """Run the engine on an array that is on the GPU; the results stay there, without a copy.
 
         pixels: uint8 [B, 3, H, W] with `__dlpack__` or `__cuda_array_interface__`, C-contiguous,
-            aligned to 256 bytes, 1 <= B <= max_batch. Leave it unchanged until the stream is done.
-        stream: where the work is put, without waiting for it: a handle, or an object with
-            `__cuda_stream__`; not a default stream. None: an own one, done when this returns.
+            aligned to 256 bytes, 1 <= B <= max_batch. It must not change until the stream is done.
+        stream: the stream to enqueue the work on, without waiting: a handle or an object with
+            `__cuda_stream__`, neither a default stream nor one that is being captured. None uses
+            a stream of the session and waits for it.
 
-        At most `contexts` such calls are on the GPU at once; a further one waits. Not for a stream
-        that is being captured. Raises UserError for other arguments, else as `run`; a batch for
-        which memory lacks is not halved.
+        At most `contexts` such calls are on the GPU at once; a further one waits. Raises UserError
+        for other arguments, and otherwise what `run` raises; a batch is not halved if it does not
+        fit into memory.
         """
         handle = _stream_handle(stream)
         with self._worker() as worker:
@@ -136,32 +136,34 @@ class TensorrtSession:
     def observe(
         self, pixels: NDArray[np.uint8], attach: Callable[[Any], None], calls: int
     ) -> list[float]:
-        """Run a batch so many times in a context of its own, for a profiler.
+        """Run a batch `calls` times in a new context, for a profiler.
 
-        pixels: as for `run`, as many as the engine takes at once
-        attach: is given TensorRT's context before it runs. It runs without a CUDA graph, in which
-            TensorRT tells no profiler of its layers.
+        pixels: as for `run`, at most as many as the engine takes at once
+        attach: called with TensorRT's context before it runs. No CUDA graph is used, because
+            profilers see no layers in one.
 
-        Returns the seconds of each call, copies included. Raises as `run`, and UserError for more
-        images than the engine takes at once.
+        Returns the seconds of each call, copies included. Raises what `run` raises, and UserError
+        for more images than the engine takes at once.
         """
         profile = self._profile_at_once(pixels)
         with self._worker() as worker:
             return worker.observe(profile, pixels, attach, calls)
 
     def compute_seconds(self, pixels: NDArray[np.uint8]) -> float:
-        """Run a batch that lies on the GPU and return the GPU's time for it, without the copies.
+        """Run a batch that is already on the GPU, and return the GPU's seconds without copies.
 
-        As trtexec counts it: events of CUDA around the engine's work, which is put on the stream
-        as it is and not as a graph. Arguments and errors are those of `run`, and UserError for more
-        images than the engine takes at once.
+        Measured as trtexec does: with CUDA events around the engine's work, without a graph.
+        Raises what `run` raises, and UserError for more images than the engine takes at once.
         """
         profile = self._profile_at_once(pixels)
         with self._worker() as worker:
             return worker.compute_seconds(profile, pixels)
 
     def close(self) -> None:
-        """Wait for the calls on their way, then free everything. More calls are refused."""
+        """Wait for running calls, then free everything; later calls are refused.
+
+        The kernels that TensorRT for RTX compiled are kept on disk.
+        """
         with self._closing:
             if self._closed:
                 return
@@ -170,12 +172,12 @@ class TensorrtSession:
             try:
                 self._free(workers)
             finally:
-                for worker in workers:  # whoever still waits for one is told
+                for worker in workers:  # a caller that still waits gets an error
                     self._idle.put(worker)
 
     def _free(self, workers: list["_Worker"]) -> None:
         with contextlib.ExitStack() as stack:
-            # A lost GPU cannot be chosen any more, and what was on it is let go all the same.
+            # A lost GPU cannot be selected any more, but its resources are released all the same.
             with contextlib.suppress(CudaError):
                 stack.enter_context(on_device(self._gpu))
             for worker in workers:
@@ -204,11 +206,11 @@ class TensorrtSession:
         return profile
 
     def _choice(self, count: int) -> tuple[int, int]:
-        """The profile and batch for the next of `count` images: most at once, nearest its best."""
+        """Profile and batch for the next of `count` images: largest batch, then nearest optimum."""
         choices = []
         for index, profile in enumerate(self._plan.profiles):
             batch = min(count, profile.max, self._limits.batch)
-            if profile.admits(batch):
+            if profile.includes(batch):
                 choices.append((batch, -abs(profile.opt - batch), -index))
         batch, _, index = max(choices)
         return -index, batch
@@ -226,16 +228,16 @@ class TensorrtSession:
 
 
 class _Idle:
-    """The workers that no thread uses."""
+    """The workers that no thread is using."""
 
     def __init__(self, workers: Iterable["_Worker"]) -> None:
         self._workers = list(workers)
         self._changed = threading.Condition()
 
     def get(self) -> "_Worker":
-        """Wait for a worker: the last used, whose contexts are ready, and which is not busy yet.
+        """Wait for a worker: the last used one, whose contexts are ready, unless it is still busy.
 
-        Where all were left running it is the first of them, which will be done first.
+        If all are still busy on the GPU, it is the one that will finish first.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._workers)
@@ -251,7 +253,7 @@ class _Idle:
 
 
 class _Limits:
-    """The largest batch, halved once when memory lacks."""
+    """The largest batch, which is halved once if memory is exhausted."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -259,13 +261,13 @@ class _Limits:
         self._lock = threading.Lock()
 
     def lower(self, failed: int, cause: OutOfMemoryError) -> bool:
-        """Whether a batch for which memory lacked can be tried again, smaller."""
+        """Whether a batch that did not fit into memory can be tried again in smaller batches."""
         with self._lock:
             if failed <= self.batch and failed > 1 and not self._halved:
                 self._halved = True
                 self.batch = failed // 2
                 _log.warning(
-                    "batches are halved to %d from here on, %d did not fit: %s",
+                    "batches are halved to %d from now on, because %d did not fit: %s",
                     self.batch,
                     failed,
                     cause,
@@ -274,7 +276,7 @@ class _Limits:
 
 
 class _GraphPermission:
-    """Whether CUDA graphs are tried: until the first that cannot be recorded, which is logged."""
+    """Whether CUDA graphs are used: until recording one fails, which is logged."""
 
     def __init__(self) -> None:
         self.granted = True
@@ -289,7 +291,7 @@ class _GraphPermission:
 
 @dataclass
 class _Lane:
-    """The way of one (profile, batch) through a worker: run once as it is, then as a graph."""
+    """What a worker keeps for one (profile, batch): run once without, then with a graph."""
 
     execution: Execution
     graph: Graph | None = None
@@ -304,8 +306,8 @@ class _Lane:
 class _Worker:
     """A stream with its buffers and contexts, used by one thread at a time.
 
-    Everything is made when first needed; after `close` it is made again. Its contexts never run at
-    the same time, so that they share their scratch memory.
+    Everything is created when it is first needed, and again after `close`. Its contexts never run
+    at the same time, so they share scratch memory.
     """
 
     def __init__(self, plan: LoadedPlan, gpu: int, graphs: _GraphPermission) -> None:
@@ -316,26 +318,30 @@ class _Worker:
         self._staging: _Staging | None = None
         self._scratch: DeviceBuffer | None = None
         self._lanes: OrderedDict[tuple[int, int, bool], _Lane] = OrderedDict()
-        # The last call that was left running on its caller's stream, and what it still uses.
+        # The end of the last call on a caller's stream, and what that call uses until then.
         self._left_running: tuple[Event, Any] | None = None
 
     def run(self, profile: int, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        stream = self._ready_stream()
-        staging = self._staging_for(len(pixels))
-        lane = self._lane(profile, len(pixels), stream, staging)
-        staging.fill(pixels)
+        stream, staging, lane = self._prepared(profile, pixels)
         self._execute(lane, stream, staging)
         stream.synchronize()
         return staging.results(len(pixels))
 
-    def observe(
-        self, profile: int, pixels: NDArray[np.uint8], attach: Callable[[Any], None], calls: int
-    ) -> list[float]:
-        self.close()  # so that the context is new, and nobody gets it afterwards
+    def _prepared(
+        self, profile: int, pixels: NDArray[np.uint8]
+    ) -> tuple[Stream, "_Staging", _Lane]:
+        """The stream, the buffers with the pixels in them, and the lane of a batch."""
         stream = self._ready_stream()
         staging = self._staging_for(len(pixels))
         lane = self._lane(profile, len(pixels), stream, staging)
         staging.fill(pixels)
+        return stream, staging, lane
+
+    def observe(
+        self, profile: int, pixels: NDArray[np.uint8], attach: Callable[[Any], None], calls: int
+    ) -> list[float]:
+        self.close()  # so that the context is new
+        stream, staging, lane = self._prepared(profile, pixels)
         attach(lane.execution.context)
         seconds = []
         for _ in range(calls):
@@ -347,10 +353,7 @@ class _Worker:
         return seconds
 
     def compute_seconds(self, profile: int, pixels: NDArray[np.uint8]) -> float:
-        stream = self._ready_stream()
-        staging = self._staging_for(len(pixels))
-        lane = self._lane(profile, len(pixels), stream, staging)
-        staging.fill(pixels)
+        stream, staging, lane = self._prepared(profile, pixels)
         with Event(timed=True) as begin, Event(timed=True) as end:
             try:
                 staging.put_pixels(len(pixels), stream)
@@ -390,7 +393,7 @@ class _Worker:
             execution.enqueue(stream)
             ready.record(stream)
         except BaseException:
-            # What did get onto the stream is at work in what is freed next.
+            # What was enqueued may still use the memory that is freed next.
             let_go("cudaStreamSynchronize", stream)
             raise
         self._left_running = (ready, used)
@@ -404,13 +407,13 @@ class _Worker:
         try:
             yield
         except BaseException as cause:
-            # A mistake in the arguments leaves the worker as it was; anything else may not.
+            # Only a mistake in the arguments is known to leave the worker intact.
             if isinstance(cause, DeviceError) or not isinstance(cause, UserError):
                 self.close()
             raise
 
     def close(self) -> None:
-        """Free everything, contexts before the memory they use. Never raises."""
+        """Free everything, contexts before the memory that they use. Never raises."""
         with contextlib.suppress(CudaError):
             self._finish()
         if self._stream is not None:
@@ -424,7 +427,7 @@ class _Worker:
         self._scratch = self._staging = self._stream = None
 
     def _ready_stream(self) -> Stream:
-        """The worker's stream, when nothing of an earlier call is on its way."""
+        """The worker's stream, after earlier calls have finished."""
         self._finish()
         if self._stream is None:
             self._stream = Stream()
@@ -437,7 +440,7 @@ class _Worker:
 
     def _staging_for(self, batch: int) -> "_Staging":
         if self._staging is None or self._staging.batch < batch:
-            self._drop_lanes(0)  # their contexts and graphs hold the old addresses
+            self._drop_lanes(0)  # their contexts and graphs refer to the old addresses
             if self._staging is not None:
                 self._staging.close()
                 self._staging = None
@@ -449,7 +452,7 @@ class _Worker:
         lane = self._lanes.pop(key, None)
         if lane is None:
             self._drop_lanes(_LANES - 1)
-            # Kept before it is complete: if it never is, `close` ends it with the others.
+            # Stored before it is complete, so that `close` frees it if an error follows.
             self._lanes[key] = lane = _Lane(Execution(self._plan, batch))
             lane.execution.choose(profile, stream)
             self._share_scratch(lane.execution)
@@ -463,10 +466,10 @@ class _Worker:
             self._lanes.popitem(last=False)[1].close()
 
     def _share_scratch(self, execution: Execution) -> None:
-        """Give the newest lane its scratch memory, of the size that its shapes need."""
+        """Give the newest lane scratch memory of the size that its shapes need."""
         nbytes = execution.scratch()
         if self._scratch is None or self._scratch.nbytes < nbytes:
-            self._drop_lanes(1)  # the contexts and graphs of the others hold the old address
+            self._drop_lanes(1)  # the others refer to the old address
             if self._scratch is not None:
                 self._scratch.close()
                 self._scratch = None
@@ -474,7 +477,7 @@ class _Worker:
         execution.use_scratch(self._scratch.address, self._scratch.nbytes)
 
     def _execute(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
-        # TensorRT asks for one ordinary run before a context's work is recorded.
+        # TensorRT requires one ordinary run before the work of a context is recorded.
         if lane.warm and lane.graph is None and self._graphs.granted:
             self._record(lane, stream, staging)
         if lane.graph is not None:
@@ -487,7 +490,7 @@ class _Worker:
         try:
             self._put(lane, stream, staging)
         except DeviceError:
-            stream.synchronize()  # where the GPU is lost CUDA says so, and TensorRT may not
+            stream.synchronize()  # if the GPU is lost CUDA reports it, and TensorRT may not
             raise
 
     def _put(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
@@ -498,7 +501,7 @@ class _Worker:
 
     def _record(self, lane: _Lane, stream: Stream, staging: "_Staging") -> None:
         if not lane.execution.can_be_captured(int(stream)):
-            self._graphs.withdraw("TensorRT says that this engine's work cannot be recorded")
+            self._graphs.withdraw("TensorRT reports that this engine cannot be recorded")
             return
         try:
             lane.graph = Graph(stream, lambda: self._put(lane, stream, staging))
@@ -521,7 +524,7 @@ class _Worker:
 
 
 class _Staging:
-    """Buffers for batches of the host: pinned ones, and theirs on the GPU."""
+    """Pinned host buffers and their counterparts on the GPU, for batches from the host."""
 
     def __init__(self, plan: LoadedPlan, batch: int) -> None:
         self.batch = batch
@@ -534,7 +537,7 @@ class _Staging:
                 self._host[tensor.name] = PinnedBuffer(tensor.nbytes(batch))
                 self._device[tensor.name] = DeviceBuffer(tensor.nbytes(batch))
         except BaseException:
-            self.close()  # else the error would keep them for as long as somebody keeps it
+            self.close()  # otherwise the traceback would keep them alive
             raise
         self.addresses = {name: buffer.address for name, buffer in self._device.items()}
 
@@ -552,7 +555,7 @@ class _Staging:
             copy_to_host(self._host[tensor.name], source, tensor.nbytes(batch), stream)
 
     def results(self, batch: int) -> dict[str, NDArray[np.float32]]:
-        """What is in the pinned buffers, copied."""
+        """Copies of the outputs in the pinned buffers."""
         return {
             tensor.name: self._host[tensor.name].array(np.float32, (batch, *tensor.shape)).copy()
             for tensor in self._outputs
@@ -598,7 +601,7 @@ def _stream_handle(stream: Any) -> int | None:
 
 
 def _view(pixels: Any, stream: int, own: Stream) -> Any:
-    """What cuda-python reads of a foreign array; work on `stream` waits for it to be written."""
+    """A view of another library's array; work on `stream` waits until the array is written."""
     try:
         utils = importlib.import_module("cuda.core.utils")
     except ImportError as cause:
@@ -608,7 +611,7 @@ def _view(pixels: Any, stream: int, own: Stream) -> Any:
     try:
         return utils.StridedMemoryView.from_any_interface(pixels, stream_ptr=stream)
     except Exception as cause:
-        own.synchronize()  # where the GPU is lost CUDA says so; it is not the array then
+        own.synchronize()  # if the GPU is lost, CUDA raises that here
         raise UserError(
             "pass an array on the GPU that has __dlpack__ or __cuda_array_interface__, "
             f"got {type(pixels).__name__}: {cause}"
@@ -616,7 +619,7 @@ def _view(pixels: Any, stream: int, own: Stream) -> Any:
 
 
 def _is_contiguous(view: Any) -> bool:
-    """In elements, and without regard to dimensions of one, whose stride says nothing."""
+    """Whether a view is C-contiguous. Strides are in elements; those of size 1 mean nothing."""
     if view.strides is None:
         return True
     step = 1

@@ -1,9 +1,8 @@
 """Which TensorRT engines were built here.
 
-Deserialising a plan is as good as running a program of its maker: a plan can hold machine code, and
-TensorRT does not check it. Its SHA-256 in a manifest says that it was not changed since, not who
-made it. So `drx build` notes each engine it writes in a file of the user's own, and any other
-engine is opened only for who says `trust=True`.
+Deserialising a plan can run its maker's code: a plan can hold machine code, which TensorRT does not
+check. The SHA-256 in a manifest says that a plan is unchanged, but not who made it. So `drx build`
+records each engine that it writes in a file of the user, and any other engine needs `trust=True`.
 """
 
 from pathlib import Path
@@ -22,11 +21,11 @@ def built_here(sha256: str) -> bool:
 
 
 def note_built_here(sha256: str) -> None:
-    """Add an engine to those built here. Raises OSError."""
+    """Record an engine as built here. Raises OSError."""
     notes = _notes()
     notes.parent.mkdir(parents=True, exist_ok=True)
     with open(notes, "a", encoding="ascii") as stream:
-        stream.write(f"\n{sha256}\n")  # a line of its own, whatever a full disk cut off before
+        stream.write(f"\n{sha256}\n")  # on its own line, even after a line that a full disk cut off
 
 
 def _notes() -> Path:

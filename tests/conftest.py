@@ -21,9 +21,9 @@ from drexperts.runtime.manifest import (
     SCHEMA,
     BatchInvariance,
     Engine,
+    EnginePlan,
     Manifest,
     Parity,
-    Plan,
     Profile,
     ScoreScale,
     sha256_of,
@@ -33,16 +33,16 @@ from drexperts.runtime.preprocess import Preprocessing
 
 TESTS = Path(__file__).parent
 
-# Before anything imports Triton: its kernels are interpreted, on the CPU.
+# Before anything imports Triton, so that its kernels are interpreted on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-# Before anything imports torch: tests that run side by side (`pytest -n`) have a core each.
+# Before anything imports torch: tests that run in parallel (`pytest -n`) get one core each.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts the tests in the background has Ctrl-C ignored, by them and what they start.
+# A shell that starts the tests in the background makes them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples everywhere, and no test is worse for a slow machine.
+# The same examples everywhere, and no deadline, so that a slow machine passes too.
 settings.register_profile(
     "ours",
     derandomize=True,
@@ -104,8 +104,23 @@ def toy_manifest(sha256: str) -> Manifest:
         limits={"score_max": 1e-3},
         passed=True,
     )
-    invariance = BatchInvariance((1, 8, 16), ("repeated", "permuted"), 0.0, 1e-6, passed=True)
-    engine = Engine("onnx", "model.onnx", sha256, "float32", 16, {"onnx": "1"}, parity, invariance)
+    invariance = BatchInvariance(
+        batches=(1, 8, 16),
+        cases=("repeated", "permuted"),
+        score_max=0.0,
+        tolerance=1e-6,
+        passed=True,
+    )
+    engine = Engine(
+        backend="onnx",
+        file="model.onnx",
+        sha256=sha256,
+        precision="float32",
+        max_batch=16,
+        versions={"onnx": "1"},
+        parity=parity,
+        invariance=invariance,
+    )
     return Manifest(
         schema=SCHEMA,
         preset="paper",
@@ -136,7 +151,7 @@ def planned(toy_bundle: Path) -> Callable[..., Engine]:
     """planned(backend, **changes of its plan): the record of a TensorRT engine, never executed."""
 
     def make(backend: str = "tensorrt-rtx", **changes: Any) -> Engine:
-        plan = Plan(
+        plan = EnginePlan(
             version="1.7.1.116",
             capabilities=("8.9",),
             platform="linux-x86_64",
@@ -151,7 +166,17 @@ def planned(toy_bundle: Path) -> Callable[..., Engine]:
         )
         plan = dataclasses.replace(plan, **changes)
         name, most = f"{backend}.engine", max(profile.max for profile in plan.profiles)
-        return Engine(backend, name, "0" * 64, "fp16", most, {}, None, None, plan)
+        return Engine(
+            backend=backend,
+            file=name,
+            sha256="0" * 64,
+            precision="fp16",
+            max_batch=most,
+            versions={},
+            parity=None,
+            invariance=None,
+            plan=plan,
+        )
 
     return make
 
@@ -197,7 +222,7 @@ def compiling() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Memory that nobody wrote is NaN."""
+    """Uninitialised memory of torch is NaN."""
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()

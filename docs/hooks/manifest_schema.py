@@ -11,6 +11,42 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGE, MARK = "reference/manifest.md", "<!-- schema -->"
+# Of fields whose docstring does not describe them one by one.
+MEANINGS = {
+    "schema": "the version of this format",
+    "preset": "`paper`, `official` or `custom`",
+    "config": "the model's configuration, `DRExpertsConfig` in JSON",
+    "preprocessing": "how an image becomes crops",
+    "scale": "range and direction of the score",
+    "distortions": "the names of the ten experts, in the order of `weights` and `maps`",
+    "outputs": "what an engine returns: `score`, `weights` and perhaps `maps`",
+    "engines": "the ways to compute scores, each with its proof",
+    "created_with": "versions of the packages that made the bundle",
+    "crop": "side of a crop, in pixels",
+    "short_side_min": "an image whose shorter side is less is enlarged to this",
+    "short_side_max": "an image whose shorter side is more is reduced to this",
+    "crops_per_side": "most crops along each axis",
+    "low": "lower end",
+    "high": "upper end",
+    "higher_is_better": "false for a DMOS, for example",
+    "file": "its name in the bundle's folder",
+    "sha256": "of the file: graph and weights together",
+    "precision": "`fp32`, `fp16`, `bf16` or `int8`",
+    "max_batch": "most crops per call",
+    "versions": "of the libraries that it was made and measured with",
+    "parity": "its agreement with the reference; null if not executed",
+    "invariance": "whether a score depends on its batch; null if not executed",
+    "profiles": "its optimisation profiles",
+    "version_compatible": "whether later versions of the library can run it",
+    "min": "smallest batch",
+    "opt": "the batch it was optimised for",
+    "max": "largest batch",
+    "images": "how many images were scored",
+    "pairs": "how many pairs of images were compared",
+    "rows": "how many crops were scored",
+    "reference": "what it was compared with",
+    "passed": "whether all limits were kept",
+}
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -52,7 +88,8 @@ def section(kind: type) -> str:
     lines.append("|---|---|---|")
     for name, hint in typing.get_type_hints(kind).items():
         needed = "" if required(kind, name) else ", optional"
-        lines.append(f"| `{name}` | {json_type(hint)}{needed} | {described.get(name, '')} |")
+        meaning = described.get(name, MEANINGS.get(name, ""))
+        lines.append(f"| `{name}` | {json_type(hint)}{needed} | {meaning} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,6 +1,6 @@
 """What a fresh process needs to score with a bundle, in time and memory: start, load, first call.
 
-Run as a module, this is that process, in which nothing but the runtime is resident.
+Run as a script, this file is that process, in which nothing but the runtime is resident.
 """
 
 import json
@@ -36,7 +36,8 @@ def cold_start(
     from drexperts.bench.reports import ColdStart, Memory
 
     arguments = [str(bundle), str(batch), str(threads), gpu or ""]
-    command = [sys.executable, "-P", "-m", __name__, *arguments]
+    # Not `-m`: to find the module, Python would import our packages before the clock runs.
+    command = [sys.executable, "-P", __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise _failure(done)

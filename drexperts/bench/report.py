@@ -88,7 +88,7 @@ def markdown(report: BenchReport) -> str:
     """The report's tables as Markdown."""
     lines = [f"# {markdown_text(tables.title(report))}", ""]
     lines += [f"- **Warning:** {markdown_text(warning)}" for warning in warnings(report)]
-    lines += ["", markdown_text(tables.noise_floor(report))]
+    lines += [""] * bool(warnings(report)) + [markdown_text(tables.noise_floor(report))]
     for title, found in tables.sections(report).items():
         lines += ["", f"## {title}"]
         for table in found:

@@ -174,7 +174,9 @@ class Server:
         missed = (trial.rate for trial in self.trials if not trial.meets(bound))
         notes = []
         if min(missed, default=math.inf) > TOLERANCE * best.rate:
-            notes.append("time ran out before the search was narrow: higher rates may do")
+            notes.append(
+                "time ran out before the search was narrow: higher rates may meet the bound"
+            )
         if best.planned < ENOUGH:
             notes.append(f"time allowed {best.planned} queries, and a p99 needs {ENOUGH}")
         return "; ".join(notes) or None

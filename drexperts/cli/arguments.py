@@ -1,4 +1,4 @@
-"""What verbs of `drx` share: their parser, how they end, an argument."""
+"""What the verbs of `drx` share: how they are declared, how they end, and common arguments."""
 
 import argparse
 import math
@@ -22,22 +22,27 @@ DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 
 class Outcome(NamedTuple):
-    """How a verb ended: the exit status, and the document that `--json` prints."""
+    """The result of a verb: the exit status, and the document that `--json` prints."""
 
     status: int
     document: dict[str, Any]
 
 
 def add_verb(verbs: "Verbs", name: str, run: "Run", summary: str, extra: str = "cpu") -> "Parser":
-    """One verb. extra: the pip extra that brings the libraries it needs."""
+    """Declare a verb and return its parser.
+
+    extra: the pip extra that brings the libraries it needs
+    """
     parser = verbs.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--json", action="store_true", help="one JSON document as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document as the last line of stdout"
+    )
     parser.set_defaults(run=run, extra=extra)
     return parser
 
 
 def scale_of(text: str) -> "ScoreScale":
-    """LOW:HIGH or LOW:HIGH:lower-is-better. Raises UserError for anything else."""
+    """The scale in LOW:HIGH or LOW:HIGH:lower-is-better. Raises UserError for anything else."""
     from drexperts.runtime.errors import UserError
     from drexperts.runtime.manifest import ScoreScale
 
@@ -53,20 +58,23 @@ def scale_of(text: str) -> "ScoreScale":
 
 
 def add_scale(parser: "Parser") -> None:
-    """`--scale`."""
+    """Declare `--scale`, which `scale_of` reads."""
     parser.add_argument(
-        "--scale", metavar="LOW:HIGH[:lower-is-better]", help="of the scores; --scale=-1:1"
+        "--scale",
+        metavar="LOW:HIGH[:lower-is-better]",
+        help="scale of the scores, such as --scale=-1:1 (default: the checkpoint's own)",
     )
 
 
 def whole_number(text: str) -> int:
+    """An argument that is a whole number from 0 to 2**63 - 1."""
     if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"give a whole number, 0 or more, not {text!r}")
+        raise argparse.ArgumentTypeError(f"give a whole number of at least 0, not {text!r}")
     return int(text)
 
 
 def check_out(path: Path) -> None:
-    """Before the work whose result is to be there."""
+    """Raise UserError before long work whose result cannot be written to `path`."""
     from drexperts.runtime.errors import UserError
 
     if path.is_dir():
@@ -80,13 +88,17 @@ def check_out(path: Path) -> None:
 
 
 def add_trust(verb: "Parser") -> None:
+    """Declare `--trust`."""
     verb.add_argument(
-        "--trust", action="store_true", help="also TensorRT engines that were not built here"
+        "--trust",
+        action="store_true",
+        help="also open TensorRT engines that were not built here: they can run their maker's code",
     )
 
 
 def byte_count(text: str) -> int:
+    """An argument such as 512M or 4G, in bytes."""
     match = re.fullmatch(r"(\d+)([KMGT]?)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"give bytes such as 512M or 4G, not {text!r}")
+        raise argparse.ArgumentTypeError(f"give a size such as 512M or 4G, not {text!r}")
     return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import DONE, Outcome, add_verb
+from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Parser, Verbs
@@ -115,7 +116,7 @@ def _add_training_options(verb: "Parser") -> None:
     )
     verb.add_argument(
         "--preset",
-        choices=("paper", "official"),
+        choices=PRESETS,
         default="paper",
         help="the model of --train (default: paper)",
     )
@@ -210,10 +211,9 @@ def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench.report import print_training_report, with_summary
     from drexperts.model.config import DRExpertsConfig
 
-    presets = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
     with screen.progress() as progress:
         report = training_step.bench_training(
-            presets[arguments.preset](),
+            DRExpertsConfig.preset_named(arguments.preset),
             batch=(arguments.batch or (4,))[0],
             rounds=training_step.ROUNDS if arguments.repeats is None else arguments.repeats,
             amp=arguments.amp,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import Outcome, add_verb, byte_count
-from drexperts.cli.proofs import proof_outcome
+from drexperts.cli.proofs import add_images, proof_outcome
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -15,53 +15,87 @@ DEFAULT_PROFILE = "1:8:64"
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "build", run, "an engine for GPUs into a bundle", "export")
-    verb.add_argument("bundle", type=Path)
+    verb = add_verb(verbs, "build", run, "add an engine for GPUs to a bundle", "export")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder")
     backends = ("tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt")
-    verb.add_argument("--backend", choices=backends, required=True)
     verb.add_argument(
-        "--precision", choices=("fp32", "fp16", "bf16"), help="another than the bundle's"
+        "--backend", choices=backends, required=True, help="the library that runs the engine"
     )
-    verb.add_argument("--checkpoint", type=Path, help="for parity, and for another precision")
-    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="precision of the transformer blocks (default: the bundle's)",
+    )
+    verb.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="the exported checkpoint, needed to measure parity and for another precision "
+        "(default: none)",
+    )
+    add_images(verb)
     verb.add_argument(
         "--batch",
         action="append",
         metavar="MIN:OPT:MAX",
-        help=f"batch sizes of an optimisation profile, repeatable; {DEFAULT_PROFILE}",
+        help="batch sizes of an optimisation profile; repeat for more profiles "
+        f"(default: {DEFAULT_PROFILE})",
     )
     verb.add_argument(
         "--capability",
         action="append",
         default=[],
         metavar="8.9",
-        help="a compute capability to build for, repeatable; tensorrt-rtx only",
+        help="compute capability to build for, with tensorrt-rtx; repeat for several "
+        "(default: all but 7.5)",
     )
     verb.add_argument(
         "--plugin",
         choices=("require", "prefer", "off"),
         default="prefer",
-        help="the pooling as our Triton kernel; tensorrt only",
+        help="whether our Triton kernel computes the pooling, with tensorrt (default: prefer)",
     )
-    verb.add_argument("--no-fused-attention", action="store_true", help="if it gives wrong scores")
-    verb.add_argument("--workspace", type=byte_count, metavar="4G", help="most scratch memory")
-    verb.add_argument("--opt-level", type=int, choices=range(6), help="of the builder")
-    verb.add_argument("--timing-cache", type=Path, metavar="FILE", help="kept and reused")
     verb.add_argument(
-        "--version-compatible", action="store_true", help="also for newer TensorRT; may be slower"
+        "--no-fused-attention",
+        action="store_true",
+        help="keep the builder from fusing attention, for GPUs on which that gives wrong scores",
+    )
+    verb.add_argument(
+        "--workspace",
+        type=byte_count,
+        metavar="4G",
+        help="most scratch memory that a layer may use (default: no limit)",
+    )
+    verb.add_argument(
+        "--opt-level",
+        type=int,
+        choices=range(6),
+        help="how long the builder searches for kernels, with tensorrt (default: the library's, 3)",
+    )
+    verb.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="file of kernel timings to reuse and update, with tensorrt (default: none)",
+    )
+    verb.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="let later TensorRT versions run the engine, perhaps more slowly",
     )
     verb.add_argument(
         "--hardware-compatibility",
         choices=("none", "ampere+", "same-capability"),
         default="none",
-        help="also for other GPUs; may be slower",
+        help="other GPUs that can run the engine, perhaps more slowly, with tensorrt "
+        "(default: none)",
     )
-    verb.add_argument("--strip", action="store_true", help="leave the weights out")
+    verb.add_argument("--strip", action="store_true", help="leave the weights out of the engine")
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.export.engines.build import build_engine
-    from drexperts.export.engines.options import EngineOptions, parse_profiles
+    from drexperts.export import EngineOptions, build_engine
+    from drexperts.export.engines.options import parse_profiles
 
     options = EngineOptions(
         profiles=parse_profiles(arguments.batch or [DEFAULT_PROFILE]),

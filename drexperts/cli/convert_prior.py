@@ -1,4 +1,4 @@
-"""`drx convert-prior`: the published DA-CLIP reduced to the weights that are read."""
+"""`drx convert-prior`: reduce the published DA-CLIP to the weights that DR.Experts reads."""
 
 import argparse
 from pathlib import Path
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "the published DA-CLIP to a slim file, once"
+    summary = "reduce the published DA-CLIP to a slim file"
     verb = add_verb(verbs, "convert-prior", run, summary, "train")
-    verb.add_argument("source", type=Path, metavar="SOURCE.pt")
-    verb.add_argument("target", type=Path, metavar="TARGET.safetensors")
+    verb.add_argument("source", type=Path, metavar="SOURCE.pt", help="the published file")
+    verb.add_argument("target", type=Path, metavar="TARGET.safetensors", help="the file to write")
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.model.daclip import convert_daclip
+    from drexperts.model import convert_daclip
 
     convert_daclip(arguments.source, arguments.target)
     screen.tables.print(f"wrote {arguments.target}")

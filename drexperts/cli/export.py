@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import Outcome, add_scale, add_verb, scale_of
-from drexperts.cli.proofs import proof_outcome
+from drexperts.cli.proofs import add_images, proof_outcome
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -13,29 +13,43 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "export", run, "a checkpoint to a verified bundle", "export")
-    verb.add_argument("checkpoint", type=Path)
-    verb.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
-    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb = add_verb(verbs, "export", run, "write a checkpoint as a verified bundle", "export")
+    verb.add_argument("checkpoint", type=Path, help="the checkpoint to export")
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="BUNDLE", help="folder to write the bundle to"
+    )
+    add_images(verb)
     add_scale(verb)
     verb.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8", "auto"),
         default="fp32",
-        help="of the transformer blocks; auto takes the lowest that keeps its parity, part by part",
+        help="precision of the transformer blocks; auto searches for the lowest that keeps parity, "
+        "part by part (default: fp32)",
     )
     verb.add_argument(
-        "--target", choices=("cpu", "gpu"), default="cpu", help="of auto: int8 or fp16"
+        "--target",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="what --precision auto is for: int8 on a cpu, fp16 on a gpu (default: cpu)",
     )
-    verb.add_argument("--no-maps", action="store_true", help="leave the distortion maps out")
-    verb.add_argument("--max-batch", type=int, default=8, metavar="N")
+    verb.add_argument(
+        "--no-maps", action="store_true", help="leave out the distortion maps, an output by default"
+    )
+    verb.add_argument(
+        "--max-batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="largest batch to verify and allow (default: 8)",
+    )
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.export.bundle import export_checkpoint
+    from drexperts.export import export_bundle
 
     with screen.progress() as progress:
-        manifest = export_checkpoint(
+        manifest = export_bundle(
             arguments.checkpoint,
             arguments.out,
             images=arguments.images,

@@ -1,4 +1,4 @@
-"""`drx info`: what a bundle is, and what was proven of it."""
+"""`drx info`: what a bundle holds, and what was proven about it."""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "info", run, "what a bundle is, and what it was proven on")
-    verb.add_argument("bundle", type=Path)
+    verb = add_verb(verbs, "info", run, "show what a bundle holds, and what was proven about it")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder")
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
@@ -23,9 +23,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
     bundle: Path = arguments.bundle
     manifest = read_manifest(bundle)
-    states = {
-        engine.file: _state(bundle / engine.file, engine.sha256) for engine in manifest.engines
-    }
+    states = {engine.file: engine.file_state(bundle) for engine in manifest.engines}
     screen.tables.print(bundle_table(str(bundle), manifest))
     for engine in manifest.engines:
         path = bundle / engine.file
@@ -35,11 +33,3 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     intact = all(state == "intact" for state in states.values())
     document = bundle_document(bundle, manifest) | {"files": states, "intact": intact}
     return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)
-
-
-def _state(path: Path, sha256: str) -> str:
-    from drexperts.runtime.manifest import sha256_of
-
-    if not path.is_file():
-        return "MISSING"
-    return "intact" if sha256_of(path) == sha256 else "CHANGED"

@@ -50,17 +50,19 @@ VERBS = (
     convert_prior,
 )
 
-# Libraries that only some verbs need. A verb's own extra brings them, but for these two groups.
+# Libraries that only some verbs need. Those of _EXTRAS always come with the same extra; the others
+# come with the extra of the verb.
 _OPTIONAL = {"torch", "torchvision", "timm", "open_clip", "safetensors", "onnx", "onnxscript"}
-_OPTIONAL |= {"skimage", "pandas", "scipy", "openpyxl", "pyarrow", "psutil"}
-_EXTRAS = {"rich": "cli", "jinja2": "report", "matplotlib": "report"}
+_OPTIONAL |= {"onnx_ir", "skimage", "pandas", "scipy", "openpyxl", "pyarrow"}
+_REPORT = ("jinja2", "matplotlib", "psutil", "pydantic", "pynvml")
+_EXTRAS = {"rich": "cli"} | dict.fromkeys(_REPORT, "report")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit status.
 
-    The status is 0 when the work is done, 1 when it is done and a gate failed, 2 for the user's
-    mistake, 70 for a bug of ours, 130 when interrupted, and 143 when terminated.
+    The status is 0 when the work is done, 1 when it is done and a gate failed, 2 for a mistake of
+    the user, 70 for a bug of ours, 130 when interrupted, and 143 when terminated.
     """
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -75,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of `drx` with all its verbs."""
     drx = argparse.ArgumentParser(
-        prog="drx", description="Blind image-quality assessment with DR.Experts, deployed."
+        prog="drx",
+        description="Blind image-quality assessment with DR.Experts: train, export, verify, score.",
     )
     drx.add_argument("--version", action="version", version=f"drx {__version__}")
     verbs = drx.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -108,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     except KeyboardInterrupt:
         message = "interrupted"
         if arguments.verb == "score" and arguments.out is not None:
-            message += f"; the rows in {arguments.out} are kept, run the same again to go on"
+            message += f"; the rows in {arguments.out} are kept: run the same command to continue"
         return _failed(INTERRUPTED, message)
     except Exception as error:
         return _missing_library(arguments, error) or _bug(error)
@@ -121,7 +124,7 @@ def _screen(arguments: argparse.Namespace) -> "Screen":
 
 
 def _missing_library(arguments: argparse.Namespace, error: Exception) -> Outcome | None:
-    """What to install, if the error is that an optional library is not there."""
+    """The outcome that says what to install, if `error` is a missing optional library."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     library = error.name.partition(".")[0]

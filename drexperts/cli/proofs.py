@@ -1,4 +1,4 @@
-"""What the verbs that prove a bundle show and return."""
+"""What the verbs that prove a bundle have in common: `--images`, the tables, the document."""
 
 import dataclasses
 from pathlib import Path
@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome
 
 if TYPE_CHECKING:
+    from drexperts.cli.arguments import Parser
     from drexperts.runtime import Manifest
     from drexperts.ui.screen import Screen
+
+
+def add_images(verb: "Parser") -> None:
+    verb.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of photographs to verify on (default: those in scikit-image)",
+    )
 
 
 def proof_outcome(bundle: Path, manifest: "Manifest", screen: "Screen") -> Outcome:
@@ -24,7 +34,7 @@ def proof_outcome(bundle: Path, manifest: "Manifest", screen: "Screen") -> Outco
 
 
 def bundle_document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
-    """A bundle is proven by one engine, and not by one that failed its proof beside it."""
+    """The JSON document. A bundle is proven if one engine is and none failed its proof."""
     engines = manifest.engines
     refuted = any(engine.refuted for engine in engines)
     proven = any(engine.proven for engine in engines) and not refuted

@@ -1,9 +1,9 @@
-"""`drx train`: fine-tune a model on rated images."""
+"""`drx train`: train a model on rated images."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import DONE, Outcome, add_verb
 from drexperts.cli.training_arguments import (
@@ -24,35 +24,54 @@ if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
     from drexperts.data.dataset import Dataset
     from drexperts.data.splits import Splits
-    from drexperts.evaluation.metrics import Metrics
+    from drexperts.training.result import TrainingResult
     from drexperts.ui.screen import Screen
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "fine-tune on rated images; killed or stopped, the same command goes on"
+    summary = "train on rated images; if it is stopped or killed, the same command continues"
     verb = add_verb(verbs, "train", run, summary, "train")
     add_data(verb)
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
     verb.add_argument(
-        "--splits", type=Path, metavar="FILE", help="of an earlier run; by default 80/20, ten times"
+        "--out", type=Path, required=True, metavar="DIR", help="the folder of the run"
+    )
+    verb.add_argument(
+        "--splits",
+        type=Path,
+        metavar="FILE",
+        help="take the splits from this file (default: ten random splits, 80 %% for training)",
     )
     chosen = verb.add_mutually_exclusive_group()
-    chosen.add_argument("--split", type=int, default=0, metavar="N", help="which; 0")
     chosen.add_argument(
-        "--all-splits", dest="split", action="store_const", const=None, help="one after the other"
+        "--split", type=int, default=0, metavar="N", help="split to train on (default: 0)"
+    )
+    chosen.add_argument(
+        "--all-splits",
+        dest="split",
+        action="store_const",
+        const=None,
+        help="train on all splits, one after the other, each in its own folder below --out",
     )
     add_selection(verb)
     add_model(verb)
     add_optimisation(verb)
-    verb.add_argument("--batch", type=int, metavar="N", help="crops a step; the data set's")
-    verb.add_argument("--crops", type=int, metavar="N", help="of an image and epoch; the set's")
+    verb.add_argument(
+        "--batch", type=int, metavar="N", help="crops per step (default: the data set's recipe)"
+    )
+    verb.add_argument(
+        "--crops",
+        type=int,
+        metavar="N",
+        help="crops per image and epoch (default: the data set's recipe)",
+    )
     add_resources(verb)
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.training.run import train_run
+    from drexperts.runtime.errors import UserError
+    from drexperts.training.distributed import speaks
+    from drexperts.training.run import train
     from drexperts.training.settings import Run
-    from drexperts.training.torchrun import speaks
 
     screen = screen_of_first_process(arguments, screen)
     dataset = dataset_from(arguments)
@@ -61,33 +80,35 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         screen.note(f"left out: {reason}")
     recipe = recipe_from(arguments)
     splits = _splits(arguments, dataset)
-    chosen = range(len(splits.splits)) if arguments.split is None else [arguments.split]
+    count, one = len(splits.splits), arguments.split
+    if one is not None and not 0 <= one < count:
+        raise UserError(f"--split {one} does not exist: there are splits 0 to {count - 1}")
     config, new_model = model_from(arguments, recipe.size)
-    results, folders = [], []
-    for number in chosen:
-        split = _numbered(splits, number)
-        run = Run(
-            dataset,
-            split,
-            split.digest,
-            recipe,
-            train_config_from(arguments, recipe, config),
-            arguments.protocol,
-            arguments.select_on_test,
+    results = {}
+    for number in range(count) if one is None else [one]:
+        split = splits.splits[number]
+        asked = Run(
+            dataset=dataset,
+            split=split,
+            recipe=recipe,
+            config=train_config_from(arguments, recipe, config),
+            protocol=arguments.protocol,
+            select_on_test=arguments.select_on_test,
             fresh=arguments.init is None,
         )
-        out = arguments.out if arguments.split is not None else arguments.out / f"split-{number}"
-        folders.append(out)
+        out = arguments.out if one is not None else arguments.out / f"split-{number}"
         with screen.progress() as progress:
-            results.append(train_run(run, new_model, out, resources_from(arguments), progress))
-        # Of this split only: on the test part of another, this model would know the images.
+            results[out] = train(
+                asked, new_model, out, resources=resources_from(arguments), progress=progress
+            )
         if speaks():
+            # Only this split: this model has seen the test images of others.
             _write_split(replace(splits, splits=(split,)), out / "splits.json", arguments.splits)
-    return _trained(folders, results, screen)
+    return _trained(results, screen)
 
 
 def _write_split(splits: "Splits", path: Path, given: Path | None) -> None:
-    """Unless it is the file that the split is from, which may hold others."""
+    """Write the split, unless --splits already names this file, which may hold others."""
     from drexperts.data.splits import write_splits
 
     if given is None or not (path.exists() and path.samefile(given)):
@@ -105,37 +126,15 @@ def _splits(arguments: argparse.Namespace, dataset: "Dataset") -> "Splits":
     return splits
 
 
-def _numbered(splits: "Splits", number: int) -> Any:
-    from drexperts.runtime.errors import UserError
-
-    if not 0 <= number < len(splits.splits):
-        raise UserError(f"--split {number}: there are splits 0 to {len(splits.splits) - 1}")
-    return splits.splits[number]
-
-
-def _trained(folders: list[Path], results: list[dict[str, Any]], screen: "Screen") -> Outcome:
+def _trained(results: "dict[Path, TrainingResult]", screen: "Screen") -> Outcome:
     from drexperts.training.run_folder import BEST
     from drexperts.ui.tables import metrics_table
 
-    screen.tables.print(metrics_table([_metrics(result["test"]) for result in results]))
-    for folder, result in zip(folders, results, strict=True):
+    screen.tables.print(metrics_table([result.test for result in results.values()]))
+    for folder, result in results.items():
         screen.tables.print(
-            f"split {result['split_digest']}: tested on {result['test']['images']} images, epoch "
-            f"{result['best_epoch']}, chosen on: {result['selected_on']}; {folder / BEST}"
+            f"split {result.split_digest}: tested on {result.test.images} images, epoch "
+            f"{result.best_epoch}, chosen on: {result.selected_on}; {folder / BEST}"
         )
-    document = {"out": [str(folder) for folder in folders], "results": results}
-    return Outcome(DONE, document)
-
-
-def _metrics(document: dict[str, Any]) -> "Metrics":
-    """The metrics that `json_ready` made a document of."""
-    from math import nan
-
-    from drexperts.evaluation.metrics import NAMES, Interval, Metrics
-
-    numbers = {name: nan if document[name] is None else document[name] for name in NAMES}
-    intervals = {
-        name: Interval(*(nan if end is None else end for end in ends.values()))
-        for name, ends in document["intervals"].items()
-    }
-    return Metrics(document["images"], **numbers, intervals=intervals)
+    documents = [result.as_json() for result in results.values()]
+    return Outcome(DONE, {"out": [str(folder) for folder in results], "results": documents})

@@ -1,4 +1,4 @@
-"""The options that the verbs on rated images share, and what they make of them."""
+"""The options that the verbs on rated images share, and the objects that they describe."""
 
 import argparse
 import copy
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drexperts.cli.arguments import add_scale, scale_of, whole_number
+from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +30,15 @@ def add_data(verb: "Parser") -> None:
         nargs=2,
         required=True,
         metavar=("NAME", "ROOT"),
-        help=f"one of {_NAMES}; of a folder, the .csv or .parquet with path, score[, group]",
+        help=f"a data set, one of {_NAMES}, and its folder; for `folder` a .csv or .parquet file "
+        "with the columns path, score and optionally group",
     )
     add_scale(verb)
-    verb.add_argument("--higher-is-better", action="store_true", help="mirror DMOS in its range")
+    verb.add_argument(
+        "--higher-is-better",
+        action="store_true",
+        help="mirror labels of which lower is better, such as DMOS, in their range",
+    )
     add_protocol(verb)
 
 
@@ -41,49 +47,126 @@ def add_protocol(verb: "Parser") -> None:
         "--protocol",
         choices=("grid", "released"),
         default="grid",
-        help="the runtime's crops, or the authors' random ones by seed",
+        help="crops for validation and test: the runtime's fixed ones, or random ones as in the "
+        "released code (default: grid)",
     )
-    verb.add_argument("--seed", type=whole_number, default=0, metavar="N")
-    verb.add_argument("--skip-bad", action="store_true", help="leave bad rows and images out")
+    verb.add_argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="seed for everything random (default: 0)",
+    )
+    verb.add_argument(
+        "--skip-bad", action="store_true", help="leave out invalid ratings and unreadable images"
+    )
 
 
 def add_selection(verb: "Parser") -> None:
     verb.add_argument(
-        "--select-on-test", action="store_true", help="as the released code; the result says so"
+        "--select-on-test",
+        action="store_true",
+        help="choose the epoch by the test images, as the released code does (default: by the "
+        "validation images)",
     )
 
 
 def add_model(verb: "Parser") -> None:
-    verb.add_argument("--preset", choices=("paper", "official"), help="paper")
-    verb.add_argument("--size", choices=("small", "base"), help="by default the data set's")
-    verb.add_argument("--image-size", type=int, choices=(224, 384), help="384")
-    verb.add_argument("--encoder", type=Path, metavar="FILE", help="DeiT-III; else from the hub")
-    verb.add_argument("--prior", type=Path, metavar="FILE", help="DA-CLIP; else from the hub")
-    verb.add_argument("--init", type=Path, metavar="CKPT", help="start from a checkpoint instead")
+    verb.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="the model as in the paper or as in the released code (default: paper)",
+    )
+    verb.add_argument(
+        "--size",
+        choices=("small", "base"),
+        help="size of the encoder (default: that of the data set's recipe)",
+    )
+    verb.add_argument(
+        "--image-size",
+        type=int,
+        choices=(224, 384),
+        help="side of the square crops in pixels (default: 384)",
+    )
+    verb.add_argument(
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help="DeiT-III weights to start from (default: downloaded from Hugging Face)",
+    )
+    verb.add_argument(
+        "--prior",
+        type=Path,
+        metavar="FILE",
+        help="DA-CLIP weights (default: downloaded from Hugging Face)",
+    )
+    verb.add_argument(
+        "--init",
+        type=Path,
+        metavar="CKPT",
+        help="start from a whole checkpoint instead of --encoder and --prior",
+    )
 
 
 def add_optimisation(verb: "Parser") -> None:
-    verb.add_argument("--epochs", type=int, default=9, metavar="N")
-    verb.add_argument("--rate", type=float, default=2e-4, help="learning rate")
-    verb.add_argument("--accumulate", type=int, default=1, metavar="N", help="parts of a step")
     verb.add_argument(
-        "--amp", choices=("fp32", "fp16", "bf16"), help="of products; fp16 on a GPU, else fp32"
+        "--epochs", type=int, default=9, metavar="N", help="passes over the images (default: 9)"
     )
-    verb.add_argument("--ema", type=float, metavar="0.999", help="average the weights")
+    verb.add_argument(
+        "--rate", type=float, default=2e-4, metavar="R", help="learning rate (default: 2e-4)"
+    )
+    verb.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="micro-batches per step, to save memory (default: 1)",
+    )
+    verb.add_argument(
+        "--amp",
+        choices=("fp32", "fp16", "bf16"),
+        help="type in which matrix products are computed (default: fp16 on a GPU, fp32 on a CPU)",
+    )
+    verb.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="average the weights with this decay, such as 0.999 (default: no average)",
+    )
 
 
 def add_resources(verb: "Parser") -> None:
-    """Where and how fast."""
-    verb.add_argument("--device", default="auto", help="auto, cpu, cuda or such as cuda:1")
-    verb.add_argument("--workers", type=whole_number, metavar="N", help="processes that decode")
-    verb.add_argument("--cache", type=Path, metavar="DIR", help="keep decoded images there")
-    verb.add_argument("--save-minutes", type=float, default=10.0, metavar="N")
-    verb.add_argument("--tensorboard", action="store_true", help="events in OUT/events")
+    """Options that do not change the result."""
+    verb.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or one GPU such as cuda:1 (default: auto)"
+    )
+    verb.add_argument(
+        "--workers",
+        type=whole_number,
+        metavar="N",
+        help="processes that decode images (default: one per two cores, at most 8)",
+    )
+    verb.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps decoded images (default: none, images are decoded every time)",
+    )
+    verb.add_argument(
+        "--save-minutes",
+        type=float,
+        default=10.0,
+        metavar="N",
+        help="minutes between two saved states (default: 10)",
+    )
+    verb.add_argument(
+        "--tensorboard", action="store_true", help="also write TensorBoard events to OUT/events"
+    )
 
 
 def screen_of_first_process(arguments: argparse.Namespace, screen: "Screen") -> "Screen":
-    """Of the processes of `torchrun`, the first one speaks."""
-    from drexperts.training.torchrun import speaks
+    """The screen, silent unless this is the first of torchrun's processes."""
+    from drexperts.training.distributed import speaks
     from drexperts.ui.screen import Screen
 
     if speaks():
@@ -107,7 +190,7 @@ def recipe_from(arguments: argparse.Namespace) -> "Recipe":
     from drexperts.runtime.errors import ConfigError
 
     if arguments.crops is not None and arguments.crops < 1:
-        raise ConfigError(f"--crops {arguments.crops}: give 1 or more")
+        raise ConfigError(f"--crops must be at least 1, got {arguments.crops}")
     asked = {"batch": arguments.batch, "train_crops": arguments.crops}
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return replace(RECIPES[arguments.data[0]], **changes)
@@ -116,7 +199,7 @@ def recipe_from(arguments: argparse.Namespace) -> "Recipe":
 def model_from(
     arguments: argparse.Namespace, size: str
 ) -> "tuple[DRExpertsConfig, Callable[[], DRExperts]]":
-    """The configuration, and what makes a model of it with published or with given weights."""
+    """The configuration, and what makes a model of it with published or given weights."""
     from drexperts.model.checkpoint import load_checkpoint, load_encoder
     from drexperts.model.config import DRExpertsConfig
     from drexperts.model.daclip import load_prior
@@ -126,9 +209,9 @@ def model_from(
         trained = load_checkpoint(arguments.init).model
         _check_init(arguments, trained.config)
         return trained.config, lambda: copy.deepcopy(trained)
-    preset = {"paper": DRExpertsConfig.paper, "official": DRExpertsConfig.official}
-    make_config = preset[arguments.preset or "paper"]
-    config = make_config(arguments.size or size, arguments.image_size or 384)
+    config = DRExpertsConfig.preset_named(
+        arguments.preset or "paper", arguments.size or size, arguments.image_size or 384
+    )
 
     def make() -> "DRExperts":
         model = new_model(config)
@@ -140,23 +223,23 @@ def model_from(
 
 
 def _check_init(arguments: argparse.Namespace, config: "DRExpertsConfig") -> None:
-    """A checkpoint decides what the model is, and has all its weights."""
+    """Raise UserError for options that contradict the checkpoint of --init."""
     from drexperts.runtime.errors import UserError
 
     if arguments.preset not in (None, config.preset):
         raise UserError(
-            f"{arguments.init} is of the preset {config.preset}, and --preset {arguments.preset} "
-            "was asked for: leave one of the two out"
+            f"{arguments.init} has the preset {config.preset}, which contradicts --preset "
+            f"{arguments.preset}: leave one of the two out"
         )
     for name in ("size", "image_size", "encoder", "prior"):
         if getattr(arguments, name) is not None:
             raise UserError(
-                f"--init brings the whole model: leave --{name.replace('_', '-')} out, or --init"
+                f"--init already holds the whole model: leave --{name.replace('_', '-')} out"
             )
 
 
 def _amp(arguments: argparse.Namespace) -> "Amp":
-    """On a GPU what the released code trains in, unless another is asked for."""
+    """The type asked for, or on a GPU that of the released code."""
     import torch
 
     cuda = arguments.device.startswith("cuda") or (
@@ -169,15 +252,15 @@ def _amp(arguments: argparse.Namespace) -> "Amp":
 def train_config_from(
     arguments: argparse.Namespace, recipe: "Recipe", config: "DRExpertsConfig"
 ) -> "TrainConfig":
-    """What was asked for, and the paper's schedule."""
+    """The optimisation that the options describe, with the paper's schedule."""
     from drexperts.training.trainer import StepSchedule, TrainConfig
 
-    # Of the preset's warm-up, which is for nine epochs, the same share.
+    # The preset's warm-up is for nine epochs; this keeps its share of the training.
     warmup = config.warmup_epochs * arguments.epochs / 9
     return TrainConfig(
-        recipe.batch,
-        arguments.epochs,
-        StepSchedule(arguments.rate, warmup),
+        batch=recipe.batch,
+        epochs=arguments.epochs,
+        schedule=StepSchedule(arguments.rate, warmup),
         amp=_amp(arguments),
         accumulate=arguments.accumulate,
         ema=arguments.ema,
@@ -189,10 +272,10 @@ def resources_from(arguments: argparse.Namespace) -> "Resources":
     from drexperts.training.settings import Resources
 
     return Resources(
-        arguments.device,
-        arguments.workers,
-        arguments.cache,
-        arguments.save_minutes,
-        arguments.skip_bad,
-        arguments.tensorboard,
+        device=arguments.device,
+        workers=arguments.workers,
+        cache=arguments.cache,
+        save_minutes=arguments.save_minutes,
+        skip_bad=arguments.skip_bad,
+        tensorboard=arguments.tensorboard,
     )

@@ -12,28 +12,40 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "a bundle as a model repository of Triton Inference Server"
+    summary = "write a bundle as a model repository of Triton Inference Server"
     verb = add_verb(verbs, "triton-repo", run, summary)
-    verb.add_argument("bundle", type=Path)
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
-    verb.add_argument("--name", default="drexperts", help="what the models' names begin with")
-    verb.add_argument("--instances", type=int, default=1, metavar="N", help="of each model")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder")
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write the repository to"
+    )
+    verb.add_argument(
+        "--name", default="drexperts", help="prefix of the models' names (default: drexperts)"
+    )
+    verb.add_argument(
+        "--instances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="instances of each model on each device (default: 1)",
+    )
     verb.add_argument(
         "--max-queue-delay",
         type=int,
         default=500,
         metavar="MICROSECONDS",
-        help="how long a request waits for others to share its batch",
+        help="how long a request waits for others to share its batch (default: 500)",
     )
     verb.add_argument(
-        "--allow-unverified", action="store_true", help="engines without a proof, too"
+        "--allow-unverified",
+        action="store_true",
+        help="also include engines that have not passed their proof",
     )
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.export.triton_repository import write_repository
+    from drexperts.export import write_triton_repository
 
-    files = write_repository(
+    files = write_triton_repository(
         arguments.bundle,
         arguments.out,
         name=arguments.name,
@@ -41,5 +53,5 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         max_queue_delay=arguments.max_queue_delay,
         allow_unverified=arguments.allow_unverified,
     )
-    screen.tables.print(f"wrote {arguments.out}; its README.md says what is in it and what is not")
+    screen.tables.print(f"wrote {arguments.out}; its README.md says which engines it serves")
     return Outcome(DONE, {"out": str(arguments.out), "files": [str(file) for file in files]})

@@ -1,11 +1,11 @@
-"""`drx verify`: measure the proof of a bundle again."""
+"""`drx verify`: measure the proofs of a bundle again."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import GATE_FAILED, Outcome, add_trust, add_verb
-from drexperts.cli.proofs import proof_outcome
+from drexperts.cli.proofs import add_images, proof_outcome
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -13,19 +13,27 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "measure parity and batch invariance again, rewrite the proof"
+    summary = "measure parity and batch invariance again and rewrite the proofs"
     verb = add_verb(verbs, "verify", run, summary, "export")
-    verb.add_argument("bundle", type=Path)
-    verb.add_argument("--checkpoint", type=Path, help="the weights to hold it against")
-    verb.add_argument("--images", type=Path, metavar="DIR", help="photographs to verify on")
+    verb.add_argument("bundle", type=Path, help="the bundle's folder")
     verb.add_argument(
-        "--debug-layers", action="store_true", help="the first tensor that is wrong, if one is"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="the exported checkpoint, needed to measure parity (default: none, which measures "
+        "batch invariance only)",
+    )
+    add_images(verb)
+    verb.add_argument(
+        "--debug-layers",
+        action="store_true",
+        help="also find the first tensor, if any, whose error rounding does not explain",
     )
     add_trust(verb)
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.export.proof.prove import verify_bundle
+    from drexperts.export import verify
 
     if arguments.debug_layers:
         from drexperts.export.engines.debug_layers import check_comparable
@@ -33,7 +41,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
         check_comparable(read_manifest(arguments.bundle))
     with screen.progress() as progress:
-        manifest = verify_bundle(
+        manifest = verify(
             arguments.bundle,
             checkpoint=arguments.checkpoint,
             images=arguments.images,
@@ -45,9 +53,10 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
 
 def _debug_layers(arguments: argparse.Namespace, screen: "Screen", outcome: Outcome) -> Outcome:
-    from drexperts.export.engines.debug_layers import bundle_layers, divergence_table
+    from drexperts.cli.divergence import divergence_table
+    from drexperts.export.engines.debug_layers import bundle_layers
 
-    layers: dict[str, Any] = {}
+    layers: dict[str, str | None] = {}
     with screen.progress() as progress:
         checkpoint, images = arguments.checkpoint, arguments.images
         reports = list(bundle_layers(arguments.bundle, checkpoint, images, progress))

@@ -1,13 +1,13 @@
 """Synthetic distortions: 25 types at five levels, as pure functions on image tensors.
 
 An image is a float32 tensor [3, H, W], RGB in [0, 1], with H and W of at least 16. `distort`
-returns a new tensor of that kind, on the same device, and leaves its input alone. Randomness enters
-only through the `torch.Generator` argument, so a seed repeats a result.
+returns a new tensor of that kind, on the same device, and does not change its input. Randomness
+comes only from the `torch.Generator` argument, so a seed repeats a result.
 
 The types and their strengths are those of KADID-10k / KADIS-700k (Lin, Hosu and Saupe, QoMEX 2019).
-Only the strengths are theirs: the formulas are textbook ones, written down in each docstring, and
-images will differ from the published data sets, most of all for `denoise` (a Wiener filter here, a
-network there), `jitter`, `pixelate`, `quantisation`, the tone curves and the pasted patches.
+The formulas are textbook ones, stated in each docstring, so images differ from the published data
+sets, most of all for `denoise` (a Wiener filter here, a network there), `jitter`, `pixelate`,
+`quantisation`, the tone curves and the pasted patches.
 """
 
 import math
@@ -25,13 +25,7 @@ from torch import Generator, Tensor
 MIN_SIDE = 16
 
 Group = Literal[
-    "blur",
-    "colour",
-    "compression",
-    "noise",
-    "brightness",
-    "spatial",
-    "sharpness_contrast",
+    "blur", "colour", "compression", "noise", "brightness", "spatial", "sharpness_contrast"
 ]
 Function = Callable[[Tensor, float, Generator], Tensor]
 
@@ -41,8 +35,8 @@ class Distortion:
     """One distortion type.
 
     `levels` holds the strengths of levels 1 to 5 for `function(image, strength, generator)`, whose
-    result may leave [0, 1]: `distort` clips it. Where `monotone` is False a higher level is not a
-    stronger distortion, so the level must not serve as severity.
+    result may exceed [0, 1]: `distort` clips it. If `monotone` is False a higher level is not a
+    stronger distortion, so the level must not be used as severity.
     """
 
     name: str
@@ -178,7 +172,7 @@ def colour_shift(image: Tensor, distance: float, generator: Generator) -> Tensor
 def colour_quantisation(image: Tensor, colours: float) -> Tensor:
     """Median-cut palette of this many colours, applied with Floyd-Steinberg dither."""
     picture = _picture_from_image(image)
-    # Pillow dithers only when it is handed a palette, hence the two passes.
+    # Pillow dithers only with a given palette, hence the two passes.
     palette = picture.quantize(int(colours), method=Image.Quantize.MEDIANCUT)
     dithered = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
     return _image_from_picture(dithered, image)
@@ -384,12 +378,7 @@ _TABLE = (
     Distortion("motion_blur", "blur", (1, 2, 4, 6, 10), motion_blur),
     Distortion("colour_diffusion", "colour", (1, 3, 6, 8, 12), _fixed(colour_diffusion)),
     Distortion("colour_shift", "colour", (1, 3, 6, 8, 12), colour_shift),
-    Distortion(
-        "colour_quantisation",
-        "colour",
-        (64, 48, 32, 16, 8),
-        _fixed(colour_quantisation),
-    ),
+    Distortion("colour_quantisation", "colour", (64, 48, 32, 16, 8), _fixed(colour_quantisation)),
     Distortion("saturation_hsv", "colour", (0.4, 0.2, 0.1, 0, -0.4), _fixed(saturation_hsv)),
     Distortion("saturation_lab", "colour", (1, 2, 3, 6, 9), _fixed(saturation_lab)),
     Distortion("jpeg2000", "compression", (16, 32, 45, 120, 400), _fixed(jpeg2000)),
@@ -398,41 +387,25 @@ _TABLE = (
     Distortion("ycbcr_noise", "noise", (0.0001, 0.0005, 0.001, 0.002, 0.003), ycbcr_noise),
     Distortion("impulse_noise", "noise", (0.001, 0.005, 0.01, 0.02, 0.03), impulse_noise),
     Distortion(
-        "multiplicative_noise",
-        "noise",
-        (0.001, 0.005, 0.01, 0.02, 0.05),
-        multiplicative_noise,
+        "multiplicative_noise", "noise", (0.001, 0.005, 0.01, 0.02, 0.05), multiplicative_noise
     ),
     Distortion("denoise", "noise", (0.01, 0.03, 0.05, 0.1, 0.15), denoise),
     Distortion("brighten", "brightness", (0.1, 0.2, 0.4, 0.7, 1.1), _fixed(brighten)),
     Distortion("darken", "brightness", (0.05, 0.1, 0.2, 0.4, 0.8), _fixed(darken)),
     Distortion(
-        "mean_shift",
-        "brightness",
-        (0.15, 0.08, 0, -0.08, -0.15),
-        _fixed(mean_shift),
-        False,
+        "mean_shift", "brightness", (0.15, 0.08, 0, -0.08, -0.15), _fixed(mean_shift), False
     ),
     Distortion("jitter", "spatial", (0.05, 0.1, 0.2, 0.5, 1), jitter),
-    Distortion(
-        "non_eccentricity_patch",
-        "spatial",
-        (20, 40, 60, 80, 100),
-        non_eccentricity_patch,
-    ),
+    Distortion("non_eccentricity_patch", "spatial", (20, 40, 60, 80, 100), non_eccentricity_patch),
     Distortion("pixelate", "spatial", (0.01, 0.05, 0.1, 0.2, 0.5), _fixed(pixelate)),
     Distortion("quantisation", "spatial", (20, 16, 13, 10, 7), _fixed(quantisation)),
     Distortion("colour_block", "spatial", (2, 4, 6, 8, 10), colour_block),
     Distortion("high_sharpen", "sharpness_contrast", (1, 2, 3, 6, 12), _fixed(high_sharpen)),
     Distortion(
-        "contrast",
-        "sharpness_contrast",
-        (0.3, 0.15, 0, -0.4, -0.6),
-        _fixed(contrast),
-        False,
+        "contrast", "sharpness_contrast", (0.3, 0.15, 0, -0.4, -0.6), _fixed(contrast), False
     ),
 )
-DISTORTIONS: dict[str, Distortion] = {distortion.name: distortion for distortion in _TABLE}
+SYNTHETIC_TYPES = {distortion.name: distortion for distortion in _TABLE}
 
 
 def _check_image(image: Tensor) -> None:
@@ -445,18 +418,18 @@ def _check_image(image: Tensor) -> None:
 
 
 def distort(image: Tensor, name: str, level: int, generator: Generator) -> Tensor:
-    """Apply one distortion of `DISTORTIONS` at level 1 to 5; level 0 is the image itself.
+    """Apply one distortion of `SYNTHETIC_TYPES` at level 1 to 5; level 0 is the image itself.
 
     [3, H, W] float32 in [0, 1] -> the same. Level 0 returns `image`, not a copy, and draws nothing.
     """
     _check_image(image)
-    if name not in DISTORTIONS:
-        raise ValueError(f"unknown distortion {name!r}; choose one of {', '.join(DISTORTIONS)}")
+    if name not in SYNTHETIC_TYPES:
+        raise ValueError(f"unknown distortion {name!r}; choose one of {', '.join(SYNTHETIC_TYPES)}")
     if level not in range(6):
         raise ValueError(f"unknown level {level!r}; choose 0 (no distortion) or 1 to 5")
     if level == 0:
         return image
-    distortion = DISTORTIONS[name]
+    distortion = SYNTHETIC_TYPES[name]
     return distortion.function(image, distortion.levels[level - 1], generator).clamp(0, 1)
 
 

@@ -1,8 +1,8 @@
-"""A data set's images as pixels: decoded, upright and brought to size; from disk or from a cache.
+"""A data set's images as pixels: decoded, upright and resized, from disk or from a cache.
 
-The cache holds one .npy file an image, named after everything its pixels depend on: the file's
-path, size and time of change, the sizing and the decoder. An entry that no longer fits is never
-found again, and one that is damaged is made again.
+The cache holds one .npy file per image, named after everything its pixels depend on: the file's
+path, size and modification time, the resizing, and the decoder. An outdated entry is never found
+again, and a damaged one is replaced.
 """
 
 import contextlib
@@ -35,20 +35,20 @@ from drexperts.runtime.preprocess import (
     resized,
 )
 
-# One patch of the encoder. What is smaller, such as the 1x1 files that failed downloads leave,
-# would be enlarged into a flat colour and trained on.
+# One patch of the encoder. Smaller images, such as the 1x1 files that failed downloads leave, would
+# be enlarged into a flat colour and trained on.
 MIN_SIDE = 16
 
-_NAMED = 5  # bad images in a message; the others are counted
+_NAMED = 5  # bad images that a message names; the others are counted
 
 Pixels: TypeAlias = NDArray[np.uint8]
-# Told how many images of how many are done.
+# Called with the number of images done, and of all images.
 Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class GridSize:
-    """The protocol `grid`: the size at which the runtime takes its crops."""
+    """Resizes for the protocol `grid`: to the size at which the runtime takes its crops."""
 
     spec: Preprocessing
 
@@ -58,10 +58,11 @@ class GridSize:
 
 @dataclass(frozen=True)
 class ReleasedSize:
-    """The protocol `released`: stretched to (height, width) or left alone, then never below a crop.
+    """Resizes for the protocol `released`: to `stretched` (height, width), then to at least a crop.
 
-    Bilinear, antialiased when reducing, as torchvision's Resize of a PIL image. Raises DataError
-    for an image that is LONGEST_RATIO times as long as it is wide, or more, and would be enlarged.
+    Interpolation is bilinear and antialiased, like torchvision's Resize of a PIL image. Raises
+    DataError for an image that would be enlarged although it is LONGEST_RATIO times as long as it
+    is wide.
     """
 
     crop: int
@@ -74,7 +75,7 @@ class ReleasedSize:
         short = min(image.size)
         if short >= self.crop:
             return image
-        if max(image.size) >= LONGEST_RATIO * short:  # it may be too large for the memory
+        if max(image.size) >= LONGEST_RATIO * short:  # the result might not fit into memory
             raise DataError(f"{image.width}x{image.height} pixels are too long to be enlarged")
         size = (round(image.width * self.crop / short), round(image.height * self.crop / short))
         return image.resize(size, Image.Resampling.BILINEAR)
@@ -84,29 +85,28 @@ Sizing: TypeAlias = GridSize | ReleasedSize
 
 
 def sizing(protocol: Protocol, recipe: Recipe, crop: int) -> Sizing:
-    """How a protocol brings a data set's images to size, for square crops of `crop` pixels."""
+    """How a protocol resizes a data set's images, for square crops of `crop` pixels."""
     if protocol == "grid":
         return GridSize(preprocessing(recipe, crop))
     return ReleasedSize(crop, stretched(recipe, crop))
 
 
 class Stamp(NamedTuple):
-    """What tells a changed file from an unchanged one without reading it."""
+    """What shows, without reading a file, whether it was changed."""
 
     size: int  # bytes
     mtime_ns: int
 
 
 class ImageStore:
-    """The images of a data set at the size that crops are taken from.
+    """The images of a data set at the size from which crops are taken.
 
-    cache: a folder to keep them in, which may be shared by processes and by data sets; None
-        decodes an image each time it is asked for.
+    cache: a folder for decoded images, which processes and data sets may share; None decodes an
+        image each time it is used
+    stamps: those of the files that were checked, by the names of their samples
 
-    stamps: of the files that were checked, by their samples' names
-
-    Once `check` has seen an image, a change of its file is an error: a run that went on with other
-    pixels could not be repeated. Raises UserError if the cache cannot be made.
+    Once `check` has seen an image, a change of its file is an error: a run that continued with
+    other pixels could not be repeated. Raises UserError if the cache cannot be created.
     """
 
     def __init__(self, dataset: Dataset, bring: Sizing, cache: Path | None = None) -> None:
@@ -122,23 +122,23 @@ class ImageStore:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of which files were checked, their sizes and times of change."""
+        """16 hex digits of the names, sizes and modification times of all checked files."""
         return hashlib.sha256(repr(sorted(self.stamps.items())).encode()).hexdigest()[:16]
 
     def pixels(self, sample: Sample) -> Pixels:
-        """The whole image, uint8 [H, W, 3], RGB, read-only.
+        """The whole image, RGB uint8 [H, W, 3], read-only.
 
-        Raises DataError for a file that is no usable image, UserError if it cannot be cached.
+        Raises DataError if the image is unusable, UserError if it cannot be cached.
         """
         return np.asarray(self._picture(sample))
 
     def crop(self, sample: Sample, size: int, place: tuple[float, float]) -> Pixels:
         """A square of the image, uint8 [size, size, 3], read-only; a cache reads only its rows.
 
-        place: how far right and how far down it lies, each from 0 to below 1; every position of
-            the square has the same share of that range.
+        place: how far right and how far down the square lies, each from 0 to below 1; all its
+            positions have equal shares of that range.
 
-        Raises what `pixels` raises.
+        Raises the errors of `pixels`.
         """
         picture = self._picture(sample)
         if isinstance(picture, Image.Image):
@@ -148,11 +148,11 @@ class ImageStore:
         return np.asarray(picture[top : top + size, left : left + size])
 
     def check(self, sample: Sample, known: Stamp | None) -> Stamp:
-        """Decode an image, into the cache if there is one, and hold its file to what it is now.
+        """Decode an image, into the cache if there is one, and remember the stamp of its file.
 
-        known: the stamp with which it was found good before, which spares the decoding.
+        known: the stamp with which the image was found good before; it need not be decoded again.
 
-        Raises what `pixels` raises.
+        Raises the errors of `pixels`.
         """
         stamp = _stamp(self.dataset.path(sample))
         self.stamps[sample.name] = stamp
@@ -184,7 +184,7 @@ class ImageStore:
             raise DataError(str(cause)) from cause
         if min(image.size) < MIN_SIDE:
             raise DataError(
-                f"{path} is {image.width}x{image.height}, under {MIN_SIDE} pixels a side"
+                f"{path} is {image.width}x{image.height}: each side needs {MIN_SIDE} pixels"
             )
         try:
             return self._bring(image)
@@ -195,18 +195,18 @@ class ImageStore:
 def check_images(
     store: ImageStore, samples: Sequence[Sample], *, skip_bad: bool, workers: int, tell: Tell
 ) -> tuple[list[Sample], tuple[str, ...]]:
-    """Decode every image once, in threads. What was good and has not changed since is not decoded.
+    """Decode every image once, in threads, unless it was good before and has not changed since.
 
     Returns:
         The good samples, and why each of the others is left out, one line each.
 
-    Raises DataError if there are bad images and not `skip_bad`, or no good one; UserError if the
-    cache cannot be written.
+    Raises DataError if there is a bad image and `skip_bad` is not set, or if there is no good one;
+    UserError if the cache cannot be written.
     """
     note = _Note(store.dataset.root)
     good, reasons = [], []
     check = partial(_checked, store, note)
-    # What has not begun when this ends early is left: closing the results cancels it.
+    # If this ends early, closing the results cancels what has not begun.
     with (
         ThreadPoolExecutor(max(workers, 1)) as pool,
         note,
@@ -244,8 +244,8 @@ def _unusable(dataset: Dataset, reasons: list[str], count: int, good: bool) -> D
 class _Note:
     """Which files below a folder were found good, kept in the user's cache folder.
 
-    It only spares work: one that cannot be read is empty, one that cannot be written is left out.
-    Written on leaving its `with`, also by an error, so that what was done need not be done again.
+    It only saves work: a note that cannot be read counts as empty, and one that cannot be written
+    is not. It is written at the end of its `with`, after an error too.
     """
 
     def __init__(self, root: Path) -> None:
@@ -307,10 +307,10 @@ def _cannot_read(path: Path, cause: OSError | ValueError) -> DataError:
 
 
 def _mapped(entry: Path) -> Pixels | None:
-    """The pixels of a cache entry, mapped; None if it is missing or damaged."""
+    """The memory-mapped pixels of a cache entry; None if it is missing or damaged."""
     try:
         pixels = np.load(entry, mmap_mode="r")
-    except Exception:  # a damaged header makes NumPy raise nearly anything, such as TokenError
+    except Exception:  # a damaged header makes NumPy raise almost anything, such as TokenError
         return None
     whole = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
     return pixels if whole else None
@@ -331,5 +331,5 @@ def _write(entry: Path, pixels: Pixels) -> None:
 def _cannot_cache(cache: Path, cause: OSError) -> UserError:
     return UserError(
         f"cannot keep decoded images in {cache}: {cause.strerror or cause}; free some space, "
-        "or choose another --cache, or none"
+        "choose another --cache, or leave it out"
     )

@@ -1,12 +1,12 @@
-"""How each data set is trained on and tested: crops, batches, sizes."""
+"""How images of each data set are cropped, batched and resized for training and test."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from drexperts.runtime.preprocess import Preprocessing
 
-# `grid`: the runtime's crops, the same each time; what a bundle will see.
-# `released`: the authors' random crops and their stretched sizes, repeatable by seed.
+# `grid`: the runtime's fixed crops, which a bundle will also use.
+# `released`: the authors' random crops and stretched sizes, repeatable by seed.
 Protocol = Literal["grid", "released"]
 
 _RELEASED_CROP = 384  # the crop the released sizes are for
@@ -14,16 +14,17 @@ _RELEASED_CROP = 384  # the crop the released sizes are for
 
 @dataclass(frozen=True)
 class Recipe:
-    """One data set's settings, as the released configurations have them.
+    """The values for one data set, from the released configurations.
 
-    batch: crops in one step of the optimiser, over all GPUs
-    train_crops: random crops of an image in an epoch
-    test_crops: random crops whose scores are averaged, in the protocol `released`
-    stretched: (height, width) every image is brought to in the protocol `released`, whatever its
-        shape: torchvision's order, so that a landscape becomes a portrait; None leaves it alone
-    short_side: in the protocol `grid`, the most an image's shorter side keeps, in crops
-    test_flips: whether test crops are mirrored at random, in the protocol `released`
-    size: of the encoder
+    batch: crops per step of the optimiser, over all GPUs
+    train_crops: random crops per image and epoch
+    test_crops: random crops whose scores are averaged with the protocol `released`
+    stretched: (height, width) to which every image is resized with the protocol `released`,
+        whatever its shape. The order is torchvision's, so a landscape becomes a portrait; None does
+        not resize
+    short_side: the largest shorter side of an image with the protocol `grid`, in crops
+    test_flips: whether test crops are mirrored at random with the protocol `released`
+    size: the size of the encoder
     """
 
     batch: int
@@ -50,12 +51,12 @@ RECIPES = {
 
 
 def preprocessing(recipe: Recipe, crop: int) -> Preprocessing:
-    """The crop grid of a data set's images, which its model then keeps in production."""
+    """The crop grid for a data set's images, which its model keeps in production."""
     return Preprocessing(crop, crop, round(recipe.short_side * crop), crops_per_side=3)
 
 
 def stretched(recipe: Recipe, crop: int) -> tuple[int, int] | None:
-    """(height, width) of the protocol `released` for crops of this size."""
+    """(height, width) for the protocol `released` and crops of this size; None: not resized."""
     if recipe.stretched is None:
         return None
     height, width = (round(side * crop / _RELEASED_CROP) for side in recipe.stretched)

@@ -16,12 +16,12 @@ from drexperts.runtime.files import written_whole
 SCHEMA = 1
 
 _AGAIN = "make the splits again"
-_BY_HAND = "was changed by hand: its digest is of other content"
+_BY_HAND = "was changed by hand: its digest does not match its content"
 
 
 @dataclass(frozen=True)
 class Split:
-    """One division of a data set: names of samples, sorted; no group is in two parts."""
+    """One division of a data set: sorted names of samples. No group is in two parts."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -29,16 +29,16 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """12 hex digits: equal for the same parts."""
+        """12 hex digits of the three parts."""
         return _digest(asdict(self))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a split file holds.
+    """The content of a split file.
 
-    dataset, data_digest: what it was made for, see `Dataset.published_digest`
-    seed: of the order of the groups
+    dataset, data_digest: the data it was made for, see `Dataset.published_digest`
+    seed: for the order of the groups
     """
 
     dataset: str
@@ -48,7 +48,7 @@ class Splits:
 
     @cached_property
     def digest(self) -> str:
-        """12 hex digits of everything in it."""
+        """12 hex digits of all fields."""
         return _digest(asdict(self))
 
 
@@ -62,20 +62,20 @@ def make_splits(
 ) -> Splits:
     """Random splits by group, the same on every machine and with every version of every library.
 
-    Split i has the groups in the order of the SHA-256 of "seed:i:group"; the first
-    round(train * groups) are for training, as in the released code, and the rest is the test.
+    Split i sorts the groups by the SHA-256 of "seed:i:group". The first round(train * groups) are
+    for training and validation, as in the released code, and the rest are for the test.
 
     Args:
-        train: share of the groups that are trained and validated on.
-        validation: share of those that are validated on, at least one group; 0 for none.
+        train: share of the groups for training and validation together.
+        validation: share of these for validation, at least one group; 0 for none.
 
     Raises:
-        DataError: there are too few groups, or shares or a seed that cannot be.
+        DataError: there are too few groups, or a share, the count or the seed is invalid.
     """
     if not (0 < train < 1 and 0 <= validation < 1 and count >= 1):
         raise DataError(
-            f"{count} splits with {train:g} for training, {validation:g} of it for validation, "
-            "cannot be: shares are between 0 and 1, and there is at least one split"
+            f"invalid splits: count {count}, train {train:g}, validation {validation:g}; choose a "
+            "count of at least 1, and shares from 0 to below 1"
         )
     _check_seed(seed)
     groups = {sample.group for sample in dataset.samples}
@@ -84,8 +84,8 @@ def make_splits(
         more = itertools.count(len(groups) + 1)
         needed = next(n for n in more if _counts(n, train, validation) is not None)
         raise DataError(
-            f"{dataset.name} at {dataset.root} has {len(groups)} groups of images, and the split "
-            f"needs at least {needed}: rate more images, or split by other shares"
+            f"{dataset.name} at {dataset.root} has {len(groups)} groups of images, but the split "
+            f"needs at least {needed}: use more images, or other shares"
         )
     orders = (_ordered(groups, f"{seed}:{i}") for i in range(count))
     splits = tuple(_cut(dataset, order, *counts) for order in orders)
@@ -93,16 +93,16 @@ def make_splits(
 
 
 def reduced(split: Split, dataset: Dataset, share: float) -> Split:
-    """The protocol of data efficiency: less to train on, the same test.
+    """The data-efficiency protocol: fewer images to train on, and the same test images.
 
-    Training and validation together keep round(share * groups) groups, in their proportion; a
-    smaller share is a part of a larger one.
+    Training and validation together keep round(share * groups) groups, in their proportion. A
+    smaller share is a subset of a larger one.
 
-    `share` is of the whole data set's groups. The paper can be read either way: in one place it
-    cuts the training part to 60, 40 and 20 % of the size it had, in another the training part has
-    20, 40 and 60 % of the images. The second is what is done here, with all images as the whole.
+    `share` refers to the groups of the whole data set. The paper can be read in two ways: in one
+    place it reduces the training part to 60, 40 and 20 % of its size, in another the training part
+    has 20, 40 and 60 % of the images. This is the second reading, with 100 % meaning all images.
 
-    Raises DataError where that is more than there is, or leaves a part empty.
+    Raises DataError if that is more than the split has, or leaves a part empty.
     """
     parts = [_groups_of(split.train, dataset), _groups_of(split.validation, dataset)]
     here = sum(map(len, parts))
@@ -110,8 +110,8 @@ def reduced(split: Split, dataset: Dataset, share: float) -> Split:
     validated = max(1, round(kept * len(parts[1]) / here)) if parts[1] else 0
     if not validated < kept <= here:
         raise DataError(
-            f"{share:g} of {dataset.name} is {kept} groups to train on and validate: the split "
-            f"has {here}, and needs at least {2 if parts[1] else 1}; choose another share"
+            f"{share:g} of {dataset.name} is {kept} groups for training and validation, but the "
+            f"split has {here} and needs at least {2 if parts[1] else 1}: choose another share"
         )
     orders = [_ordered(part, split.digest) for part in parts]
     train, validation = orders[0][: kept - validated], orders[1][:validated]
@@ -119,12 +119,12 @@ def reduced(split: Split, dataset: Dataset, share: float) -> Split:
 
 
 def whole(dataset: Dataset) -> Split:
-    """Everything is test, as for a model that was trained on other data."""
+    """A split in which every image is a test image, for models trained on other data."""
     return Split((), (), tuple(sorted(dataset.by_name)))
 
 
 def write_splits(splits: Splits, path: Path) -> None:
-    """Write a split file, whole or not at all. Raises OSError."""
+    """Write a split file atomically. Raises OSError."""
     parts = [{"digest": split.digest} | asdict(split) for split in splits.splits]
     content = asdict(splits) | {"splits": parts}
     text = json.dumps({"schema": SCHEMA, "digest": splits.digest} | content, indent=1)
@@ -133,18 +133,18 @@ def write_splits(splits: Splits, path: Path) -> None:
 
 
 def read_splits(path: Path) -> Splits:
-    """Read a split file. Raises DataError, and nothing else, for one that cannot be used."""
+    """Read a split file. Raises DataError, and nothing else, if it is invalid."""
     try:
         return _from_document(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, DataError) as cause:
-        raise DataError(f"{path} is no usable split file: {cause}; {_AGAIN}") from cause
+        raise DataError(f"{path} is not a valid split file: {cause}; {_AGAIN}") from cause
 
 
 def check_splits(splits: Splits, dataset: Dataset) -> None:
-    """Refuse splits that are not of these data.
+    """Raise DataError unless the splits fit the data, and say what differs.
 
-    Raises DataError, saying what differs: the splits are of other data, leave out images, part a
-    group, or have nothing to test on. Labels may be mirrored or as published.
+    Splits do not fit if they are of other data, leave out images, divide a group, or have no test
+    images. Labels may be mirrored or as published.
     """
     where = f"{dataset.name} at {dataset.root}"
     if splits.dataset != dataset.name:
@@ -158,7 +158,7 @@ def check_splits(splits: Splits, dataset: Dataset) -> None:
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
-        raise DataError(f"{seed} is no seed of splits: choose one of 0 or more")
+        raise DataError(f"the split seed must be 0 or greater, got {seed}")
 
 
 def _check_parts(which: str, split: Split, dataset: Dataset) -> None:
@@ -169,8 +169,7 @@ def _check_parts(which: str, split: Split, dataset: Dataset) -> None:
     for first, second in itertools.combinations(parts, 2):
         if both := sorted(first & second):
             raise DataError(
-                f"{which} has images of {both[0]!r} in two parts, and of {len(both)} groups in "
-                f"all: {_AGAIN}"
+                f"{which} has {len(both)} groups in two parts, such as {both[0]!r}: {_AGAIN}"
             )
     if lost := sorted(dataset.by_name.keys() - {name for part in names for name in part}):
         raise DataError(f"{which} lacks {len(lost)} images, first {lost[0]}: {_AGAIN}")
@@ -181,7 +180,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _counts(groups: int, train: float, validation: float) -> tuple[int, int] | None:
-    """Groups to train on and to validate on; None where a part of the split would be empty."""
+    """The numbers of groups for training and validation; None if a part would be empty."""
     learnt = round(train * groups)
     validated = max(1, round(validation * learnt)) if validation else 0
     return (learnt - validated, validated) if validated < learnt < groups else None
@@ -222,14 +221,15 @@ def _from_document(document: object) -> Splits:
 
 
 def _entries(document: object, where: str, wanted: set[str]) -> dict[str, Any]:
-    """The fields of a JSON object, which are those wanted and no others."""
+    """The fields of a JSON object. Raises DataError unless they are exactly those wanted."""
     if not isinstance(document, dict):
-        raise DataError(f"{where} is no JSON object")
-    # Before the fields: another schema has other fields.
+        raise DataError(f"{where} is not a JSON object")
+    # Checked before the fields, because another schema has other fields.
     if "schema" in wanted and document.get("schema") != SCHEMA:
         raise DataError(f"{where} has the schema {document.get('schema')!r:.40}, not {SCHEMA}")
     if document.keys() != wanted:
-        raise DataError(f"{where} lacks, or has too many, of {sorted(document.keys() ^ wanted)}")
+        wrong = sorted(document.keys() ^ wanted)
+        raise DataError(f"{where} has missing or unknown fields: {wrong}")
     return document
 
 
@@ -239,7 +239,7 @@ def _split(document: object, where: str) -> Split:
     for part, names in entries.items():
         plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if not plain or names != sorted(set(names)):
-            raise DataError(f"{part} of {where} is no sorted list of names, each once")
+            raise DataError(f"{part} of {where} is not a sorted list of unique names")
     split = Split(**{part: tuple(names) for part, names in entries.items()})
     everything = [*split.train, *split.validation, *split.test]
     if len(set(everything)) < len(everything):
@@ -250,10 +250,10 @@ def _split(document: object, where: str) -> Split:
 
 
 def _difference(splits: Splits, dataset: Dataset) -> str:
-    """Why the digests of the data differ."""
+    """Why the digest of the data differs from that in the splits."""
     named = {n for split in splits.splits for part in asdict(split).values() for n in part}
     for less, more, text in (
-        (dataset.by_name.keys(), named, "are not there"),
+        (dataset.by_name.keys(), named, "are missing"),
         (named, dataset.by_name.keys(), "are in no split"),
     ):
         if missing := sorted(set(more) - set(less)):

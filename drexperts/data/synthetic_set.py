@@ -1,7 +1,7 @@
-"""A labelled set from a folder of clean pictures: each under every distortion at every level.
+"""A labelled set from a folder of clean pictures: each with every distortion at every level.
 
-Nobody judged these images. A score is computed, 100 times the structural similarity to the clean
-picture (`similarity`), so it says how much was changed, not what people think of it.
+Nobody judged these images. A score is 100 times the structural similarity to the clean picture
+(`similarity`), so it says how much was changed, not what people think of the image.
 """
 
 import csv
@@ -29,9 +29,11 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from drexperts import __version__
-from drexperts.data.distortions import DISTORTIONS, MIN_SIDE, compose_blocks, distort
+from drexperts.data.distortions import MIN_SIDE, SYNTHETIC_TYPES, compose_blocks, distort
 from drexperts.runtime.errors import ConfigError, DataError, ImageError, UserError
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version
+from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import find_images
 
 LABELS, ABOUT, BLOCKS = "labels.csv", "about.json", "blocks.json"
@@ -50,78 +52,106 @@ _DIFFERENCES = {
     "settings": "with other settings",
     "software": "with other versions of the software",
 }
-_PART = ".part"  # ends the name of a file that is not whole yet
+_PART = ".part"  # ends the names of incomplete files
 
 Blocks = list[list[tuple[str, int]]]
 
 
 @dataclass(frozen=True)
 class SynthConfig:
-    """What is made of each picture, besides its clean copy.
+    """What is made from each picture besides its clean copy.
 
-    types, levels: every type of `synthetic.DISTORTIONS` named here at every level named here
-    blocks: how many compositions of different distortions in different blocks
-    seed: of all that is random
-    side: the most pixels that the shorter side of a picture keeps
+    types, levels: every type of `SYNTHETIC_TYPES` named here, at every level named here
+    blocks: how many compositions with different distortions in different blocks
+    seed: for everything random
+    side: pixels to which the shorter side of a larger picture is reduced
 
-    Raises ConfigError for what cannot be.
+    Raises ConfigError for invalid values.
     """
 
-    types: tuple[str, ...] = tuple(DISTORTIONS)
+    types: tuple[str, ...] = tuple(SYNTHETIC_TYPES)
     levels: tuple[int, ...] = (1, 2, 3, 4, 5)
     blocks: int = 0
     seed: int = 0
     side: int = 512
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.types if name not in DISTORTIONS]
+        unknown = [name for name in self.types if name not in SYNTHETIC_TYPES]
         if unknown or not self.types or len(set(self.types)) < len(self.types):
             raise ConfigError(
-                f"types: {', '.join(unknown or self.types) or 'none'}; name some of these, each "
-                f"once: {', '.join(DISTORTIONS)}"
+                f"invalid types {', '.join(unknown or self.types) or 'none'}: name some of these, "
+                f"each once: {', '.join(SYNTHETIC_TYPES)}"
             )
         levels = set(self.levels)
         if not levels or not levels <= set(range(1, 6)) or len(levels) < len(self.levels):
-            raise ConfigError(f"levels: {self.levels}; name some of 1 to 5, each once")
+            raise ConfigError(f"invalid levels {self.levels}: name some of 1 to 5, each once")
         if self.blocks < 0:
-            raise ConfigError(f"blocks: {self.blocks}; give a number of compositions, 0 for none")
+            raise ConfigError(f"blocks must be 0 or greater, got {self.blocks}")
         if self.side < MIN_SIDE:
-            raise ConfigError(f"side: {self.side}; give {MIN_SIDE} pixels at least")
+            raise ConfigError(f"side must be at least {MIN_SIDE} pixels, got {self.side}")
 
 
-def write_synthetic_set(
+@dataclass(frozen=True)
+class SyntheticSet:
+    """A set that `synthesise` made.
+
+    labels: the label file, which the layout `folder` reads
+    score: what a score means
+    pictures, images: how many clean pictures were used, and how many images the set has
+    made, already_there: how many of the images this call made, and how many an earlier one had
+    skipped: why each unusable picture was left out, one line each
+    """
+
+    out: Path
+    labels: Path
+    score: str
+    settings: SynthConfig
+    pictures: int
+    images: int
+    made: int
+    already_there: int
+    skipped: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that `drx synth --json` prints."""
+        return asdict(self) | {"out": str(self.out), "labels": str(self.labels)}
+
+
+def synthesise(
     clean: Path,
     out: Path,
     config: SynthConfig | None = None,
     *,
     workers: int | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+    progress: Progress = SILENT,
+) -> SyntheticSet:
     """Make a set that the layout `folder` reads, from all pictures in a folder and below it.
 
-    Writes `labels.csv` with the columns path, score, group, distortion and level, the images as PNG
-    in `images/`, and `about.json`. A group is a clean picture, so that splits can go by it. With
-    compositions also `blocks.json`: the rows of (type, level) of each; their level is left empty.
+    `out` then holds `labels.csv` with the columns path, score, group, distortion and level, the
+    images as PNG in `images/`, and `about.json`. A group is a clean picture, so that splits keep
+    its images together. With compositions there is also `blocks.json`: the rows of (type, level) of
+    each composition, whose level in `labels.csv` is empty.
 
-    What is random depends on the seed, the picture's path below `clean` and the type alone (for a
-    composition: its number, and the types and levels to choose from), so that a higher level of a
-    type has the random draws of a lower one, only stronger, or more of them. Killed at any moment,
-    the same call goes on, and ends with the same bytes.
+    Randomness depends only on the seed, the picture's path below `clean` and the type (for a
+    composition: its number, and the types and levels to choose from). A higher level of a type thus
+    has the random draws of a lower one, only stronger, or more of them. After a kill the same call
+    continues, and ends with the same bytes.
 
     Args:
-        workers: processes; None takes one a core.
-        progress: called with a line after each picture.
+        config: what to make; None makes every type at every level.
+        workers: processes; None takes one per core.
 
-    Returns:
-        A JSON-ready report. `skipped` has a line for each picture that could not be used.
+    Example:
+        made = synthesise(Path("photos"), Path("set"), SynthConfig(types=("jpeg",)))
+        dataset = open_dataset("folder", made.labels)
 
     Raises:
-        UserError: `out` holds something else, or images of other settings; there is no picture.
-        OSError: the file system refuses.
+        UserError: `out` holds something else, or images of other settings; or there is no picture.
+        OSError: a file cannot be written.
     """
     config = config or SynthConfig()
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers: {workers}; give one process at least")
+        raise ConfigError(f"workers must be at least 1, got {workers}")
     jobs = _jobs(clean, out, config)
     about = _about(config)
     _claim(out, about)
@@ -129,17 +159,17 @@ def write_synthetic_set(
     for written in _all_written(jobs, min(workers or os.cpu_count() or 1, len(jobs))):
         done.append(written)
         made += written.made
-        progress(f"{len(done)} of {len(jobs)} pictures, {made} images made")
-    return _finish(out, about, jobs, done)
+        progress(f"{made} images made, pictures", len(done), len(jobs))
+    return _finish(out, config, about, jobs, done)
 
 
 def parse_levels(text: str) -> tuple[int, ...]:
-    """Levels from such as "1-5", "3" or "1,3-4". Raises ConfigError."""
+    """Levels from a text such as "1-5", "3" or "1,3-4". Raises ConfigError."""
     levels: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d)(?:-(\d))?\s*", part)
         if ends is None:
-            raise ConfigError(f"levels: {text!r}; write them like 1-5, 3 or 1,3-4")
+            raise ConfigError(f"invalid levels {text!r}: write them like 1-5, 3 or 1,3-4")
         first, last = ends.groups()
         levels += range(int(first), int(last or first) + 1)
     return tuple(levels)
@@ -164,16 +194,16 @@ class _Row(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What became of one picture."""
+    """What was made from one picture."""
 
     rows: list[_Row]
     blocks: dict[str, Blocks]
     made: int  # images that were not there yet
-    skipped: str | None  # why there are none
+    skipped: str | None  # why the picture was left out
 
 
 class _Version(NamedTuple):
-    """One image to make of a picture."""
+    """One image to make from a picture."""
 
     stem: str
     distortion: str
@@ -184,12 +214,12 @@ class _Version(NamedTuple):
 
 def _jobs(clean: Path, out: Path, config: SynthConfig) -> list[_Job]:
     if not clean.is_dir():
-        raise UserError(f"{clean} is no folder: name one with clean pictures")
+        raise UserError(f"{clean} is not a folder: name one with clean pictures")
     root, target = Path(os.path.abspath(clean)), Path(os.path.abspath(out))
     if root.is_relative_to(target):
         raise UserError(f"{out} holds the clean pictures: choose another --out")
     paths = [Path(os.path.abspath(path)) for path in find_images([str(clean)])]
-    # The images of an earlier call are no clean pictures, if they lie among them.
+    # Images of an earlier call may lie below `clean`, but are not clean.
     names = [path.relative_to(root) for path in paths if not path.is_relative_to(target)]
     if not names:
         raise UserError(f"all pictures in {clean} are in {out}: name a folder with clean ones")
@@ -199,14 +229,14 @@ def _jobs(clean: Path, out: Path, config: SynthConfig) -> list[_Job]:
 
 
 def _group(name: Path) -> str:
-    """A folder's name for a picture: of any path another one, on every file system."""
+    """The name of a picture's folder: unique per path, and valid on every file system."""
     digest = hashlib.sha256(os.fsencode(name.as_posix())).hexdigest()[:8]
     stem = name.stem.encode("ascii", "replace").decode()[:100]
     return f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in stem)}-{digest}"
 
 
 def _about(config: SynthConfig) -> dict[str, Any]:
-    """What decides every byte of the images but the pictures themselves."""
+    """Everything but the pictures themselves that decides the bytes of the images."""
     software = {
         "drexperts": __version__,
         "torch": str(torch.__version__),
@@ -217,12 +247,12 @@ def _about(config: SynthConfig) -> dict[str, Any]:
 
 
 def _claim(out: Path, about: dict[str, Any]) -> None:
-    """Begin the set, or go on with one of the same settings."""
+    """Begin the set, or continue one of the same settings."""
     path = out / ABOUT
     out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(entry.name != ABOUT + _PART for entry in out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no synthetic set: choose another --out")
+            raise UserError(f"{out} is not empty and not a synthetic set: choose another --out")
         _write_whole(path, _json(about))
         return
     try:
@@ -235,17 +265,21 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
 
 
 def _finish(
-    out: Path, about: dict[str, Any], jobs: Sequence[_Job], done: Sequence[_Written]
-) -> dict[str, Any]:
-    """Write what describes the images, and report."""
+    out: Path,
+    config: SynthConfig,
+    about: dict[str, Any],
+    jobs: Sequence[_Job],
+    done: Sequence[_Written],
+) -> SyntheticSet:
+    """Write the files that describe the images."""
     rows = [row for picture in done for row in picture.rows]
     skipped = [picture.skipped for picture in done if picture.skipped is not None]
     if not rows:
-        raise DataError(f"no picture could be used, {len(skipped)} tried; first: {skipped[0]}")
+        raise DataError(f"none of {len(skipped)} pictures could be used; first: {skipped[0]}")
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([COLUMNS, *rows])
-    if about["settings"]["blocks"]:
+    if config.blocks:
         blocks = {path: pairs for picture in done for path, pairs in picture.blocks.items()}
         _write_whole(out / BLOCKS, _json(blocks))
     used = zip(jobs, done, strict=True)
@@ -253,38 +287,38 @@ def _finish(
     _write_whole(out / ABOUT, _json(about | {"pictures": pictures, "skipped": skipped}))
     _write_whole(out / LABELS, table.getvalue().encode())
     made = sum(picture.made for picture in done)
-    return {
-        "out": str(out),
-        "labels": str(out / LABELS),
-        "score": SCORE,
-        "settings": about["settings"],
-        "pictures": len(pictures),
-        "images": len(rows),
-        "made": made,
-        "already_there": len(rows) - made,
-        "skipped": skipped,
-    }
+    return SyntheticSet(
+        out=out,
+        labels=out / LABELS,
+        score=SCORE,
+        settings=config,
+        pictures=len(pictures),
+        images=len(rows),
+        made=made,
+        already_there=len(rows) - made,
+        skipped=tuple(skipped),
+    )
 
 
 def _all_written(jobs: Sequence[_Job], workers: int) -> Iterator[_Written]:
-    """What became of each picture, in their order."""
+    """What was made from each picture, in the order of the jobs."""
     if workers == 1:
         yield from map(_write_picture, jobs)
         return
-    # Not forked: PyTorch's threads do not survive that.
+    # Spawned, because PyTorch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, context, _start_worker) as pool:
             yield from pool.map(_write_picture, jobs)
     except BrokenProcessPool as cause:
         raise UserError(
-            "a process was ended from outside, most often for want of memory: run the same command "
-            "again to go on, with fewer --workers"
+            "a worker process was killed, usually because memory ran out: run the same command "
+            "again to continue, with fewer --workers"
         ) from cause
 
 
 def _start_worker() -> None:
-    """End with the main process, however that ends, and on Ctrl-C without a word."""
+    """Make a worker end with the main process, however that ends, and silently on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -297,7 +331,7 @@ def _start_worker() -> None:
 
 
 def _write_picture(job: _Job) -> _Written:
-    """All images of one picture that are not there yet, and the rows of all."""
+    """Make all missing images of one picture, and return the rows of all of them."""
     try:
         clean = _clean_picture(job)
     except (ImageError, DataError) as error:
@@ -316,7 +350,7 @@ def _write_picture(job: _Job) -> _Written:
                 made += 1
             score = 100 * similarity(tensor_from_image(clean), tensor_from_image(image))
             path = file.relative_to(job.out).as_posix()
-            # An image unlike any photograph can have a similarity below zero.
+            # The similarity of an image that is unlike any photograph can be below zero.
             label = f"{min(max(score, 0), 100):.4f}"
             row = _Row(path, label, job.group, version.distortion, version.level)
             rows.append(row)
@@ -329,24 +363,22 @@ def _clean_picture(job: _Job) -> Image.Image:
     """The picture at its size in the set."""
     image = decode(job.path)
     if min(image.size) < MIN_SIDE:
-        raise DataError(f"{job.path} has less than {MIN_SIDE} pixels on a side")
+        raise DataError(f"{job.path} is smaller than {MIN_SIDE} pixels on a side")
     if max(image.size) > LONGEST_RATIO * min(image.size):
-        raise DataError(f"{job.path} is more than {LONGEST_RATIO} times as long as wide: cut it")
+        raise DataError(f"{job.path} is more than {LONGEST_RATIO} times as long as wide: crop it")
     return image if min(image.size) <= job.config.side else reduced(image, job.config.side)
 
 
 def _check_unchanged(job: _Job, clean: Image.Image, copy: Image.Image | None) -> None:
     if copy is not None and copy.tobytes() != clean.tobytes():
-        raise DataError(
-            f"{job.path} is no longer what {job.out} was begun with: choose another --out"
-        )
+        raise DataError(f"{job.path} has changed since {job.out} was begun: choose another --out")
 
 
 def _versions(job: _Job) -> Iterator[_Version]:
     yield _Version("clean", "none", 0, lambda image: image)
     for name in job.config.types:
         for level in job.config.levels:
-            # Of every level the same: see `write_synthetic_set`.
+            # The same for every level, see `synthesise`.
             generator = _generator(job, name)
             make = partial(distort, name=name, level=level, generator=generator)
             yield _Version(f"{name}-{level}", name, level, make)
@@ -364,7 +396,7 @@ def _generator(job: _Job, *kind: str | int) -> Generator:
 
 
 def _random_blocks(config: SynthConfig, generator: Generator) -> Blocks:
-    """A grid of (type, level); a type comes again only after all the others."""
+    """A grid of (type, level). A type is repeated only after all others were used."""
 
     def below(end: int) -> int:
         return int(torch.randint(end, (), generator=generator))
@@ -377,7 +409,7 @@ def _random_blocks(config: SynthConfig, generator: Generator) -> Blocks:
 
 
 def _image_at(file: Path, size: tuple[int, int]) -> Image.Image | None:
-    """An image that is there whole, or None."""
+    """The image in a file, None if the file is missing, damaged or of another size."""
     try:
         image = decode(file)
     except ImageError:
@@ -387,7 +419,7 @@ def _image_at(file: Path, size: tuple[int, int]) -> Image.Image | None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums come out the same on every number of cores; the pictures are what runs in parallel."""
+    """Use one thread, so that sums do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -407,23 +439,19 @@ def _json(content: Any) -> bytes:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves it whole or not at all. Raises OSError."""
-    # Of a fixed name, so that what a kill leaves is overwritten by the next call.
-    part = path.with_name(path.name + _PART)
-    with open(part, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    """Write a file atomically. Raises OSError."""
+    # Under a fixed name, so that the next call overwrites what a kill left.
+    with written_whole(path, aside=path.with_name(path.name + _PART)) as part:
+        part.write_bytes(content)
 
 
 def similarity(first: Tensor, second: Tensor) -> float:
     """Mean SSIM of two images [3, H, W] in [0, 1] over 7x7 windows of luma, at two scales.
 
-    The formula is that of Wang et al. (2004), with uniform windows; the second scale is half the
+    The formula is that of Wang et al. (2004) with uniform windows; the second scale is half the
     first.
     """
-    # In float32 the variances of flat areas come out below zero, and the similarity above one.
+    # In float32 the variances of flat areas would be below zero, and the similarity above one.
     luma = torch.tensor(LUMA, dtype=torch.float64)
     x, y = (
         torch.einsum("c,chw->hw", luma, image.double())[None, None] for image in (first, second)
@@ -447,7 +475,7 @@ def _ssim(x: Tensor, y: Tensor) -> float:
 
 
 def reduced(image: Image.Image, short_side: int) -> Image.Image:
-    """The image with its shorter side at this many pixels."""
+    """The image, resized so that its shorter side has this many pixels."""
     factor = short_side / min(image.size)
     size = (round(image.width * factor), round(image.height * factor))
     return image.resize(size, Image.Resampling.BICUBIC)

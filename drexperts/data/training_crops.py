@@ -1,7 +1,7 @@
-"""Training crops: which image, where, mirrored or not.
+"""Training crops: of which image, where, and mirrored or not.
 
-Everything random comes from (seed, epoch, position in the epoch) and nothing else, so that neither
-the number of workers, nor that of processes, nor a resumed run changes what is learnt from.
+All randomness comes from (seed, epoch, position in the epoch) alone, so that the number of workers
+or processes, or resuming a run, does not change the crops.
 """
 
 import os
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     images: uint8 [b, 3, size, size], RGB
     labels: float32 [b]
-    names: of the images, [b]
+    names: the images' names, [b]
     """
 
     images: Tensor
@@ -39,21 +39,22 @@ class Batch(NamedTuple):
 class TrainingBatches:
     """One process's share of each epoch, in micro-batches.
 
-    Every image gives `crops` crops an epoch; a step of the optimiser takes `batch` of them, over
-    all processes; what is left at the end of an epoch is dropped. With fewer crops than one batch,
-    the batch is all of them, less what `world * accumulate` leaves over.
+    Every image gives `crops` crops per epoch, and a step of the optimiser takes `batch` of them
+    over all processes. An incomplete batch at the end of an epoch is dropped. If an epoch has fewer
+    crops than one batch, the batch is all of them, rounded down to a multiple of
+    `world * accumulate`.
 
     Args:
-        size: of the square crops, in pixels.
-        rank, world: of which process these are the batches, and of how many.
-        accumulate: micro-batches in a step of this process.
-        workers: processes that decode, which live as long as this object; 0 decodes in this one.
-        pin: whether the tensors are in page-locked memory, for copies to a GPU.
+        size: side of the square crops, in pixels.
+        rank, world: this process's number, and the number of processes.
+        accumulate: micro-batches per step of this process.
+        workers: decoding processes, which live as long as this object; 0 decodes in this process.
+        pin: put the tensors into page-locked memory, for copies to a GPU.
 
     Attributes:
-        batch: crops in a step over all processes, at most the `batch` asked for.
-        steps: steps in an epoch.
-        accumulate: micro-batches in a step.
+        batch: crops per step over all processes, at most the `batch` asked for.
+        steps: steps per epoch.
+        accumulate: micro-batches per step.
 
     Raises ConfigError for a batch that cannot be divided.
     """
@@ -81,61 +82,60 @@ class TrainingBatches:
         self._parts: list[_Part] = []
         self._loader = data.DataLoader(
             _Crops(store, samples, size, seed),
-            batch_size=None,  # an item of the data set is a micro-batch
+            batch_size=None,  # each item of the data set is a micro-batch
             sampler=self._parts,
             collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals_to_the_main_process,
             pin_memory=pin,
-            generator=torch.Generator(),  # or each epoch would draw from PyTorch's global one
+            generator=torch.Generator(),  # otherwise each epoch would draw from the global one
         )
 
     def epoch(self, number: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """The micro-batches of an epoch from a step on, `accumulate` a step.
+        """The micro-batches of an epoch from `first_step` on, `accumulate` per step.
 
-        What comes before `first_step` is not decoded. One epoch at a time: end or abandon an
-        iterator before the next is begun.
+        Crops before `first_step` are not decoded. Only one epoch may be iterated at a time.
 
-        Raises DataError for an image that was changed or removed since the run began, and for
-        workers that died; UserError if an image cannot be cached.
+        Raises DataError if an image was changed or removed since the run began, or a worker died;
+        UserError if an image cannot be cached.
         """
-        self._parts[:] = self._planned(number)[first_step * self.accumulate :]
+        self._parts[:] = self._share_of(number)[first_step * self.accumulate :]
         return _received(self._loader)
 
-    def _planned(self, epoch: int) -> list["_Part"]:
-        plan = plan_epoch(self._images, self._crops, self.batch, self._seed, epoch)
-        positions = np.arange(plan.size).reshape(plan.shape)
+    def _share_of(self, epoch: int) -> list["_Part"]:
+        order = epoch_order(self._images, self._crops, self.batch, self._seed, epoch)
+        positions = np.arange(order.size).reshape(order.shape)
         mine = np.s_[:, self._rank :: self._world]
         shape = (self.steps * self.accumulate, -1)
-        parts = zip(positions[mine].reshape(shape), plan[mine].reshape(shape), strict=True)
+        parts = zip(positions[mine].reshape(shape), order[mine].reshape(shape), strict=True)
         return [_Part(epoch, *part) for part in parts]
 
 
 def divisible_batch(crops: int, batch: int, world: int, accumulate: int) -> int:
-    """The crops in a step: `batch`, or fewer where an epoch has fewer; see `TrainingBatches`.
+    """The crops per step: `batch`, or fewer if an epoch has fewer; see `TrainingBatches`.
 
-    Raises ConfigError if `batch` cannot be divided, or nothing is left.
+    Raises ConfigError if `batch` cannot be divided or no crop is left.
     """
     parts = world * accumulate
     if min(batch, parts) < 1 or batch % parts:
         raise ConfigError(
-            f"a batch of {batch} cannot be divided over {world} processes with {accumulate} "
+            f"a batch of {batch} cannot be divided among {world} processes with {accumulate} "
             f"micro-batches each: make --batch a multiple of {parts}, or change --accumulate"
         )
     fitting = min(batch, crops - crops % parts)
     if fitting < 1:
         raise ConfigError(
-            f"{crops} crops an epoch cannot be divided over {world} processes with {accumulate} "
+            f"{crops} crops per epoch cannot be divided among {world} processes with {accumulate} "
             "micro-batches each: use more images, fewer processes or a smaller --accumulate"
         )
     return fitting
 
 
-def plan_epoch(images: int, crops: int, batch: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch: for each step, which image each crop is of, int64 [steps, batch].
+def epoch_order(images: int, crops: int, batch: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch: the image index of each crop of each step, int64 [steps, batch].
 
-    Each image comes `crops` times in a random order, whose incomplete end is dropped.
+    Each image comes `crops` times, in a random order whose incomplete last batch is dropped.
     """
     each = np.repeat(np.arange(images), crops)
     order = default_rng(SeedSequence([seed, epoch])).permutation(each)
@@ -147,10 +147,10 @@ def random_crop(
 ) -> Pixels:
     """The crop at a position of an epoch's order, uint8 [size, size, 3].
 
-    Anywhere in the image; mirrored left to right every second time, and top to bottom likewise.
-    Raises what `ImageStore.pixels` raises.
+    It lies anywhere in the image, and is mirrored left to right with probability 1/2, and top to
+    bottom likewise. Raises the errors of `ImageStore.pixels`.
     """
-    # A spawn key: as a third word, 0 would give the numbers that already made the order.
+    # A spawn key, because position 0 as a third word would repeat the numbers of the order.
     draws = default_rng(SeedSequence([seed, epoch], spawn_key=(position,))).random(4)
     crop = store.crop(sample, size, (draws[0], draws[1]))
     across, down = (-1 if draw < 0.5 else 1 for draw in draws[2:])
@@ -166,7 +166,7 @@ class _Part(NamedTuple):
 
 
 class _Crops(data.Dataset[Batch | UserError]):
-    """Micro-batches by their plan. An error is an item too: raised here, a worker would wrap it."""
+    """Micro-batches. Errors are returned as items, because a worker would wrap a raised one."""
 
     def __init__(self, store: ImageStore, samples: Sequence[Sample], size: int, seed: int) -> None:
         self._store, self._samples, self._size, self._seed = store, samples, size, seed
@@ -201,7 +201,7 @@ def _received(loader: "data.DataLoader[Batch | UserError]") -> Generator[Batch, 
 
 @contextmanager
 def workers_explained() -> Iterator[None]:
-    """Around all that is done while workers decode: that one died is raised wherever that is."""
+    """A context for all work while workers decode: PyTorch may raise their death anywhere in it."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as cause:
@@ -209,14 +209,14 @@ def workers_explained() -> Iterator[None]:
         if isinstance(cause, RuntimeError) and not str(cause).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"a process that decodes images died, often for want of memory: {cause}; "
-            "pass fewer --workers, or allow more memory (of a container, also /dev/shm)"
+            f"a process that decodes images died, often because memory ran out: {cause}; "
+            "use fewer --workers, or allow more memory (in a container also for /dev/shm)"
         ) from cause
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM come afterwards; a process started within is born deaf to both."""
+    """Delay Ctrl-C and SIGTERM; processes that are started meanwhile have both blocked."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -232,9 +232,9 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes; only the main one has work to save.
+    """Ignore Ctrl-C and SIGTERM, which reach all processes: only the main one has work to save.
 
-    A SIGTERM from the main process itself is how it ends a worker at exit, and is obeyed.
+    A SIGTERM that the main process itself sends is obeyed: it ends its workers that way.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux; elsewhere SIGTERM ends the worker

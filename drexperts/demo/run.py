@@ -101,7 +101,7 @@ def run_demo(out: Path, progress: Progress = SILENT) -> DemoReport:
     save_checkpoint(checkpoint, out / "model.safetensors")
     bundle = out / "bundle"
     verified_on = [item.image for item in _evenly(trained.held_out, VERIFIED_ON)]
-    engine = export_bundle(checkpoint, bundle, verified_on, progress=progress).engines[0]
+    engine = export_bundle(checkpoint, bundle, images=verified_on, progress=progress).engines[0]
     if not engine.proven:
         return DemoReport(bundle, engine)
     progress("scoring the held-out images")

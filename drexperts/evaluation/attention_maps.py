@@ -1,10 +1,12 @@
-"""The two attentions of an expert and their difference in one picture, as in the paper's Fig. 3.
+"""Pictures of where the experts look in a photograph.
 
-For each of the three strongest distortions: where DA-CLIP's branch looks (p1), where the image
-encoder looks (p2), and the refined attention p1 - alpha p2 by which the expert pools.
+One kind compares an expert's two attentions and their difference, as in the paper's Fig. 3. For
+each of the three strongest distortions: where DA-CLIP's branch looks (p1), where the image encoder
+looks (p2), and the refined attention p1 - alpha p2 with which the expert pools.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from drexperts.evaluation.predict import open_model
 from drexperts.model.backbones import normalised
-from drexperts.model.checkpoint import Checkpoint
+from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.model.config import DISTORTIONS
 from drexperts.model.dr_experts import DRExperts
-from drexperts.runtime.errors import WeightsError
+from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.explain import (
     FAINT,
     GAP,
@@ -27,6 +30,7 @@ from drexperts.runtime.explain import (
     SHOWN_MAPS,
     Pen,
     colour_range,
+    explanation,
     overlay,
     paint_ramp,
     panel_map,
@@ -35,12 +39,12 @@ from drexperts.runtime.explain import (
     strongest,
 )
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import crops_from_image
+from drexperts.runtime.preprocess import crops_from_image, decode
 from drexperts.runtime.scorer import DistortionMaps
 
 Floats = NDArray[np.float32]
 
-_BATCH = 4  # crops at once
+_BATCH = 4  # crops per forward pass
 
 # Pixels of the picture.
 _COLUMN = 300  # the longer side of a panel, and the width of every column
@@ -48,7 +52,7 @@ _TITLE = 48  # height
 _HEADINGS = 58  # height
 _ROW_TITLE = 30  # height
 _CAPTION = 46  # height
-_KEY = 310  # height of what stands below the photograph
+_KEY = 310  # height of the score and the colour keys below the photograph
 
 _HEADED = (
     ("DA-CLIP attention", "p1, of the distortion branch"),
@@ -59,13 +63,13 @@ _HEADED = (
 
 @dataclass(frozen=True)
 class Attentions:
-    """What the model says of one photograph, and where it looked: means over the crops.
+    """The score of one photograph, and where the model looked. Numbers are means over the crops.
 
     value, std: the score, and its population standard deviation over the crops
-    weights: of the ten experts
+    weights: one per expert, by its distortion
     alpha: the weight of each expert's semantic attention
-    maps: p1, p2 and p1 - alpha p2 of every crop at the CLS row, without the CLS token itself
-    tokens: among how many an attention, whose sum is 1, is spread
+    maps: p1, p2 and p1 - alpha p2 of every crop: the CLS row without the CLS token itself
+    tokens: how many tokens an attention is spread over; it sums to 1
     """
 
     value: float
@@ -77,8 +81,42 @@ class Attentions:
 
     @property
     def crops(self) -> int:
-        """How many crops the photograph was cut into."""
+        """The number of crops that the photograph was cut into."""
         return len(self.maps[0].boxes)
+
+
+def explain(
+    model: Path, photo: Path, *, compare: bool = False, scale: ScoreScale | None = None
+) -> Image.Image:
+    """A picture of where the experts look in a photograph, computed on the CPU.
+
+    Args:
+        model: a checkpoint or, without `compare`, a bundle's folder.
+        compare: show both attentions of the strongest experts and their difference.
+        scale: the scale of a checkpoint's scores, used if its file does not state one.
+
+    Example:
+        explain(Path("best.safetensors"), Path("photo.jpg"), compare=True).save("photo.png")
+
+    Raises:
+        UserError: `model` cannot be opened, or is a bundle and `compare` is set.
+        ImageError: the photograph cannot be read.
+        WeightsError: the model's outputs are not finite.
+    """
+    image = decode(photo)
+    if compare:
+        if model.is_dir():
+            raise UserError(
+                "--compare takes a checkpoint: a bundle has only the difference of the attentions"
+            )
+        checkpoint = load_checkpoint(model)
+        known = checkpoint._replace(scale=checkpoint.scale or scale)
+        return comparison(known, image, photo.name)
+    with open_model(model, "cpu", scale=scale) as scorer:
+        (score,) = scorer.score([photo], maps=True)
+    if score.error is not None:
+        raise WeightsError(f"{model}: {score.error}, take another")
+    return explanation(image, score)
 
 
 def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.Image:
@@ -86,8 +124,8 @@ def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.
 
     Args:
         checkpoint: the model in evaluation mode, with the preprocessing it was trained for.
-        image: the photograph, RGB and upright, as `runtime.preprocess.decode` gives it.
-        title: what the photograph is called.
+        image: the photograph, RGB and upright, as `runtime.preprocess.decode` returns it.
+        title: the photograph's name.
     """
     found = attentions(checkpoint, image)
     photo = panel_photo(image, found.maps[0].size, _COLUMN)
@@ -114,7 +152,7 @@ def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.
 def attentions(checkpoint: Checkpoint, image: Image.Image) -> Attentions:
     """The score, the weights and the attentions of one photograph, RGB and upright.
 
-    Raises WeightsError for a model that gives no numbers.
+    Raises WeightsError if the model's outputs are not finite.
     """
     model = checkpoint.model
     crops = crops_from_image(image, checkpoint.preprocessing)
@@ -122,7 +160,7 @@ def attentions(checkpoint: Checkpoint, image: Image.Image) -> Attentions:
     parts = zip(*(_of_batch(model, batch) for batch in batches), strict=True)
     score, weights, *maps = (torch.cat(part).numpy() for part in parts)
     if not all(np.isfinite(values).all() for values in (score, weights, *maps)):
-        raise WeightsError("the model gives no numbers: its weights are damaged, take another")
+        raise WeightsError("the model's outputs are not finite: take one with undamaged weights")
     alpha = model.saliency.alpha.detach().expand(len(DISTORTIONS)).tolist()
     first, second, third = (DistortionMaps(values, crops.boxes, crops.size) for values in maps)
     return Attentions(
@@ -139,7 +177,7 @@ def attentions(checkpoint: Checkpoint, image: Image.Image) -> Attentions:
 def _of_batch(model: DRExperts, pixels: Tensor) -> tuple[Tensor, ...]:
     """uint8 [b, 3, S, S] to score [b], weights [b, 10], and p1, p2, p1 - alpha p2 [b, 10, g, g]."""
     given: list[Any] = []
-    # What the module is called with is what both attentions are made from.
+    # Both attentions are computed again from the arguments that the module was called with.
     with model.saliency.register_forward_pre_hook(lambda _, arguments: given.extend(arguments)):
         prediction = model(normalised(pixels))
     grid = (model.config.encoder.grid,) * 2
@@ -173,7 +211,7 @@ def _draw_score(pen: Pen, found: Attentions, scale: ScoreScale | None, top: int)
     pen.text((MARGIN, top), f"{found.value:.4g} ± {found.std:.2g}", 30, width=_COLUMN)
     crops = f"quality, mean ± std of {found.crops} crop{'s' * (found.crops != 1)}"
     pen.text((MARGIN, top + 42), crops, 14, FAINT, width=_COLUMN)
-    ends = "its scale is not known"
+    ends = "its scale is unknown"
     if scale is not None:
         worst, best = (scale.low, scale.high)[:: 1 if scale.higher_is_better else -1]
         ends = f"from {worst:g}, worst, to {best:g}, best"
@@ -181,7 +219,7 @@ def _draw_score(pen: Pen, found: Attentions, scale: ScoreScale | None, top: int)
 
 
 def _draw_key(picture: Image.Image, pen: Pen, found: Attentions, top: int) -> None:
-    """What the colours of both kinds of map mean."""
+    """The meaning of the colours in both kinds of map."""
     right = MARGIN + _COLUMN
     pen.text((MARGIN, top), "Maps", 18)
     notes = (

@@ -1,9 +1,10 @@
-"""How well scores follow labels: correlations, the logistic fit, and how sure both are."""
+"""How well scores follow labels: correlations, the logistic fit, and their confidence intervals."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,25 +12,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 from scipy.special import expit
-from scipy.stats import kendalltau, rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, kendalltau, rankdata
 
 from drexperts.runtime.errors import InternalError
 
 Array = NDArray[np.float64]
 
 NAMES = ("srcc", "plcc", "plcc_fitted", "krcc", "rmse")
-# Of several distortions of one picture the scores go together: such intervals are too narrow
-# for what other pictures would give.
-INTERVALS = "95 % intervals by resampling images, not reference contents"
+# Several distortions of one picture get similar scores: such intervals are too narrow to say what
+# other pictures would give.
+INTERVALS = "95 % intervals from resampling the images, not the reference contents"
 
 _FIT_NEEDS = 5  # images: four parameters go through any four
 _EVALUATIONS = 400  # of the logistic, from each start
-_ALMOST_A_LINE = 1e4  # standard deviations of the scores, as the width of a logistic
-_AT_ONCE = 4_000_000  # images of all resamples in memory together
+_ALMOST_A_LINE = 1e4  # width of a logistic that is nearly straight, in standard deviations
+_AT_ONCE = 4_000_000  # values of all resamples that are in memory together
 
 
 class Interval(NamedTuple):
-    """From the 2.5th to the 97.5th percentile."""
+    """The 2.5th and the 97.5th percentile over bootstrap resamples."""
 
     low: float
     high: float
@@ -37,13 +38,13 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well scores follow labels; NaN where it cannot be said.
+    """How well scores follow labels. A value is NaN where it is not defined.
 
-    srcc, plcc, krcc: Spearman's, Pearson's, and Kendall's (tau-b) correlation
-    plcc_fitted: Pearson's of labels and scores after the logistic fit. It is never negative: an
-        inverted model shows in the others
+    srcc, plcc, krcc: Spearman's, Pearson's and Kendall's (tau-b) correlation
+    plcc_fitted: Pearson's correlation of labels and scores after the logistic fit. It is never
+        negative, so an inverted model shows in the other correlations only
     rmse: root mean square error after that fit, in units of the labels
-    intervals: of each by its name, see `INTERVALS`; the fit stays as it is meanwhile
+    intervals: one per metric, by name, see `INTERVALS`; the fit is not repeated for resamples
     """
 
     images: int
@@ -56,7 +57,7 @@ class Metrics:
 
 
 class Spread(NamedTuple):
-    """One number over several splits: median, population standard deviation, least, largest."""
+    """One number over several splits: median, population standard deviation, minimum, maximum."""
 
     median: float
     std: float
@@ -66,7 +67,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What papers print: each metric over splits. NaN where it is NaN in any split."""
+    """What papers print: each metric over the splits, NaN where it is NaN in any split."""
 
     splits: int
     srcc: Spread
@@ -83,19 +84,16 @@ def srcc(first: ArrayLike, second: ArrayLike) -> float:
 
 def plcc(first: ArrayLike, second: ArrayLike) -> float:
     """Pearson's linear correlation. NaN if either is constant."""
-    a, b = (_scaled(x)[0] for x in (first, second))
-    if min(np.ptp(a), np.ptp(b)) == 0:
-        return math.nan
-    a, b = a - a.mean(), b - b.mean()
-    norm = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / norm) if norm > 0 else math.nan
+    return float(_pearson(_scaled(first)[0], _scaled(second)[0]))
 
 
 def krcc(first: ArrayLike, second: ArrayLike) -> float:
     """Kendall's rank correlation tau-b. NaN if either is constant."""
     if np.size(first) < 2:
         return math.nan
-    return float(kendalltau(first, second).statistic)
+    # Only the p-value depends on the method. This one is the cheapest, but not defined for two.
+    method = "asymptotic" if np.size(first) > 2 else "auto"
+    return float(kendalltau(first, second, method=method).statistic)
 
 
 def rmse(first: ArrayLike, second: ArrayLike) -> float:
@@ -105,13 +103,13 @@ def rmse(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def fitted(labels: ArrayLike, predictions: ArrayLike) -> Array:
-    """Scores brought to the labels by the four-parameter logistic, as the VQEG does.
+    """Map scores to the labels with the four-parameter logistic that the VQEG uses.
 
-    b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), the least squares that are reached from several
-    starts: rising and falling, steep and gentle, at the middle and the ends of the scores, and as
-    good as straight. From the last it follows that what comes out correlates with the labels at
-    least as well as the scores themselves, but for rounding, whichever way those go. That no other
-    four parameters are better is likely, and not guaranteed.
+    The function is b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)). Its parameters are the best
+    least-squares solution from several starts: rising and falling, steep and gentle, centred in the
+    middle and at the ends of the scores, and almost straight. Because of the last start the result
+    correlates with the labels at least as well as the scores do, up to rounding, in either
+    direction. That no other parameters are better is likely but not guaranteed.
 
     Args:
         labels: [n].
@@ -134,41 +132,43 @@ def judge(
 ) -> Metrics:
     """All metrics of predicted scores [n] against labels [n], with intervals.
 
-    An interval is from resampling the images, not the reference contents: where several images
+    An interval comes from resampling the images, not the reference contents. Where several images
     show the same content, as in sets of distorted pictures, it is narrower than one that says how
     far another choice of contents would have moved the metric.
 
-    resamples: of the images, for the intervals; 0 leaves those out
+    resamples: bootstrap resamples of the images; 0 leaves the intervals out
 
-    Raises InternalError for scores or labels that are no numbers, and for none at all.
+    Raises InternalError for scores or labels that are not finite, and for an empty input.
     """
     y, x = (np.asarray(values, float) for values in (labels, predictions))
     if y.ndim != 1 or y.shape != x.shape or not len(y):
-        raise InternalError(f"labels {y.shape} and scores {x.shape} were to be judged")
+        raise InternalError(f"labels {y.shape} and scores {x.shape} cannot be compared")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise InternalError("labels or scores that are no numbers were to be judged")
+        raise InternalError("labels and scores must be finite")
     (y, unit), (x, _) = _scaled(y), _scaled(x)
     fit = fitted(y, x)
     values = (srcc(y, x), plcc(y, x), plcc(y, fit), krcc(y, x), _in_units(rmse(y, fit), unit))
-    intervals = _intervals(y, x, fit, seed, resamples) if resamples else {}
+    intervals = {}
     if resamples:
+        found = _intervals(
+            len(y), lambda chosen: _resampled(y[chosen], x[chosen], fit[chosen]), seed, resamples
+        )
+        intervals = dict(zip(NAMES, found, strict=True))
         intervals["rmse"] = Interval(*(_in_units(end, unit) for end in intervals["rmse"]))
-    return Metrics(len(y), **dict(zip(NAMES, values, strict=True)), intervals=intervals)
+    return Metrics(len(y), *values, intervals=intervals)
 
 
 def correlation_intervals(
     first: ArrayLike, second: ArrayLike, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Interval]:
-    """Of "srcc" and "plcc" of two [n], by resampling the n as `judge` does; NaN as there."""
+    """The intervals of "srcc" and "plcc" of two [n], made as in `judge`; NaN as there."""
     a, b = (_scaled(x)[0] for x in (first, second))
-    values = _over_resamples(
-        len(a), lambda drawn: _resampled_correlations(a, b, drawn), seed, resamples
-    )
-    return {name: _interval(row) for name, row in zip(NAMES, values, strict=False)}
+    found = _intervals(len(a), lambda chosen: _correlations(a[chosen], b[chosen]), seed, resamples)
+    return dict(zip(NAMES, found, strict=False))
 
 
 def median_metrics(metrics: Sequence[Metrics]) -> Summary:
-    """Each metric over the splits; there must be one at least."""
+    """Each metric over the splits, of which there must be at least one."""
     spreads = {}
     for name in NAMES:
         values = np.array([getattr(each, name) for each in metrics])
@@ -177,22 +177,35 @@ def median_metrics(metrics: Sequence[Metrics]) -> Summary:
     return Summary(len(metrics), **spreads)
 
 
-def json_ready(results: Metrics | Summary) -> dict[str, Any]:
-    """The fields by name, intervals and spreads by theirs, and None for NaN."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(results))
-    return plain
+def json_ready(report: Any) -> Any:
+    """A report as JSON values: dataclasses and named tuples by field name, None for NaN."""
+    if dataclasses.is_dataclass(report):
+        report = {each.name: getattr(report, each.name) for each in dataclasses.fields(report)}
+    elif isinstance(report, tuple) and hasattr(report, "_asdict"):
+        report = report._asdict()
+    if isinstance(report, Mapping):
+        return {name: json_ready(value) for name, value in report.items()}
+    if isinstance(report, tuple | list):
+        return [json_ready(value) for value in report]
+    return None if isinstance(report, float) and math.isnan(report) else report
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+def metrics_from_json(document: Mapping[str, Any]) -> Metrics:
+    """The inverse of `json_ready`. Raises KeyError, TypeError or ValueError for anything else."""
+    numbers = {name: _number(document[name]) for name in NAMES}
+    intervals = {
+        name: Interval(_number(ends["low"]), _number(ends["high"]))
+        for name, ends in document["intervals"].items()
+    }
+    return Metrics(int(document["images"]), **numbers, intervals=intervals)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _scaled(values: ArrayLike) -> tuple[Array, int]:
-    """Values and an exponent e: they times 2^e are those given, and the largest is near one.
+    """Values whose largest is near one, and the exponent e: times 2^e they are those given.
 
     Their squares then neither overflow nor vanish, and a power of two changes no digit.
     """
@@ -206,16 +219,16 @@ def _in_units(value: float, exponent: int) -> float:
 
 
 def _logistic(b: Array, x: Array) -> Array:
-    # A width of zero is a step; what overflows on the way there saturates.
+    # A width of zero is a step; a slope that overflows on the way there saturates.
     with np.errstate(over="ignore"):
         slope = (x - b[2]) / max(abs(b[3]), np.finfo(float).tiny)
     return np.asarray(b[1] + (b[0] - b[1]) * expit(slope))
 
 
 def _starts(x: Array, y: Array) -> list[Array]:
-    """Where the fit begins, of standardised scores and labels."""
+    """The parameters at which fits of standardised scores and labels begin."""
     middle = float(np.median(x))
-    # The middle two thirds: an outlier may have the standard deviation to itself.
+    # Of the middle two thirds: a single outlier can make up the whole standard deviation.
     spread = float(np.subtract(*np.quantile(x, (5 / 6, 1 / 6)))) / 2
     ends = (y.max(), y.min()), (y.min(), y.max())
     centres = np.quantile(x, (0.1, 0.5, 0.9)).tolist()
@@ -228,7 +241,7 @@ def _starts(x: Array, y: Array) -> list[Array]:
 
 
 def _improved(start: Array, x: Array, y: Array) -> Array:
-    """The parameters that Levenberg-Marquardt reaches; it never leaves for worse ones."""
+    """The parameters that Levenberg-Marquardt reaches, which are never worse than the start."""
     reached = least_squares(
         lambda b: _logistic(b, x) - y, start, method="lm", x_scale="jac", max_nfev=_EVALUATIONS
     ).x
@@ -236,125 +249,59 @@ def _improved(start: Array, x: Array, y: Array) -> Array:
 
 
 def _intervals(
-    labels: Array, predictions: Array, fit: Array, seed: int, resamples: int
-) -> dict[str, Interval]:
-    """95 % percentile bootstrap over the images."""
-    values = _over_resamples(
-        len(labels), lambda drawn: _resampled(labels, predictions, fit, drawn), seed, resamples
-    )
-    return {name: _interval(row) for name, row in zip(NAMES, values, strict=True)}
-
-
-def _over_resamples(
     count: int, measure: Callable[[NDArray[np.int64]], Array], seed: int, resamples: int
-) -> Array:
-    """[k, resamples]: what `measure` makes [k, r] of how often each image was drawn [r, n]."""
-    generator = np.random.default_rng(seed)
-    parts = []
-    for done in range(0, resamples, rows := max(1, _AT_ONCE // count)):
-        chosen = generator.integers(0, count, (min(rows, resamples - done), count))
-        parts.append(measure(_drawn(chosen)))
-    return np.concatenate(parts, axis=1)
+) -> list[Interval]:
+    """95 % percentile bootstrap over the images, one interval per metric.
+
+    measure: the metrics [k, r] of r resamples, given which images each of them has [r, n]
+    """
+    if count < 2:
+        return [Interval(math.nan, math.nan)] * len(NAMES)
+    with warnings.catch_warnings():  # SciPy warns of resamples in which a metric is not defined
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap(
+            (np.arange(count),),
+            lambda chosen, axis: measure(chosen),
+            n_resamples=resamples,
+            batch=max(1, _AT_ONCE // count),
+            vectorized=True,
+            axis=-1,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    return [_interval(values) for values in found.bootstrap_distribution]
 
 
-def _drawn(chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each image was drawn [r, n], of resamples that are indices of the images [r, n]."""
-    rows, count = chosen.shape
-    places = (chosen + count * np.arange(rows)[:, None]).ravel()
-    return np.bincount(places, minlength=rows * count).reshape(rows, count)
-
-
-def _resampled(labels: Array, predictions: Array, fit: Array, drawn: NDArray[np.int64]) -> Array:
+def _resampled(labels: Array, predictions: Array, fit: Array) -> Array:
     """The metrics [5, r] of r resamples [r, n]."""
-    error = drawn @ (labels - fit) ** 2 / len(labels)
     return np.stack(
         [
-            *_resampled_correlations(labels, predictions, drawn),
-            _correlations(drawn, labels[None], fit[None]),
-            _taus(drawn, labels, predictions),
-            np.sqrt(error),
+            *_correlations(labels, predictions),
+            _pearson(labels, fit),
+            [krcc(*pair) for pair in zip(labels, predictions, strict=True)],
+            np.sqrt(np.mean((labels - fit) ** 2, axis=-1)),
         ]
     )
 
 
-def _resampled_correlations(first: Array, second: Array, drawn: NDArray[np.int64]) -> Array:
+def _correlations(first: Array, second: Array) -> Array:
     """SRCC and PLCC [2, r] of r resamples [r, n]."""
-    ranked = _correlations(drawn, _ranks(drawn, first), _ranks(drawn, second))
-    return np.stack([ranked, _correlations(drawn, first[None], second[None])])
+    ranks = (rankdata(values, axis=-1) for values in (first, second))
+    return np.stack([_pearson(*ranks), _pearson(first, second)])
 
 
-def _by_value(drawn: NDArray[np.int64], inverse: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each different value was drawn, [r, different values], lowest first."""
-    sizes = np.bincount(inverse)
-    together = drawn[:, np.argsort(inverse, kind="stable")]
-    return np.add.reduceat(together, np.cumsum(sizes) - sizes, axis=1)
-
-
-def _ranks(drawn: NDArray[np.int64], values: Array) -> Array:
-    """The rank of each value in each resample, ties averaged, from how often each was drawn."""
-    inverse = np.unique(values, return_inverse=True)[1]
-    tied = _by_value(drawn, inverse)
-    ranks: Array = (np.cumsum(tied, axis=1) - (tied - 1) / 2)[:, inverse]
-    return ranks
-
-
-def _correlations(drawn: NDArray[np.int64], first: Array, second: Array) -> Array:
-    """Pearson's correlation [r] of values [r or 1, n], each as often as it was drawn."""
-    constant = _constant(drawn, first) | _constant(drawn, second)
-    total = drawn.sum(axis=1, keepdims=True)
-    a, b = (x - (drawn * x).sum(axis=1, keepdims=True) / total for x in (first, second))
-    norm = np.sqrt((drawn * a * a).sum(axis=1) * (drawn * b * b).sum(axis=1))
+def _pearson(first: Array, second: Array) -> Array:
+    """Pearson's correlation [...] over the last axis; NaN where either is constant."""
+    constant = (np.ptp(first, axis=-1) == 0) | (np.ptp(second, axis=-1) == 0)
+    a, b = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.clip((drawn * a * b).sum(axis=1) / norm, -1.0, 1.0)  # rounding goes beyond
-    return np.where(constant, math.nan, found)
-
-
-def _constant(drawn: NDArray[np.int64], values: Array) -> NDArray[np.bool_]:
-    most, least = (np.where(drawn > 0, values, end) for end in (-math.inf, math.inf))
-    same: NDArray[np.bool_] = most.max(axis=1) == least.min(axis=1)
-    return same
-
-
-def _taus(drawn: NDArray[np.int64], first: Array, second: Array) -> Array:
-    """Kendall's tau-b [r] of values [n], each as often as it was drawn [r, n]."""
-    x, y = (np.unique(values, return_inverse=True)[1] for values in (first, second))
-    order = np.lexsort((y, x))  # pairs tied in x come with rising y, and are not discordant
-    drawn, x, y = drawn[:, order], x[order], y[order]
-    count = drawn.sum(axis=1)
-    pairs = count * (count - 1) // 2
-    tied_x, tied_y, tied = (_tied_pairs(drawn, v) for v in (x, y, x * (y.max() + 1) + y))
-    excess = pairs - tied_x - tied_y + tied - 2 * _discordant(drawn, y)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(excess / np.sqrt((pairs - tied_x) * (pairs - tied_y).astype(float)))
-
-
-def _tied_pairs(drawn: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many pairs of draws [r, n] have equal values [n]."""
-    times = _by_value(drawn, np.unique(values, return_inverse=True)[1])
-    return np.asarray((times * (times - 1) // 2).sum(axis=1))
-
-
-def _discordant(drawn: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many pairs of draws [r, n] have falling ranks [n] from 0: a Fenwick tree of each row."""
-    most, rows = int(ranks.max()) + 1, len(drawn)
-    tree = np.zeros((most + 1, rows), np.int64)  # what was drawn so far, by rank
-    seen, pairs = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-    for times, rank in zip(np.ascontiguousarray(drawn.T), ranks.tolist(), strict=True):
-        not_above, place = np.zeros(rows, np.int64), rank + 1
-        while place:
-            not_above += tree[place]
-            place &= place - 1
-        pairs += times * (seen - not_above)
-        seen += times
-        place = rank + 1
-        while place <= most:
-            tree[place] += times
-            place += place & -place
-    return pairs
+        found = np.vecdot(a, b) / np.sqrt(np.vecdot(a, a) * np.vecdot(b, b))
+    # Rounding can leave [-1, 1].
+    return np.where(constant, math.nan, np.clip(found, -1.0, 1.0))
 
 
 def _interval(values: Array) -> Interval:
-    """Over the resamples in which there was something to correlate."""
+    """The interval over the resamples in which the metric is defined."""
     numbers = values[~np.isnan(values)]
     if not len(numbers):
         return Interval(math.nan, math.nan)

@@ -1,9 +1,9 @@
-"""Scores of a data set, from a checkpoint or a bundle alike: through the runtime's own Scorer."""
+"""Scores of a data set, from a checkpoint or a bundle, both through the runtime's Scorer."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from drexperts.data.recipes import Protocol, Recipe
 from drexperts.model.ablations import Variant
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
-from drexperts.model.config import DISTORTIONS
+from drexperts.model.draft import draft_manifest
 from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
-from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest, ScoreScale
+from drexperts.runtime.manifest import OUTPUTS, Engine, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.scorer import Score, Scorer
 from drexperts.runtime.selection import parse_device
@@ -36,19 +36,27 @@ _MAX_BATCH = 1024  # PyTorch itself has no limit
 
 
 class TorchSession:
-    """A PyTorch model as a `runtime.scorer.Session`, where it is.
+    """A PyTorch model as a `runtime.scorer.Session`, on the device that holds it.
 
-    It is put into evaluation mode while it runs, and back into the modes it was in.
+    While it runs the model is in evaluation mode; afterwards its modes are restored.
 
     Args:
-        autocast: the type in which products are computed, None for float32.
+        autocast: the type in which matrix products are computed; None for float32.
+        prepare: makes the model's input of uint8 pixels [B, 3, H, W].
     """
 
     concurrency = 1
-    max_batch = _MAX_BATCH
 
-    def __init__(self, model: Variant, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Variant,
+        autocast: torch.dtype | None = None,
+        *,
+        prepare: Callable[[torch.Tensor], torch.Tensor] = normalised,
+        max_batch: int = _MAX_BATCH,
+    ) -> None:
         self._model, self._autocast = model, autocast
+        self._prepare, self.max_batch = prepare, max_batch
         self._device = model.score.weight.device
         self.image_size: int | None = model.config.encoder.image_size
         where = "CPU"
@@ -59,22 +67,22 @@ class TorchSession:
     def run(self, pixels: Pixels) -> dict[str, NDArray[np.float32]]:
         """pixels: uint8 [B, 3, H, W] -> "score" [B], "weights" [B, D], "maps" [B, D, g, g].
 
-        Raises DeviceError where the GPU has not enough memory.
+        Raises DeviceError if the GPU runs out of memory.
         """
         mixed = torch.autocast(
             self._device.type, self._autocast, enabled=self._autocast is not None
         )
         try:
             with torch.inference_mode(), _evaluating(self._model), mixed:
-                outputs = self._model(normalised(torch.from_numpy(pixels).to(self._device)))
+                outputs = self._model(self._prepare(torch.from_numpy(pixels).to(self._device)))
         except torch.OutOfMemoryError as cause:
             raise DeviceError(
-                f"the GPU has no memory for {len(pixels)} crops: free some, or use the CPU"
+                f"the GPU has too little memory for {len(pixels)} crops: free some, or use the CPU"
             ) from cause
         return {name: getattr(outputs, name).float().cpu().numpy() for name in OUTPUTS}
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         del self._model
 
 
@@ -96,27 +104,27 @@ def open_model(
     threads: int | None = None,
     scale: ScoreScale | None = None,
 ) -> Scorer:
-    """A Scorer on a bundle's best engine, as an application gets it, or on a checkpoint.
+    """Open a checkpoint, or a bundle's best engine as an application gets it, for scoring.
 
     Args:
         path: a bundle's folder, a checkpoint of ours, or one of the authors' code.
-        device: "auto", "cpu", "cuda", or such as "cuda:1".
-        threads: of the CPU; for a checkpoint, those of all that PyTorch does.
-        scale: of a checkpoint's scores, where its file does not say.
+        device: "auto", "cpu", "cuda", or one GPU such as "cuda:1".
+        threads: CPU threads; for a checkpoint this sets PyTorch's threads for the whole process.
+        scale: the scale of a checkpoint's scores, used if its file does not state one.
 
     Raises:
-        ConfigError: a checkpoint does not say what scale its scores are on.
-        UserError: there is nothing at `path`, or its kind of device is not there; what
-            `runtime.load` and `load_checkpoint` raise.
+        ConfigError: a checkpoint does not state the scale of its scores.
+        UserError: `path` or the device does not exist; also what `runtime.load` and
+            `load_checkpoint` raise.
     """
     if path.is_dir():
         return runtime.load(path, device, threads=threads)
     if not path.exists():
-        raise UserError(f"there is no {path}: name a checkpoint, or a bundle's folder")
+        raise UserError(f"{path} does not exist: name a checkpoint, or a bundle's folder")
     place = _torch_device(device)
     if threads is not None:
         if threads < 1:
-            raise ConfigError(f"--threads {threads}: give one at least")
+            raise ConfigError(f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
     checkpoint.model.to(place)
@@ -124,18 +132,11 @@ def open_model(
 
 
 def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Scorer:
-    """A Scorer on a model in memory, where it is; its manifest says so, and is in no bundle.
+    """A Scorer on a model in memory, on the device that holds it. Its manifest is in no bundle.
 
-    Raises ConfigError for a checkpoint without a scale, or that contradicts itself.
+    Raises ConfigError for a checkpoint that has no scale or that contradicts itself.
     """
-    model, crop = checkpoint.model, checkpoint.preprocessing.crop
-    if checkpoint.scale is None:
-        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
-    if crop != model.config.encoder.image_size:
-        raise ConfigError(
-            f"the checkpoint cuts {crop} px crops for a model of "
-            f"{model.config.encoder.image_size} px images: save it again with others"
-        )
+    model = checkpoint.model
     engine = Engine(
         backend="torch",
         file="checkpoint",
@@ -146,17 +147,7 @@ def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Sc
         parity=None,
         invariance=None,
     )
-    manifest = Manifest(
-        schema=SCHEMA,
-        preset=model.config.preset,
-        config=model.config.as_dict(),
-        preprocessing=checkpoint.preprocessing,
-        scale=checkpoint.scale,
-        distortions=DISTORTIONS,
-        outputs=OUTPUTS,
-        engines=(engine,),
-        created_with={name: version(name) for name in ("drexperts", "torch", "timm")},
-    )
+    manifest = draft_manifest(checkpoint, engine)
     return Scorer(manifest, engine, TorchSession(model, autocast))
 
 
@@ -183,10 +174,10 @@ def _torch_device(text: str) -> torch.device:
     return torch.device("cuda", gpu)
 
 
-class Prediction(NamedTuple):
-    """What a model says of one rated image.
+class ScoredImage(NamedTuple):
+    """A model's score of one rated image.
 
-    label: on the data set's scale, mirrored where `Predictions.mirrored`
+    label: on the data set's scale, mirrored if `Predictions.mirrored`
     score: mean over the crops, on the model's scale
     std: population standard deviation over the crops
     """
@@ -200,14 +191,14 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of rated images.
+    """A model's scores of rated images.
 
-    skipped: why each unusable image was left out, on request, one line each
+    skipped: why each unusable image was left out on request, one line each
     mirrored: whether labels were mirrored in their range, so that higher means the same in both
-    fingerprint: of the scores, see `runtime.scorer.Scorer.fingerprint`
+    fingerprint: see `runtime.scorer.Scorer.fingerprint`
     """
 
-    rows: tuple[Prediction, ...]
+    rows: tuple[ScoredImage, ...]
     skipped: tuple[str, ...]
     mirrored: bool
     fingerprint: str
@@ -224,19 +215,19 @@ def predict(
     skip_bad: bool = False,
     progress: Tell = lambda done, total: None,
 ) -> Predictions:
-    """Score rated images, all of which are checked before the first is scored.
+    """Score rated images. All of them are checked before the first is scored.
 
-    In the protocol `grid` each file goes through the Scorer. In `released` each image, brought to
-    size as for training, gives random crops, mirrored at random where the recipe says so, that go
-    through the same Scorer. An image's crops depend on `seed` and its name, and on nothing else.
+    With the protocol `grid` each file goes through the Scorer. With `released` each image is
+    resized as for training, and random crops of it, mirrored at random if the recipe says so, go
+    through the same Scorer. The crops depend only on `seed` and the image's name.
 
     Args:
-        skip_bad: leave out what is no usable image, see `images.check_images`.
-        progress: told how many images are scored, of how many.
+        skip_bad: leave out unusable images, see `images.check_images`.
+        progress: called with the number of images scored and of all images.
 
     Raises:
-        DataError: there are unusable images and not `skip_bad`, or no others.
-        WeightsError: the model gives no numbers.
+        DataError: no image is usable, or some are not and `skip_bad` is not set.
+        WeightsError: the model's scores are not finite.
     """
     store = ImageStore(dataset, sizing(protocol, recipe, scorer.manifest.preprocessing.crop))
     good, skipped = check_images(
@@ -254,7 +245,7 @@ def predict(
     for sample, scores in zip(good, results, strict=True):
         label = ends - sample.label if mirrored else sample.label
         mean, std = float(np.mean(scores)), float(np.std(scores))
-        rows.append(Prediction(sample.name, label, mean, std, len(scores)))
+        rows.append(ScoredImage(sample.name, label, mean, std, len(scores)))
         progress(len(rows), len(good))
     example = dataset.root if protocol == "grid" else np.zeros((1, 1, 3), np.uint8)
     return Predictions(tuple(rows), skipped, mirrored, source.fingerprint(example))
@@ -270,7 +261,7 @@ def _on_grid(
 
 
 def _of_single_crops(scorer: Scorer) -> Scorer:
-    """The same engine for pixels that have the size of a crop already."""
+    """The same engine for images that already have the size of a crop."""
     crop = scorer.manifest.preprocessing.crop
     manifest = replace(scorer.manifest, preprocessing=Preprocessing(crop, crop, crop, 1))
     return Scorer(manifest, scorer.engine, scorer.session, batch=scorer.batch)
@@ -293,10 +284,10 @@ def _on_random_crops(
 
 def _check_scored(store: ImageStore, sample: Sample, rows: Sequence[Score]) -> None:
     if any(row.error is not None for row in rows):
-        store.pixels(sample)  # raises DataError if it is the image that has become unreadable
+        store.pixels(sample)  # raises DataError if the image has become unreadable
         raise WeightsError(
-            f"the model gives no number for {sample.name}: its weights are damaged, or have "
-            "diverged, for which a lower learning rate helps"
+            f"the model's score of {sample.name} is not finite: its weights are damaged, or its "
+            "training diverged, which a lower learning rate prevents"
         )
 
 
@@ -308,7 +299,7 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 def random_crops(
     pixels: Pixels, crop: int, recipe: Recipe, generator: np.random.Generator
 ) -> Iterator[Pixels]:
-    """The released test crops, uint8 [crop, crop, 3], of an image [H, W, 3] that is as large."""
+    """The released test crops, uint8 [crop, crop, 3], of an image [H, W, 3] at least as large."""
     height, width, _ = pixels.shape
     tops = generator.integers(0, height - crop + 1, recipe.test_crops)
     lefts = generator.integers(0, width - crop + 1, recipe.test_crops)

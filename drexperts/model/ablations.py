@@ -1,7 +1,7 @@
-"""The models of the paper's tables 4 and 5: DR.Experts with parts left out.
+"""The models of the paper's tables 4 and 5: DR.Experts without some of its parts.
 
-A variant takes over the modules, and with them the weights, of the `DRExperts` it is made from. The
-prior stays frozen in each, and a parameter is trainable only if it reaches the score.
+A variant takes over the modules and weights of the `DRExperts` from which it is made. The prior
+stays frozen, and a parameter is trainable only if it reaches the score.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from drexperts.runtime.errors import ConfigError
 # CLIP's factor on its dot products: the largest that its training allows.
 _CLIP_SCALE = 100.0
 
-# The feature groups in the order in which they are weighed.
+# The feature groups in the order in which the weight generator reads them.
 _GROUPS = ("dis", "sem", "bri")
 
 
@@ -37,11 +37,11 @@ class EncoderOnly(nn.Module):
 
 
 class PriorOnly(nn.Module):
-    """Table 4, DA-CLIP: a head on how near an image is to each of the ten prompts.
+    """Table 4, DA-CLIP: a head on the similarity of an image to each of the ten prompts.
 
-    As in CLIP-IQA that is CLIP's logit, 100 times the dot product of the two unit vectors. The
-    paper does not describe the head that it trains on them; here it is as Eq. 3's network, two
-    linear layers with GELU, of the encoder's width.
+    The similarity is CLIP's logit as in CLIP-IQA, 100 times the dot product of two unit vectors.
+    The paper does not describe the head that it trains on them. This one is like Eq. 3's network:
+    two linear layers with GELU and the encoder's width.
     """
 
     def __init__(self, model: DRExperts) -> None:
@@ -61,10 +61,10 @@ class PriorOnly(nn.Module):
 
 
 class UnweightedExperts(nn.Module):
-    """Table 4, DSDM: the experts' features without the weighting of them.
+    """Table 4, DSDM: the experts' features without their weighting.
 
-    The paper does not say how this variant comes to a score. The reading here: Eq. 1-3 as in the
-    model, FFN(LN(F_distortion^i)) at the CLS row, their mean over the ten experts, a linear map.
+    The paper does not say how this variant computes a score. We take FFN(LN(F_distortion^i)) at the
+    CLS row from Eq. 1-3, its mean over the ten experts, and a linear map.
     """
 
     def __init__(self, model: DRExperts) -> None:
@@ -85,7 +85,7 @@ class UnweightedExperts(nn.Module):
 
 
 def _without_experts(score: Tensor, config: DRExpertsConfig) -> Prediction:
-    """Scores [B] of a variant that weighs no experts: all weights and maps are zero."""
+    """A prediction with the scores [B] of a variant without weights and maps, which are zero."""
     grid = config.encoder.grid
     weights = score.new_zeros(len(score), len(DISTORTIONS))
     return Prediction(score, weights, weights[..., None, None].expand(-1, -1, grid, grid))
@@ -106,24 +106,19 @@ class SomeGroups(nn.Module):
 Variant: TypeAlias = DRExperts | EncoderOnly | PriorOnly | UnweightedExperts
 
 
-def _full(model: DRExperts) -> DRExperts:
-    return model
-
-
 def _weighed_by(*kept: str) -> Callable[[DRExperts], DRExperts]:
     """Table 5: the model whose weight generator reads only these feature groups.
 
-    Its first layer keeps the columns for them. Without "dis" and "bri" the weights depend on the
-    semantic features alone: all experts then weigh the same, and no prior reaches the score.
+    Its first layer keeps the columns of these groups. Without "dis" and "bri" the weights depend on
+    the semantic features only: they are equal for all experts, and no prior reaches the score.
     """
 
     def make(model: DRExperts) -> DRExperts:
         _narrow(model.weighting, kept)
         refined, bridged = model.weighting.refined and "dis" in kept, "bri" in kept
-        if not (refined or bridged):  # nobody reads F_Group
-            model.weighting.norm.requires_grad_(False)
-            model.weighting.ffn.requires_grad_(False)
-            model.weighting.lambda_.requires_grad_(False)
+        if not (refined or bridged):  # nothing reads F_Group
+            for unread in (model.weighting.norm, model.weighting.ffn, model.weighting.lambda_):
+                unread.requires_grad_(False)
         if kept == ("sem",):
             model.saliency.requires_grad_(False)
         return model
@@ -142,7 +137,7 @@ def _narrow(weighting: ExpertWeighting, kept: tuple[str, ...]) -> None:
 
 
 _MAKERS: dict[str, Callable[[DRExperts], Variant]] = {
-    "full": _full,
+    "full": lambda model: model,
     "encoder": EncoderOnly,
     "daclip": PriorOnly,
     "dsdm": UnweightedExperts,
@@ -157,11 +152,11 @@ VARIANTS = tuple(_MAKERS)
 
 
 def ablated(model: DRExperts, variant: str) -> Variant:
-    """One of `VARIANTS` from a model, which is used up: the variant has its modules.
+    """One of `VARIANTS`, made from the modules of a model, which must not be used afterwards.
 
     The variant has a `config`, takes images as the model does, and returns a `Prediction`, whose
-    weights and maps are zero where it weighs no experts. Raises ConfigError for other names.
+    weights and maps are zero if it weighs no experts. Raises ConfigError for other names.
     """
     if variant not in _MAKERS:
-        raise ConfigError(f"no variant {variant!r}: choose of {', '.join(VARIANTS)}")
+        raise ConfigError(f"variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     return _MAKERS[variant](model)

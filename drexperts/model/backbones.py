@@ -10,12 +10,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drexperts.model.config import (
-    DISTORTIONS,
-    ControllerConfig,
-    DRExpertsConfig,
-    EncoderConfig,
-)
+from drexperts.model.config import DISTORTIONS, ControllerConfig, DRExpertsConfig, EncoderConfig
 
 # Channel statistics of 0..1 RGB. timm's DeiT-III weights use ImageNet's, CLIP its own.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -24,12 +19,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, H, W] to float32 with ImageNet's statistics: what the model takes."""
-    device = pixels.device
-    mean, std = (
-        torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (pixels.float() / 255 - mean) / std
+    """uint8 RGB [B, 3, H, W] to what the model takes: float32 with ImageNet's statistics."""
+    mean, std = (pixels.new_tensor(v, dtype=torch.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 class ImageEncoder(nn.Module):
@@ -53,7 +45,7 @@ class ImageEncoder(nn.Module):
 
 
 class ControllerInput(nn.Module):
-    """ImageNet-normalised images to what the controller reads: its size, CLIP's statistics."""
+    """ImageNet-normalised images to the controller's size and CLIP's statistics."""
 
     imagenet_mean: Tensor
     imagenet_std: Tensor
@@ -87,10 +79,14 @@ def resize(images: Tensor, size: int, antialias: bool) -> Tensor:
 
 
 class Prior(NamedTuple):
-    """What DA-CLIP says of an image."""
+    """What DA-CLIP's controller computes from images.
 
-    embedding: Tensor  # [B, 1, 512] of the image, or [B, 1 + grid^2, 512] of each token; unit rows
-    hidden: Tensor | None  # [B, grid^2, width], the last control signal, where the keys need it
+    embedding: unit rows, [B, 1, 512] for the image or [B, 1 + grid^2, 512] for each token
+    hidden: the last control signal, [B, grid^2, width], if the keys need it
+    """
+
+    embedding: Tensor
+    hidden: Tensor | None
 
     def to(self, like: Tensor) -> "Prior":
         """The same in the dtype of `like`."""
@@ -100,8 +96,8 @@ class Prior(NamedTuple):
 class Controller(nn.Module):
     """DA-CLIP's image controller: a CLIP image tower and the last of its zero-linears.
 
-    DA-CLIP has such a linear behind each block to steer a second tower; DR.Experts reads only the
-    last one's output, and no linear changes the stream it reads from.
+    In DA-CLIP such a linear after each block steers a second tower. DR.Experts reads only the last
+    one's output, and no linear changes the stream that it reads from.
     """
 
     def __init__(self, config: ControllerConfig, tokens: bool, hidden: bool) -> None:
@@ -119,10 +115,10 @@ class Controller(nn.Module):
         self.tokens = tokens
 
     def forward(self, images: Tensor) -> Prior:
-        """Images [B, 3, size, size], normalised as CLIP expects them.
+        """The prior of images [B, 3, size, size], normalised as CLIP expects them.
 
-        On a CPU always in the type of its weights: autocast would cast all of them in each call,
-        for few tokens, which takes longer than it saves.
+        On a CPU this ignores autocast, which would cast all weights on every call and take longer
+        than it saves on so few tokens.
         """
         if images.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
@@ -137,17 +133,14 @@ class Controller(nn.Module):
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        cls, grid = (
-            out["image_intermediates_prefix"][-1],
-            out["image_intermediates"][-1],
-        )
+        cls, grid = out["image_intermediates_prefix"][-1], out["image_intermediates"][-1]
         embedded = torch.cat((cls, grid), dim=1) if self.tokens else cls
         embedding = F.normalize(self.visual.ln_post(embedded) @ self.visual.proj, dim=-1)
         return Prior(embedding, None if self.zero is None else self.zero(grid))
 
 
 class PromptEncoder(nn.Module):
-    """CLIP's text tower on the ten distortion words: a constant [10, embedding], unit rows.
+    """CLIP's text tower on the ten distortion words: [10, embedding] with unit rows.
 
     The released code runs it on every call. We run it once and keep `ConstantPrompts`.
     """
@@ -166,7 +159,7 @@ class PromptEncoder(nn.Module):
 
 
 class ConstantPrompts(nn.Module):
-    """The ten encoded prompts [10, embedding], kept in float64 so that no dtype has lost any."""
+    """The ten encoded prompts [10, embedding], in float64 so that no dtype adds a rounding."""
 
     prompts: Tensor
 
@@ -180,7 +173,7 @@ class ConstantPrompts(nn.Module):
 
 
 def constant_prompts(encoder: PromptEncoder) -> ConstantPrompts:
-    """Fold: the text tower's answer is a constant, so encode once, in float64."""
+    """Encode the prompts once, in float64, because the text tower's output never changes."""
     with torch.no_grad():
         words = copy.deepcopy(encoder).double()
         return ConstantPrompts(words(torch.zeros(0, dtype=torch.float64)))

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: ours, the authors', and timm's weights for the encoder."""
+"""Reading and writing checkpoints: ours, the authors', and timm's weights for the encoder."""
 
 import json
 from dataclasses import asdict
@@ -25,7 +25,7 @@ FORMAT = "drexperts-checkpoint-1"
 
 
 class Checkpoint(NamedTuple):
-    """A trained model with what its scores mean and how its images were cut."""
+    """A trained model, the scale of its scores, and how its images were cropped."""
 
     model: DRExperts
     scale: ScoreScale | None  # None: the file does not say
@@ -33,7 +33,10 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write model, configuration, scale and preprocessing to one safetensors file, atomically."""
+    """Write model, configuration, scale and preprocessing to one safetensors file, atomically.
+
+    save_checkpoint(checkpoint._replace(scale=ScoreScale(0, 100, True)), Path("m.safetensors"))
+    """
     parts = {
         "config": checkpoint.model.config.as_dict(),
         "scale": checkpoint.scale and asdict(checkpoint.scale),
@@ -44,7 +47,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours (`.safetensors`) or of the authors' code (anything else)."""
+    """Read a checkpoint: ours (`.safetensors`) or the authors' (any other suffix).
+
+        model, scale, preprocessing = load_checkpoint("model.safetensors")
+
+    Raises WeightsError, which names the file, if it cannot be read as either.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         model = model_from_upstream(read_torch_file(path))
@@ -55,21 +63,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} is the ablation {metadata['variant']}: `drx reproduce` trains and tests it"
         )
     if metadata.get("format") != FORMAT:
-        raise WeightsError(f"{path} is no drexperts checkpoint; `drx demo` shows how one is made")
+        raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
     try:
         parts = {name: json.loads(metadata[name]) for name in ("config", "scale", "preprocessing")}
         config = DRExpertsConfig.from_dict(parts["config"])
         scale = None if parts["scale"] is None else ScoreScale(**parts["scale"])
         preprocessing = Preprocessing(**parts["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} was changed: its description cannot be read") from error
+        raise WeightsError(f"{path} was changed: its metadata cannot be read") from error
     model = new_model(config)
     load_strictly(model, state, str(path))
     return Checkpoint(model, scale, preprocessing)
 
 
 def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:
-    """Crops of the encoder's size, of images whose shorter side holds one crop to two."""
+    """Crops of the encoder's size from images whose shorter side is one to two crops long."""
     size = config.encoder.image_size
     return Preprocessing(size, short_side_min=size, short_side_max=2 * size, crops_per_side=3)
 
@@ -78,8 +86,8 @@ def load_encoder(model: DRExperts, source: Path | None = None) -> None:
     """Load published DeiT-III weights into the encoder.
 
     Args:
-        source: a local file, timm's `model.safetensors` or the original `deit_3_*.pth`; None
-            fetches timm's from the hub by the configuration's name.
+        source: a local file, timm's `model.safetensors` or the original `deit_3_*.pth`. None
+            downloads timm's, which the configuration names, from the hub.
     """
     config = model.config.encoder
     if source is None:

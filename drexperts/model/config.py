@@ -1,7 +1,7 @@
-"""The model's configuration: one frozen dataclass, two presets, every difference a named field."""
+"""The model's configuration: one frozen dataclass and two presets of it."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from drexperts.runtime.errors import ConfigError
 
@@ -18,6 +18,7 @@ DISTORTIONS = (
     "snowy",
     "uncompleted",
 )
+PRESETS = ("paper", "official")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ class ControllerConfig:
 class DRExpertsConfig:
     """What DR.Experts is built from. The defaults are the preset `paper`.
 
-    The fields after `controller` are the switches in which the paper and the released code
-    differ, or on which the paper is silent; each is independent of the others.
+    The fields after `controller` are switches: points where the paper and the released code
+    differ, or on which the paper is silent. Each is independent of the others.
+
+        config = DRExpertsConfig.preset_named("official", size="base")
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -71,7 +74,7 @@ class DRExpertsConfig:
     clip_antialias: bool = True
     # Eq. 1 on the controller's tokens (F_D in R^{NxE}) or on its pooled vector (one row for all).
     distortion_source: Literal["tokens", "pooled"] = "tokens"
-    # LayerNorm on the product of embedding and prompt; before the upsampling where there is one.
+    # LayerNorm on the product of embedding and prompt, before any upsampling.
     product_norm: bool = True
     # Keys of the distortion branch: W LN(E_dis), or W LN([F_D ; up(L_hidden)]).
     distortion_keys: Literal["embedding", "hidden"] = "embedding"
@@ -84,11 +87,11 @@ class DRExpertsConfig:
     alpha: Literal["per_expert", "shared"] = "per_expert"
     alpha_init: float = 0.5
     lambda_init: float = 0.0
-    # Features that are weighed: [F_distortion, F, F - F_Group] or [F_Group, F, F_Group - F].
+    # What the weight generator reads: [F_distortion, F, F - F_Group] or [F_Group, F, F_Group - F].
     group_features: Literal["distortion", "refined"] = "distortion"
     score_bias: Literal["inside", "outside"] = "inside"
     warmup_epochs: int = 0
-    # Side of the token grid the hidden features are brought to; None takes the encoder's.
+    # Side of the token grid that the hidden features are upsampled to; None takes the encoder's.
     grid: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,18 +100,18 @@ class DRExpertsConfig:
         if self.grid not in (None, self.encoder.grid):
             raise ConfigError(
                 f"the grid is fixed at {self.grid}x{self.grid}, but {self.encoder.image_size} px "
-                f"images give {self.encoder.grid}x{self.encoder.grid} tokens: set grid=None, or "
+                f"images give {self.encoder.grid}x{self.encoder.grid} tokens: set grid=None or "
                 f"image_size={self.grid * self.encoder.patch_size}"
             )
 
     @classmethod
     def paper(cls, size: str = "small", image_size: int = 384) -> Self:
-        """The equations of the paper; where it is silent, the released code unless defective."""
+        """The paper's equations. Where it is silent, the released code without its defects."""
         return cls(encoder=encoder_config(size, image_size))
 
     @classmethod
     def official(cls, size: str = "small", image_size: int = 384) -> Self:
-        """The released code, quirks included; authors' checkpoints load into this preset only."""
+        """The released code with its defects. The authors' checkpoints need this preset."""
         return cls(
             encoder=encoder_config(size, image_size),
             clip_norm="twice",
@@ -125,6 +128,14 @@ class DRExpertsConfig:
             grid=24,
         )
 
+    @classmethod
+    def preset_named(cls, name: str, size: str = "small", image_size: int = 384) -> Self:
+        """One of `PRESETS`; any other name is a ConfigError."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r}: choose {' or '.join(PRESETS)}")
+        made: Self = getattr(cls, name)(size, image_size)
+        return made
+
     def with_sizes(self, encoder: EncoderConfig, controller: ControllerConfig) -> Self:
         """The same switches on other sizes; a fixed grid follows the encoder."""
         grid = None if self.grid is None else encoder.grid
@@ -138,18 +149,18 @@ class DRExpertsConfig:
     @property
     def preset(self) -> str:
         """`paper` or `official` where all switches agree with that preset, else `custom`."""
-        for name, preset in (("paper", self.paper()), ("official", self.official())):
-            if self == preset.with_sizes(self.encoder, self.controller):
+        for name in PRESETS:
+            if self == self.preset_named(name).with_sizes(self.encoder, self.controller):
                 return name
         return "custom"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The configuration as JSON can hold it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `as_dict`; unknown fields are a ConfigError."""
+        """The inverse of `as_dict`. Raises ConfigError for unknown fields."""
         sizes = {"encoder": EncoderConfig, "controller": ControllerConfig}
         try:
             nested = {name: kind(**values[name]) for name, kind in sizes.items() if name in values}
@@ -170,19 +181,6 @@ def encoder_config(size: str, image_size: int) -> EncoderConfig:
     return EncoderConfig(architecture=name, image_size=image_size, width=width, heads=heads)
 
 
-_CHOICES = {
-    "clip_norm": ("once", "twice"),
-    "distortion_source": ("tokens", "pooled"),
-    "distortion_keys": ("embedding", "hidden"),
-    "projections": ("per_expert", "shared"),
-    "semantic_norm": ("single", "iterated"),
-    "value_order": ("semantic_first", "distortion_first"),
-    "alpha": ("per_expert", "shared"),
-    "group_features": ("distortion", "refined"),
-    "score_bias": ("inside", "outside"),
-}
-
-
 def _check_sizes(encoder: EncoderConfig, controller: ControllerConfig) -> None:
     for name, part in (("encoder", encoder), ("controller", controller)):
         sizes = {f.name: getattr(part, f.name) for f in fields(part) if f.type in (int, "int")}
@@ -191,13 +189,13 @@ def _check_sizes(encoder: EncoderConfig, controller: ControllerConfig) -> None:
                 raise ConfigError(f"{name}.{field_name} must be a positive integer, got {size!r}")
         if part.image_size % part.patch_size or part.width % part.heads:
             raise ConfigError(
-                f"the {name}'s patches of {part.patch_size} px must fill {part.image_size} px, and "
-                f"its {part.heads} heads the width {part.width}"
+                f"{name}: image_size {part.image_size} must be a multiple of patch_size "
+                f"{part.patch_size}, and width {part.width} a multiple of heads {part.heads}"
             )
 
 
 def _check_choices(config: DRExpertsConfig) -> None:
-    for name in (f.name for f in fields(config)):
-        if name in _CHOICES and getattr(config, name) not in _CHOICES[name]:
-            choices = " or ".join(_CHOICES[name])
-            raise ConfigError(f"{name}={getattr(config, name)!r}: choose {choices}")
+    for name, kind in get_type_hints(DRExpertsConfig).items():
+        value, choices = getattr(config, name), get_args(kind)
+        if get_origin(kind) is Literal and value not in choices:
+            raise ConfigError(f"{name}={value!r}: choose {' or '.join(choices)}")

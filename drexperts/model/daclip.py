@@ -1,4 +1,4 @@
-"""DA-CLIP's published weights, reduced to what DR.Experts reads: the controller and ten vectors.
+"""DA-CLIP's published weights, reduced to what DR.Experts reads: the controller and ten prompts.
 
 Layout and names are those of the `daclip_ViT-B-32.pt` that Luo et al. publish.
 """
@@ -38,8 +38,8 @@ def load_prior(model: DRExperts, source: Path | None = None) -> None:
     """Load DA-CLIP's controller and the ten prompts into a model.
 
     Args:
-        source: the slim file that `convert_daclip` writes, or the published `.pt`; None fetches
-            the published one from the hub, 1.7 GB.
+        source: the slim file that `convert_daclip` writes, or the published `.pt`. None downloads
+            the published one, 1.7 GB, from the hub.
     """
     state = read_prior(fetch(REPOSITORY, FILENAME) if source is None else source)
     prompts = {"prompts": state.pop("prompts")}
@@ -55,12 +55,20 @@ def read_prior(source: Path) -> dict[str, Tensor]:
         return prior_from_daclip(tensors_of(read_torch_file(source), "state_dict"), str(source))
     state, metadata = read_safetensors(source)
     if metadata.get("format") != FORMAT or "prompts" not in state:
-        raise WeightsError(f"{source} is no slim DA-CLIP file: `drx convert-prior` writes one")
+        raise WeightsError(f"{source} is not a slim DA-CLIP file: `drx convert-prior` writes one")
     return state
 
 
-def convert_daclip(source: Path, target: Path) -> None:
-    """Reduce the published `.pt` to a slim safetensors file, once."""
+def convert_daclip(source: str | Path, target: str | Path) -> None:
+    """Reduce the published `.pt` of 1.7 GB to a safetensors file that `load_prior` reads faster.
+
+        convert_daclip("daclip_ViT-B-32.pt", "prior.safetensors")
+
+    Raises:
+        WeightsError: the source cannot be read or is not DA-CLIP.
+        OSError: the target cannot be written.
+    """
+    source, target = Path(source), Path(target)
     write_safetensors(read_prior(source), {"format": FORMAT, "source": source.name}, target)
 
 
@@ -68,10 +76,10 @@ def prior_from_daclip(state: State, source: str, prefix: str = "") -> dict[str, 
     """`Controller`'s keys and `prompts` [10, embedding] in float64, from DA-CLIP's state dict.
 
     Args:
-        prefix: of DA-CLIP's keys in `state`, where it is part of a larger model.
+        prefix: what DA-CLIP's keys begin with in `state`, where it is part of a larger model.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape; it names them.
+        WeightsError: keys are missing, unexpected or of another shape. The message names them.
     """
     config = controller_config(state, source, prefix)
     ours = {k: v for k, v in state.items() if k.startswith(prefix)}
@@ -88,7 +96,7 @@ def prior_from_daclip(state: State, source: str, prefix: str = "") -> dict[str, 
 
 
 def controller_config(state: State, source: str, prefix: str = "") -> ControllerConfig:
-    """The controller's sizes from its shapes; the heads of CLIP's towers are 64 wide."""
+    """The controller's sizes, read from its shapes. The heads of CLIP's towers are 64 wide."""
     control = prefix + _CONTROL
     width, _, patch, _ = shape_of(state, control + "conv1.weight", 4, source)
     tokens, _ = shape_of(state, control + "positional_embedding", 2, source)
@@ -101,7 +109,7 @@ def controller_config(state: State, source: str, prefix: str = "") -> Controller
 def daclip_layout(
     state: State, config: ControllerConfig, source: str, prefix: str = ""
 ) -> dict[str, tuple[int, ...]]:
-    """All keys and shapes of a DA-CLIP: frozen CLIP, its alias `visual`, and the controller."""
+    """All keys and shapes of DA-CLIP: frozen CLIP, its alias `visual`, and the controller."""
     with torch.device("meta"):  # shapes only
         tower = Controller(config, tokens=True, hidden=True).visual.state_dict()
         text = text_tower(state, source, prefix + "clip.").state_dict()
@@ -118,7 +126,7 @@ def daclip_layout(
 
 
 def text_tower(state: State, source: str, prefix: str) -> TextTransformer:
-    """CLIP's text tower of the sizes it has in `state` under `prefix`, with random weights."""
+    """CLIP's text tower in the sizes of the keys under `prefix`, with random weights."""
     context, width = shape_of(state, prefix + "positional_embedding", 2, source)
     vocabulary, _ = shape_of(state, prefix + "token_embedding.weight", 2, source)
     _, outputs = shape_of(state, prefix + "text_projection", 2, source)

@@ -1,4 +1,4 @@
-"""DR.Experts: an image to its score, its ten expert weights and their maps. Composition only."""
+"""DR.Experts: from images to scores, ten expert weights and their maps."""
 
 from typing import NamedTuple
 
@@ -18,18 +18,26 @@ from drexperts.model.experts import DistortionSaliency, ExpertWeighting
 
 
 class Prediction(NamedTuple):
-    """What the model, and every engine made from it, says of each image."""
+    """The outputs of the model and of every engine made from it.
 
-    score: Tensor  # [B]
-    weights: Tensor  # [B, 10], unbounded, in the order of config.DISTORTIONS
-    maps: Tensor  # [B, 10, grid, grid], each distortion's differential attention
+    score: [B]
+    weights: unbounded, in the order of config.DISTORTIONS, [B, 10]
+    maps: the differential attention of each distortion, [B, 10, grid, grid]
+    """
+
+    score: Tensor
+    weights: Tensor
+    maps: Tensor
 
 
 class DRExperts(nn.Module):
     """The quality model of Fu et al., AAAI 2026 (Eq. 1-5).
 
-    `prompts` is any module that returns [10, embedding]: `ConstantPrompts` in all use, a
-    `PromptEncoder` where the released code's repeated text encoding is to be reproduced.
+        model = new_model(DRExpertsConfig.paper())
+        score, weights, maps = model(torch.randn(2, 3, 384, 384))
+
+    `prompts` returns [10, embedding]: `ConstantPrompts`, or a `PromptEncoder` to encode the text on
+    every call as the released code does.
     """
 
     def __init__(self, config: DRExpertsConfig, prompts: ConstantPrompts | PromptEncoder) -> None:
@@ -47,15 +55,15 @@ class DRExperts(nn.Module):
         self.freeze_prior()
 
     def freeze_prior(self) -> None:
-        """DA-CLIP is never trained; it has no running statistics either."""
+        """Exclude DA-CLIP from training. It has no running statistics either."""
         self.controller.requires_grad_(False)
         self.prompts.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Prediction:
-        """ImageNet-normalised RGB images [B, 3, H, W] of the encoder's size.
+        """The prediction for ImageNet-normalised RGB images [B, 3, H, W] of the encoder's size.
 
-        Computes the CLS row only, exactly; see `DistortionSaliency`. Autocast is for the encoders:
-        what follows them costs little and is a difference of two softmaxes, so it keeps its type.
+        Computes only the CLS row, which is exact: see `DistortionSaliency`. Autocast applies to the
+        encoders only. The rest costs little and subtracts two softmaxes, so it keeps its dtype.
         """
         tokens = self.encoder(images)
         prior = self.controller(self.controller_input(images))
@@ -70,11 +78,16 @@ class DRExperts(nn.Module):
         weights = self.weighting(features, cls[:, None])
         return Prediction(self._score(weights, cls), weights, self._on_grid(maps))
 
-    def forward_dense(self, images: Tensor) -> Prediction:
-        """The same prediction with every row of every equation computed, as released."""
+    def forward_dense(self, images: Tensor, backend: str | None = None) -> Prediction:
+        """The same prediction with every row of every equation computed, as released.
+
+        `backend` names an implementation of `differential_attention`: by default the fused kernel
+        on a CUDA device, for encoders whose width is a multiple of 64, and plain PyTorch elsewhere.
+        """
         tokens = self.encoder(images)
         prior = self.controller(self.controller_input(images))
-        features, maps = self.saliency.forward_dense(tokens, prior, self.prompts(prior.embedding))
+        prompts = self.prompts(prior.embedding)
+        features, maps = self.saliency.forward_dense(tokens, prior, prompts, backend=backend)
         weights = self.weighting(features, tokens[:, None])  # [B, E, N]
         if self.config.score_bias == "outside":
             score = self.score((tokens[:, None] * weights[..., None]).sum(1))[:, 0, 0]

@@ -1,14 +1,16 @@
 """The distortion-saliency differential module (Eq. 1-2) and the expert weighting (Eq. 3-4).
 
-Symbols, as in the paper: F the semantic tokens [B, N, d], row 0 the CLS token; E_dis the
-controller's embedding; E_T the prompts [E, 512]; F_D the distortion features. E experts.
+Symbols, as in the paper: F are the semantic tokens [B, N, d], row 0 being the CLS token; E_dis is
+the controller's embedding, E_T the prompts [E, 512], F_D the distortion features. E also counts the
+experts in shapes.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drexperts.kernels import differential_pooling
+from drexperts.kernels import differential_attention, differential_pooling
+from drexperts.kernels.differential_attention import difference_of_softmaxes
 from drexperts.model.backbones import Prior
 from drexperts.model.config import DISTORTIONS, DRExpertsConfig
 
@@ -16,10 +18,7 @@ EXPERTS = len(DISTORTIONS)
 
 
 class ExpertLinear(nn.Module):
-    """One linear map an expert, or one that all experts share.
-
-    `weight` is [S, out, in] and `bias` [S, out] with S = E or 1.
-    """
+    """One linear map per expert, or one for all: `weight` is [E or 1, out, in]."""
 
     def __init__(self, experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -44,9 +43,9 @@ class ExpertLinear(nn.Module):
 
 
 class AbsorbedQuery(nn.Module):
-    """s W_k^T (W_q x + b_q): a query with the key projection absorbed, so that no key is formed.
+    """s W_k^T (W_q x + b_q): a query that absorbs the key projection, so that no key is formed.
 
-    The key bias adds one number to a whole row of logits and cancels in the softmax.
+    The key bias would add the same number to every logit of a row and cancels in the softmax.
     """
 
     def __init__(self, query: ExpertLinear, key: ExpertLinear, scale: float) -> None:
@@ -57,10 +56,6 @@ class AbsorbedQuery(nn.Module):
         """[B, E or 1, in] to [B, E or 1, key width]."""
         return expert_matmul(self.query(x) * self.scale, self.key.weight)
 
-    def logits(self, expert: int, queries: Tensor, keys: Tensor) -> Tensor:
-        """One expert's scaled logits for all pairs of rows, literally: [B, N, N']."""
-        return self.query.of(expert, queries) @ self.key.of(expert, keys).mT * self.scale
-
 
 def expert_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """x [B, E or 1, in] times weight [E or 1, in, out], expert by expert: [B, E or 1, out]."""
@@ -70,15 +65,15 @@ def expert_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def bilinear_matrix(source: int, target: int) -> Tensor:
-    """[target, source] float64: bilinear interpolation of a line, pixel centres aligned."""
+    """Interpolation along one axis, [target, source] float64, with pixel centres aligned."""
     line = torch.eye(source, dtype=torch.float64)[None]
     return F.interpolate(line, target, mode="linear")[0].T.contiguous()
 
 
 def token_spread(source: int, target: int) -> Tensor:
-    """[1 + target^2, 1 + source^2] float64: controller tokens to encoder tokens; rows sum to 1.
+    """Controller tokens to encoder tokens, [1 + target^2, 1 + source^2] float64; rows sum to 1.
 
-    CLS goes to CLS, the square grid is interpolated bilinearly.
+    The CLS token maps to the CLS token, and the square grid is interpolated bilinearly.
     """
     line = bilinear_matrix(source, target)
     return torch.block_diag(torch.ones(1, 1, dtype=torch.float64), torch.kron(line, line))
@@ -95,27 +90,29 @@ class DistortionFeatures(nn.Module):
         self.linear = ExpertLinear(EXPERTS, width, config.encoder.width)
 
     def products(self, embedding: Tensor, prompts: Tensor) -> Tensor:
-        """LN(E_dis * E_T), [B, E, M, 512]: M controller tokens, or one pooled vector."""
+        """LN(E_dis * E_T), [B, E, M, 512]: M is the number of controller tokens, or 1 if pooled."""
         embedding = embedding[:, :1] if self.pooled else embedding
         products: Tensor = self.norm(embedding[:, None] * prompts[:, None])
         return products
 
     def pool(self, products: Tensor, coarse: Tensor, total: Tensor) -> Tensor:
-        """sum_t p_t F_D[t] from the maps summed to controller tokens, `coarse` [B or 1, E, M].
+        """sum_t p_t F_D[t], [B, E, d].
 
-        `total` [E, 1] is the sum of a row of the maps. Returns [B, E, d].
+        Args:
+            coarse: the maps summed to controller tokens, [B or 1, E, M].
+            total: the sum of a row of the maps, [E, 1].
         """
         pooled = (coarse[:, :, None] @ products)[:, :, 0]
         return self.linear.project(pooled) + total * self.linear.bias
 
     def dense(self, products: Tensor, spread: Tensor, expert: int) -> Tensor:
-        """F_D^i for every token: [B, N, d], or [B, 1, d] where one vector serves all."""
+        """F_D^i for every token, [B, N, d], or [B, 1, d] if all tokens share one vector."""
         rows = products[:, expert]
         return self.linear.of(expert, rows if rows.shape[1] == 1 else spread @ rows)
 
 
 class EmbeddingKeys(nn.Module):
-    """Keys of the distortion branch from the controller's tokens, LN(E_dis): the paper's."""
+    """Keys of the distortion branch as in the paper: the controller's tokens, LN(E_dis)."""
 
     def __init__(self, config: DRExpertsConfig) -> None:
         super().__init__()
@@ -123,18 +120,18 @@ class EmbeddingKeys(nn.Module):
         self.norm = nn.LayerNorm(self.width)
 
     def logits(self, query: Tensor, prior: Prior, feature: Tensor, spread: Tensor) -> Tensor:
-        """Absorbed query [B, E, 512] . key, [B, E, N]; formed on controller tokens, then spread."""
+        """Absorbed queries [B, E, 512] times keys, [B, E, N], on controller tokens, then spread."""
         return query @ self.norm(prior.embedding).mT @ spread.mT
 
     def dense(self, prior: Prior, feature: Tensor, spread: Tensor) -> Tensor:
-        """What the key projection reads, [B, N, 512]; the same for every expert."""
+        """What the key projection reads, [B, N, 512], the same for every expert."""
         return spread @ self.norm(prior.embedding)
 
 
 class HiddenKeys(nn.Module):
-    """Keys from the controller's last hidden signal, LN([F_D ; up(L_hidden)]): as released.
+    """Keys as released: LN([F_D ; up(L_hidden)]), from the controller's last hidden signal.
 
-    The CLS row of the keys is the expert's own distortion feature, the others its hidden grid.
+    The CLS row of the keys is the expert's own distortion feature, the other rows are the grid.
     """
 
     def __init__(self, config: DRExpertsConfig) -> None:
@@ -144,12 +141,12 @@ class HiddenKeys(nn.Module):
         self.norm = nn.LayerNorm(self.width)
 
     def logits(self, query: Tensor, prior: Prior, feature: Tensor, spread: Tensor) -> Tensor:
-        """[B, E, N] from absorbed queries [B, E, d], without a key for every token.
+        """Absorbed queries [B, E, d] times keys, [B, E, N], without forming a key per token.
 
-        With h the centred grid tokens, C = h h^T / d their Gram matrix and U_t the interpolation
-        weights of token t, an upsampled token has variance v_t = U_t C U_t^T, so its logit is
-        (v_t + eps)^-1/2 U_t . (h q'), q' = gain * q. LayerNorm's bias adds a constant to each row
-        of logits and cancels in the softmax.
+        Let h be the centred grid tokens, C = h h^T / d their Gram matrix and U_t the interpolation
+        weights of token t. An upsampled token has the variance v_t = U_t C U_t^T, so its logit is
+        (v_t + eps)^-1/2 U_t . (h q') with q' = gain * q. LayerNorm's bias adds a constant to each
+        row of logits and cancels in the softmax.
         """
         query = query * self.norm.weight
         grid = centred(self._grid(prior))
@@ -163,7 +160,7 @@ class HiddenKeys(nn.Module):
         return torch.cat((first[..., None], rest), dim=-1)
 
     def dense(self, prior: Prior, feature: Tensor, spread: Tensor) -> Tensor:
-        """What the key projection reads for one expert with feature [B, d]: [B, N, d]."""
+        """What the key projection reads for the expert with this feature [B, d]: [B, N, d]."""
         rest = spread[1:, 1:] @ self._grid(prior)
         rows: Tensor = self.norm(torch.cat((feature[:, None], rest), dim=1))
         return rows
@@ -179,9 +176,9 @@ def centred(x: Tensor) -> Tensor:
 
 
 class SemanticPooling(nn.Module):
-    """LayerNorm of the semantic tokens and the differential pooling over them.
+    """LayerNorm of the semantic tokens, and the differential pooling over them.
 
-    `backend` names an implementation of `differential_pooling`; None goes by the device.
+    `backend` names an implementation of `differential_pooling`; None chooses by the device.
     """
 
     backend: str | None = None
@@ -192,14 +189,14 @@ class SemanticPooling(nn.Module):
         self.iterated = config.semantic_norm == "iterated"
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """Normalised rows [B, ..., d] as each expert sees them: [B, E, ..., d], 1 if all agree."""
+        """Normalised rows [B, ..., d] as each expert sees them, [B, E or 1, ..., d]."""
         rows = [self.norm(tokens)]
         for _ in range(EXPERTS - 1 if self.iterated else 0):
             rows.append(self.norm(rows[-1]))
         return torch.stack(rows, dim=1)
 
     def attention(self, tokens: Tensor, query: Tensor) -> Tensor:
-        """The semantic attention alone, [B, E, N], or [B, 1, N] if all agree; rows sum to 1."""
+        """The semantic attention alone, [B, E or 1, N]; rows sum to 1."""
         keys = self.rows(tokens)  # [B, E or 1, N, d]
         return torch.softmax((keys @ query[..., None])[..., 0], dim=-1)
 
@@ -215,10 +212,10 @@ class SemanticPooling(nn.Module):
 class DistortionSaliency(nn.Module):
     """Eq. 2: (softmax(s Q_D K_dis^T) - alpha softmax(s Q K^T)) V, for every expert.
 
-    `forward` computes the CLS row, all that reaches the score. Every row of a softmax sums to
-    one and the query is one row, so it reads each token matrix once and forms no Q, K or V.
-    `forward_dense` transcribes the equation for all rows. The two agree to rounding, values and
-    gradients alike.
+    `forward` computes the CLS row, which is all that reaches the score. It reads each token matrix
+    once and forms no Q, K or V, because the query is one row and a softmax sums to one.
+    `forward_dense` computes all rows by `differential_attention`. The two agree to rounding, in
+    values and gradients.
     """
 
     spread: Tensor
@@ -237,7 +234,7 @@ class DistortionSaliency(nn.Module):
         self.value = ExpertLinear(maps, 2 * width, width)
         alphas = EXPERTS if config.alpha == "per_expert" else 1
         self.alpha = nn.Parameter(torch.full((alphas,), config.alpha_init))
-        # Kept in float64 and cast at use: float32 would keep its rounding when made float64.
+        # In float64 and cast when used: a float32 buffer would keep its rounding in float64.
         spread = token_spread(config.controller.grid, config.encoder.grid)
         self.register_buffer("spread", spread, persistent=False)
 
@@ -251,7 +248,7 @@ class DistortionSaliency(nn.Module):
 
         Args:
             tokens: F, [B, N, d], after the encoder's final norm.
-            prior: of the same images.
+            prior: DA-CLIP's view of the same images.
             prompts: E_T, [E, 512].
 
         Returns:
@@ -267,12 +264,11 @@ class DistortionSaliency(nn.Module):
         return self._value(semantic, distortion) + total * self.value.bias, maps
 
     def attentions(self, tokens: Tensor, prior: Prior, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """The two attentions of the CLS row, to be looked at: the maps are p1 - alpha p2.
-
-        Takes what `forward` takes.
+        """The two attentions of the CLS row, for display. Takes what `forward` takes.
 
         Returns:
-            p1 of the distortion branch and p2 of the semantic one, each [B, E, N]; rows sum to 1.
+            p1 of the distortion branch and p2 of the semantic one, each [B, E, N]. Their rows sum
+            to 1, and the maps are p1 - alpha p2.
         """
         products = self.features.products(prior.embedding, prompts)
         logits, query = self._cls_row(tokens, prior, prompts, products)
@@ -290,32 +286,55 @@ class DistortionSaliency(nn.Module):
         return logits, query
 
     def forward_dense(
-        self, tokens: Tensor, prior: Prior, prompts: Tensor, whole_maps: bool = False
+        self,
+        tokens: Tensor,
+        prior: Prior,
+        prompts: Tensor,
+        *,
+        whole_maps: bool = False,
+        backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """All rows, literally: [B, E, N, d], and the maps [B, E, N] or, whole, [B, E, N, N]."""
+        """All rows of Eq. 2, as printed. Takes what `forward` takes.
+
+        Args:
+            whole_maps: return every row of the maps instead of the CLS row.
+            backend: an implementation of `differential_attention`. None chooses by the device, and
+                plain PyTorch for torch.export, because its readers do not know our operation.
+
+        Returns:
+            F_distortion [B, E, N, d] and the maps [B, E, N], or whole [B, E, N, N].
+        """
+        if backend is None and torch.compiler.is_exporting():
+            backend = "reference"
         products = self.features.products(prior.embedding, prompts)
-        rows, maps = [], []
-        normed = tokens
-        for i in range(EXPERTS):
-            if i == 0 or self.pooling.iterated:
-                normed = self.pooling.norm(normed)
-            attention, values = self._dense_expert(i, normed, prior, products)
-            rows.append(attention @ values)
-            maps.append(attention if whole_maps else attention[:, 0])
-        return torch.stack(rows, dim=1), torch.stack(maps, dim=1)
+        semantic = self.pooling.rows(tokens).unbind(1)
+        each = [
+            self._dense_expert(i, semantic[i % len(semantic)], prior, products)
+            for i in range(EXPERTS)
+        ]
+        q1, k1, q2, k2, v = (torch.stack(tensors, dim=1) for tensors in zip(*each, strict=True))
+        scale, alpha = self.distortion.scale, self.alpha.expand(EXPERTS)
+        features = differential_attention(q1, k1, q2, k2, v, alpha, scale, backend=backend)
+        # The operation never forms its maps.
+        rows = slice(None) if whole_maps else slice(1)
+        maps = difference_of_softmaxes(q1[:, :, rows], k1, q2[:, :, rows], k2, alpha, scale)
+        return features, maps if whole_maps else maps[:, :, 0]
 
     def _dense_expert(
-        self, i: int, normed: Tensor, prior: Prior, products: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One expert's difference of attentions [B, N, N] and its values [B, N, d]."""
-        spread = self.spread.to(normed)
-        feature = self.features.dense(products, spread, i).expand_as(normed)
+        self, i: int, semantic: Tensor, prior: Prior, products: Tensor
+    ) -> tuple[Tensor, ...]:
+        """One expert's Q_D, K_dis, Q, K and V, each [B, N, d], from its semantic tokens."""
+        spread = self.spread.to(semantic)
+        feature = self.features.dense(products, spread, i).expand_as(semantic)
         keys = self.keys.dense(prior, feature[:, 0], spread)
-        alpha = self.alpha[i % len(self.alpha)]
-        attention = torch.softmax(self.distortion.logits(i, feature, keys), -1)
-        attention = attention - alpha * torch.softmax(self.semantic.logits(i, normed, normed), -1)
-        pair = (feature, normed) if self.distortion_first else (normed, feature)
-        return attention, self.value.of(i, torch.cat(pair, dim=-1))
+        pair = (feature, semantic) if self.distortion_first else (semantic, feature)
+        return (
+            self.distortion.query.of(i, feature),
+            self.distortion.key.of(i, keys),
+            self.semantic.query.of(i, semantic),
+            self.semantic.key.of(i, semantic),
+            self.value.of(i, torch.cat(pair, dim=-1)),
+        )
 
     def _value(self, semantic: Tensor, distortion: Tensor) -> Tensor:
         """W_V cat(F, F_D) without its bias, [B, E, d]."""
@@ -336,18 +355,17 @@ class ExpertWeighting(nn.Module):
         self.generator = _weight_generator(3 * width)
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """F_distortion [..., d] and F, broadcastable to it, to weights [...]."""
+        """Weights [...] from F_distortion [..., d] and F, which broadcasts to it."""
         group = (1 - self.lambda_) * self.ffn(self.norm(features))
         tokens = tokens.expand_as(group)
-        parts = (
-            (group, tokens, group - tokens) if self.refined else (features, tokens, tokens - group)
-        )
+        own, bridge = (group, group - tokens) if self.refined else (features, tokens - group)
+        parts = (own, tokens, bridge)
         weights: Tensor = self.generator(torch.cat(parts, dim=-1))[..., 0]
         return weights
 
 
 def _weight_generator(inputs: int) -> nn.Sequential:
-    """Eq. 4's MLP with PReLU; the hidden widths are the released code's, whatever the encoder."""
+    """Eq. 4's MLP with PReLU, in the released code's hidden widths for every encoder."""
     layers: list[nn.Module] = []
     for outputs in (384, 32, 16):
         layers += [nn.Linear(inputs, outputs), nn.PReLU()]

@@ -1,8 +1,8 @@
-"""The authors' released code, read as a file format: its checkpoints in the preset `official`.
+"""Checkpoints of the authors' released code, as a model of the preset `official`.
 
-Only names and shapes are theirs. Their model carries parameters that nothing reads (a classifier
-on the backbone, `L1`, `L2`, eleven zero-linears, CLIP's own image tower twice); they are checked
-and dropped.
+Only names and shapes are theirs. Their model carries parameters that nothing reads: a classifier on
+the backbone, `L1`, `L2`, eleven zero-linears, and CLIP's image tower twice. They are checked and
+dropped.
 """
 
 import re
@@ -24,7 +24,7 @@ from drexperts.model.weight_files import (
     tensors_of,
 )
 
-# Our prefix -> theirs. Where ours has an expert dimension of one, theirs has none.
+# Our prefix -> theirs. Where ours has an expert dimension of size one, theirs has none.
 _NAMES = {
     "encoder.vit.": "backbone.",
     "saliency.features.norm.": "norm1.",
@@ -52,15 +52,16 @@ def model_from_upstream(
 ) -> DRExperts:
     """The preset `official` with the weights of the authors' released code.
 
-    It takes the images that code takes, ImageNet-normalised [B, 3, H, W], and gives its score.
+    The model takes the images that their code takes, ImageNet-normalised [B, 3, H, W], and returns
+    the same score.
 
     Args:
         state_dict: their state dict, or their whole checkpoint, which has it under `model`. The
-            model takes its dtype, float32 or float64, from it.
+            model gets its dtype, float32 or float64.
         config: None reads all sizes from the shapes, with attention heads 64 wide as released.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape; it names them.
+        WeightsError: keys are missing, unexpected or of another shape. The message names them.
     """
     source = "the checkpoint"
     state = tensors_of(state_dict, "model")
@@ -83,7 +84,7 @@ def model_from_upstream(
 
 
 def upstream_config(state: State, source: str) -> DRExpertsConfig:
-    """The preset `official` in the sizes of an authors' state dict."""
+    """The preset `official` in the sizes of one of their state dicts."""
     width, _, patch, _ = shape_of(state, "backbone.patch_embed.proj.weight", 4, source)
     _, patches, _ = shape_of(state, "backbone.pos_embed", 3, source)
     image_size = round(patches**0.5) * patch
@@ -100,12 +101,12 @@ def upstream_config(state: State, source: str) -> DRExpertsConfig:
 
 
 def _is_own(key: str) -> bool:
-    """Whether a key of ours is neither DA-CLIP's nor derived from it."""
+    """Whether a key of ours does not come from DA-CLIP."""
     return not key.startswith(("controller.", "prompts."))
 
 
 def _theirs(ours: str) -> list[str]:
-    """Their names for one of our keys: ten for the per-expert linears of Eq. 1, else one."""
+    """Their names for one of our keys: ten for the per-expert linears of Eq. 1, otherwise one."""
     if ours.startswith(_LINEARS):
         return [f"linears.{i}.{ours.removeprefix(_LINEARS)}" for i in range(10)]
     prefix = next(p for p in _NAMES if ours.startswith(p))
@@ -114,7 +115,7 @@ def _theirs(ours: str) -> list[str]:
 
 
 def _own_layout(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Their keys and shapes for what has a counterpart here."""
+    """Their keys and shapes for the parameters that have a counterpart here."""
     layout: dict[str, tuple[int, ...]] = {}
     branches = ("saliency.distortion.", "saliency.semantic.")
     experts = (_LINEARS, *branches, "saliency.value.", "saliency.alpha")
@@ -126,13 +127,13 @@ def _own_layout(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _dead_layout(config: DRExpertsConfig) -> dict[str, tuple[int, ...]]:
-    """Parameters of theirs, outside DA-CLIP, that reach no score."""
+    """Parameters of theirs outside DA-CLIP that do not reach the score."""
     width, patches = config.encoder.width, config.encoder.grid**2
-    linears = {
-        "backbone.head": (1, width),
-        "L1": (width, config.controller.embedding),
-        "L2": (1, patches),
-    }
-    return {f"{name}.weight": shape for name, shape in linears.items()} | {
-        f"{name}.bias": shape[:1] for name, shape in linears.items()
-    }
+    layout: dict[str, tuple[int, ...]] = {}
+    for name, out, inputs in (
+        ("backbone.head", 1, width),
+        ("L1", width, config.controller.embedding),
+        ("L2", 1, patches),
+    ):
+        layout |= {f"{name}.weight": (out, inputs), f"{name}.bias": (out,)}
+    return layout

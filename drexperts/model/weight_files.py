@@ -1,7 +1,7 @@
-"""Files of weights: read without trusting them, compared key by key, fetched by name.
+"""Files of weights: reading them safely, comparing them key by key, downloading them by name.
 
-No pickle is trusted: `.safetensors` is read as such, `.pt` and `.pth` with torch's weights-only
-unpickler and a short list of inert extras.
+No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only unpickler, which also
+accepts a short list of inert types.
 """
 
 import _codecs
@@ -29,13 +29,13 @@ State = Mapping[str, Tensor]
 
 
 def load_strictly(module: nn.Module, state: State, source: str) -> None:
-    """Load `state`; missing, extra and misshapen keys are a WeightsError that names them."""
+    """Load `state`. Raises a WeightsError that names missing, extra and misshapen keys."""
     compare_layout(state, {k: tuple(v.shape) for k, v in module.state_dict().items()}, source)
     module.load_state_dict(state)
 
 
 def compare_layout(state: State, layout: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise a WeightsError that names every key in which `state` departs from `layout`."""
+    """Raise a WeightsError that names every key in which `state` differs from `layout`."""
     faults = {
         "missing": sorted(layout.keys() - state.keys()),
         "unexpected": sorted(state.keys() - layout.keys()),
@@ -56,7 +56,7 @@ def _listed(keys: list[str], most: int = 20) -> str:
 
 
 def shape_of(state: State, key: str, rank: int, source: str) -> tuple[int, ...]:
-    """The shape of a key from which sizes are read; a WeightsError if it is not there."""
+    """The shape of a key from which sizes are read. Raises WeightsError if it does not fit."""
     if key not in state or state[key].ndim != rank:
         found = f"has shape {list(state[key].shape)}" if key in state else "is missing"
         raise WeightsError(f"{source}: {key} {found}, expected {rank} dimensions")
@@ -64,7 +64,7 @@ def shape_of(state: State, key: str, rank: int, source: str) -> tuple[int, ...]:
 
 
 def depth_of(state: State, prefix: str, source: str) -> int:
-    """How many blocks `prefix{0, 1, ...}.` a state dict has."""
+    """The number of blocks `prefix{0, 1, ...}.` in a state dict."""
     indices = {k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)}
     depth = sum(index.isdigit() for index in indices)
     if depth == 0:
@@ -73,38 +73,36 @@ def depth_of(state: State, prefix: str, source: str) -> int:
 
 
 def subset(state: State, prefix: str) -> dict[str, Tensor]:
-    """The keys under `prefix`, without it."""
+    """The keys that start with `prefix`, without the prefix."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-# What published files hold beside tensors: NumPy scalars under old and new import paths.
+# What published files hold besides tensors: NumPy scalars, under old and new import paths.
 _INERT: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
     _codecs.encode,
-    # The authors' training code pickles its settings beside the weights, as this dict.
+    # The authors' training code pickles its settings beside the weights in this dict.
     (OrderedDict, "yacs.config.CfgNode"),
 ]
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, without unpickling arbitrary objects.
+    """The dict that `torch.save` wrote, without unpickling arbitrary objects.
 
-    Memory-mapped where the format allows, so that optimiser state inside costs no memory.
+    It is memory-mapped if the format allows, so that optimiser state in it costs no memory.
     """
     try:
+        mapped = zipfile.is_zipfile(path)
         with torch.serialization.safe_globals(_INERT):
-            content = torch.load(
-                path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipfile.is_zipfile(path),
-            )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no file {path}: check the path") from error
-    except Exception as error:  # zip, pickle, end-of-file and runtime errors, by the damage done
+    except (
+        Exception
+    ) as error:  # zip, pickle, end-of-file or runtime errors, depending on the damage
         raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict")
@@ -117,31 +115,27 @@ def _reason(error: Exception) -> str:
     if told:
         return told.group(1)
     if str(error).startswith("Weights only load failed"):
-        return "it holds objects that are no weights"
+        return "it holds objects other than weights"
     return str(error).split("\n")[0] or type(error).__name__
 
 
 def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, from under the first of `wrappers` it has; no `module.`."""
+    """The state dict under the first of `wrappers` that a checkpoint has, without `module.`."""
     if not isinstance(checkpoint, Mapping):
         raise WeightsError(f"expected a state dict, got a {type(checkpoint).__name__}")
     inner = next((checkpoint[name] for name in wrappers if name in checkpoint), checkpoint)
     if not isinstance(inner, Mapping):
         raise WeightsError(f"expected a state dict of tensors, got a {type(inner).__name__}")
-    strange = [
-        str(key)
-        for key, value in inner.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
-    if strange:
-        raise WeightsError(f"expected a state dict of tensors, but {_listed(strange)} are none")
+    odd = [str(k) for k, v in inner.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if odd:
+        raise WeightsError(f"expected a state dict of tensors, but {_listed(odd)} are not tensors")
     return {key.removeprefix("module."): value for key, value in inner.items()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a `.safetensors` file."""
     try:
-        path.open("rb").close()  # the library takes a file that it may not read for none
+        path.open("rb").close()  # safetensors reports an unreadable file as missing
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as error:
@@ -151,15 +145,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> None:
-    """Write tensors and metadata, whole or not at all: what was at `path` stays until then.
-
-    Raises OSError where it cannot be written.
-    """
+    """Write tensors and metadata atomically. Raises OSError if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_whole(path) as aside:
             aside.touch()
-            mode = aside.stat().st_mode  # which save_file would make 0600
+            mode = aside.stat().st_mode  # save_file would change it to 0600
             save_file({k: v.contiguous() for k, v in state.items()}, aside, metadata)
             aside.chmod(S_IMODE(mode))
             _sort_header(aside)
@@ -168,10 +159,10 @@ def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> Non
 
 
 def _sort_header(path: Path) -> None:
-    """The same file for the same content: the library writes metadata in an order of chance.
+    """Sort the metadata, which the library writes in random order: equal content, equal bytes.
 
-    A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON
-    and ends in any number of spaces.
+    A safetensors file begins with the length of its header in 8 bytes. The header is JSON and may
+    end in spaces.
     """
     with open(path, "rb+") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -184,12 +175,12 @@ def _sort_header(path: Path) -> None:
 
 
 def fetch(repository: str, filename: str) -> Path:
-    """A file of a Hugging Face repository, from the cache or the network."""
+    """The path of a Hugging Face repository's file, downloaded unless it is in the cache."""
     try:
         return Path(hf_hub_download(repository, filename))
-    except Exception as error:  # the hub raises its own, its HTTP client's and the system's
+    except Exception as error:  # the hub's own errors, its HTTP client's or the system's
         url = f"https://huggingface.co/{repository}/resolve/main/{filename}"
         raise WeightsError(
-            f"could not fetch {filename} of {repository} ({type(error).__name__}). "
-            f"Download {url} where there is a network, and pass the file's path instead"
+            f"could not download {filename} of {repository} ({type(error).__name__}). "
+            f"Download {url} on a machine with a network and pass the file's path instead"
         ) from error

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from math import isnan
 
 from drexperts.paper.reported import IMAGES, SOURCE, TABLES
 from drexperts.paper.results import Failure, Median, Reproduction
@@ -61,7 +62,7 @@ def _pair(srcc: float | None, plcc: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None or isnan(value) else f"{value:.3f}"
 
 
 def _runs(done: Reproduction) -> Iterator[tuple[str, ...]]:
@@ -76,8 +77,8 @@ def _runs(done: Reproduction) -> Iterator[tuple[str, ...]]:
                     run.split_digest,
                     " + ".join(map(str, run.images)),
                     str(run.best_epoch),
-                    _number(metrics["srcc"]),
-                    _number(metrics["plcc"]),
+                    _number(metrics.srcc),
+                    _number(metrics.plcc),
                 )
 
 

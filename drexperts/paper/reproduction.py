@@ -5,19 +5,21 @@ one that was killed resumes.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from drexperts.data.dataset import Dataset
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES, Protocol, Recipe
 from drexperts.data.splits import Splits, make_splits, reduced, whole, write_splits
-from drexperts.evaluation.metrics import json_ready, judge
+from drexperts.evaluation.metrics import Metrics, json_ready, judge, metrics_from_json
 from drexperts.evaluation.predict import open_model, predict
 from drexperts.model.checkpoint import load_encoder
 from drexperts.model.config import DRExpertsConfig
@@ -40,15 +42,15 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
-from drexperts.training.run import start_digest, train_run
-from drexperts.training.run_folder import BEST
+from drexperts.training.result import TrainingResult
+from drexperts.training.run import start_digest, train
+from drexperts.training.run_folder import BEST, RESULT, read_result
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import TrainConfig
 
 SPLITS = 10
 
-_RESULT = "result.json"
-_SHOWN = ("split_digest", "images", "best_epoch", "selected_on", "skipped")  # of a result
+_TRANSFER_TESTS = (WHOLE_TARGET, PART_OF_TARGET)
 
 
 def published_model() -> DRExperts:
@@ -136,7 +138,7 @@ def reproduce(
             progress.note(f"{job}: {error}")
         done = _collected(table, runs, failures)
         if runs.first:
-            _write(out / f"{table}.json", json.dumps(done.to_json(), indent=2) + "\n")
+            _write_json(out / f"{table}.json", done.to_json())
             _write(out / f"{table}.md", page(done))
     return done
 
@@ -144,6 +146,13 @@ def reproduce(
 class _Data(NamedTuple):
     dataset: Dataset
     splits: Splits
+
+
+class _Transfer(NamedTuple):
+    """What a test on another data set came to."""
+
+    skipped: Sequence[str]
+    tests: Mapping[str, Metrics]
 
 
 class _Runs:
@@ -168,8 +177,8 @@ class _Runs:
         # Before the training, which would be in vain without its target.
         target = None if cell.target is None else self._data(cell.target)
         run, folder = self._run(cell.training, split), self._folder(cell.training, split)
-        result = train_run(run, self.options.new_model, folder, self._resources, self._progress)
-        _check_result(result, folder)
+        new_model = self.options.new_model
+        train(run, new_model, folder, resources=self._resources, progress=self._progress)
         if target is not None and self.first:
             self._transfer(run, folder, target, split)
 
@@ -189,24 +198,26 @@ class _Runs:
 
     def _found(self, cell: Cell, split: int) -> MeasuredRun | None:
         folder = self._folder(cell.training, split)
-        result = _read(folder / _RESULT)
-        if result is None:
+        result = read_result(folder)
+        if result is None or not self._is_of(result, self._run(cell.training, split)):
             return None
-        _check_result(result, folder)
-        if not self._is_of(result, self._run(cell.training, split)):
-            return None
-        tests, skipped = {OWN_TEST: result["test"]}, {cell.training.dataset: result["skipped"]}
+        tests: Mapping[str, Metrics] = {OWN_TEST: result.test}
+        skipped = {cell.training.dataset: result.skipped}
         if cell.target is not None:
             transfer = self._transferred(folder, self._data(cell.target), split)
             if transfer is None:
                 return None
-            tests, skipped[cell.target] = transfer["tests"], transfer["skipped"]
-        used = {
-            name: len(self._data(name).dataset.samples) - len(left_out)
-            for name, left_out in skipped.items()
-        }
-        shown = {name: result[name] for name in _SHOWN}
-        return MeasuredRun(**shown, split=split, used=used, tests=tests)
+            skipped[cell.target], tests = transfer
+        return MeasuredRun(
+            split_digest=result.split_digest,
+            images=result.images,
+            best_epoch=result.best_epoch,
+            selected_on=result.selected_on,
+            skipped=result.skipped,
+            split=split,
+            used={n: len(self._data(n).dataset.samples) - len(skipped[n]) for n in skipped},
+            tests=tests,
+        )
 
     def _folder(self, training: Training, split: int) -> Path:
         return self._out / "runs" / training.name / f"split-{split}"
@@ -219,25 +230,24 @@ class _Runs:
             part = reduced(part, dataset, int(training.share) / 100)
         recipe = RECIPES[training.dataset]
         return Run(
-            dataset,
-            part,
-            part.digest,
-            recipe,
-            self.options.train_config(recipe),
+            dataset=dataset,
+            split=part,
+            recipe=recipe,
+            config=self.options.train_config(recipe),
             protocol=self.options.protocol,
             select_on_test=self.options.select_on_test,
             variant=training.variant,
             fresh=self.options.fresh,
         )
 
-    def _is_of(self, result: Mapping[str, Any], run: Run) -> bool:
+    def _is_of(self, result: TrainingResult, run: Run) -> bool:
         """Whether a result is of this run, from these weights."""
         asked = run.settings() | {"model": self._starts(run.config.seed)}
         # Without a validation that could be judged the last epoch is taken, and images may have
         # been left out.
         del asked["images"], asked["selected_on"]
-        chosen = result["selected_on"] in (run.selected_on, "last epoch")
-        return chosen and _as_in_json(asked).items() <= result.items()
+        chosen = result.selected_on in (run.selected_on, "last epoch")
+        return chosen and _as_in_json(asked).items() <= result.settings.items()
 
     def _read_data(self, name: str) -> _Data:
         """A data set and its splits. Raises UserError or OSError if it cannot be read."""
@@ -267,8 +277,8 @@ class _Runs:
                 skip_bad=self._resources.skip_bad,
                 progress=lambda done, total: self._progress(f"on {dataset.name}", done, total),
             )
-        parts = {WHOLE_TARGET: whole(dataset).test, PART_OF_TARGET: splits.splits[split].test}
         tests = {}
+        parts = {WHOLE_TARGET: whole(dataset).test, PART_OF_TARGET: splits.splits[split].test}
         for name, images in parts.items():
             rows = [row for row in found.rows if row.name in set(images)]
             if not rows:
@@ -276,23 +286,27 @@ class _Runs:
                     f"none of the {len(images)} images of the {name} can be used, {dataset.name} "
                     f"at {dataset.root}: repair them"
                 )
-            tests[name] = json_ready(judge([r.label for r in rows], [r.score for r in rows]))
-        content = self._transfer_facts(folder, target, split)
-        content |= {"skipped": found.skipped, "tests": tests}
-        _write(_transfer_path(folder, target), json.dumps(content, indent=2) + "\n")
+            tests[name] = judge([row.label for row in rows], [row.score for row in rows])
+        content = json_ready(_Transfer(found.skipped, tests))
+        _write_json(
+            _transfer_path(folder, target), self._transfer_facts(folder, target, split) | content
+        )
 
-    def _transferred(self, folder: Path, target: _Data, split: int) -> dict[str, Any] | None:
-        """The content of a transfer's file, if it is finished and of these data."""
-        there = _read(_transfer_path(folder, target)) or {}
-        same = there.items() >= self._transfer_facts(folder, target, split).items()
-        tested = there.get("tests", {}).keys() == {WHOLE_TARGET, PART_OF_TARGET}
-        return there if same and tested else None
+    def _transferred(self, folder: Path, target: _Data, split: int) -> _Transfer | None:
+        """The tests on another data set, if they are finished and of these data."""
+        try:
+            there = json.loads(_transfer_path(folder, target).read_text(encoding="utf-8"))
+            tests = {each: metrics_from_json(there["tests"][each]) for each in _TRANSFER_TESTS}
+            same = there.items() >= self._transfer_facts(folder, target, split).items()
+            return _Transfer(there["skipped"], tests) if same else None
+        except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
+            return None  # nothing is there, or nothing that `_transfer` wrote
 
     def _transfer_facts(self, folder: Path, target: _Data, split: int) -> dict[str, Any]:
         """What decides the numbers of a transfer; the result stands for its model."""
         dataset, splits = target
         return {
-            "result": sha256_of(folder / _RESULT),
+            "result": sha256_of(folder / RESULT),
             "recipe": _as_in_json(asdict(RECIPES[dataset.name])),
             "data_digest": dataset.digest,
             "split_digest": splits.splits[split].digest,
@@ -332,14 +346,11 @@ def _measured(cell: Cell, runs: _Runs) -> MeasuredCell:
     )
 
 
-def _median(tests: Sequence[Mapping[str, Any]]) -> Median:
-    """A correlation is None where a test has none, because all its scores are the same."""
-
-    def of(name: str) -> float | None:
-        values = [test[name] for test in tests]
-        return median(values) if values and None not in values else None
-
-    return Median(len(tests), of("srcc"), of("plcc"))
+def _median(tests: Sequence[Metrics]) -> Median:
+    if not tests:
+        return Median(0, math.nan, math.nan)
+    srcc, plcc = np.median([(test.srcc, test.plcc) for test in tests], axis=0).tolist()
+    return Median(len(tests), srcc, plcc)
 
 
 def _transfer_path(folder: Path, target: _Data) -> Path:
@@ -351,28 +362,8 @@ def _as_in_json(content: Any) -> Any:
     return json.loads(json.dumps(content))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, None without one. Raises UserError for any other content."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: remove it, and it is made again")
-    return content
-
-
-def _check_result(result: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError for the content of a `result.json` that no training wrote."""
-    lists = all(isinstance(result.get(name), list) for name in ("images", "skipped"))
-    if not (lists and result.keys() >= set(_SHOWN) and _are_metrics(result.get("test"))):
-        raise UserError(f"{folder / _RESULT} is damaged: remove it, and it is made again")
-
-
-def _are_metrics(test: Any) -> bool:
-    return isinstance(test, dict) and test.keys() >= {"srcc", "plcc"}
+def _write_json(path: Path, content: object) -> None:
+    _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,9 +1,10 @@
 """What `reproduce` returns, and what its page and its JSON file show."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from drexperts.evaluation.metrics import Metrics, json_ready
 from drexperts.paper.cells import Training
 
 
@@ -15,7 +16,7 @@ class MeasuredRun:
     selected_on: the images that chose the epoch: "test", "validation", or "last epoch"
     skipped: why each unusable image was left out
     used: how many images of each data set could be used
-    tests: the metrics on each set of test images, as `evaluation.metrics.json_ready` gives them
+    tests: the metrics on each set of test images
     """
 
     split_digest: str
@@ -25,16 +26,16 @@ class MeasuredRun:
     skipped: Sequence[str]
     split: int
     used: Mapping[str, int]
-    tests: Mapping[str, Mapping[str, Any]]
+    tests: Mapping[str, Metrics]
 
 
 @dataclass(frozen=True)
 class Median:
-    """The medians over the finished splits; None where a split has none, or none is finished."""
+    """The medians over the finished splits; NaN where one has no correlation, or without splits."""
 
     splits: int
-    srcc: float | None
-    plcc: float | None
+    srcc: float
+    plcc: float
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,6 @@ class Reproduction:
     failures: tuple[Failure, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, as `<table>.json` has them."""
-        return asdict(self)
+        """The content of `<table>.json`: the fields by name, None for NaN."""
+        document: dict[str, Any] = json_ready(self)
+        return document

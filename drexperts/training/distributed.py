@@ -1,12 +1,12 @@
 """The processes of one training: those that `torchrun` started, or this one alone."""
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -15,29 +15,58 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from drexperts.runtime.errors import DeviceError, LostProcessError
-from drexperts.training.torchrun import place
+from drexperts.runtime.errors import ConfigError, DeviceError, LostProcessError
 
 T = TypeVar("T")
 
-# Others wait while one process reads every image once, which takes longer than a step.
+# The other processes wait while one reads every image once, which takes much longer than a step.
 _PATIENCE = timedelta(hours=6)
-# torchrun's store outlives a group. Under the same keys the next one finds the addresses of
-# processes as they were in the last, and waits for them until its patience ends.
+# torchrun's store outlives a group. Under the same keys the next group would find the addresses of
+# the last one's processes, and wait for them until the time limit.
 _GROUPS = itertools.count()
-# How gloo and NCCL, and what is between them and Python, say that another process is gone.
+# Parts of the messages with which gloo, NCCL and their transports report a lost process.
 _LOST = re.compile("gloo|NCCL|ProcessGroup|TCPStore|(closed|reset) by peer|Broken pipe")
 
 
+class Place(NamedTuple):
+    """A process's number, the number of processes, and its number on this machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+
+def place() -> Place:
+    """This process's place, from the environment that `torchrun` sets.
+
+    Unless `WORLD_SIZE` is above 1 the process is alone, whatever else is set. Raises ConfigError
+    for an environment that `torchrun` cannot have set.
+    """
+    world = _number("WORLD_SIZE", "1")
+    if world == 1:
+        return Place()
+    found = Place(_number("RANK"), world, _number("LOCAL_RANK", "0"))
+    if found.rank >= world:
+        raise _mistake(f"RANK={found.rank}")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise _mistake(f"no {name}")
+    return found
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints and writes. Raises ConfigError like `place`."""
+    return place().rank == 0
+
+
 class Processes:
-    """A group of processes, each with a device, that run the same program.
+    """A group of processes that run the same program, each with a device of its own.
 
-    rank, world: this process's number, and how many there are
-    first: whether it is the one that writes files and speaks
+    rank, world: this process's number, and the number of processes
+    first: whether this process is the one that writes files and prints
 
-    `torchrun` says which process is which in the environment. Enter it to start and to leave the
-    group: NCCL between GPUs, gloo between CPUs. Whatever is exchanged raises LostProcessError once
-    another process has ended.
+    `with` joins the group and leaves it again: NCCL connects GPUs, gloo connects CPUs. Every
+    exchange raises LostProcessError once another process has ended.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -58,21 +87,13 @@ class Processes:
                 )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.world > 1:
             distributed.destroy_process_group()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Where gradients or anything else are exchanged: LostProcessError for the backend's own.
-
-        Other errors stay what they are.
-        """
+        """Wraps an exchange: the backend's errors about lost processes become LostProcessError."""
         try:
             yield
         except RuntimeError as error:
@@ -88,15 +109,16 @@ class Processes:
         if self.world == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        # Biases of keys cancel in a softmax, so that some parameters have no gradient.
+        # Biases of keys cancel in a softmax, so some parameters have no gradient.
         with self.together():
             wrapped = DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
-        # Buffers are constants. An attribute, as the argument's name depends on torch's version.
+        # Buffers are constants. The argument's name depends on torch's version, the attribute's
+        # does not.
         wrapped.broadcast_buffers = False
         return wrapped
 
     def last_part(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Where a step has several parts, gradients are exchanged after the last one only."""
+        """A context for one part of a step: only the last part exchanges gradients."""
         if last or not isinstance(module, DistributedDataParallel):
             return nullcontext()
         return module.no_sync()
@@ -111,15 +133,15 @@ class Processes:
             return total.item() / self.world
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether the flag is set in any process."""
         return self.average(float(flag)) > 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes call this."""
         self.average(0.0)
 
     def gather(self, part: list[T]) -> list[T]:
-        """The parts of all processes, one after the other."""
+        """The parts of all processes, concatenated by rank."""
         if self.world == 1:
             return part
         parts: list[Any] = [None] * self.world
@@ -128,14 +150,14 @@ class Processes:
         return [item for gathered in parts for item in gathered]
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What the first process finds, in all of them. An error there is an error everywhere."""
+        """The first process's result, in all processes; an error there is raised in all of them."""
         if self.world == 1:
             return work()
         found: list[Any] = [None, None]
         if self.first:
             try:
                 found[0] = work()
-            except Exception as error:  # raised below, after the others know
+            except Exception as error:  # raised below, once the others know
                 found[1] = error
         with self.together():
             distributed.broadcast_object_list(found)
@@ -144,16 +166,31 @@ class Processes:
         return found[0]
 
 
+def _number(name: str, otherwise: str = "") -> int:
+    text = os.environ.get(name) or otherwise
+    if not re.fullmatch("[0-9]{1,9}", text) or (name == "WORLD_SIZE" and int(text) == 0):
+        raise _mistake(f"{name}={text}" if text else f"no {name}")
+    return int(text)
+
+
+def _mistake(found: str) -> ConfigError:
+    world = os.environ.get("WORLD_SIZE")
+    return ConfigError(
+        f"the environment has WORLD_SIZE={world} and {found}: start several processes with "
+        "torchrun, or unset WORLD_SIZE to run a single one"
+    )
+
+
 def _device(name: str, local_rank: int) -> torch.device:
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if there else "cpu"
     if not re.fullmatch("cpu|cuda(:[1-9]?[0-9])?", name):
-        raise DeviceError(f"--device {name} is none: choose cpu, cuda or such as cuda:1")
+        raise DeviceError(f"unknown --device {name!r}: choose auto, cpu, cuda or a GPU as cuda:1")
     device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda" and device.index >= there:
         raise DeviceError(
-            f"PyTorch finds {there} CUDA devices here, and {device} was asked for: "
-            "--device cpu, or check the driver"
+            f"PyTorch finds {there} CUDA devices, but {device} was asked for: use --device cpu, "
+            "or check the driver"
         )
     return device

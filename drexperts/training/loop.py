@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -23,8 +23,8 @@ from drexperts.data.images import ImageStore
 from drexperts.data.recipes import preprocessing
 from drexperts.data.splits import Split
 from drexperts.data.training_crops import TrainingBatches, workers_explained
-from drexperts.evaluation.metrics import Metrics, json_ready, judge
-from drexperts.evaluation.predict import Prediction, predict, scorer_of
+from drexperts.evaluation.metrics import Metrics, judge
+from drexperts.evaluation.predict import ScoredImage, predict, scorer_of
 from drexperts.model.ablations import Variant
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
@@ -42,6 +42,7 @@ from drexperts.runtime.errors import (
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.progress import Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.result import Epoch, TrainingResult
 from drexperts.training.run_folder import RunFolder, State
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest
@@ -50,42 +51,53 @@ from drexperts.training.trainer import DTYPES, Step, Trainer
 ABLATION_FORMAT = "drexperts-ablation-1"
 
 
+@dataclass(kw_only=True)
 class TrainingLoop:
-    """The steps and epochs of one run, and what is saved between them."""
+    """The steps and epochs of one run, and what is saved between them.
 
-    def __init__(
-        self,
-        run: Run,
-        parts: Split,
-        skipped: Sequence[str],
-        store: ImageStore,
-        model: Variant,
-        folder: RunFolder,
-        processes: Processes,
-        resources: Resources,
-        progress: Progress,
-        request: StopRequest,
-    ) -> None:
-        self.plan, self.parts, self.folder = run, parts, folder
-        self.processes, self.resources, self.progress = processes, resources, progress
-        self.request = request
-        self.images, self.skipped = store.digest, list(skipped)
-        self.model = model.to(processes.device)
-        self.crop: int = model.config.encoder.image_size
-        self.batches = _batches(run, parts, store, self.crop, processes, resources)
-        self.trainer = _trainer(run, self.model, self.batches.steps, processes)
-        if self.batches.batch < run.config.batch:
-            progress.note(
-                f"an epoch has fewer crops than --batch {run.config.batch}: "
-                f"a step takes {self.batches.batch}"
+    parts, skipped: the split without unreadable images, and why these were left out
+    model: on the device of `processes`
+    """
+
+    run: Run
+    parts: Split
+    skipped: tuple[str, ...]
+    store: ImageStore
+    model: Variant
+    folder: RunFolder
+    processes: Processes
+    resources: Resources
+    progress: Progress
+    request: StopRequest
+
+    def __post_init__(self) -> None:
+        self.crop: int = self.model.config.encoder.image_size
+        self.batches = TrainingBatches(
+            self.store,
+            self.run.dataset.select(self.parts.train),
+            crops=self.run.recipe.train_crops,
+            size=self.crop,
+            batch=self.run.config.batch,
+            seed=self.run.config.seed,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            accumulate=self.run.config.accumulate,
+            workers=self.resources.processes(),
+            pin=self.processes.device.type == "cuda",
+        )
+        self.trainer = _trainer(self.run, self.model, self.batches.steps, self.processes)
+        if self.batches.batch < self.run.config.batch:
+            self.progress.note(
+                f"an epoch has fewer crops than --batch {self.run.config.batch}, so each step "
+                f"takes {self.batches.batch}"
             )
-        self.epochs: list[dict[str, Any]] = []  # what was found after each
-        self.best = math.nan
+        self.epochs: list[Epoch] = []
+        self.best = math.nan  # the highest PLCC so far
         self.events: Any = None
         self.saved_at = time.monotonic()
 
-    def run(self) -> dict[str, Any]:
-        """All that is left to do; the result."""
+    def train(self) -> TrainingResult:
+        """Do everything that is left to do, and return the result."""
         self._resume()
         while True:
             epoch, first_step = divmod(self.trainer.done, self.batches.steps)
@@ -101,17 +113,17 @@ class TrainingLoop:
         done = 0 if state is None else state.values["done"]
         if len(set(self.processes.gather([done]))) > 1:
             raise UserError(
-                f"the processes do not find the same state in {self.folder.path}: it must be on a "
-                "disk that all of them see, by a path that is the same for all"
+                f"the processes see different states in {self.folder.path}: it must be on a disk "
+                "that all of them share, under the same path"
             )
         if self.processes.first:
             self.folder.cut_log(state)
             self.events = _events(self.folder.path, done) if self.resources.tensorboard else None
         if state is None:
             return
-        if state.values["images"] != self.images:
+        if state.values["images"] != self.store.digest:
             raise DataError(
-                "images were changed, or copied without their times, since the run began: restore "
+                "images were changed since the run began, or copied without their times: restore "
                 f"them, or remove {self.folder.path} to start over"
             )
         if state.values["best"] is not None and not self.folder.best.exists():
@@ -123,12 +135,12 @@ class TrainingLoop:
             self.trainer.load_state(*state)
         except (KeyError, ValueError, TypeError, RuntimeError) as cause:
             raise WeightsError(
-                f"the state in {self.folder.path} is no state of this model ({cause}): remove the "
+                f"the state in {self.folder.path} does not fit this model ({cause}): remove the "
                 "folder to start over"
             ) from cause
-        self.epochs, self.best = state.values["epochs"], state.values["best"]
-        self.best = math.nan if self.best is None else self.best
-        self.progress.note(f"going on after step {self.trainer.done} of {self.trainer.steps}")
+        self.epochs = [Epoch(**each) for each in state.values["epochs"]]
+        self.best = math.nan if state.values["best"] is None else state.values["best"]
+        self.progress.note(f"continuing after step {self.trainer.done} of {self.trainer.steps}")
 
     def _train_epoch(self, epoch: int, first_step: int) -> None:
         self.model.train()
@@ -137,7 +149,7 @@ class TrainingLoop:
             workers_explained(),
             closing(self.batches.epoch(epoch, first_step)) as micro_batches,
         ):
-            for part in _parts(micro_batches, self.plan.config.accumulate):
+            for part in _parts(micro_batches, self.run.config.accumulate):
                 with self.processes.together():
                     step = self._step(part)
                 crops += self.batches.batch
@@ -171,7 +183,7 @@ class TrainingLoop:
             return
         self._log(step.number, loss=step.loss, rate=step.rate, images_per_second=rate)
         text = (
-            f"epoch {epoch + 1} of {self.plan.config.epochs}, loss {step.loss:.4g}, "
+            f"epoch {epoch + 1} of {self.run.config.epochs}, loss {step.loss:.4g}, "
             f"rate {step.rate:.1e}, {rate:.1f} images/s"
         )
         self.progress(text, step.number, step.steps)
@@ -181,38 +193,42 @@ class TrainingLoop:
         return self.processes.first and minutes >= self.resources.save_minutes
 
     def _save(self) -> None:
-        """The first process writes, the others wait, and have its error if there is one."""
+        """Write the state in the first process; the others wait, and share its error."""
         tensors, values = self.trainer.state()
-        best = None if math.isnan(self.best) else self.best
-        values |= {"epochs": self.epochs, "best": best, "images": self.images}
+        values |= {
+            "epochs": [each._asdict() for each in self.epochs],
+            "best": None if math.isnan(self.best) else self.best,
+            "images": self.store.digest,
+        }
         self.processes.from_first(lambda: self.folder.save_state(State(tensors, values)))
         self.saved_at = time.monotonic()
 
     def _is_asked_to_stop(self) -> bool:
-        """Whether any process is: all of them find the same."""
+        """Whether any process was asked to stop; all processes get the same answer."""
         return self.processes.any(self.request.signal is not None)
 
     def _stop(self) -> NoReturn:
-        """Only where the state on disk is that of now."""
+        """Raise StoppedError. The state on disk must be up to date."""
         raise StoppedError(
-            f"stopped after step {self.trainer.done} of {self.trainer.steps}, which is saved: "
-            "the same command goes on",
+            f"stopped after step {self.trainer.done} of {self.trainer.steps}; the state is saved: "
+            "run the same command to continue",
             self.request.signal or signal.SIGTERM,
         )
 
     def _judge_epoch(self, epoch: int) -> None:
-        """Validate what the epoch came to, and keep it if it is the best so far."""
-        names = self.parts.test if self.plan.select_on_test else self.parts.validation
+        """Validate the model after an epoch, and keep it if it is the best so far."""
+        names = self.parts.test if self.run.select_on_test else self.parts.validation
+        plcc = srcc = math.nan
         with self.trainer.averaged():
-            found = None if not names else self._judge(names, f"validating epoch {epoch}")[0]
-            value = math.nan if found is None else found.plcc
-            if math.isnan(self.best) or value > self.best:
-                self.best = value
+            if names:
+                found, _ = self._judge(names, f"validating epoch {epoch}")
+                plcc, srcc = found.plcc, found.srcc
+            if math.isnan(self.best) or plcc > self.best:
+                self.best = plcc
                 self.processes.from_first(self._keep)
-        record = {"epoch": epoch, "plcc": value, "srcc": math.nan if found is None else found.srcc}
-        self.epochs.append({name: None if x != x else x for name, x in record.items()})
+        self.epochs.append(Epoch(epoch, *(None if x != x else x for x in (plcc, srcc))))
         if self.processes.first:
-            self._log(self.trainer.done, **self.epochs[-1])
+            self._log(self.trainer.done, **self.epochs[-1]._asdict())
         self._save()
 
     def _log(self, step: int, **values: Any) -> None:
@@ -223,12 +239,12 @@ class TrainingLoop:
 
     def _judge(
         self, names: Sequence[str], text: str, resamples: int = 0
-    ) -> tuple[Metrics, list[Prediction]]:
-        """Each process predicts its share of the images; all of them have all predictions."""
-        run, processes = self.plan, self.processes
+    ) -> tuple[Metrics, list[ScoredImage]]:
+        """The metrics and scores of some images; each process scores its share of them."""
+        run, processes = self.run, self.processes
         samples = run.dataset.select(names)[processes.rank :: processes.world]
         scorer = scorer_of(self._checkpoint(), DTYPES.get(run.config.amp))
-        found: list[Prediction] = []
+        found: list[ScoredImage] = []
         with suppress(StoppedError):
             found += predict(
                 scorer,
@@ -239,78 +255,55 @@ class TrainingLoop:
                 seed=run.config.seed,
                 progress=partial(self._tell_judging, text),
             ).rows
-        if self._is_asked_to_stop():  # now that each has done or left its part
+        if self._is_asked_to_stop():  # only now, when every process has ended or left its part
             self._stop()
-        predictions = sorted(processes.gather(found), key=lambda one: one.name)
-        labels, scores = ([getattr(p, f) for p in predictions] for f in ("label", "score"))
-        return judge(labels, scores, resamples=resamples), predictions
+        rows = sorted(processes.gather(found), key=lambda row: row.name)
+        labels, scores = [row.label for row in rows], [row.score for row in rows]
+        return judge(labels, scores, resamples=resamples), rows
 
     def _tell_judging(self, text: str, done: int, total: int) -> None:
         self.progress(text, done, total)
         if self.request.signal is not None:
-            raise StoppedError("while it was judged", self.request.signal)
+            raise StoppedError("stopped while images were scored", self.request.signal)
 
     def _checkpoint(self) -> Checkpoint:
-        spec = preprocessing(self.plan.recipe, self.crop)
-        # An ablation has all that scoring asks of a model.
-        return Checkpoint(cast(DRExperts, self.model), self.plan.dataset.scale, spec)
+        spec = preprocessing(self.run.recipe, self.crop)
+        # An ablation has everything of a model that scoring uses.
+        return Checkpoint(cast(DRExperts, self.model), self.run.dataset.scale, spec)
 
     def _keep(self) -> None:
-        """The best model so far, ready for `drx export`; of an ablation, its weights only."""
-        if self.plan.variant == "full":
+        """Write the best model so far, ready for `drx export`; of an ablation only its weights."""
+        if self.run.variant == "full":
             save_checkpoint(self._checkpoint(), self.folder.best)
         else:
-            metadata = {"format": ABLATION_FORMAT, "variant": self.plan.variant}
+            metadata = {"format": ABLATION_FORMAT, "variant": self.run.variant}
             write_safetensors(self.model.state_dict(), metadata, self.folder.best)
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> TrainingResult:
         """Test the best model and write the result."""
         best, _ = self.processes.from_first(lambda: read_safetensors(self.folder.best))
         load_strictly(self.model, best, str(self.folder.best))
-        metrics, predictions = self._judge(self.parts.test, "testing", resamples=1000)
-        chosen = [record["plcc"] for record in self.epochs]
+        metrics, rows = self._judge(self.parts.test, "testing", resamples=1000)
+        chosen = [each.plcc for each in self.epochs]
         known = [value for value in chosen if value is not None]
-        result = {
-            **self.folder.settings,
-            "images": [len(part) for part in asdict(self.parts).values()],
-            "selected_on": self.plan.selected_on if known else "last epoch",
-            "processes": self.processes.world,
-            "skipped": self.skipped,
-            "test": json_ready(metrics),
-            "epochs": self.epochs,
-            "best_epoch": chosen.index(max(known)) + 1 if known else len(chosen),
-            "versions": {name: version(name) for name in ("drexperts", "torch", "timm")}
-            | {"python": platform.python_version()},
-        }
+        packages = {name: version(name) for name in ("drexperts", "torch", "timm")}
+        result = TrainingResult(
+            settings=self.folder.settings,
+            images=tuple(len(part) for part in asdict(self.parts).values()),
+            selected_on=self.run.selected_on if known else "last epoch",
+            processes=self.processes.world,
+            skipped=self.skipped,
+            test=metrics,
+            epochs=tuple(self.epochs),
+            best_epoch=chosen.index(max(known)) + 1 if known else len(chosen),
+            versions=packages | {"python": platform.python_version()},
+        )
         if self.processes.first:
-            _write_predictions(predictions, self.folder.path / "predictions.csv")
+            _write_predictions(rows, self.folder.path / "predictions.csv")
             self.folder.finish(result)
-        if self._is_asked_to_stop():  # of several trainings, the next is not begun
+        if self._is_asked_to_stop():  # so that the next of several trainings does not begin
             self._stop()
         return result
-
-
-def _batches(
-    run: Run,
-    parts: Split,
-    store: ImageStore,
-    crop: int,
-    processes: Processes,
-    resources: Resources,
-) -> TrainingBatches:
-    return TrainingBatches(
-        store,
-        run.dataset.select(parts.train),
-        crops=run.recipe.train_crops,
-        size=crop,
-        batch=run.config.batch,
-        seed=run.config.seed,
-        rank=processes.rank,
-        world=processes.world,
-        accumulate=run.config.accumulate,
-        workers=resources.processes(),
-        pin=processes.device.type == "cuda",
-    )
 
 
 def _trainer(run: Run, model: nn.Module, epoch_steps: int, processes: Processes) -> Trainer:
@@ -330,7 +323,7 @@ def _trainer(run: Run, model: nn.Module, epoch_steps: int, processes: Processes)
 
 
 class _Scores(nn.Module):
-    """A model's scores alone: what the loss reads, and so what gradients are exchanged for."""
+    """Only the scores of a model: the loss needs nothing else, nor gradients of anything else."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -342,18 +335,18 @@ class _Scores(nn.Module):
 
 
 def _events(folder: Path, done: int) -> Any:
-    """TensorBoard's writer, without what an earlier process wrote after step `done`."""
+    """TensorBoard's writer; it discards what an earlier process wrote after step `done`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError(
-            '--tensorboard needs it: pip install "drexperts[tensorboard]"'
+            '--tensorboard needs TensorBoard: pip install "drexperts[tensorboard]"'
         ) from error
     return SummaryWriter(str(folder / "events"), purge_step=done + 1)
 
 
 def _parts(micro_batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
-    """What a step is made from: `count` micro-batches."""
+    """The micro-batches of each step, `count` at a time."""
     while part := list(islice(micro_batches, count)):
         yield part
 
@@ -364,19 +357,19 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _memory_advice(crops: int, parts: int) -> str:
-    """What to change where a step of `parts` micro-batches of `crops` did not fit."""
-    begun = f"out of memory with {crops} crops at once: "
+    """What to change after a step of `parts` micro-batches of `crops` did not fit into memory."""
+    full = f"out of memory with {crops} crops at once: "
     if crops == 1:
-        return begun + "take --amp bf16, --size small or --image-size 224"
+        return full + "use --amp bf16, --size small or --image-size 224"
     more = next(count for count in range(2, crops + 1) if crops % count == 0)
-    return begun + (
+    return full + (
         f"--accumulate {parts * more} computes the same batch in smaller parts, --amp bf16 in half "
         "the memory. Either is another run: choose another --out, or remove this one"
     )
 
 
 def _keep_batch(part: Sequence[tuple[Tensor, Tensor, list[str]]], folder: Path) -> None:
-    """The crops as pictures and their labels and names as a table, to look at."""
+    """Write the crops as pictures, and their names and labels as a table, for inspection."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         (name, label, crop)
@@ -391,8 +384,8 @@ def _keep_batch(part: Sequence[tuple[Tensor, Tensor, list[str]]], folder: Path) 
             Image.fromarray(crop.permute(1, 2, 0).numpy()).save(folder / f"{number:03}.png")
 
 
-def _write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+def _write_predictions(rows: Sequence[ScoredImage], path: Path) -> None:
     with written_whole(path) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("path", "label", "score", "std"))
-        table.writerows((p.name, p.label, p.score, p.std) for p in predictions)
+        table.writerows((row.name, row.label, row.score, row.std) for row in rows)

@@ -1,4 +1,4 @@
-"""A training from its data to its result, in a folder, that can be stopped and killed."""
+"""A training from its data to its result, in a folder, which may be stopped or killed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,30 +16,44 @@ from drexperts.evaluation.predict import weights_digest
 from drexperts.model.ablations import Variant, ablated
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
-from drexperts.runtime.progress import Progress
+from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
 from drexperts.training.loop import TrainingLoop
+from drexperts.training.result import TrainingResult
 from drexperts.training.run_folder import RunFolder, difference
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
 from drexperts.training.trainer import start_at
 
 
-def train_run(
+def train(
     run: Run,
     new_model: Callable[[], DRExperts],
     out: Path,
-    resources: Resources,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Train, validate each epoch, test the best; the result, which is also `out/result.json`.
+    *,
+    resources: Resources | None = None,
+    progress: Progress = SILENT,
+) -> TrainingResult:
+    """Train on one split, validate after each epoch, and test the best model.
 
-    A run that was stopped or killed goes on where its state was saved, to the same result, on a CPU
-    to the bit; one that is done returns its result at once. Under `torchrun` every process calls
-    this, and returns the same.
+    `out` then holds `best.safetensors`, `result.json`, `predictions.csv` and `log.jsonl`. A run
+    that was stopped or killed continues from its last saved state and comes to the same result, on
+    a CPU to the bit. A run that is done returns its result at once. Under `torchrun` every process
+    calls this and returns the same.
 
-    Raises StoppedError after SIGTERM or Ctrl-C, TrainingError, DataError.
+    Args:
+        new_model: makes the model to start from; called with PyTorch's generator seeded.
+        out: the run's folder.
+
+    Example: see `drexperts.training`.
+
+    Raises:
+        StoppedError: SIGTERM or Ctrl-C; the state is saved.
+        DataError: the images or labels cannot be used.
+        TrainingError: the loss is not finite, or the memory is too small.
+        UserError: `out` holds another run.
     """
+    resources = resources or Resources()
     with Processes(resources.device) as processes:
         with _seeded(run.config.seed):
             base = new_model()
@@ -57,16 +71,25 @@ def train_run(
         ):
             if (result := processes.from_first(folder.result)) is not None:
                 return result
-            parts, reasons, store.stamps = processes.from_first(
+            parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
             )
             return TrainingLoop(
-                run, parts, reasons, store, model, folder, processes, resources, progress, request
-            ).run()
+                run=run,
+                parts=parts,
+                skipped=skipped,
+                store=store,
+                model=model.to(processes.device),
+                folder=folder,
+                processes=processes,
+                resources=resources,
+                progress=progress,
+                request=request,
+            ).train()
 
 
 def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:
-    """Else gradients of other data would be averaged, or a process wait for steps of another."""
+    """Otherwise gradients of different data would be averaged, or a process would wait forever."""
     first, *others = processes.gather([settings])
     for other in others:
         if other != first:
@@ -77,10 +100,10 @@ def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:
 
 
 def start_digest(new_model: Callable[[], DRExperts], seed: int) -> str:
-    """16 hex digits of the weights that trainings of a seed start from, as their results have them.
+    """16 hex digits of the weights that trainings with this seed start from, as in their results.
 
-    They are taken before the head is set for the labels and parts are left out, so that they are
-    the same for every split and variant, which with them decide the rest.
+    It is taken before the head is set for the labels and before an ablation removes parts, so it is
+    the same for every split and variant; these two decide the rest.
     """
     with _seeded(seed):
         return _start_digest(new_model())
@@ -92,7 +115,7 @@ def _start_digest(model: DRExperts) -> str:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random weights are those of the seed; what is drawn elsewhere stays as it is."""
+    """Seed PyTorch's generator, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -100,7 +123,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _model(run: Run, model: DRExperts) -> Variant:
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise WeightsError("the model to start from has weights that are no numbers: take another")
+        raise WeightsError("the model to start from has weights that are not finite: take another")
     if run.fresh:
         start_at(model, fmean(sample.label for sample in run.dataset.select(run.split.train)))
     return ablated(model, run.variant)
@@ -109,8 +132,10 @@ def _model(run: Run, model: DRExperts) -> Variant:
 def _readable(
     run: Run, store: ImageStore, resources: Resources, progress: Progress, request: StopRequest
 ) -> tuple[Split, tuple[str, ...], dict[str, Stamp]]:
-    """The split without the images that cannot be read, where those may be left out, and why; and
-    what tells the others' files from changed ones."""
+    """The split without the images that were left out, why they were, and the stamps of the rest.
+
+    Stamps tell an unchanged file from a changed one.
+    """
 
     def tell(done: int, total: int) -> None:
         progress("reading every image once", done, total)
@@ -131,5 +156,5 @@ def _readable(
     kept = {sample.name for sample in good}
     readable = {part: tuple(n for n in having if n in kept) for part, having in parts.items()}
     if not (readable["train"] and readable["test"]):
-        raise DataError("the split has no images to train on, or none to test: choose another")
+        raise DataError("the split has no images to train on, or none to test on: choose another")
     return Split(**readable), reasons, store.stamps

@@ -1,4 +1,4 @@
-"""What a training run keeps on disk, so that it can be killed at any moment and go on."""
+"""What a training keeps on disk, so that it may be killed at any moment and still continue."""
 
 import errno
 import json
@@ -6,7 +6,6 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.files import written_whole
+from drexperts.training.result import TrainingResult
 
 try:
     import fcntl
@@ -22,7 +22,7 @@ except ImportError:  # on Windows
 
 FORMAT = "drexperts-training-1"
 
-_SETTINGS, _STATE, _LOG, _RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
+_SETTINGS, _STATE, _LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
 BEST = "best.safetensors"
 _LOCK = ".lock"
 
@@ -37,18 +37,21 @@ class State(NamedTuple):
 
 
 class RunFolder:
-    """`run.json`, the settings; `state.safetensors`, from which it goes on; `best.safetensors`, the
-    model; `log.jsonl`, a line a step and an epoch; `result.json`, once it is done.
+    """The folder of one run.
 
-    Every file but the log is written aside and renamed, so that a kill leaves the one before. No
-    other process can have the folder until `close`, the end of a `with` or of this process. A
-    pickled copy does not hold it, and is for reading.
+    It holds `run.json`, the settings; `state.safetensors`, from which the run continues;
+    `best.safetensors`, the model; `log.jsonl`, one line per step and per epoch; and `result.json`
+    once the run is done. Every file but the log is written aside and renamed, so that a kill leaves
+    the previous one.
+
+    The folder is locked until `close`, the end of a `with`, or the end of this process. A pickled
+    copy does not hold the lock and is for reading only.
 
     Args:
-        settings: all that decides the result, JSON-ready.
+        settings: everything that decides the result, JSON-ready.
 
-    Raises UserError where another process has the folder, where it holds a run of other settings
-    that has come to something, and where it is a file.
+    Raises UserError if another process has the folder, if it holds a run of other settings that has
+    a state, a model or a result, or if `path` is a file.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -62,21 +65,21 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
-        # Of a process that was killed while writing: ours, and what safetensors writes into.
+        # A process that was killed while writing leaves our temporary files, or safetensors' own.
         for left in (*path.glob(".*.part-*"), *path.glob(".tmp??????")):
             if left.is_file() and not left.is_symlink():
                 left.unlink(missing_ok=True)
 
     def _settle(self) -> None:
-        """Write the settings, or compare them where they have come to something."""
-        kept = any((self.path / name).exists() for name in (_STATE, BEST, _RESULT))
+        """Write the settings, or compare them if the folder holds more than a log."""
+        kept = any((self.path / name).exists() for name in (_STATE, BEST, RESULT))
         if not kept:
             self._write_json(_SETTINGS, self.settings)
             return
         there = _read_json(self.path / _SETTINGS)
         if there is None:
             raise UserError(
-                f"{self.path} holds a run of which {_SETTINGS} is missing: restore it, choose "
+                f"{self.path} holds a run whose {_SETTINGS} is missing: restore it, choose "
                 "another folder with --out, or remove this one"
             )
         if there != self.settings:
@@ -86,26 +89,21 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder."""
         if self._unlock is not None:
             self._unlock()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_unlock": None}
 
     def load_state(self) -> State | None:
-        """What was saved last; None at the start."""
+        """The last saved state; None before the first. Raises WeightsError if it is damaged."""
         path = self.path / _STATE
         if not path.exists():
             return None
@@ -115,36 +113,36 @@ class RunFolder:
             raise WeightsError(f"{error}: remove it to start over") from error
         values = _values(metadata)
         if metadata.get("format") != FORMAT or not values.keys() >= _VALUES:
-            raise WeightsError(f"{path} is no state of a training: remove it to start over")
+            raise WeightsError(f"{path} is not the state of a training: remove it to start over")
         return State(tensors, values)
 
     def cut_log(self, state: State | None) -> None:
-        """Without the lines of steps after this state, which will be made again."""
+        """Remove the lines of steps after this state: those steps will be repeated."""
         size = 0 if state is None else state.values["log_bytes"]
         with open(self.path / _LOG, "ab") as stream:
             stream.truncate(min(size, stream.tell()))
 
     def save_state(self, state: State) -> None:
-        """Replace what was saved before. Raises OSError, and then the one before is still there."""
+        """Replace the previous state, which stays if this raises OSError."""
         size = {"log_bytes": (self.path / _LOG).stat().st_size}
         metadata = {"format": FORMAT, "values": json.dumps(state.values | size)}
         write_safetensors(state.tensors, metadata, self.path / _STATE)
 
     def log(self, **record: Any) -> None:
-        """One line of the log."""
+        """Append one line to the log."""
         with open(self.path / _LOG, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
-    def result(self) -> dict[str, Any] | None:
-        """The result of a run that is done, and which no state has to outlive."""
-        result = _read_json(self.path / _RESULT)
-        if result is not None:  # a kill in `finish` leaves the state
+    def result(self) -> TrainingResult | None:
+        """The result, if the run is done. Raises UserError if it is damaged."""
+        if (result := read_result(self.path)) is not None:
+            # A kill in `finish` leaves the state.
             (self.path / _STATE).unlink(missing_ok=True)
         return result
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result; the state is not needed any more."""
-        self._write_json(_RESULT, result)
+    def finish(self, result: TrainingResult) -> None:
+        """Write the result and remove the state, which is no longer needed."""
+        self._write_json(RESULT, result.as_json())
         (self.path / _STATE).unlink(missing_ok=True)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -153,16 +151,28 @@ class RunFolder:
             aside.write_text(text, encoding="utf-8")
 
 
-def _locked(path: Path) -> int:
-    """A file that keeps other processes out of a folder, which is made, for as long as it is open.
+def read_result(folder: Path) -> TrainingResult | None:
+    """The result in the folder of a run that is done, else None. Raises UserError if damaged."""
+    path = folder / RESULT
+    document = _read_json(path)
+    try:
+        return None if document is None else TrainingResult.from_json(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise UserError(
+            f"{path} is not the result of a training: remove it to continue the run"
+        ) from cause
 
-    The lock is the process's own: workers that it forked, which may live a little longer than a
-    killed process, do not hold it.
+
+def _locked(path: Path) -> int:
+    """Make a folder and lock it: other processes cannot have it while this descriptor is open.
+
+    The lock belongs to the process alone. Its forked workers do not hold it, though they may
+    outlive a killed process by a moment.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{path} is a file, or below one: choose a folder with --out") from error
+        raise UserError(f"{path} is a file or inside one: choose a folder with --out") from error
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
@@ -171,14 +181,14 @@ def _locked(path: Path) -> int:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             os.close(lock)
             raise UserError(
-                f"another process is training in {path}: wait for its end, or choose another --out"
+                f"another process is training in {path}: wait for it, or choose another --out"
             ) from error
-        # Some network file systems have no locks.
+        # Some network file systems do not support locks.
     return lock
 
 
 def _values(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Those of a state, empty where they are damaged."""
+    """The values of a state; empty if they are damaged."""
     try:
         values = json.loads(metadata.get("values", "{}"))
     except ValueError:
@@ -199,7 +209,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The first few settings that differ, by name."""
+    """The first three settings that differ, by name."""
     old, new = dict(_flat(there)), dict(_flat(asked))
     names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     return "; ".join(f"{n}: {old.get(n)!s:.60}, asked {new.get(n)!s:.60}" for n in names[:3])

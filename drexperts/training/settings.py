@@ -12,21 +12,19 @@ from drexperts.runtime.errors import ConfigError
 from drexperts.training.trainer import TrainConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that decides a result, but for the rounding of sums over several processes.
+    """Everything that decides a result, up to the rounding of sums over several processes.
 
-    split_digest: of the split, or of the file it is from
-    protocol: how images are brought to size, and validated and tested
-    select_on_test: choose the epoch by the test images, as the released code does; the result
-        says so. Otherwise by the validation images, or without such the last epoch.
+    protocol: how images are resized and cropped for validation and test
+    select_on_test: choose the epoch by the test images, as the released code does, which the result
+        states. Otherwise the validation images choose, or the last epoch is taken without them.
     variant: "full", or an ablation of `drexperts.model.ablations`
-    fresh: the head is untrained; its scores start at the mean of the training labels
+    fresh: the head is untrained, so its scores start at the mean of the training labels
     """
 
     dataset: Dataset
     split: Split
-    split_digest: str
     recipe: Recipe
     config: TrainConfig
     protocol: Protocol = "grid"
@@ -36,19 +34,20 @@ class Run:
 
     @property
     def selected_on(self) -> str:
-        """What chose the epoch, in words for the result."""
+        """What chooses the epoch, as the result states it."""
         if self.select_on_test:
             return "test"
         return "validation" if self.split.validation else "last epoch"
 
     def settings(self) -> dict[str, Any]:
-        """JSON-ready; what two runs that are to have equal results must agree in."""
-        names = ("recipe", "config")
-        return {name: asdict(getattr(self, name)) for name in names} | {
+        """The content of `run.json`: two runs with equal settings have equal results."""
+        return {
+            "recipe": asdict(self.recipe),
+            "config": asdict(self.config),
             "dataset": self.dataset.name,
             "data_digest": self.dataset.digest,
             "scale": asdict(self.dataset.scale),
-            "split_digest": self.split_digest,
+            "split_digest": self.split.digest,
             "ratings_skipped": list(self.dataset.skipped),
             "images": [len(part) for part in asdict(self.split).values()],
             "protocol": self.protocol,
@@ -62,11 +61,11 @@ class Run:
 class Resources:
     """What decides how fast a run is, and nothing else.
 
-    device: "auto", "cpu", "cuda" or such as "cuda:1"
-    workers: processes that decode beside this one; None is one for two cores, at most 8
-    cache: a folder for decoded images
-    save_minutes: between two states, of which each epoch's end has one besides
-    skip_bad: leave unreadable images out; the result then says which
+    device: "auto", "cpu", "cuda" or one GPU such as "cuda:1"
+    workers: decoding processes beside this one; None takes one per two cores, at most 8
+    cache: a folder for decoded images; None decodes each image whenever it is used
+    save_minutes: minutes between two saved states; each epoch also ends with one
+    skip_bad: leave unreadable images out, which the result then names
     tensorboard: also write events for TensorBoard
     """
 
@@ -79,9 +78,9 @@ class Resources:
 
     def __post_init__(self) -> None:
         if not self.save_minutes >= 0:
-            raise ConfigError(f"--save-minutes {self.save_minutes}: give 0 or more")
+            raise ConfigError(f"--save-minutes must be 0 or greater, got {self.save_minutes}")
 
     def processes(self) -> int:
-        """Decoding processes."""
+        """The number of decoding processes."""
         half = (os.cpu_count() or 1) // 2
         return min(max(half, 1), 8) if self.workers is None else self.workers

@@ -1,4 +1,4 @@
-"""Stopping where it is safe: SIGTERM and Ctrl-C as a request, not as an end."""
+"""SIGTERM and Ctrl-C as requests, so that the work can stop at a safe place."""
 
 import signal as signals
 import threading
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Of one Ctrl-C a process of `torchrun` hears twice: from the terminal and from the agent.
+# Under torchrun, one Ctrl-C reaches each process twice: from the terminal and from the agent.
 _ECHO_SECONDS = 2.0
 
 
 class StopRequest:
-    """Whether the process was asked to stop, and by which signal."""
+    """The signal that asked the process to stop, None so far."""
 
     signal: int | None = None
     at: float = 0.0  # time.monotonic()
@@ -20,9 +20,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Take SIGTERM and the first Ctrl-C as requests; a Ctrl-C two seconds later interrupts at once.
+    """Record SIGTERM or the first Ctrl-C; a Ctrl-C at least two seconds later interrupts at once.
 
-    Only the main thread can; in another the signals do what they did before.
+    Only the main thread can handle signals; in any other thread this changes nothing.
     """
     request = StopRequest()
 

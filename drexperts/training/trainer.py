@@ -1,4 +1,4 @@
-"""One step of training: precision, accumulation, clipping, the optimiser, an average of weights."""
+"""One step of training: precision, accumulation, clipping, optimiser, averaged weights."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,19 +14,19 @@ from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import ConfigError, NotFiniteError
 
 Amp = Literal["fp32", "fp16", "bf16"]
-# A loss from crops [B, 3, size, size], as the loss wants them, and their targets [B, ...].
+# The loss of crops [B, 3, size, size], in the form that the module takes, and targets [B, ...].
 Loss = Callable[[Tensor, Tensor], Tensor]
 MicroBatch = tuple[Tensor, Tensor]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Steps in a row without a finite gradient in fp16; the scale of the loss is halved after each.
+# Most consecutive fp16 steps without a finite gradient; each of them halves the loss scale.
 _OVERFLOWS = 20
-# What AdamW keeps of each parameter.
+# What AdamW keeps for each parameter.
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Step(NamedTuple):
-    """What is told of each step."""
+    """What one step did."""
 
     number: int  # from 1
     steps: int
@@ -36,11 +36,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """The paper's schedule: each third of the steps has a tenth of the rate of the one before.
+    """The paper's schedule: each third of the steps has a tenth of the previous third's rate.
 
-    With `warmup_epochs` the rate first rises linearly, step by step, from a thousandth. The thirds
-    are counted from the beginning all the same: the released code, with three of nine, reaches the
-    full rate only at the end of the third epoch, and has a tenth of it in the next.
+    With `warmup_epochs` the rate first rises linearly per step, from a thousandth. The thirds are
+    still counted from the first step: the released code, with three warm-up epochs of nine, reaches
+    the full rate only at the end of the third epoch and drops to a tenth in the next.
     """
 
     rate: float = 2e-4
@@ -57,7 +57,7 @@ class StepSchedule:
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """A linear rise, then half a cosine down to zero."""
+    """A linear rise, then half a cosine period down to zero."""
 
     rate: float
     warmup_steps: int
@@ -72,15 +72,19 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast. The defaults are the paper's, and the released code's where it is
-    silent.
+    """How a model is optimised.
 
-    batch: crops in one step, over all processes
-    accumulate: parts in which a process computes its share of a batch, one after the other
-    amp: the type in which products are computed; weights stay float32
-    ema: decay of a running average of the weights, which is then what is validated and kept; at
-        step n at most (1 + n) / (10 + n), lest a short training keeps the weights of its start
-    seed: decides batches, crops and mirrorings
+    The defaults are the paper's, or the released code's where the paper gives no value.
+
+    batch: crops per step, over all processes
+    epochs: passes over the training images
+    schedule: the learning rate of each step
+    clip_norm: the largest norm of all gradients together
+    amp: the type in which matrix products are computed; weights stay float32
+    accumulate: micro-batches into which each process divides its share of a batch
+    ema: decay of a running average of the weights, which is then validated and kept. At step n the
+        decay is at most (1 + n) / (10 + n), so that a short training forgets its initial weights.
+    seed: decides batches, crops and mirroring
     """
 
     batch: int
@@ -96,31 +100,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.accumulate) < 1:
             raise ConfigError(
-                f"epochs, batch and accumulate must be at least one, not "
+                "epochs, batch and accumulate must be at least 1, got "
                 f"{self.epochs}, {self.batch} and {self.accumulate}"
             )
         if not 0 < self.schedule.rate < math.inf:
-            raise ConfigError(f"the learning rate must be above zero, not {self.schedule.rate}")
+            raise ConfigError(f"the learning rate must be above 0, got {self.schedule.rate}")
         if self.weight_decay < 0 or self.seed < 0:
             raise ConfigError(
-                f"weight decay and seed cannot be negative: {self.weight_decay}, {self.seed}"
+                "weight decay and seed must be 0 or greater, got "
+                f"{self.weight_decay} and {self.seed}"
             )
         if self.amp not in ("fp32", *DTYPES):
-            raise ConfigError(f"amp={self.amp!r}: choose fp32, fp16 or bf16")
+            raise ConfigError(f"unknown amp {self.amp!r}: choose fp32, fp16 or bf16")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"ema={self.ema}: a decay is between 0 and 1, such as 0.999")
+            raise ConfigError(f"ema must be between 0 and 1, such as 0.999, got {self.ema}")
 
 
 class Trainer:
-    """A module, its loss, and all that changes while it is trained.
+    """A module, its loss, and all state that changes during training.
 
     Args:
-        module: what is trained: its parameters that require a gradient.
-        loss: of a micro-batch, averaged over it. It may go through more than the module.
-        epoch_steps: steps of an epoch.
-        last_part: entered for each micro-batch with whether it is the last of its step; where
-            several processes train, it keeps gradients from being exchanged before that.
-        average: of a number over all processes.
+        module: its parameters that require a gradient are trained.
+        loss: the mean loss of a micro-batch. It may use more than the module.
+        epoch_steps: steps per epoch.
+        last_part: the context of each micro-batch, called with whether it is the last of its step.
+            With several processes it delays the exchange of gradients until then.
+        average: the mean of a number over all processes.
     """
 
     def __init__(
@@ -142,14 +147,14 @@ class Trainer:
         self._optimizer = _optimizer(self._parameters, config)
         scaling = config.amp == "fp16"
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaling)
-        self._overflows = 0  # steps in a row whose gradients left float16
+        self._overflows = 0  # consecutive steps whose gradients exceeded float16
         self._averages = [p.detach().clone() for p in self._parameters.values() if config.ema]
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> Step:
-        """One update from micro-batches of equal size.
+        """Update the weights once, from micro-batches of equal size.
 
-        Raises NotFiniteError, before anything is changed, where the loss or a gradient is not
-        finite. In fp16 gradients may be, now and then: such a step changes no weight.
+        Raises NotFiniteError if the loss or a gradient is not finite, before anything is changed.
+        In fp16 a few steps with such gradients are allowed: they change no weight.
         """
         rate = self.config.schedule(self.done, self.epoch_steps, self.steps)
         for group in self._optimizer.param_groups:
@@ -179,12 +184,12 @@ class Trainer:
         if finite or (self._scaler.is_enabled() and self._overflows <= _OVERFLOWS):
             return
         raise NotFiniteError(
-            f"gradients of step {self.done + 1} are no numbers though its loss is one: lower the "
-            "learning rate" + ", or take --amp bf16" * self._scaler.is_enabled()
+            f"gradients of step {self.done + 1} are not finite although its loss is: lower the "
+            "learning rate" + ", or use --amp bf16" * self._scaler.is_enabled()
         )
 
     def _backward(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Gradients of the mean loss, and the loss."""
+        """Compute the gradients of the mean loss, and return that loss."""
         count, total = len(micro_batches), torch.zeros((), device=self._device)
         for number, (images, targets) in enumerate(micro_batches, 1):
             with self._last_part(number == count):
@@ -196,7 +201,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The module with its averaged weights for a while, where an average is kept."""
+        """A context in which the module has its averaged weights, if an average is kept."""
         current = [p.detach() for p in self._parameters.values()] if self._averages else []
         kept = [weights.clone() for weights in current]
         _copy(current, self._averages)
@@ -206,7 +211,7 @@ class Trainer:
             _copy(current, kept)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a killed run needs to go on: tensors by name, and JSON-ready values."""
+        """What a killed run needs to continue: tensors by name, and JSON-ready values."""
         tensors = {f"weights.{name}": p.detach() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             for moment, value in self._optimizer.state.get(parameter, {}).items():
@@ -216,13 +221,13 @@ class Trainer:
         return tensors, {"done": self.done, "scaler": self._scaler.state_dict()}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """The inverse of `state`. Raises KeyError for another module's."""
+        """The inverse of `state`. Raises KeyError for the state of another module."""
         self.done = values["done"]
         self._scaler.load_state_dict(values["scaler"])
         for name, parameter in self._parameters.items():
             parameter.detach().copy_(tensors[f"weights.{name}"])
             moments = {m: tensors[key] for m in _MOMENTS if (key := f"{m}.{name}") in tensors}
-            if moments:  # none of a parameter that never had a gradient
+            if moments:  # a parameter that never had a gradient has none
                 moved = {m: value.to(self._device) for m, value in moments.items()}
                 self._optimizer.state[parameter] = moved
         for name, average in zip(self._parameters, self._averages, strict=False):
@@ -235,9 +240,10 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def start_at(model: DRExperts, score: float) -> None:
-    """Weights that add up to about one, and about this score for every image.
+    """Set the head so that expert weights sum to about one and every score is close to `score`.
 
-    From the usual random start near zero, labels of 0..100 take hundreds of steps to come near.
+    From the usual random start near zero, scores would take hundreds of steps to reach labels of
+    0 to 100.
     """
     last = model.weighting.generator[-1]
     assert isinstance(last, nn.Linear)
@@ -249,12 +255,12 @@ def start_at(model: DRExperts, score: float) -> None:
 
 
 def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[Any]:
-    """Products in `amp`, where it is not float32."""
+    """A context in which matrix products are computed in `amp`."""
     return nullcontext() if amp == "fp32" else torch.autocast(device.type, DTYPES[amp])
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; as released, biases and the gains of norms and of layers do not decay."""
+    """AdamW. As in the released code, biases and the gains of norms and layers do not decay."""
     free = {n for n, p in parameters.items() if n.endswith("bias") or _is_gain(n, p)}
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in parameters.items() if n not in free]},
@@ -266,5 +272,8 @@ def _optimizer(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torc
 
 
 def _is_gain(name: str, parameter: nn.Parameter) -> bool:
-    """Vectors, but for the two that the released code decays: they have a dimension more there."""
+    """Whether a parameter is a vector that does not decay.
+
+    The released code decays two vectors, because they have one more dimension there.
+    """
     return parameter.ndim <= 1 and name.rpartition(".")[2] not in ("alpha", "lambda_")

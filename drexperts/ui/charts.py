@@ -75,7 +75,7 @@ def _chart(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
 
 
 def _svg(figure: Figure) -> Markup:
-    label = str(figure.get_label())
+    label = _one_line(str(figure.get_label()))
     # Pages hold many charts: their identifiers must differ.
     matplotlib.rcParams["svg.hashsalt"] = label
     stream = io.StringIO()
@@ -105,9 +105,14 @@ def _figure(
     return figure, axes
 
 
+def _one_line(text: str) -> str:
+    """A text without line breaks, and without surrogates, which file names may hold."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
 def _shown(name: str) -> str:
-    """A name as one line that is not too long. matplotlib leaves names out that begin with "_"."""
-    line = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+    """A name that is not too long. matplotlib leaves names out that begin with "_"."""
+    line = _one_line(name)
     line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
     return f" {line}" if line.startswith("_") else line
 

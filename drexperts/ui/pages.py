@@ -15,11 +15,12 @@ def render(template: str, **context: object) -> str:
 
     Raises jinja2.UndefinedError for a name that the context lacks.
     """
-    return _environment().get_template(template).render(context)
+    return environment().get_template(template).render(context)
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates are found, and what they can use."""
     environment = Environment(
         loader=PackageLoader("drexperts.ui"),
         autoescape=lambda name: name is None or not name.endswith(".md.j2"),

@@ -18,7 +18,6 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from drexperts.runtime.progress import Progress
-from drexperts.runtime.scorer import Score
 
 _QUIET = 5.0  # seconds between two progress lines where there is no terminal
 
@@ -81,16 +80,3 @@ class _ProgressLines:
 
     def note(self, message: str) -> None:
         self._screen.note(message)
-
-
-def tracked(scores: Iterator[Score], total: int, screen: Screen) -> Iterator[Score]:
-    """Pass the scores on, and show a progress bar while they come if stderr is a terminal."""
-    rate = TextColumn("{task.fields[rate]:.1f} images/s")
-    columns = (BarColumn(), MofNCompleteColumn(), rate, TextColumn("ETA"), TimeRemainingColumn())
-    hidden = not screen.notes.is_terminal
-    start = time.monotonic()
-    with Bar(*columns, console=screen.notes, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=total, rate=0.0)
-        for count, score in enumerate(scores, 1):
-            yield score
-            progress.update(task, completed=count, rate=count / (time.monotonic() - start))

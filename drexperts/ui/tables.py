@@ -11,15 +11,15 @@ from rich.table import Table
 
 from drexperts.runtime.explain import strongest
 from drexperts.runtime.manifest import (
-    ENOUGH_IMAGES,
-    FLOORS,
-    MAY_BE_NONE,
+    LOWER_LIMITS,
+    MIN_IMAGES,
+    OPTIONAL_MEASURES,
     BatchInvariance,
     Engine,
-    Frontier,
+    EnginePlan,
     Manifest,
     Parity,
-    Plan,
+    PrecisionTrial,
     ScoreScale,
     SetParity,
     invariance_limits,
@@ -194,7 +194,7 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
     return table
 
 
-def _tried(mixture: Frontier) -> str:
+def _tried(mixture: PrecisionTrial) -> str:
     verdict = "kept all limits" if mixture.passed else "failed"
     return (
         f"{mixture.islands} in float32, {mixture.weight_bytes / 2**20:.1f} MiB: "
@@ -208,7 +208,7 @@ def _largest_batch(engine: Engine) -> str:
     return f"{engine.certified_batch} (built for {engine.max_batch})"
 
 
-def _plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+def _plan_rows(plan: EnginePlan) -> Iterator[tuple[str, str]]:
     yield "built for", f"compute capability {', '.join(plan.capabilities)}, {plan.platform}"
     yield "hardware compatibility", plan.hardware_compatibility
     yield "profiles, min:opt:max", " ".join(map(str, plan.profiles))
@@ -273,7 +273,7 @@ def _add_parity(table: Table, parity: Parity) -> None:
     _add_rows(table, _parity_rows(parity, parity.limits))
     for name, each in parity.sets.items():
         table.add_section()
-        limits = parity.limits if each.images >= ENOUGH_IMAGES else {}
+        limits = parity.limits if each.images >= MIN_IMAGES else {}
         note = "" if limits else ", too few for limits of their own"
         table.add_row(f"{name}: {each.images} images{note}", "", "", "")
         _add_rows(table, _parity_rows(each, limits))
@@ -286,10 +286,10 @@ def _add_rows(table: Table, rows: Iterator[_Row]) -> None:
 
 
 def _parity_rows(measured: SetParity, limits: Mapping[str, float]) -> Iterator[_Row]:
-    values = measured.gated() | {"score_units": getattr(measured, "score_units", None)}
+    values = measured.measured() | {"score_units": getattr(measured, "score_units", None)}
     for name, label in _PARITY.items():
-        value, limit, floor = values.get(name), limits.get(name), name in FLOORS
-        required = name in values and limit is not None and name not in MAY_BE_NONE
+        value, limit, floor = values.get(name), limits.get(name), name in LOWER_LIMITS
+        required = name in values and limit is not None and name not in OPTIONAL_MEASURES
         if value is not None:
             shown = _correlation(measured, name, value) if floor else _number(value)
         elif required:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import re
 import secrets
 import statistics
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,13 +18,14 @@ from drexperts import runtime
 from drexperts.export.engines.options import EngineOptions
 from drexperts.export.engines.source_graph import engine_graph, source_engine
 from drexperts.export.engines.tensorrt_engine import engine_from_onnx
-from drexperts.export.proof.photographs import verification_images
-from drexperts.export.proof.prove import check_same_weights, images_in, prove_engine
-from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.export.proof.parity import Reference
+from drexperts.export.proof.photographs import Images, proof_images
+from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint, prove_engine
+from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.folders import ABANDONED
+from drexperts.runtime.files import ABANDONED_AFTER, replace_file
 from drexperts.runtime.manifest import (
-    PLAN_BACKENDS,
+    TENSORRT_BACKENDS,
     Engine,
     Manifest,
     read_manifest,
@@ -32,82 +33,96 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.preprocess import Source
-from drexperts.runtime.progress import Progress
+from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.trust import note_built_here
 
-BACKENDS = (*PLAN_BACKENDS, "onnx-cuda", "onnx-tensorrt")
-WARM_UP, ROUNDS = 5, 30  # calls of each of two engines, when the faster is kept
+DEFAULT_OPTIONS = EngineOptions()
+WARM_UP, ROUNDS = 5, 30  # calls of each of two engines when they are timed
 # What a build may leave when it is killed: an engine that no manifest names, or a part of one.
 _OWN = re.compile(
-    r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.[0-9a-f]{8})?"
-    r"|\.manifest\.json\.[0-9a-f]{8}"
+    r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.(part-)?[0-9a-f]{8})?"
+    r"|\.manifest\.json\.(part-)?[0-9a-f]{8}"
 )
 
 
 def build_engine(
-    bundle: Path,
-    backend: str,
-    options: EngineOptions,
+    bundle: str | Path,
+    backend: Literal["tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt"],
+    options: EngineOptions = DEFAULT_OPTIONS,
     *,
-    precision: str | None,
-    fused_attention: bool,
-    checkpoint: Path | None,
-    images: Path | None,
-    progress: Progress,
+    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+    fused_attention: bool = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+    images: Images = None,
+    progress: Progress = SILENT,
 ) -> Manifest:
-    """Add an engine to a bundle, in the place of an earlier one of the same name.
+    """Add an engine to a bundle, replacing an earlier one of the same backend and precision.
 
     Where this machine can run it, its proofs are measured at once; parity needs the checkpoint.
-    Where it cannot, the engine is recorded as built or inspected, and `drx verify` on a machine
-    that can run it measures them. Of TensorRT engines with and without the plugin, the faster one
-    that is proven stays.
+    Elsewhere it is recorded as built or inspected, until `verify` measures its proofs on a machine
+    that can run it. If TensorRT builds it with the plugin, it is built without as well, and the
+    faster proven one is kept.
 
     Args:
-        precision: of the transformer blocks; None keeps the bundle's. Another one is exported
-            from the checkpoint anew, so that weights are rounded once.
+        precision: of the transformer blocks; None keeps the bundle's. Another one is exported anew
+            from the checkpoint, so that weights are rounded once.
         fused_attention: False changes the graph so that no builder fuses attention.
+        checkpoint: the one that was exported, for parity and for another precision.
+        images: to verify on, as for `export_bundle`.
+
+    Returns:
+        The manifest as it was written, with the new engine last.
 
     Raises:
-        UserError: options that cannot be; BuildError where the library cannot build.
+        UserError: the options contradict each other, or the library cannot follow them.
+        BuildError: the library cannot build the engine.
+
+    Example:
+        from drexperts.export import EngineOptions, build_engine
+
+        options = EngineOptions(capabilities=("8.9",))
+        engine = build_engine("bundle/", "tensorrt-rtx", options, precision="fp16",
+                              checkpoint="model.safetensors").engines[-1]
     """
+    bundle = Path(bundle)
     manifest = read_manifest(bundle)
     source = source_engine(bundle, manifest)
     _check_for_gpus(source, backend, options, precision)
-    loaded = None if checkpoint is None else load_checkpoint(checkpoint)
+    loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
-        progress("holding the checkpoint against the bundle")
+        progress("comparing the checkpoint with the bundle")
         check_same_weights(bundle, manifest, source, loaded)
-    pictures = None if images is None else images_in(images)
-    work = _Work(bundle, manifest, loaded, pictures, progress)
-    if backend not in PLAN_BACKENDS:
-        if (options, precision, fused_attention) != (EngineOptions(), None, True):
+    pictures = None if images is None else proof_images(images)
+    work = _Build(bundle, manifest, loaded, pictures, progress)
+    if backend not in TENSORRT_BACKENDS:
+        if (options, precision, fused_attention) != (DEFAULT_OPTIONS, None, True):
             raise UserError(
                 f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, "
                 "and keep --checkpoint and --images"
             )
         same_file = replace(source, backend=backend, parity=None, invariance=None)
-        return _recorded(bundle, work.proven(same_file), progress.note)
-    precision = precision or source.precision
-    if options.stripped and (precision != source.precision or not fused_attention):
+        return _record(bundle, work.proven(same_file), progress)
+    kept = precision or source.precision
+    if options.stripped and (kept != source.precision or not fused_attention):
         raise UserError(
             f"weights are put back from the bundle's own graph, in {source.precision}: build it as "
             "it is, or leave --strip out"
         )
-    progress(f"the graph in {precision}")
-    proto = engine_graph(bundle, manifest, precision, fused_attention, loaded)
-    islands = source.islands if precision == source.precision else ()
-    built = functools.partial(work.built, backend, proto, precision, fused_attention, islands)
+    progress(f"the graph in {kept}")
+    proto = engine_graph(bundle, manifest, kept, fused_attention, loaded)
+    islands = source.islands if kept == source.precision else ()
+    built = functools.partial(work.built, backend, proto, kept, fused_attention, islands)
     engine = built(options)
     assert engine.plan is not None
     if options.plugin == "prefer" and engine.plan.plugin_layers and work.can_prove(engine):
         engine = work.or_better(engine, lambda: built(replace(options, plugin="off")))
-    return _recorded(bundle, engine, progress.note)
+    return _record(bundle, engine, progress)
 
 
 def _check_for_gpus(
     source: Engine, backend: str, options: EngineOptions, precision: str | None
 ) -> None:
-    """Raises UserError for a graph of eight bits, and for islands where float32 has no products."""
+    """Raises UserError for an int8 graph, and for float32 islands on compute capability 7.5."""
     if (precision or source.precision) == "int8":
         raise UserError(
             f"the bundle's graph is in int8, which is for CPUs: for {backend}, export another "
@@ -115,13 +130,13 @@ def _check_for_gpus(
         )
     if source.islands and "7.5" in options.capabilities:
         raise UserError(
-            "the bundle keeps parts in float32, of which compute capability 7.5 has no products: "
+            "the bundle keeps parts in float32, which compute capability 7.5 cannot multiply: "
             "leave it out, or export a bundle with --precision fp16"
         )
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Build:
     """What the steps of one build share."""
 
     bundle: Path
@@ -129,6 +144,14 @@ class _Work:
     checkpoint: Checkpoint | None
     images: Sequence[Source] | None
     progress: Progress
+
+    @functools.cached_property
+    def reference(self) -> Reference | None:
+        """The eager model's outputs, which two engines of one build are compared with."""
+        if self.checkpoint is None:
+            return None
+        pictures, spec = proof_images(self.images), self.manifest.preprocessing
+        return Reference(self.checkpoint.model, pictures, spec, self.progress)
 
     def built(
         self,
@@ -150,33 +173,42 @@ class _Work:
             plan = engine_from_onnx(proto, backend, aside, options, self.progress)
             note_built_here(sha := sha256_of(aside))
             path = self.bundle / f"{backend}-{precision}-{sha[:8]}.engine"
-            os.replace(aside, path)
+            replace_file(aside, path)
         finally:
             aside.unlink(missing_ok=True)
-        plan = replace(plan, fused_attention=fused_attention)
-        most = max(profile.max for profile in plan.profiles)
-        versions = {backend: plan.version}
-        engine = Engine(backend, path.name, sha, precision, most, versions, None, None, plan)
-        return self.proven(replace(engine, islands=islands))
+        engine = Engine(
+            backend=backend,
+            file=path.name,
+            sha256=sha,
+            precision=precision,
+            max_batch=max(profile.max for profile in plan.profiles),
+            versions={backend: plan.version},
+            parity=None,
+            invariance=None,
+            plan=replace(plan, fused_attention=fused_attention),
+            islands=islands,
+        )
+        return self.proven(engine)
 
     def can_prove(self, engine: Engine) -> bool:
         """Whether both proofs of an engine can be measured here."""
         return self.checkpoint is not None and runtime.obstacle(engine) is None
 
     def proven(self, engine: Engine) -> Engine:
-        """The engine with its proofs, if this machine can run it, and as it is if it fails to."""
+        """The engine with its proofs if this machine can run it, and as it is if that fails."""
         if runtime.obstacle(engine) is not None:
             return engine
-        images = verification_images() if self.images is None else self.images
-        tell = self.progress
         try:
-            return prove_engine(self.bundle, self.manifest, engine, self.checkpoint, images, tell)
+            pictures = proof_images(self.images)
+            return prove_engine(
+                self.bundle, self.manifest, engine, self.reference, pictures, self.progress
+            )
         except UserError as failure:
             self.progress.note(f"{engine.file} was built and could not be proven: {failure}")
             return engine
 
     def or_better(self, engine: Engine, build_other: Callable[[], Engine]) -> Engine:
-        """The faster proven one of an engine and another, which is built; the other's file goes."""
+        """The faster proven one of an engine and another that is built; the other is deleted."""
         try:
             best, worse = self.faster_first(engine, build_other())
         except UserError as failure:
@@ -186,10 +218,10 @@ class _Work:
         return best
 
     def faster_first(self, first: Engine, second: Engine) -> tuple[Engine, Engine]:
-        """Two engines, the faster one of those that are proven in front.
+        """Two engines, the faster proven one first.
 
-        They run alternately, on a batch that the first profile is for, so that whatever else the
-        GPU does falls on both.
+        They run alternately, on the optimum of the first profile, so that whatever else the GPU
+        does affects both.
         """
         if not (first.proven and second.proven):
             return (second, first) if second.proven else (first, second)
@@ -200,19 +232,21 @@ class _Work:
             ratio = time_ratio(
                 lambda: with_plugin.session.run(pixels), lambda: without.session.run(pixels)
             )
-        self.progress.note(f"with the plugin it takes {ratio:.3f} times what it takes without")
+        self.progress.note(f"with the plugin the engine takes {ratio:.3f} times as long as without")
         return (first, second) if ratio <= 1 else (second, first)
 
     def opened(self, engine: Engine) -> runtime.Scorer:
         return runtime.open_engine(self.bundle, self.manifest, engine)
 
 
-def _recorded(bundle: Path, engine: Engine, note: Callable[[str], None]) -> Manifest:
-    """Write a new engine into the manifest; the files of what it replaces go."""
+def _record(bundle: Path, engine: Engine, progress: Progress) -> Manifest:
+    """Write a new engine into the manifest, and delete the files that it no longer names."""
     before = read_manifest(bundle)  # again: another build may have ended meanwhile
     replaced = [other for other in before.engines if _in_its_place(other, engine)]
     if any(other.proven for other in replaced) and not engine.proven:
-        note(f"{engine.file} takes the place of a proven engine: prove it with `drx verify`")
+        progress.note(
+            f"{engine.file} takes the place of a proven engine: prove it with `drx verify`"
+        )
     kept = [other for other in before.engines if other not in replaced]
     manifest = replace(before, engines=(*kept, engine))
     write_manifest(manifest, bundle)
@@ -224,7 +258,7 @@ def _recorded(bundle: Path, engine: Engine, note: Callable[[str], None]) -> Mani
 
 
 def _in_its_place(old: Engine, new: Engine) -> bool:
-    """Whether the two are of one kind, of which a bundle holds one."""
+    """Whether the new engine replaces the old one: a bundle holds one of each kind."""
     if (old.backend, old.precision) != (new.backend, new.precision):
         return False
     if old.plan is None or new.plan is None:
@@ -233,16 +267,16 @@ def _in_its_place(old: Engine, new: Engine) -> bool:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file is what a build that was killed left."""
+    """Whether a file was left by a build that was killed."""
     return _OWN.fullmatch(path.name) is not None
 
 
 def _sweep(bundle: Path, named: set[str]) -> None:
-    """Remove what builds that were killed left; not what a build may still be at."""
+    """Remove what killed builds left, but not files that a running build may be writing."""
     for path in bundle.iterdir():
         if is_leftover(path) and path.name not in named:
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED:
+                if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                     path.unlink()
 
 

@@ -1,13 +1,14 @@
 """Where an engine leaves the reference: the first tensor whose error rounding does not explain.
 
-The reference is the engine's own graph in float32 through ONNX Runtime on the CPU. An engine with
-every tensor for an output is another engine: a builder cannot fuse what it must show, and the
-fault of a fused kernel is gone. So the first look is at tensors that several nodes read, which a
-builder has to write to memory anyway. After it every tensor is shown, a window at a time, up to
-the first that is wrong; if none is, though one was in the first look, a fused kernel is at fault.
+The reference is the engine's own graph in float32 through ONNX Runtime on the CPU. An engine that
+outputs every tensor is a different engine: a builder cannot fuse what it must output, and the fault
+of a fused kernel disappears. So the first pass outputs only tensors that several nodes read, which
+a builder has to write to memory anyway. The second pass outputs every tensor, a window at a time,
+up to the first that is wrong. If none is, although one was in the first pass, a fused kernel is at
+fault.
 
-The path through ONNX Runtime is executed by the tests. Of the path through TensorRT, parsing and
-building were executed with TensorRT for RTX; running the engine takes a GPU, and was not.
+The tests execute the path through ONNX Runtime. Parsing and building through TensorRT were executed
+with TensorRT for RTX; running the engine needs a GPU, and was not executed.
 """
 
 import importlib
@@ -22,43 +23,41 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from rich.table import Table
 
 from drexperts import runtime
 from drexperts.export.engines.source_graph import engine_graph
-from drexperts.export.proof.photographs import verification_images
-from drexperts.export.proof.prove import check_same_model, images_in
-from drexperts.model.checkpoint import load_checkpoint
+from drexperts.export.proof.photographs import Images, proof_images
+from drexperts.export.proof.prove import check_same_model, loaded_checkpoint
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.progress import SILENT, Progress
 
 Pixels = NDArray[np.uint8]
 Arrays = dict[str, NDArray[Any]]
-# Runs a graph on pixels [B, 3, H, W], and gives all its outputs by name.
+# Runs a graph on pixels [B, 3, H, W] and returns all its outputs by name.
 Execute = Callable[[onnx.ModelProto, Pixels], Arrays]
 
 HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
-# What rounding may come to, and how often the worst error that came in. Over every tensor of
-# random models, full-size and tiny, the worst measured were 5e-5, 1.2e-2 and 0.24; no tensor above
-# 1e-2 in float16 had more than twice what came in.
+# The largest error that rounding explains, and the largest multiple of the worst input error. Over
+# every tensor of random models, full-size and tiny, the worst errors were 5e-5, 1.2e-2 and 0.24; no
+# tensor above 1e-2 in float16 had more than twice its inputs' error.
 LIMITS = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 0.3}
 JUMP = 4.0
 
-WINDOW = 128  # tensors shown at a time: half a gigabyte an image at full size, both sides together
+WINDOW = 128  # tensors output at a time: half a GB per image at full size, for both graphs
 WIDE = ".float32"
-AROUND = 10  # tensors in a table
-SHOWN = 2  # crops that are looked at
+CROPS = 2  # that the graphs are run on
 
 
 @dataclass(frozen=True)
 class TensorError:
     """How far one tensor of the engine is from the reference's.
 
-    error: the largest |difference| / (|reference| + its rms); infinite where one is no number
-    cosine: between the two, over the whole tensor
-    inputs: the errors of the nearest tensors before it that were shown as well
+    error: the largest |difference| / (|reference| + its rms); infinite if one is not finite
+    cosine: the cosine similarity of the two tensors
+    inputs: the errors of the nearest tensors before it that were output as well
     """
 
     tensor: str
@@ -72,10 +71,9 @@ class TensorError:
 class Divergence:
     """The first tensor that rounding does not explain.
 
-    limit: what its error was held to: the precision's limit, or JUMP times the worst error that
-        came in, whichever is more
-    hidden: no tensor up to it was wrong once all were shown: a fused kernel is at fault, between
-        `inputs` and `tensor`
+    limit: the precision's limit, or JUMP times the worst error of its inputs, whichever is more
+    hidden: no tensor up to it was wrong once all were output: a fused kernel between `inputs` and
+        `tensor` is at fault
     """
 
     tensor: str
@@ -88,7 +86,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """`first` is None if no tensor diverges; `profile` holds what was shown, in graph order."""
+    """`first` is None if no tensor diverges; `profile` has the tensors output, in graph order."""
 
     first: Divergence | None
     profile: tuple[TensorError, ...]
@@ -96,36 +94,36 @@ class LayerReport:
 
 def bundle_layers(
     bundle: Path,
-    checkpoint: Path | None,
-    images: Path | None,
-    tell: Callable[[str], None],
+    checkpoint: Path | None = None,
+    images: Images = None,
+    progress: Progress = SILENT,
 ) -> Iterator[tuple[Engine, LayerReport]]:
-    """`first_divergence` of each engine of a bundle that runs here and can show its tensors.
+    """`first_divergence` of each engine of a bundle that runs here and can output its tensors.
 
     Raises:
-        UserError: as `check_comparable`; an engine is of another precision than the bundle's graph,
+        UserError: as `check_comparable`; an engine has another precision than the bundle's graph,
             and there is no checkpoint; else as `first_divergence`.
     """
     manifest = read_manifest(bundle)
     check_comparable(manifest)
-    loaded = None if checkpoint is None else load_checkpoint(checkpoint)
+    loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
         check_same_model(loaded, manifest)
-    picture = verification_images()[0] if images is None else images_in(images)[0]
-    pixels = crops_from_image(decode(picture), manifest.preprocessing).pixels[:SHOWN]
+    picture = proof_images(images)[0]
+    pixels = crops_from_image(decode(picture), manifest.preprocessing).pixels[:CROPS]
     for engine in _shown_here(manifest):
         if engine.plan is not None and engine.plan.plugin_layers:
-            # Else the parser would take the function body, and that is what would be looked at.
+            # Otherwise the parser would use the function body, and that would be examined.
             plugin = importlib.import_module("drexperts.export.engines.tensorrt_plugin")
             plugin.register(engine.plan.capabilities[0])
         fused = engine.plan is None or engine.plan.fused_attention
         proto = engine_graph(bundle, manifest, engine.precision, fused, loaded)
         execute = EXECUTORS[engine.backend]
-        yield engine, first_divergence(proto, pixels, engine.precision, execute, tell)
+        yield engine, first_divergence(proto, pixels, engine.precision, execute, progress)
 
 
 def check_comparable(manifest: Manifest) -> None:
-    """Raises UserError for an engine that has no float32 twin, which an int8 one has not."""
+    """Raises UserError for an engine that has no float32 twin, such as an int8 one."""
     for engine in _shown_here(manifest):
         if engine.precision not in LIMITS:
             raise UserError(
@@ -136,7 +134,7 @@ def check_comparable(manifest: Manifest) -> None:
 
 
 def _shown_here(manifest: Manifest) -> list[Engine]:
-    """The engines that run here and can show their tensors."""
+    """The engines that run here and can output their tensors."""
     return [
         engine
         for engine in manifest.engines
@@ -149,16 +147,15 @@ def first_divergence(
     pixels: Pixels,
     precision: str,
     execute: Execute,
-    tell: Callable[[str], None],
+    progress: Progress = SILENT,
 ) -> LayerReport:
-    """Run an engine's graph beside its float32 twin and find where the two part.
+    """Run an engine's graph beside its float32 twin and find where the two diverge.
 
     Args:
         proto: the graph that the engine was built from.
         pixels: uint8 [B, 3, H, W]; one or two images are enough.
         precision: "fp32", "fp16" or "bf16", that of the transformer blocks.
         execute: the engine, one of `EXECUTORS`.
-        tell: is told what the work is at.
 
     Raises:
         MissingDependencyError: polygraphy is not installed.
@@ -168,20 +165,20 @@ def first_divergence(
     rows: dict[str, TensorError] = {}
 
     def look(tensors: list[str], shown: list[str], hidden: bool) -> Divergence | None:
-        """The first of `tensors` that diverges while `shown` are outputs."""
+        """The first of `tensors` that diverges when `shown` are outputs."""
         expected = through_onnx_runtime(showing(twin, shown), pixels)
         got = execute(showing(proto, shown), pixels)
         rows.update((row.tensor, row) for row in measured(graph, shown, got, expected))
         return _first([rows[name] for name in tensors], precision, hidden)
 
-    tell("layers: first look")
+    progress("layers: first pass")
     shared = graph.shared()
     found = suspect = look(shared, shared, hidden=True)
     names = list(graph.maker)
     if suspect is not None:
         names = names[: names.index(suspect.tensor) + 1]
     for start in range(0, len(names), WINDOW):
-        tell(f"layers: tensor {start + 1} of {len(names)}")
+        progress(f"layers: tensor {start + 1} of {len(names)}")
         window = names[start : start + WINDOW]
         found = look(window, graph.ordered({*shared, *window}), hidden=False)
         if found is not None:
@@ -191,7 +188,7 @@ def first_divergence(
 
 
 def _first(rows: Iterable[TensorError], precision: str, hidden: bool) -> Divergence | None:
-    """The first error above the limit that is also far above what came in."""
+    """The first error above the limit that is also far above the errors of its inputs."""
     for row in rows:
         limit = max(LIMITS[precision], JUMP * max(row.inputs.values(), default=0.0))
         if row.error > limit:
@@ -200,7 +197,7 @@ def _first(rows: Iterable[TensorError], precision: str, hidden: bool) -> Diverge
 
 
 class DataFlow:
-    """Which tensor is made of which, among the float tensors of a graph."""
+    """Which float tensors of a graph are computed from which."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         graph = proto.graph
@@ -219,7 +216,7 @@ class DataFlow:
         return [name for name in self.maker if name in names]
 
     def nearest(self, tensor: str, shown: set[str]) -> list[str]:
-        """The shown tensors that a tensor is made of by way of none that is shown."""
+        """The shown tensors that a tensor depends on without another shown one between."""
         found, seen = set(), set()
         waiting = list(self.maker[tensor].input)
         while waiting:
@@ -235,7 +232,7 @@ class DataFlow:
 def measured(
     graph: DataFlow, tensors: Sequence[str], got: Arrays, expected: Arrays
 ) -> list[TensorError]:
-    """The errors of tensors in graph order, each with those of what it is made of."""
+    """The errors of tensors in graph order, each with those of its nearest inputs."""
     errors = {name: relative_error(got[name], expected[name]) for name in tensors}
     shown, rows = set(tensors), []
     for name in tensors:
@@ -246,10 +243,10 @@ def measured(
 
 
 def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest |difference| / (|expected| + rms of expected); infinite if one is no number.
+    """The largest |difference| / (|expected| + rms of expected); infinite if one is not finite.
 
-    A few values of a transformer are a hundred times the rms: their rounding is measured against
-    themselves, that of all others against the rms.
+    A few values of a transformer are a hundred times the rms: their rounding error is relative to
+    themselves, that of all others to the rms.
     """
     a, b = got.astype(np.float64), expected.astype(np.float64)
     if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -259,14 +256,14 @@ def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def cosine(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Of two tensors as vectors; NaN if one is zero or holds what is no number."""
+    """The cosine similarity of two tensors; NaN if one is zero or not finite."""
     a, b = got.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     with np.errstate(all="ignore"):
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def float32_twin(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, tensor names included, with float32 for every float16 and bfloat16."""
+    """The same graph with the same tensor names, and float32 for every float16 and bfloat16."""
     twin = onnx.ModelProto()
     twin.CopyFrom(proto)
     graph = twin.graph
@@ -294,16 +291,16 @@ def _widen_attributes(node: NodeProto) -> None:
 
 
 def showing(proto: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """A copy of the graph with tensors as outputs, beside those it has.
+    """A copy of the graph with more tensors as outputs.
 
-    numpy has no bfloat16: such a tensor is shown in float32, under its name and `WIDE`.
+    numpy has no bfloat16, so such a tensor is output in float32 under its name and `WIDE`.
     """
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
     graph = shown.graph
     known = {value.name: value for value in graph.value_info}
     for name in tensors:
-        if name not in known:  # an output already: those have no entry of their own
+        if name not in known:  # it is an output already, which has no entry here
             continue
         graph.output.append(known[name])
         if known[name].type.tensor_type.elem_type == TensorProto.BFLOAT16:
@@ -324,12 +321,12 @@ def through_onnx_runtime(proto: onnx.ModelProto, pixels: Pixels) -> Arrays:
 
 
 def through_tensorrt(proto: onnx.ModelProto, pixels: Pixels, *, rtx: bool) -> Arrays:
-    """All outputs of a graph, by an engine built of it for this one batch size; takes a GPU.
+    """All outputs of a graph, by an engine built for this one batch size; needs a GPU.
 
-    rtx: with TensorRT for RTX. Polygraphy keeps to the library that a process asked for first.
+    rtx: use TensorRT for RTX. Polygraphy keeps the library that a process asked for first.
 
     Raises:
-        UserError: the library did not build the engine, or did not run it.
+        UserError: the library did not build or run the engine.
     """
     _polygraphy("config").USE_TENSORRT_RTX = rtx
     backend = _polygraphy("backend.trt")
@@ -348,7 +345,7 @@ EXECUTORS: dict[str, Execute] = {
 
 
 def _outputs(runner: Any, proto: onnx.ModelProto, pixels: Pixels) -> Arrays:
-    """What a polygraphy runner gives, copied: it may use its memory again."""
+    """The outputs of a polygraphy runner, copied, since it may reuse its memory."""
     try:
         with runner:
             outputs = runner.infer({proto.graph.input[0].name: pixels})
@@ -358,39 +355,12 @@ def _outputs(runner: Any, proto: onnx.ModelProto, pixels: Pixels) -> Arrays:
 
 
 def _polygraphy(module: str) -> Any:
-    """One of its modules; its messages go to Python's logging, not to stdout."""
+    """A module of polygraphy, whose messages go to Python's logging and not to stdout."""
     try:
         logger = importlib.import_module("polygraphy.logger").G_LOGGER
         logger.use_python_logging_system, logger.colors = True, False
         return importlib.import_module(f"polygraphy.{module}")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            'looking into layers takes polygraphy: pip install "drexperts[debug]"'
+            'debugging layers needs polygraphy: pip install "drexperts[debug]"'
         ) from error
-
-
-def divergence_table(report: LayerReport) -> Table:
-    """The tensors around the first divergence, or around the largest error if there is none."""
-    profile, first = report.profile, report.first
-    if first is None:
-        title = "no tensor diverges; around the largest error"
-        middle = max(range(len(profile)), key=lambda i: profile[i].error)
-    else:
-        title = _title(first)
-        middle = [row.tensor for row in profile].index(first.tensor)
-    table = Table("", "tensor", "operator", title=title)
-    for column in ("error", "error that came in", "cosine"):
-        table.add_column(column, justify="right")
-    start = max(0, min(middle - AROUND // 2, len(profile) - AROUND))
-    for row in profile[start : start + AROUND]:
-        here = "▶" if row is profile[middle] else ""
-        came_in = f"{max(row.inputs.values(), default=0.0):.1e}"
-        table.add_row(here, row.tensor, row.op, f"{row.error:.1e}", came_in, f"{row.cosine:.6f}")
-    return table
-
-
-def _title(first: Divergence) -> str:
-    where = f"{first.op} {first.tensor}"
-    if first.hidden:
-        return f"first divergence before {where}; gone when looked into: a fused kernel's"
-    return f"first divergence: {where}, {first.error:.1e} where {first.limit:.1e} is rounding"

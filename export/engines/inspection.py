@@ -1,15 +1,15 @@
-"""What is in a built plan, read back and held against the graph it was built from.
+"""What is in a built plan, read back and compared with the graph it was built from.
 
-A library may build another thing than the graph asks for and say nothing: TensorRT 11 with a
-precision flag of TensorRT 10 builds float32. Three sources tell what it did:
+A library may silently build something other than the graph asks for: TensorRT 11 with a precision
+flag of TensorRT 10 builds float32. Three sources tell what it did:
 
     the parsed network      layers and their types, before the build, of both libraries
     the plan's own bytes    TensorRT for RTX: the program that its runtime compiles is text in it
     the engine inspector    NVIDIA's TensorRT, on the GPU that built it: a JSON document
 
-What is compared is each product of the graph (MatMul, Gemm, Conv), by the name of its ONNX node.
-The layout of the plan is documented nowhere: it was read off plans of TensorRT for RTX 1.7. The
-inspector's document is read as its documentation has it; that has not been executed.
+Each product of the graph (MatMul, Gemm, Conv) is compared, by the name of its ONNX node. The layout
+of the plan is undocumented and was inferred from plans of TensorRT for RTX 1.7. The inspector's
+document is parsed as NVIDIA documents it; that has not been tried on a real one.
 """
 
 import json
@@ -25,31 +25,18 @@ from onnx import TensorProto, inliner, shape_inference
 
 from drexperts.runtime.errors import PlanError, UnreadablePlanError
 
-__all__ = [
-    "Expectation",
-    "Inspection",
-    "PlanError",
-    "UnreadablePlanError",
-    "check",
-    "check_products",
-    "expectation_from_graph",
-    "inspection_from_json",
-    "inspection_from_plan",
-    "products_of_network",
-]
-
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
-# Of the graph's products, how many must be found in a plan before it counts as read. A compiler
-# may turn a thin product into a sum, or compute one of constants beforehand: none or one of the
-# full-size model's, a quarter of a tiny one's for batches of one.
+# The share of the graph's products that must be found in a plan for it to count as read. A compiler
+# may turn a thin product into a sum, or compute a product of constants beforehand: at most one
+# product of the full-size model, a quarter of a tiny model's for batches of one.
 SEEN = 0.7
 # Bytes of weights in a plan as a share of the graph's. Some weights are stored in two orders (10 %
-# of a tiny model's, none of the full-size ones'); a float16 graph built as float32 has 1.88.
+# of a tiny model's, none of a full-size one's); a float16 graph built as float32 has 1.88.
 WEIGHTS = (0.9, 1.5)
-CONSTANTS = 2**16  # bytes beside them, of shapes and alignment
+CONSTANTS = 2**16  # bytes that shapes and alignment may add
 
-UNKNOWN = "unknown"  # a type that a source does not say
+UNKNOWN = "unknown"  # a type that a source does not state
 
 _TYPES = {"half": "fp16", "float16": "fp16", "float": "fp32", "bfloat16": "bf16"}
 _JSON_TYPES = ("fp32", "fp16", "bf16", "uint8", "int8", "int32", "int64", "bool")
@@ -66,15 +53,15 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a plan says of itself.
+    """What a plan states about itself.
 
     Attributes:
-        version: of the library that built it, "1.7.1.116"; None where the source does not say.
-        targets: compute capabilities, "8.9"; empty where the source does not say.
-        bindings: the types of its inputs and outputs, "fp32" or "uint8", by name.
+        version: of the library that built it, "1.7.1.116"; None if the source does not state it.
+        targets: compute capabilities such as "8.9"; empty if the source does not state them.
+        bindings: the types of its inputs and outputs, such as "fp32" or "uint8", by name.
         products: the types that each product reads, by the name of its ONNX node.
-        fused_attention: how many kernels are a whole attention.
-        weights: bytes; None where the source does not say.
+        fused_attention: the number of kernels that are a whole attention.
+        weights: their size in bytes; None if the source does not state it.
     """
 
     version: str | None
@@ -87,7 +74,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a graph asks of a plan: as `Inspection`, with one type for each product."""
+    """What a graph asks of a plan, as in `Inspection`, with one type for each product."""
 
     bindings: dict[str, str]
     products: dict[str, str]
@@ -98,7 +85,7 @@ def expectation_from_graph(proto: onnx.ModelProto, functions: bool = True) -> Ex
     """What a graph asks for.
 
     Args:
-        functions: also for the products in function bodies, which a plugin would replace.
+        functions: include the products in function bodies, which a plugin would replace.
     """
     light = _without_payloads(proto)
     expected = _typed_products(light)
@@ -114,12 +101,11 @@ def expectation_from_graph(proto: onnx.ModelProto, functions: bool = True) -> Ex
 
 
 def check(found: Inspection, expected: Expectation, stripped: bool = False) -> None:
-    """Hold a plan against its graph.
+    """Compare a plan with its graph.
 
     Raises:
-        UnreadablePlanError: too few of the graph's products are found in the plan to judge it.
-        PlanError: the plan computes in other types, has other inputs or outputs, or weights of
-            another size than the graph.
+        UnreadablePlanError: too few of the graph's products are found in the plan to compare them.
+        PlanError: the plan has other types, inputs, outputs or a size of weights than the graph.
     """
     if not _agree(found.bindings, expected.bindings):
         raise PlanError(
@@ -137,7 +123,7 @@ def check(found: Inspection, expected: Expectation, stripped: bool = False) -> N
 
 
 def check_products(found: Mapping[str, Iterable[str]], expected: Mapping[str, str]) -> None:
-    """Hold the types that products read against the graph's; raises as `check`."""
+    """Compare the types that products read with the graph's; raises as `check`."""
     wrong = {
         name: "/".join(sorted(found[name]))
         for name, kind in expected.items()
@@ -175,11 +161,11 @@ def products_of_network(library: Any, network: Any) -> dict[str, frozenset[str]]
 
 
 def inspection_from_plan(plan: bytes) -> Inspection:
-    """What a plan of TensorRT for RTX says of itself; needs neither GPU nor library.
+    """What a plan of TensorRT for RTX states about itself; needs neither GPU nor library.
 
     Raises:
-        UnreadablePlanError: it is laid out in a way not known here.
-        PlanError: it is cut short.
+        UnreadablePlanError: its layout is unknown.
+        PlanError: it is truncated.
     """
     engine, weights = _sections(plan)
     main, *parts = re.split(rb"header \{\n", engine)[1:] or [b""]
@@ -203,10 +189,10 @@ def inspection_from_plan(plan: bytes) -> Inspection:
 
 
 def inspection_from_json(text: str) -> Inspection:
-    """What TensorRT's engine inspector says, of a plan built with detailed verbosity.
+    """What TensorRT's engine inspector states about a plan built with detailed verbosity.
 
-    Reads TensorRT 10's document ("Bindings", "Format/Datatype") and 11's ("I/O Tensors", format
-    and datatype apart).
+    It reads the document of TensorRT 10 ("Bindings", "Format/Datatype") and of 11 ("I/O Tensors",
+    with format and datatype apart).
 
     Raises:
         UnreadablePlanError: it is not such a document.
@@ -236,13 +222,13 @@ def _agree(found: Mapping[str, str], expected: Mapping[str, str]) -> bool:
 
 
 def _without_payloads(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its larger weights as inputs, small enough to infer types over."""
+    """The graph with its weights as inputs, small enough for type inference."""
     light = onnx.ModelProto(ir_version=proto.ir_version)
     light.opset_import.extend(proto.opset_import)
     light.functions.extend(proto.functions)
     light.graph.name = proto.graph.name
     light.graph.node.extend(proto.graph.node)
-    # Inlining renames nodes, and keeps what is written on them.
+    # Inlining renames nodes but keeps their doc strings.
     for part in (light.graph, *light.functions):
         for node in part.node:
             node.doc_string = _label(node)
@@ -269,7 +255,7 @@ def _typed_products(light: onnx.ModelProto) -> dict[str, str]:
 
 
 def _label(node: onnx.NodeProto) -> str:
-    """What the libraries' parser calls a node."""
+    """The name that the libraries' parser gives a node."""
     return node.name or f"node_of_{node.output[0]}"
 
 
@@ -284,26 +270,26 @@ def _bytes_of(initializer: TensorProto) -> int:
 
 
 def _type_name(name: str) -> str:
-    """The name of a type elsewhere, "HALF" or "FLOAT16", in ours."""
+    """Our name of a type that others call "HALF" or "FLOAT16"."""
     return _TYPES.get(name.lower(), name.lower())
 
 
 def _record(
     products: dict[str, frozenset[str]], names: Sequence[str], types: Iterable[str]
 ) -> None:
-    """Add the types that are known, if any is, to each of the products."""
+    """Add the known types, if there are any, to each of the products."""
     if known := frozenset(types) - {UNKNOWN}:
         for name in names:
             products[name] = products.get(name, frozenset()) | known
 
 
 def _onnx_names(metadata: str) -> list[str]:
-    """The ONNX nodes that a layer stands for; of a node in a function body, its own name."""
+    """The ONNX nodes that a layer implements; a node in a function body has its own name."""
     return [name.partition(" | ")[0] for name in _ONNX_LAYER.findall(metadata)]
 
 
 def _sections(plan: bytes) -> tuple[bytes, int]:
-    """The engine of a plan, and how many bytes of weights it holds."""
+    """The engine of a plan, and the size of its weights in bytes."""
     if plan[:4] != b"vtrt" or len(plan) < _HEADER:
         raise UnreadablePlanError("it does not begin as a plan of TensorRT for RTX does")
     (size,) = struct.unpack_from("<Q", plan, 16)
@@ -313,14 +299,16 @@ def _sections(plan: bytes) -> tuple[bytes, int]:
         struct.unpack_from("<8sQQ", plan, at) for at in (64, 88)
     )
     if (tag[:4], weights_tag[:4]) != (b"NGNE", b"THGW"):
-        raise UnreadablePlanError("its table of sections is another than TensorRT for RTX 1.7 has")
+        raise UnreadablePlanError("its table of sections is not the one of TensorRT for RTX 1.7")
     if max(offset + length, start + weights) > len(plan):
-        raise PlanError("a section of the plan ends behind its end: it is damaged, build it again")
+        raise PlanError(
+            "a section of the plan extends beyond its end: it is damaged, build it again"
+        )
     return plan[offset : offset + length], weights
 
 
 def _products_of_program(program: bytes) -> tuple[dict[str, frozenset[str]], int]:
-    """The types that products read, by ONNX node, and how many are a whole attention."""
+    """The types that products read, by ONNX node, and the number of whole attentions."""
     types: dict[bytes, str] = {}
     products: dict[str, frozenset[str]] = {}
     attention = 0
@@ -353,13 +341,13 @@ def _bindings_of_program(program: bytes) -> dict[str, str]:
 
 
 def _first(pattern: re.Pattern[bytes], text: bytes) -> bytes:
-    """The first group that the pattern's first match has; empty without one."""
+    """The first group of the pattern's first match; empty if there is none."""
     found = pattern.search(text)
     return b"" if found is None else next((group for group in found.groups() if group), b"")
 
 
 def _json_bindings(entries: list[Any], layers: list[dict[str, Any]]) -> dict[str, str]:
-    """TensorRT 11 describes inputs and outputs; 10 names them, and layers have their types."""
+    """TensorRT 11 describes inputs and outputs; 10 names them, and layers state their types."""
     if all(isinstance(entry, dict) for entry in entries):
         return {entry["Name"]: _json_type(entry) for entry in entries}
     types = {

@@ -1,4 +1,4 @@
-"""What can be asked of a build, and which of the two libraries can follow it."""
+"""The options of a build, and which of the two TensorRT libraries supports each."""
 
 import importlib
 import re
@@ -18,27 +18,26 @@ HARDWARE = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILIT
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build.
+    """How to build an engine.
 
     Attributes:
-        profiles: the batch sizes admitted; a plan has kernels of its own for each.
+        profiles: batch sizes; a plan has kernels of its own for each profile.
         workspace: bytes of GPU memory that a layer may use beside its tensors; None is no limit.
-        optimization_level: 0 to 5, how long kernels are sought; None is the library's default, 3.
+        optimization_level: 0 to 5, how long the library searches for kernels; None is its default,
+            3. `tensorrt` only.
+        capabilities: compute capabilities to build for, such as "8.9"; `tensorrt-rtx` only. Empty
+            means all that the library supports but "7.5", which has no float32 products and needs a
+            plan of its own, see `half_products`.
+        version_compatible: let later versions of the library run the plan. It is slower, and holds
+            a lean runtime, which the runtime that loads it must be told to trust. `tensorrt` only.
+        hardware_compatibility: which other GPUs run the plan. "none"; "same-capability", those of
+            the same compute capability; "ampere+", all from 8.0, with at most 48 KiB of shared
+            memory and fewer fusions. `tensorrt` only.
+        stripped: leave the weights out; they are put back from the same graph. Needs a GPU.
+        timing_cache: a file of kernel timings, read if it exists and written after the build.
             `tensorrt` only.
-        capabilities: what to build for, "8.9"; `tensorrt-rtx` only. Empty is all that the library
-            has but "7.5", which has no float32 products: it is a plan of its own, see
-            `half_products`.
-        version_compatible: also for later versions of the library. Costs speed, and the lean
-            runtime in the plan, which its runtime must be told to trust.
-            `tensorrt` only.
-        hardware_compatibility: "none"; "same-capability", other GPUs of the capability built on;
-            "ampere+", all from 8.0, with 48 KiB of shared memory at most and fewer fusions.
-            `tensorrt` only.
-        stripped: leave the weights out, to be put back from the same graph. Needs a GPU.
-        timing_cache: a file of kernel timings, used where it is there and written after the build.
-            `tensorrt` only.
-        plugin: "require", "prefer" or "off", the Triton kernel in place of the pooling node's
-            function body. `tensorrt` only.
+        plugin: "require", "prefer" or "off": whether our Triton kernel replaces the function body
+            of the pooling node. `tensorrt` only.
     """
 
     profiles: tuple[Profile, ...] = (Profile(1, 8, 64),)
@@ -52,12 +51,12 @@ class EngineOptions:
     plugin: str = "prefer"
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for values that cannot be."""
+        """Raises ConfigError for invalid values."""
         level, workspace = self.optimization_level, self.workspace
         if not (level is None or 0 <= level <= 5):
             raise ConfigError(f"the optimisation level must be 0 to 5, got {level}")
         if not (workspace is None or 0 < workspace < 2**50):
-            raise ConfigError(f"the workspace must be some bytes, less than a PiB, got {workspace}")
+            raise ConfigError(f"the workspace must be 1 byte to 1 PiB, got {workspace}")
         if self.hardware_compatibility not in ("none", *HARDWARE):
             raise ConfigError(
                 f"hardware compatibility must be none, {' or '.join(HARDWARE)}, "
@@ -69,12 +68,12 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Library:
-    """What one of the two libraries is, where they differ.
+    """What differs between the two libraries.
 
     Attributes:
-        oldest: the oldest version that this file knows.
-        targets: whether it is told the compute capabilities to build for, and needs no GPU.
-        refused: options that it cannot follow; their flags, and why.
+        oldest: the oldest version that is supported.
+        targets: whether it builds for given compute capabilities, without a GPU.
+        refused: the options that it does not support, with their flags and the reason.
     """
 
     name: str
@@ -85,7 +84,7 @@ class Library:
     refused: dict[str, str]
 
 
-_ONE_FOR_ALL = "its plans are for every capability they name, and for the version that built them"
+_ONE_FOR_ALL = "its plans run on each capability they name, with the version that built them"
 _NOT_TUNED = "it chooses kernels on the machine that runs the plan, not during the build"
 
 LIBRARIES = {
@@ -114,10 +113,10 @@ LIBRARIES = {
 
 
 def parse_profiles(texts: Sequence[str]) -> tuple[Profile, ...]:
-    """Profiles out of "MIN:OPT:MAX" each, or "N" for the one batch size N.
+    """Profiles from texts such as "MIN:OPT:MAX", or "N" for the one batch size N.
 
     Raises:
-        UserError: a text is neither, or a batch size up to the largest is in no profile.
+        UserError: a text is neither, or a batch size below the largest is in no profile.
     """
     profiles = tuple(_profile_from_text(text) for text in texts)
     _check_gaps(profiles)
@@ -137,22 +136,22 @@ def _check_gaps(profiles: tuple[Profile, ...]) -> None:
         raise UserError("there is no profile: give --batch MIN:OPT:MAX, such as 1:8:64")
     most = max(profile.max for profile in profiles)
     for size in range(1, most + 1):
-        if not any(profile.admits(size) for profile in profiles):
+        if not any(profile.includes(size) for profile in profiles):
             raise UserError(
-                f"no profile admits a batch of {size}, and another admits {most}: "
+                f"no profile includes a batch of {size}, and one includes {most}: "
                 f"add --batch {size}:{size}:{most}, or lower a profile's MIN"
             )
 
 
 def check_options(library: Library, options: EngineOptions) -> None:
-    """Raises UserError for what the library cannot follow."""
+    """Raises UserError for options that the library does not support."""
     _check_gaps(options.profiles)
     default = EngineOptions()
     for name, reason in library.refused.items():
         if getattr(options, name) != getattr(default, name):
-            raise UserError(f"{library.name} takes no {reason}; leave it out")
+            raise UserError(f"{library.name} does not support {reason}; leave it out")
     if library.targets and options.plugin == "require":
-        raise UserError(f"{library.name} takes no plugins: build with --plugin prefer")
+        raise UserError(f"{library.name} has no plugins: build with --plugin prefer")
 
 
 def import_library(library: Library) -> Any:
@@ -175,21 +174,23 @@ def import_library(library: Library) -> Any:
 
 
 def capabilities(trt: Any, library: Library, options: EngineOptions) -> tuple[str, ...]:
-    """The compute capabilities to build for. Raises UserError where they cannot be."""
+    """The compute capabilities to build for. Raises UserError if the library cannot."""
     if library.targets:
         if options.stripped and gpu_capability() is None:
-            raise UserError(f"{library.name} strips plans on a machine with a GPU; here is none")
+            raise UserError(
+                f"{library.name} strips plans only on a machine with a GPU, and there is none here"
+            )
         targets = _targets(trt, library, options.capabilities)
         if options.stripped and TURING in targets:
             raise UserError(
-                f"the graph for {TURING} is not the bundle's, so that weights cannot be put back: "
-                "leave --strip out"
+                f"weights cannot be put back into a plan for {TURING}, whose graph is not the "
+                "bundle's: leave --strip out"
             )
         return targets
     capability = gpu_capability()
     if capability is None:
         raise UserError(
-            "TensorRT builds on the GPU that it builds for, and here is none: "
+            "TensorRT builds on the GPU that it builds for, and there is none here: "
             "use --backend tensorrt-rtx, or build on the machine that is to run the engine"
         )
     return (capability,)

@@ -16,18 +16,17 @@ def source_engine(bundle: Path, manifest: Manifest) -> Engine:
 
     Raises BundleError for a bundle without one, or whose file was changed.
     """
-    for engine in manifest.engines:
-        path = bundle / engine.file
-        if engine.backend == "onnx":
-            if path.is_file() and sha256_of(path) == engine.sha256:
-                return engine
-            raise BundleError(
-                f"{str(path)!r} is missing or was changed: export the bundle again with "
-                "`drx export`"
-            )
-    raise BundleError(
-        f"{str(bundle)!r} has no ONNX engine to build from: export it with `drx export`"
-    )
+    source = next((engine for engine in manifest.engines if engine.backend == "onnx"), None)
+    if source is None:
+        raise BundleError(
+            f"{str(bundle)!r} has no ONNX engine to build from: export it with `drx export`"
+        )
+    path = bundle / source.file
+    if not path.is_file() or sha256_of(path) != source.sha256:
+        raise BundleError(
+            f"{str(path)!r} is missing or was changed: export the bundle again with `drx export`"
+        )
+    return source
 
 
 def engine_graph(
@@ -37,16 +36,16 @@ def engine_graph(
     fused_attention: bool,
     checkpoint: Checkpoint | None,
 ) -> onnx.ModelProto:
-    """The bundle's graph, or in another precision than its own the checkpoint's.
+    """The bundle's graph or, in another precision than its own, the checkpoint's.
 
     Args:
-        precision: of the transformer blocks. Another than the bundle's is exported from the
-            checkpoint anew, so that weights are rounded once.
-        fused_attention: False changes it so that no builder fuses attention.
+        precision: of the transformer blocks. Another precision than the bundle's is exported anew
+            from the checkpoint, so that weights are rounded once.
+        fused_attention: False changes the graph so that no builder fuses attention.
 
     Raises:
         BundleError: the bundle has no ONNX engine, or it was changed.
-        UserError: another precision, and no checkpoint.
+        UserError: another precision is asked for without a checkpoint.
     """
     source = source_engine(bundle, manifest)
     if precision == source.precision:
@@ -55,7 +54,7 @@ def engine_graph(
         proto = onnx_from_model(checkpoint.model, "maps" in manifest.outputs, precision)
     else:
         raise UserError(
-            f"the bundle's graph is {source.precision}: name the checkpoint it was exported from "
+            f"the bundle's graph is {source.precision}: pass the checkpoint it was exported from "
             f"with --checkpoint, for one in {precision}"
         )
     return proto if fused_attention else without_fused_attention(proto)

@@ -1,31 +1,29 @@
 """An ONNX graph to a TensorRT plan: one builder for both of NVIDIA's libraries.
 
     tensorrt        NVIDIA's TensorRT: builds on the GPU that it builds for, where it times its
-                    kernels. Nothing of this path has been executed without a GPU.
-    tensorrt-rtx    TensorRT for RTX: builds without a GPU for the compute capabilities it is told;
-                    the plan's kernels are compiled on the machine that runs it.
+                    kernels. This path needs a GPU, and its parts have been executed only with
+                    TensorRT for RTX in its place.
+    tensorrt-rtx    TensorRT for RTX: builds without a GPU for given compute capabilities; the
+                    plan's kernels are compiled on the machine that runs it.
 
-Networks are strongly typed: the precision is in the graph, and the plan is read back to see that
+Networks are strongly typed: the graph states the precision, and the plan is read back to check that
 it was kept. TF32 is always off: the float32 parts of a float16 graph are there for their 24 bits,
 and TF32 multiplies with 11, as float16 does.
 
-Two builds of one graph are not the same bytes: the libraries number and order what they build by
+Two builds of one graph differ in their bytes, since the libraries number and order their objects by
 addresses in memory.
 """
 
 import hashlib
 import importlib
 import logging
-import os
-import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import onnx
 from onnx import inliner
@@ -53,11 +51,9 @@ from drexperts.export.engines.options import (
 from drexperts.export.graph.half_products import half_products
 from drexperts.runtime.compatibility import this_platform
 from drexperts.runtime.errors import BuildError, PlanError, UnreadablePlanError, UserError
-from drexperts.runtime.manifest import Plan, Profile
-from drexperts.runtime.progress import Progress
-
-__all__ = ["BuildError", "engine_from_onnx"]
-
+from drexperts.runtime.files import written_whole
+from drexperts.runtime.manifest import EnginePlan, Profile
+from drexperts.runtime.progress import SILENT, Progress
 
 _logger = logging.getLogger(__name__)
 
@@ -67,40 +63,40 @@ def engine_from_onnx(
     backend: str,
     out: Path,
     options: EngineOptions,
-    progress: Progress,
-) -> Plan:
+    progress: Progress = SILENT,
+) -> EnginePlan:
     """Build a plan, read it back, and only then put it at `out`.
 
-    A build that fails or is interrupted leaves what was at `out`. An interrupt is noticed at the
-    library's next step, which may be seconds away.
+    A build that fails or is interrupted leaves what was at `out`. An interrupt takes effect at the
+    library's next step, which may take seconds.
 
     Args:
-        proto: a graph with one dynamic dimension, the batch, the first of each input.
+        proto: a graph whose only dynamic dimension is the batch, the first of each input.
         backend: "tensorrt" or "tensorrt-rtx".
         progress: called from another thread, with the phases that the library names.
 
     Returns:
-        What a machine must meet to run the plan. `fused_attention` is True: who changes the graph
-        against fusion knows it. `inspected` is False, with a logged warning, where the plan could
-        not be read.
+        What a machine must meet to run the plan. `fused_attention` is always True; the caller sets
+        it for a graph that was changed against fusion. `inspected` is False, with a logged warning,
+        if the plan could not be read.
 
     Raises:
         MissingDependencyError: the library is not installed.
-        UserError: it is too old, it cannot follow an option, or it needs a GPU and finds none.
+        UserError: it is too old, does not support an option, or needs a GPU and finds none.
         BuildError: it refused the graph or could not build it.
-        PlanError: what it built is not what the graph asks for.
+        PlanError: the engine is not what the graph asks for.
         OSError: `out` cannot be written.
     """
     library = LIBRARIES[backend]
     check_options(library, options)
     trt = import_library(library)
     targets = capabilities(trt, library, options)
-    # Opened first, so that a folder that cannot be written is known before the build.
-    with _written_aside(out) as stream:
+    # Opened first, so that a folder that cannot be written is reported before the build.
+    with written_whole(out.resolve()) as aside, open(aside, "xb") as stream:
         build = _Build(trt, library, options, targets, _messages(trt), progress)
         plan, plugin_layers, inspected = build.run_with_or_without_plugin(proto)
         stream.write(plan)
-    return Plan(
+    return EnginePlan(
         version=trt.__version__,
         capabilities=targets,
         platform=this_platform(),
@@ -117,7 +113,7 @@ def engine_from_onnx(
 
 @dataclass
 class _Build:
-    """One build: the library, what is asked of it, and what it says."""
+    """One build: the library, its options and its messages."""
 
     trt: Any
     library: Library
@@ -128,7 +124,7 @@ class _Build:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def run_with_or_without_plugin(self, proto: onnx.ModelProto) -> tuple[memoryview, int, bool]:
-        """As `run`, and again without a plugin that is preferred and cannot be built."""
+        """As `run`; if a plugin that is only preferred cannot be built, once more without it."""
         try:
             return self.run(proto)
         except BuildError as failure:
@@ -147,7 +143,7 @@ class _Build:
             # A plugin registered earlier in the process finds no node to replace.
             proto = inliner.inline_local_functions(proto)
         builder = self.trt.Builder(self.messages)
-        if self.messages.errors:  # a builder that was not made crashes when it is touched
+        if self.messages.errors:  # using a builder that was not made would crash the process
             raise self._failed("cannot start", [])
         network = self._parse(builder, proto)
         layers = self._count_plugin_layers(plugin, network)
@@ -160,12 +156,11 @@ class _Build:
         return memoryview(plan), layers, inspected
 
     def _parse(self, builder: Any, proto: onnx.ModelProto) -> Any:
-        """The network of a graph."""
-        # Version 11 ignores the flag, as its networks are never otherwise.
+        # Version 11 ignores the flag, since its networks are always strongly typed.
         flags = 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(flags)
         parser = self.trt.OnnxParser(network, self.messages)
-        # What a version-compatible plan needs.
+        # A version-compatible plan needs this.
         parser.set_flag(self.trt.OnnxParserFlag.NATIVE_INSTANCENORM)
         if not parser.parse(proto.SerializeToString()):
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -173,7 +168,7 @@ class _Build:
         return network
 
     def _registered_plugin(self) -> Any:
-        """The plugin's module with the plugin registered; None where it is not to be used."""
+        """The plugin's module with the plugin registered; None if it is not to be used."""
         if self.library.targets or self.options.plugin == "off":
             return None
         ampere = self.options.hardware_compatibility == "ampere+"
@@ -219,7 +214,7 @@ class _Build:
     def _set_compatibility(self, config: Any) -> None:
         trt, options = self.trt, self.options
         if self.library.targets:
-            # Without it the runtime's work cannot be recorded as a CUDA graph.
+            # Without it, the runtime could not record its work as a CUDA graph.
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
             config.num_compute_capabilities = len(self.capabilities)
             for i, capability in enumerate(self.capabilities):
@@ -232,7 +227,7 @@ class _Build:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.__members__[level]
 
     def _serialise(self, builder: Any, network: Any, config: Any) -> Any:
-        """Build in another thread, so that an interrupt reaches this one at once."""
+        """Build in another thread, so that this one receives an interrupt at once."""
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(builder.build_serialized_network, network, config)
             try:
@@ -249,8 +244,8 @@ class _Build:
 
     def _keep_timing_cache(self, config: Any) -> None:
         if self.options.timing_cache is not None:
-            with _written_aside(self.options.timing_cache) as stream:
-                stream.write(memoryview(config.get_timing_cache().serialize()))
+            with written_whole(self.options.timing_cache.resolve()) as aside:
+                aside.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
     def _inspect_network(self, network: Any, expected: Expectation) -> None:
         check_products(products_of_network(self.trt, network), expected.products)
@@ -264,7 +259,7 @@ class _Build:
         check(found, expected, self.options.stripped)
 
     def _check_header(self, found: Inspection) -> None:
-        # A byte for each number: the last one, of the build, may not fit.
+        # The plan has one byte per number, in which the last, the build number, may not fit.
         version, library = (v.split(".")[:3] for v in (found.version or "", self.trt.__version__))
         if found.targets != self.capabilities or version != library:
             raise PlanError(
@@ -286,22 +281,22 @@ class _Build:
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def _failed(self, what: str, errors: list[str]) -> BuildError:
-        said = errors or self.messages.errors[-3:] or ["it does not say why"]
+        said = errors or self.messages.errors[-3:] or ["it gives no reason"]
         return BuildError(f"{self.library.name} {what}: " + "; ".join(said))
 
 
 def _read_back(inspect: Callable[[], None]) -> bool:
-    """Whether a network or a plan could be read; raises where it is not what was expected."""
+    """Whether a network or a plan could be read; raises PlanError if it is not as expected."""
     try:
         inspect()
     except UnreadablePlanError as unread:
-        _logger.warning("the engine is built and not inspected: %s", unread)
+        _logger.warning("the engine is built but not inspected: %s", unread)
         return False
     return True
 
 
 class _Messages:
-    """What a library says during a build. `_messages` mixes it with the library's ILogger."""
+    """The error messages of a build; `_messages` combines this with the library's ILogger."""
 
     def clear(self) -> None:
         self.errors: list[str] = []
@@ -309,7 +304,7 @@ class _Messages:
 
 @cache
 def _messages(trt: Any) -> Any:
-    """The logger of a library: the first one that it is given stays in use."""
+    """The logger of a library, one per process: the library keeps the first that it is given."""
 
     class Messages(_Messages, trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -327,7 +322,7 @@ def _messages(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Progress, cancelled: threading.Event) -> Any:
-    """The library's progress monitor. An exception may not pass through the library."""
+    """The library's progress monitor, which keeps exceptions from passing through the library."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -370,22 +365,7 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 def _load_timing_cache(config: Any, path: Path) -> None:
     known = path.read_bytes() if path.is_file() else b""
-    # One of another version or GPU is not taken; the build then starts with none.
+    # A cache of another version or GPU is refused; the build then starts with an empty one.
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place at `path` once it is whole, and otherwise is gone."""
-    path = path.resolve()  # where a link leads is what is replaced
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

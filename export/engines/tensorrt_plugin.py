@@ -1,11 +1,11 @@
 """The pooling node as a plugin of NVIDIA's TensorRT: our Triton kernel in the engine, as PTX.
 
-It is a quickly deployable plugin, ahead of time: TensorRT asks for the kernel while it builds, and
-the engine needs neither this module nor Python. The definition has passed TensorRT's own checks
-and the PTX has passed ptxas; no engine that holds it has been built or executed yet.
+It is a quickly deployable plugin compiled ahead of time: TensorRT asks for the kernel while it
+builds, and the engine needs neither this module nor Python. The definition has passed TensorRT's
+own checks and the PTX has passed ptxas; no engine that holds it has been built or executed yet.
 
-TensorRT calls the definition from C++: it prints what is raised here on stderr, and no engine
-comes of the build.
+TensorRT calls the definition from C++: it prints exceptions raised here on stderr, and the build
+returns no engine.
 """
 
 import functools
@@ -25,19 +25,19 @@ from drexperts.runtime.errors import BackendError, InternalError
 
 PLUGIN = f"{DOMAIN}::{OP}"
 
-# TensorRT's names of what the tokens can be, on our side. All else is float32.
+# The types that tokens can have, by TensorRT's names. All other tensors are float32.
 _TOKENS = {"HALF": torch.float16, "BF16": torch.bfloat16, "FLOAT": torch.float32}
 _COMBINATIONS = "FP16|BF16|FP32" + ", FP32" * 7
 
-_architecture: int  # that `register` was given last
+_architecture: int  # the last one given to `register`
 
 
 @dataclass(frozen=True)
 class Form:
-    """What of a pooling node is compiled into its kernel.
+    """The properties of a pooling node that are compiled into its kernel.
 
     Attributes:
-        queries: 1, or one an expert; so are `alphas`.
+        queries, alphas: 1, or one per expert.
         epsilon: of the LayerNorm, which is `iterated` or applied once.
     """
 
@@ -50,16 +50,16 @@ class Form:
 
 
 def register(capability: str) -> None:
-    """Let TensorRT's parser turn pooling nodes into plugin layers, for the rest of the process.
+    """Make TensorRT's parser turn pooling nodes into plugin layers, for the rest of the process.
 
     Later calls change the target of the engines built after them.
 
     Args:
-        capability: the compute capability that the engine is for, "8.9"; "8.0" for one that is to
-            run on everything since.
+        capability: the compute capability that the engine is for, such as "8.9"; "8.0" for an
+            engine that is to run on all later GPUs.
 
     Raises:
-        BackendError: the kernels are not made for it, or Triton's compiler is not at hand.
+        BackendError: there is no kernel for it, or Triton's compiler is not available.
     """
     global _architecture
     need_compiler()
@@ -68,9 +68,9 @@ def register(capability: str) -> None:
 
 
 def plugin_layers(network: Any) -> int:
-    """How many layers of a parsed network are our plugin; the parser falls back silently.
+    """The number of plugin layers of a parsed network; the parser falls back silently.
 
-    Plugins have the type PLUGIN_V3, and no other node of our graph can become one: the rest are
+    Plugins have the type PLUGIN_V3. No other node of our graph can become one, since the others are
     standard operators.
     """
     layers = (network.get_layer(index) for index in range(network.num_layers))
@@ -95,7 +95,7 @@ def _architecture_of(capability: str) -> int:
     made_for = {f"{arch // 10}.{arch % 10}": arch for arch in ARCHITECTURES}
     if capability not in made_for:
         raise BackendError(
-            f"our kernels are made for compute capability {', '.join(made_for)}, not {capability}: "
+            f"our kernels support compute capability {', '.join(made_for)}, not {capability}: "
             "build with --plugin off"
         )
     return made_for[capability]
@@ -103,16 +103,16 @@ def _architecture_of(capability: str) -> int:
 
 @functools.cache
 def _define() -> None:
-    """Hand the definition to TensorRT, which takes one a process."""
+    """Register the definition with TensorRT, which accepts one per process."""
     _define_outputs()
     _define_types()
     _define_kernel()
 
 
 def _define_outputs() -> None:
-    """TensorRT reads inputs, attributes and the number of outputs off names and annotations.
+    """TensorRT takes inputs, attributes and the number of outputs from names and annotations.
 
-    Attributes are arrays because TensorRT 10 makes numbers of them in a way that NumPy 2.4 refuses.
+    Attributes are arrays because TensorRT 10 converts scalars in a way that NumPy 2.4 refuses.
     """
     import tensorrt.plugin as trtp
 
@@ -161,7 +161,7 @@ def _define_kernel() -> None:
 
 
 def _form(tokens: Any, query: Any, logits: Any, alpha: Any, epsilon: float, iterated: bool) -> Form:
-    """From TensorRT's descriptions of the inputs, what the kernel is compiled for."""
+    """What the kernel is compiled for, from TensorRT's descriptions of the inputs."""
     sizes = {
         "width": tokens.shape_expr[2],
         "experts": logits.shape_expr[1],
@@ -170,10 +170,10 @@ def _form(tokens: Any, query: Any, logits: Any, alpha: Any, epsilon: float, iter
     }
     left_open = [name for name, size in sizes.items() if not size.is_constant]
     if left_open:
-        raise InternalError(f"the graph leaves open a pooling node's {', '.join(left_open)}")
+        raise InternalError(f"the graph does not fix a pooling node's {', '.join(left_open)}")
     width, experts, queries, alphas = (size.constant_value() for size in sizes.values())
     if experts != EXPERTS or not {queries, alphas} <= {1, EXPERTS}:
         raise InternalError(
-            f"a pooling node of {experts} experts with {queries} queries and {alphas} alphas"
+            f"a pooling node has {experts} experts, {queries} queries and {alphas} alphas"
         )
     return Form(_TOKENS[tokens.dtype.name], width, queries, alphas, epsilon, iterated)

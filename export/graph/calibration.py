@@ -1,14 +1,14 @@
-"""What the linear layers of a folded model read on real images, and weights made easy to quantise.
+"""The ranges that a folded model's linear layers read on real images, and their smoothing.
 
 A transformer's activations have channels a hundred times larger than the others, which leave eight
-bits few steps for the rest. `smoothed` moves part of their size into the weights, exactly
+bits few steps for the rest. `smoothed` moves part of their magnitude into the weights, exactly
 (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438, Eq. 4).
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from drexperts.export.proof.photographs import distorted_crops
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
 
-STRENGTH = 0.5  # of smoothing: 0 leaves the activations as they are, 1 makes all channels alike
+STRENGTH = 0.5  # of smoothing: 0 leaves the activations unchanged, 1 makes all channels equal
 CHUNK = 4  # crops at a time
-LEAST = 1e-5  # a channel that is never used is not divided by nothing
+LEAST = 1e-5  # keeps a channel that is never used from division by zero
 
 
 class Peaks(NamedTuple):
@@ -41,16 +41,16 @@ class Peaks(NamedTuple):
 def calibration_crops(images: Sequence[Source], preprocessing: Preprocessing) -> Tensor:
     """A crop of each image and one of every distortion, mirrored: float32 0..255 [n, 3, H, W].
 
-    Mirrored, since the same photographs are what engines are verified on.
+    They are mirrored because engines are verified on the same photographs.
     """
     first = [crops_from_image(decode(image), preprocessing).pixels[0] for image in images]
-    changed = distorted_crops(images, preprocessing)[::4]  # of five levels, each in turn
+    changed = distorted_crops(images, preprocessing)[::4]  # cycles through the five levels
     first += [crops_from_image(image, preprocessing).pixels[0] for image in changed]
     return torch.stack([torch.from_numpy(crop) for crop in first]).flip(-1).float()
 
 
 def block_linears(folded: DRExperts) -> dict[str, nn.Linear]:
-    """The linear layers of the transformer blocks by name, "encoder.blocks.0.query" the first."""
+    """The linear layers of the transformer blocks by name, first "encoder.blocks.0.query"."""
     return {
         f"{name}.{child}": linear
         for name, block in encoder_blocks(folded)
@@ -60,7 +60,7 @@ def block_linears(folded: DRExperts) -> dict[str, nn.Linear]:
 
 
 def measured_peaks(folded: DRExperts, crops: Tensor) -> dict[str, Peaks]:
-    """The peaks of what each block's linear layers read, over crops [n, 3, H, W]."""
+    """The peaks of the inputs of the blocks' linear layers, over crops [n, 3, H, W]."""
     found: dict[str, Peaks] = {}
 
     def note(name: str, rows: Tensor) -> None:
@@ -71,13 +71,13 @@ def measured_peaks(folded: DRExperts, crops: Tensor) -> dict[str, Peaks]:
     with _watched(folded, note), torch.inference_mode():
         for chunk in crops.split(CHUNK):
             folded(chunk)
-    # Inference tensors may not be used where gradients are taken.
+    # Clones, because gradients cannot be taken through inference tensors.
     return {name: Peaks(low.clone(), high.clone()) for name, (low, high) in found.items()}
 
 
 @contextmanager
-def _watched(folded: DRExperts, note: Any) -> Iterator[None]:
-    """`note(name, rows)` is called with what each linear layer reads, [rows, in]."""
+def _watched(folded: DRExperts, note: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `note(name, rows)` with the input [rows, in] of each linear layer."""
     hooks = [
         linear.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))
         for name, linear in block_linears(folded).items()
@@ -90,10 +90,10 @@ def _watched(folded: DRExperts, note: Any) -> Iterator[None]:
 
 
 def smoothed(folded: DRExperts, peaks: Mapping[str, Peaks]) -> tuple[DRExperts, dict[str, Peaks]]:
-    """An equal model whose linear layers read channels of more equal size, and its peaks.
+    """An equal model whose linear layers read channels of more equal magnitude, and its peaks.
 
-    A norm's output is scaled in its gain, what the attention gives in the values' projection. What
-    the second layer of an MLP reads has a GELU before it and stays as it is.
+    A norm's output is scaled through its gain, the attention's output through the projection of the
+    values. The input of an MLP's second layer comes from a GELU and stays unchanged.
     """
     easier, found = copy.deepcopy(folded), dict(peaks)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def smoothed(folded: DRExperts, peaks: Mapping[str, Peaks]) -> tuple[DRExperts, 
 
 
 def _divisor(linears: Sequence[nn.Linear], peaks: Peaks) -> Tensor:
-    """By what each channel is divided: size^a / weight^(1 - a), of geometric mean 1."""
+    """The divisor of each channel: size^a / weight^(1 - a), with geometric mean 1."""
     weight = torch.cat([linear.weight for linear in linears]).abs().amax(0).clamp(min=LEAST)
     by = peaks.size**STRENGTH / weight ** (1 - STRENGTH)
     result: Tensor = by / by.log().mean().exp()

@@ -1,8 +1,8 @@
 """Folds: a trained module to an equal module with less to compute, before any graph exists.
 
-Each public function is one fold, and a test holds its two sides together; that of the prompts is
-`backbone.constant_prompts`. `inference_model` applies them all: what it leaves is a `DRExperts`
-whose parts were replaced, and whose own `forward` runs.
+Each public function is one fold, whose two sides a test compares; the fold of the prompts is
+`backbones.constant_prompts`. `inference_model` applies them all: its result is a `DRExperts` whose
+parts were replaced, and whose own `forward` runs.
 """
 
 import copy
@@ -28,28 +28,16 @@ from drexperts.model.backbones import (
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.experts import AbsorbedQuery, ExpertLinear, HiddenKeys
 
-__all__ = [
-    "encoder_blocks",
-    "fold_layer_scale",
-    "fold_open_clip_block",
-    "fold_patches",
-    "fold_query",
-    "fold_resize",
-    "fold_timm_block",
-    "fold_zero_linear",
-    "inference_model",
-]
-
-
-# What the transformer blocks compute in; all around them is float32.
+# The types of the transformer blocks; everything around them is float32.
 BLOCK_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class EncoderBlock(nn.Module):
-    """A pre-norm transformer block, tokens [B, N, d], with nothing left to scale.
+    """A pre-norm transformer block with nothing left to scale.
 
-    The queries carry 1/sqrt(head width), a constant factor. The keys have no bias: it would add
-    the same number to a whole row of logits. Three projections cost less than one and a split.
+    The factor 1/sqrt(head width) is folded into the query projection. The keys have no bias, which
+    would add the same number to a whole row of logits. Three projections cost less than one and a
+    split.
     """
 
     def __init__(
@@ -68,12 +56,12 @@ class EncoderBlock(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
-        """Tokens of all images in one matrix, [B * N, d], so that each projection is one GEMM."""
+        """The tokens of all images are one matrix [B * N, d], so that a projection is one GEMM."""
         x = x + self.proj(self.attention(self.norm1(x), batch))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
     def attention(self, x: Tensor, batch: int) -> Tensor:
-        """[B * N, d] to [B * N, d], in products that every backend has a kernel for."""
+        """[B * N, d] to [B * N, d], by products for which every backend has a kernel."""
         q, k, v = (self._by_head(linear(x), batch) for linear in (self.query, self.key, self.value))
         return (torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).reshape(x.shape)
 
@@ -85,8 +73,8 @@ class EncoderBlock(nn.Module):
 class FoldedVit(nn.Module):
     """A vision transformer on 0..255 pixels: [B, 3, H, W] to tokens [B, 1 + grid^2, d].
 
-    `positions` holds all that is added to a patch (position, convolution bias), `first` the CLS
-    token with its position. Each block runs in its own dtype; convolution and additions do not.
+    `positions` is everything added to a patch (position and convolution bias), `first` the CLS
+    token with its position. Each block runs in its own dtype; the rest runs in float32.
     """
 
     first: Tensor
@@ -127,7 +115,7 @@ class FoldedVit(nn.Module):
 
 
 class FoldedController(nn.Module):
-    """`Controller` on 0..255 pixels; its zero-linear is folded into what reads it."""
+    """`Controller` on 0..255 pixels; its zero-linear is folded into the layer that reads it."""
 
     def __init__(self, controller: Controller, vit: FoldedVit) -> None:
         super().__init__()
@@ -156,9 +144,9 @@ class MatrixResize(nn.Module):
 
 
 def fold_patches(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> nn.Conv2d:
-    """A patch embedding of (pixels - mean) / std to one of the pixels; mean and std are [3].
+    """A patch embedding of (pixels - mean) / std as one of the pixels; mean and std are [3].
 
-    Exact because the patches do not overlap and nothing is padded.
+    It is exact because the patches do not overlap and nothing is padded.
     """
     folded = copy.deepcopy(conv)
     weight = conv.weight / std.to(conv.weight)[:, None, None]
@@ -169,10 +157,10 @@ def fold_patches(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> nn.Conv2d:
 
 
 def fold_resize(module: ControllerInput, source: int) -> nn.Module:
-    """The resize of the controller's input, without its statistics, from `source` px squares.
+    """The resize of the controller's input from `source` px squares, without its normalisation.
 
-    Bilinear interpolation, antialiased or not, is separable and linear with rows that sum to 1,
-    so it commutes with the statistics, which `fold_patches` takes.
+    Bilinear interpolation, antialiased or not, is separable and linear with rows that sum to 1, so
+    it commutes with the normalisation, which `fold_patches` folds.
     """
     if source == module.size:
         return nn.Identity()
@@ -183,7 +171,7 @@ def fold_resize(module: ControllerInput, source: int) -> nn.Module:
 
 
 def fold_layer_scale(block: Block) -> Block:
-    """timm's LayerScale into the linear before it."""
+    """A timm block with each LayerScale folded into the linear layer before it."""
     folded = copy.deepcopy(block)
     folded.attn.proj = _scaled_rows(block.attn.proj, block.ls1.gamma)
     folded.mlp.fc2 = _scaled_rows(block.mlp.fc2, block.ls2.gamma)
@@ -192,7 +180,7 @@ def fold_layer_scale(block: Block) -> Block:
 
 
 def fold_timm_block(block: Block) -> EncoderBlock:
-    """A timm block without LayerScale to an `EncoderBlock`."""
+    """A timm block without LayerScale as an `EncoderBlock`."""
     qkv = _projections(block.attn.qkv.weight, block.attn.qkv.bias, block.attn.num_heads)
     mlp = block.mlp.fc1, block.mlp.fc2
     norms = block.norm1, block.norm2
@@ -200,7 +188,7 @@ def fold_timm_block(block: Block) -> EncoderBlock:
 
 
 def fold_open_clip_block(block: ResidualAttentionBlock) -> EncoderBlock:
-    """An open_clip block to an `EncoderBlock`."""
+    """An open_clip block as an `EncoderBlock`."""
     attention = block.attn
     qkv = _projections(attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
     mlp = block.mlp.c_fc, block.mlp.c_proj
@@ -215,7 +203,7 @@ def fold_zero_linear(zero: nn.Linear, project: nn.Linear) -> nn.Linear:
 
 
 def fold_query(query: AbsorbedQuery) -> ExpertLinear:
-    """s W_k^T (W_q x + b_q) as one linear map an expert; the key bias is gone."""
+    """s W_k^T (W_q x + b_q) as one linear map per expert; the key bias has no effect."""
     weight = query.query.weight.mT @ query.key.weight * query.scale  # [S, in, key width]
     folded = ExpertLinear(*weight.shape)
     folded.weight = nn.Parameter(weight.mT.contiguous())
@@ -226,16 +214,16 @@ def fold_query(query: AbsorbedQuery) -> ExpertLinear:
 def inference_model(
     model: DRExperts, precision: str = "fp32", islands: Collection[str] = ()
 ) -> DRExperts:
-    """The equal model with every fold applied; it takes pixels 0..255 [B, 3, H, W], float32.
+    """An equal model with every fold applied, which takes float32 pixels 0..255 [B, 3, H, W].
 
-    Folded in float64 and rounded once. With "fp16" or "bf16" the transformer blocks are of that
-    type, and all around them float32: patch embeddings, resize, unit vectors, both softmaxes of the
-    head and their difference, weights and score.
+    It is folded in float64 and rounded once. With "fp16" or "bf16" the transformer blocks have that
+    type, and everything around them is float32: patch embeddings, resize, unit vectors, both
+    softmaxes of the head and their difference, weights and score.
 
     Args:
         islands: names of blocks that stay in float32, such as "encoder.blocks.3".
     """
-    # Any: its parts are replaced by equal ones of other classes.
+    # Any, because its parts are replaced by equal ones of other classes.
     folded: Any = copy.deepcopy(model).double().requires_grad_(False)
     with torch.no_grad():
         if isinstance(folded.prompts, PromptEncoder):
@@ -291,7 +279,7 @@ def _folded_controller(controller: Controller, given: ControllerInput) -> Folded
 def controller_statistics(given: ControllerInput) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [3] that turn 0..255 pixels into the controller's input."""
     mean, std = given.clip_mean.flatten(), given.clip_std.flatten()
-    if not given.undo_imagenet:  # CLIP's statistics taken of what ImageNet's were taken of
+    if not given.undo_imagenet:  # CLIP's normalisation is applied after ImageNet's
         outer_mean, outer_std = given.imagenet_mean.flatten(), given.imagenet_std.flatten()
         mean, std = outer_mean + mean * outer_std, std * outer_std
     return 255 * mean, 255 * std
@@ -300,7 +288,7 @@ def controller_statistics(given: ControllerInput) -> tuple[Tensor, Tensor]:
 def _projections(
     weight: Tensor, bias: Tensor, heads: int
 ) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """A fused [q; k; v] projection, parted: 1/sqrt(head width) in q, no bias on k."""
+    """A fused [q; k; v] projection, split: 1/sqrt(head width) folded into q, no bias on k."""
     query, key, value = weight.chunk(3)
     query_bias, _, value_bias = bias.chunk(3)
     scale = (len(query) // heads) ** -0.5

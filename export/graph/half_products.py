@@ -1,17 +1,22 @@
 """A graph for Turing (compute capability 7.5), on which TensorRT for RTX has no float32 products.
 
-Every MatMul, Gemm and Conv of float32 operands reads float16 instead, and its result is given back
-as float32. The sums inside a product remain float32 on that hardware; operands and results are
+Every MatMul, Gemm and Conv of float32 operands reads float16 instead, and its result is cast back
+to float32. The sums inside a product remain float32 on that hardware; operands and results are
 rounded to 11 bits, as those of the transformer blocks of a float16 graph are.
 """
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, inliner, numpy_helper, shape_inference
+import onnx_ir as ir
+from onnx import inliner, shape_inference
 
+from drexperts.export.graph.editing import (
+    add_before,
+    add_behind,
+    add_constant,
+    drop_unread_constants,
+)
 from drexperts.runtime.errors import UserError
-
-__all__ = ["half_products"]
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 LARGEST = float(np.finfo(np.float16).max)
@@ -21,86 +26,49 @@ def half_products(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a graph without float32 products. Functions are inlined, their products included.
 
     Weights are stored as float16. Activations beyond 65504 become infinite, which the parity proof
-    of the engine shows: the folded model has none, its 0..255 pixels are exact in float16.
+    of the engine shows; the folded model has none, and its 0..255 pixels are exact in float16.
 
     Raises:
-        UserError: the graph's blocks are float32, and would silently be something else, or
-            bfloat16, which Turing has not; or a weight is beyond float16.
+        UserError: the graph's blocks are float32, and would silently become something else, or
+            bfloat16, which Turing does not have; or a weight is beyond float16.
     """
-    # A copy in either case: inlining returns the graph itself where there is nothing to inline.
-    half = onnx.ModelProto()
-    half.CopyFrom(inliner.inline_local_functions(proto) if proto.functions else proto)
-    types = _types(half)
-    if TensorProto.FLOAT16 not in types.values():
+    inlined = inliner.inline_local_functions(proto) if proto.functions else proto
+    model = ir.from_proto(shape_inference.infer_shapes(inlined))
+    graph = model.graph
+    if not any(each.dtype == ir.DataType.FLOAT16 for each in _values(graph)):
         raise UserError(
             "compute capability 7.5 has float16 products only: build from --precision fp16"
         )
-    casts = _Casts(half.graph)
-    nodes = []
-    for node in half.graph.node:
-        if node.op_type in PRODUCTS and types[node.input[0]] == TensorProto.FLOAT:
-            nodes += casts.halved(node)
-        else:
-            nodes.append(node)
-    del half.graph.node[:]
-    half.graph.node.extend(nodes)
-    del half.graph.value_info[:]
-    _drop_unread(half.graph)
-    return half
+    halved: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type in PRODUCTS and node.inputs[0].dtype == ir.DataType.FLOAT:
+            for position, operand in enumerate(node.inputs):
+                if operand is not None:
+                    if operand not in halved:
+                        halved[operand] = _half(operand, node)
+                    node.replace_input_with(position, halved[operand])
+            (result,) = node.outputs
+            add_behind(node, "Cast", [], f"{result.name}_in_half", {"to": ir.DataType.FLOAT})
+            result.type = ir.TensorType(ir.DataType.FLOAT16)
+    drop_unread_constants(graph)
+    return ir.to_proto(model)
 
 
-class _Casts:
-    """Products rewritten one after another; each operand is cast once."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.weights = {weight.name: weight for weight in graph.initializer}
-        self.made: dict[str, str] = {}
-
-    def halved(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """A product in float16, before it the casts of what it reads, behind it one back."""
-        nodes = []
-        for position, name in enumerate(node.input):
-            if name and name not in self.made:
-                self.made[name] = f"{name}_half"
-                if name in self.weights:
-                    self.graph.initializer.append(_half_weight(self.weights[name]))
-                else:
-                    nodes.append(_cast(name, self.made[name], TensorProto.FLOAT16))
-            node.input[position] = self.made.get(name, "")
-        (result,) = node.output
-        node.output[0] = f"{result}_in_half"
-        return [*nodes, node, _cast(node.output[0], result, TensorProto.FLOAT)]
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    made = [value for node in graph for value in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *made]
 
 
-def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=to)
-
-
-def _half_weight(weight: TensorProto) -> TensorProto:
-    values = numpy_helper.to_array(weight)
+def _half(operand: ir.Value, reader: ir.Node) -> ir.Value:
+    """An operand in float16: a constant is rounded, anything else is cast before its reader."""
+    if operand.const_value is None:
+        to_half = {"to": ir.DataType.FLOAT16}
+        return add_before(reader, "Cast", [operand], f"{operand.name}_half", to_half)
+    values = operand.const_value.numpy()
     largest = float(np.abs(values).max(initial=0.0))
     if not largest <= LARGEST:
         raise UserError(
-            f"{weight.name} has the value {largest:g}, beyond float16, and compute capability 7.5 "
+            f"{operand.name} has the value {largest:g}, beyond float16, and compute capability 7.5 "
             "has no float32 products: it cannot run this model"
         )
-    return numpy_helper.from_array(values.astype(np.float16), f"{weight.name}_half")
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every tensor, by name."""
-    graph = shape_inference.infer_shapes(proto).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    return types | {weight.name: weight.data_type for weight in graph.initializer}
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove the weights that only products read, which now read float16 ones."""
-    read = {name for node in graph.node for name in node.input}
-    kept = [weight for weight in graph.initializer if weight.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    return add_constant(reader.graph, f"{operand.name}_half", values.astype(np.float16))

@@ -1,41 +1,40 @@
 """A graph whose linear layers multiply eight-bit integers, for CPUs.
 
-Static: an activation's scale is a constant of the graph, so that a row's numbers do not depend on
-the batch it came in, as they would with scales taken from each batch (`quantize_dynamic`). Weights
-have a scale for each output channel and seven bits of magnitude less one: then no CPU's instruction
-for pairs of products saturates (x86 without VNNI has one of 16 bits), and every CPU has the same
-sums.
+Quantisation is static: an activation's scale is a constant of the graph, so that a row does not
+depend on its batch, as it would with scales computed per batch (`quantize_dynamic`). Weights have a
+scale for each output channel and lie within -63..63: then no CPU's instruction for pairs of
+products saturates (that of x86 without VNNI has 16 bits), and every CPU has the same sums.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
-__all__ = ["Range", "int8_products", "int8_storage"]
+from drexperts.export.graph.editing import add_before, add_constant, drop_unread_constants
 
 LARGEST_FACTOR = 63  # of a weight in a product: 255 * 63 twice is below 2^15
-WORTH_STORING = 2**16  # elements, from which on a weight is
-# In what an operator's large constants are kept; what is added or sliced is a position or an index.
-# A patch of pixels is far from zero in all its samples alike, which multiplies what is rounded.
+WORTH_STORING = 2**16  # elements of the smallest weight that is stored as integers
+# How each operator's large constants are stored; those added or sliced are positions or indices.
+# The samples of a patch of pixels are all far from zero, which multiplies the error of rounding.
 STORED = {"MatMul": "int8", "Transpose": "int8", "Gather": "int8", "Conv": "int16"}
-RESIZE = "model.controller_input."  # no weight of the model's: it makes the pixels that it reads
+RESIZE = "model.controller_input."  # the resize matrix, which makes the pixels that others read
 
 Array = NDArray[np.generic]
 
 
 class Range(NamedTuple):
-    """What a linear layer reads lies between."""
+    """The least and the largest value that a linear layer reads."""
 
     low: float
     high: float
 
     @property
     def scale(self) -> float:
-        """A step of the 255 from the least to the largest value, zero among them."""
+        """The size of one of the 255 steps of the range, which is extended to include zero."""
         return max(max(self.high, 0.0) - min(self.low, 0.0), 1e-6) / 255
 
     @property
@@ -51,131 +50,104 @@ def int8_products(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.M
     the product, and has int8 weights [out, in] and an int32 bias.
 
     Args:
-        ranges: of what is read, by the layer's name, "encoder.blocks.0.query"; other layers stay.
+        ranges: of each layer's input, by the layer's name, "encoder.blocks.0.query"; other layers
+            stay as they are.
     """
-    lowered = onnx.ModelProto()
-    lowered.CopyFrom(proto)
-    graph = _Rewritten(lowered.graph)
-    nodes: list[onnx.NodeProto] = []
-    for node in lowered.graph.node:
-        name = _layer(node)
-        if name in ranges:
-            nodes += graph.quantised(node, name, ranges[name])
-        nodes.append(node)
-    graph.finish(nodes)
-    return lowered
+    model = ir.from_proto(proto)
+    read: dict[tuple[ir.Value, Range], ir.Value] = {}  # inputs that are quantised already
+    for node in list(model.graph):
+        if (name := _layer(node)) in ranges:
+            _quantise(node, name, ranges[name], read)
+    drop_unread_constants(model.graph)
+    return ir.to_proto(model)
 
 
 def int8_storage(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a graph whose other large weights are kept as integers and read as floats.
 
-    Of eight bits, and of 16 in convolutions. By Cast and Mul, which ONNX Runtime folds when it
-    loads the graph. Before a product it makes another kernel of DequantizeLinear, MatMulNBits.
+    They have eight bits, and 16 in convolutions. They are read through Cast and Mul, which ONNX
+    Runtime folds when it loads the graph; of a DequantizeLinear before a product it would make
+    another kernel, MatMulNBits.
     """
-    stored = onnx.ModelProto()
-    stored.CopyFrom(proto)
-    graph = _Rewritten(stored.graph)
-    first = {name: node for node in reversed(stored.graph.node) for name in node.input}
-    nodes: list[onnx.NodeProto] = []
-    for name, weight in list(graph.weights.items()):
-        reader = first[name].op_type if name in first else ""
+    model = ir.from_proto(proto)
+    first_node = model.graph[0]
+    for weight in list(model.graph.initializers.values()):
+        reader = next((node.op_type for node in model.graph if weight in node.inputs), "")
         if reader in STORED and _is_worth_storing(weight):
-            axis = 0 if reader == "Conv" else -1
-            nodes += graph.stored(weight, axis, STORED[reader])
-    graph.finish([*nodes, *stored.graph.node])
-    return stored
+            _store(weight, 0 if reader == "Conv" else -1, STORED[reader], first_node)
+    return ir.to_proto(model)
 
 
-def _layer(node: onnx.NodeProto) -> str:
-    """The name of the linear layer that a node is, or nothing."""
+def _layer(node: ir.Node) -> str:
+    """The name of the linear layer that a node is, or an empty string."""
     prefix, suffix = "model.", ".weight"
-    name = node.input[1] if node.op_type == "Gemm" else ""
+    name = node.inputs[1].name if node.op_type == "Gemm" else ""
     inside = name.startswith(prefix) and name.endswith(suffix)
     return name[len(prefix) : -len(suffix)] if inside else ""
 
 
-def _is_worth_storing(weight: onnx.TensorProto) -> bool:
+def _is_worth_storing(weight: ir.Value) -> bool:
     return (
-        weight.data_type == onnx.TensorProto.FLOAT
+        weight.dtype == ir.DataType.FLOAT
         and not weight.name.startswith(RESIZE)
-        and len(weight.dims) > 1
-        and int(np.prod(weight.dims)) >= WORTH_STORING
+        and len(weight.shape) > 1
+        and weight.const_value.size >= WORTH_STORING
     )
 
 
-class _Rewritten:
-    """A graph being rewritten: constants are added and replaced, unread ones dropped at the end."""
+def _quantise(
+    gemm: ir.Node, name: str, given: Range, read: dict[tuple[ir.Value, Range], ir.Value]
+) -> None:
+    """Let a Gemm read integers."""
+    source, weight, *rest = gemm.inputs
+    factors = weight.const_value.numpy()
+    bias = rest[0].const_value.numpy() if rest else np.zeros(len(factors), np.float32)
+    steps = _factor_steps(factors, bias, given.scale)
+    if (source, given) not in read:
+        read[source, given] = _through_uint8(gemm, source, f"{name}.input", given)
+    sums = steps * np.float32(given.scale)
+    integers = {
+        "weight": (np.rint(factors / steps[:, None]).astype(np.int8), steps),
+        "bias": (np.rint(bias / sums.astype(np.float64)).astype(np.int32), sums),
+    }
+    gemm.resize_inputs(3)
+    gemm.replace_input_with(0, read[source, given])
+    for position, (part, (values, scale)) in enumerate(integers.items(), 1):
+        constant = _dequantised(gemm, f"model.{name}.{part}.int8", values, scale)
+        gemm.replace_input_with(position, constant)
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.weights = {weight.name: weight for weight in graph.initializer}
-        self.read: dict[tuple[str, Range], str] = {}
 
-    def quantised(self, node: onnx.NodeProto, name: str, given: Range) -> Iterator[onnx.NodeProto]:
-        """Turn a Gemm's inputs into integers and back; yields the nodes that do."""
-        weight = numpy_helper.to_array(self.weights[node.input[1]])
-        bias = np.zeros(len(weight), np.float32)
-        if len(node.input) > 2:
-            bias = numpy_helper.to_array(self.weights[node.input[2]])
-        steps = _factor_steps(weight, bias, given.scale)
-        factors = np.rint(weight / steps[:, None]).astype(np.int8)
-        source = node.input[0]
-        if (source, given) not in self.read:
-            self.read[source, given] = f"{name}.input"
-            yield from self._activation(source, f"{name}.input", given)
-        weight_name, bias_name = (f"model.{name}.{part}.int8" for part in ("weight", "bias"))
-        del node.input[:]
-        node.input.extend([self.read[source, given], weight_name, bias_name])
-        yield self._constant(weight_name, factors, steps)
-        sums = steps * np.float32(given.scale)
-        added = np.rint(bias / sums.astype(np.float64)).astype(np.int32)
-        yield self._constant(bias_name, added, sums)
+def _through_uint8(reader: ir.Node, source: ir.Value, name: str, given: Range) -> ir.Value:
+    """An activation, rounded to the 256 values of its range."""
+    scale = add_constant(reader.graph, f"{name}.scale", np.array(given.scale, np.float32))
+    zero = add_constant(reader.graph, f"{name}.zero", np.array(given.zero, np.uint8))
+    steps = add_before(reader, "QuantizeLinear", [source, scale, zero], f"{name}.uint8")
+    return add_before(reader, "DequantizeLinear", [steps, scale, zero], name)
 
-    def stored(self, weight: onnx.TensorProto, axis: int, kind: str) -> Iterator[onnx.NodeProto]:
-        """Keep a weight as integers of a scale along `axis`; yields what makes it of them."""
-        values, name = numpy_helper.to_array(weight), weight.name
-        others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-        steps = _steps(np.abs(values).max(axis=others, keepdims=True), np.iinfo(kind).max)
-        self._add(f"{name}.{kind}", np.rint(values / steps).astype(kind))
-        self._add(f"{name}.scale", steps)
-        del self.weights[name]
-        yield helper.make_node("Cast", [f"{name}.{kind}"], [f"{name}.float"], to=weight.data_type)
-        yield helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [name])
 
-    def finish(self, nodes: list[onnx.NodeProto]) -> None:
-        """Put the nodes in place and drop the constants that none reads."""
-        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del self.graph.node[:]
-        self.graph.node.extend(kept)
-        read = {name for node in kept for name in node.input}
-        constants = [weight for name, weight in self.weights.items() if name in read]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(constants)
-        del self.graph.value_info[:]
+def _dequantised(reader: ir.Node, name: str, values: Array, steps: Array) -> ir.Value:
+    """A constant kept in integers, with a scale for each of its rows."""
+    kept = {"values": values, "scale": steps, "zero": np.zeros(len(values), values.dtype)}
+    given = [add_constant(reader.graph, f"{name}.{part}", kept[part]) for part in kept]
+    return add_before(reader, "DequantizeLinear", given, name, {"axis": 0})
 
-    def _activation(self, source: str, target: str, given: Range) -> Iterator[onnx.NodeProto]:
-        self._add(f"{target}.scale", np.array(given.scale, np.float32))
-        self._add(f"{target}.zero", np.array(given.zero, np.uint8))
-        by = [f"{target}.scale", f"{target}.zero"]
-        yield helper.make_node("QuantizeLinear", [source, *by], [f"{target}.uint8"])
-        yield helper.make_node("DequantizeLinear", [f"{target}.uint8", *by], [target])
 
-    def _constant(self, name: str, values: Array, steps: Array) -> onnx.NodeProto:
-        """A constant in integers, with a scale for each of its rows."""
-        self._add(f"{name}.values", values)
-        self._add(f"{name}.scale", steps)
-        self._add(f"{name}.zero", np.zeros(len(values), values.dtype))
-        given = [f"{name}.{part}" for part in ("values", "scale", "zero")]
-        return helper.make_node("DequantizeLinear", given, [name], axis=0)
-
-    def _add(self, name: str, values: Array) -> None:
-        self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+def _store(weight: ir.Value, axis: int, kind: str, first_node: ir.Node) -> None:
+    """Keep a weight as integers with a scale along `axis`."""
+    graph, name, values = first_node.graph, weight.name, weight.const_value.numpy()
+    others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
+    steps = _steps(np.abs(values).max(axis=others, keepdims=True), np.iinfo(kind).max)
+    integers = add_constant(graph, f"{name}.{kind}", np.rint(values / steps).astype(kind))
+    scale = add_constant(graph, f"{name}.scale", steps)
+    del graph.initializers[name]
+    floats = add_before(first_node, "Cast", [integers], f"{name}.float", {"to": weight.dtype})
+    weight.replace_all_uses_with(add_before(first_node, "Mul", [floats, scale], name))
 
 
 def _factor_steps(weight: Array, bias: Array, scale: float) -> NDArray[np.float32]:
-    """The step of each row's factors, and of its bias with `scale`.
+    """The step of each row of a weight; times `scale` it is the step of the row's bias.
 
-    Not so small that the bias has no place in 32 bits; in a row of zeros it is all that counts.
+    It is large enough for the bias to fit in 32 bits, which alone decides in a row of zeros.
     """
     largest, added = np.abs(weight).max(axis=1), np.abs(bias) / scale
     least = added / np.where(largest > 0, 2.0**30, 2.0**20)
@@ -184,5 +156,5 @@ def _factor_steps(weight: Array, bias: Array, scale: float) -> NDArray[np.float3
 
 
 def _steps(largest: NDArray[np.floating], count: int) -> NDArray[np.float32]:
-    """The steps with which `count` of them reach the largest value; 1 where all values are zero."""
+    """The step of which `count` reach the largest value; 1 where all values are zero."""
     return np.where(largest > 0, largest / count, 1).astype(np.float32)

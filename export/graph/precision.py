@@ -1,23 +1,24 @@
-"""Which precision each part of a graph gets: as low as the parity gate admits.
+"""Which precision each part of a graph gets: as low as parity allows.
 
-`int8` is for CPUs, `fp16` for GPUs. Parts are ranked by what lowering them does to the score, and
-the fewest, the worst first, stay in float32 ("islands"). Each mixture that is tried is judged as a
-bundle is: through the Scorer, on photographs and their distortions, against the eager model. They
-are the photographs of the proof, too, and int8 is calibrated on them mirrored.
+`int8` is for CPUs, `fp16` for GPUs. Parts are ranked by what reducing their precision does to the
+score, and the fewest, the worst first, stay in float32 ("islands"). Each candidate is measured as a
+bundle is: through the Scorer, on photographs and their distortions, against the eager model. The
+proof uses the same photographs, and int8 is calibrated on their mirror images.
 """
 
 import copy
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from drexperts.evaluation.predict import TorchSession
 from drexperts.export.graph.calibration import (
     block_linears,
     calibration_crops,
@@ -28,40 +29,34 @@ from drexperts.export.graph.fold import BLOCK_TYPES, encoder_blocks, inference_m
 from drexperts.export.graph.int8_products import LARGEST_FACTOR, Range, int8_products, int8_storage
 from drexperts.export.graph.sensitivity import score_errors
 from drexperts.export.graph.to_onnx import onnx_from_folded, onnx_from_model
-from drexperts.export.proof.draft import MODEL_FILE, draft
-from drexperts.export.proof.parity import (
-    LIMITS,
-    Outputs,
-    compare,
-    eager_outputs,
-    engine_outputs,
-    parity_sets,
-)
+from drexperts.export.proof.parity import Reference
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.model.dr_experts import DRExperts
-from drexperts.runtime.manifest import OUTPUTS, Frontier, Parity
+from drexperts.model.draft import draft_manifest
+from drexperts.runtime.manifest import OUTPUTS, Engine, Manifest, Parity, PrecisionTrial
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.preprocess import Source
-from drexperts.runtime.progress import Progress
+from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer, Session
 
+MODEL_FILE = "model.onnx"
 TARGETS = {"cpu": "int8", "gpu": "fp16"}
 CALIBRATED_ON = 32  # images, at most
 RANKED_ON = 8  # crops
-BATCH = 8  # crops at a time, when a mixture is judged
+BATCH = 8  # crops at a time, when a candidate is measured
 
 
-class Mixture(NamedTuple):
-    """A graph, its precision, what of it stayed in float32, and what else was tried."""
+class PrecisionChoice(NamedTuple):
+    """A graph, the precision of its blocks, the parts left in float32, and what else was tried."""
 
     graph: onnx.ModelProto
     precision: str
     islands: tuple[str, ...] = ()
-    frontier: tuple[Frontier, ...] = ()
+    trials: tuple[PrecisionTrial, ...] = ()
 
 
-class Lowering(Protocol):
-    """A model whose parts can be lowered to `precision` one by one."""
+class MixedPrecision(Protocol):
+    """A model of which some parts can have a lower precision; islands are those that have not."""
 
     precision: str
 
@@ -70,7 +65,7 @@ class Lowering(Protocol):
         ...
 
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
-        """All parts lowered but those."""
+        """The graph with all parts in the lower precision but the islands."""
         ...
 
     def session(self, islands: Collection[str]) -> Session:
@@ -78,12 +73,12 @@ class Lowering(Protocol):
         ...
 
     def weight_bytes(self, islands: Collection[str]) -> int:
-        """Of its constants."""
+        """The size of its constants."""
         ...
 
 
 class Int8:
-    """Linear layers of the blocks in eight bits, calibrated on real images."""
+    """The linear layers of the blocks in eight bits, calibrated on real images."""
 
     precision = "int8"
 
@@ -100,11 +95,11 @@ class Int8:
         self.float_graph = onnx_from_folded(self.folded, maps, max_batch, shared=False)
 
     def ranked(self) -> list[str]:
-        lowered = {
+        quantised = {
             name: QuantisedLinear(linear, self.ranges[name])
             for name, linear in block_linears(self.folded).items()
         }
-        return _worst_first(score_errors(self.folded, lowered, self.crops[:RANKED_ON]))
+        return _worst_first(score_errors(self.folded, quantised, self.crops[:RANKED_ON]))
 
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
         ranges = {name: found for name, found in self.ranges.items() if name not in islands}
@@ -112,7 +107,7 @@ class Int8:
 
     def session(self, islands: Collection[str]) -> Session:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+            path = Path(folder) / MODEL_FILE
             onnx.save(self.graph(islands), path)
             return OnnxSession(path, max_batch=BATCH)
 
@@ -134,8 +129,8 @@ class Half:
     def ranked(self) -> list[str]:
         crops = calibration_crops(self.images, self.checkpoint.preprocessing)[:RANKED_ON]
         folded = inference_model(self.checkpoint.model)
-        lowered = {name: _half_block(block) for name, block in encoder_blocks(folded)}
-        return _worst_first(score_errors(folded, lowered, crops))
+        halves = {name: _half_block(block) for name, block in encoder_blocks(folded)}
+        return _worst_first(score_errors(folded, halves, crops))
 
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
         model = self.checkpoint.model
@@ -143,36 +138,23 @@ class Half:
 
     def session(self, islands: Collection[str]) -> Session:
         """PyTorch's: ONNX Runtime's CPU provider computes a float16 graph in float32."""
-        return FoldedSession(inference_model(self.checkpoint.model, self.precision, islands))
+        return folded_session(self._folded(islands))
 
     def weight_bytes(self, islands: Collection[str]) -> int:
-        folded = inference_model(self.checkpoint.model, self.precision, islands)
+        folded = self._folded(islands)
         return sum(tensor.nbytes for tensor in (*folded.parameters(), *folded.buffers()))
 
-
-class FoldedSession:
-    """A folded model as a `Session`, on a GPU where there is one."""
-
-    concurrency, max_batch = 1, BATCH
-
-    def __init__(self, folded: DRExperts) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._folded = folded.to(self._device).eval()
-        self.image_size: int | None = folded.config.encoder.image_size
-        self.description = f"PyTorch {torch.__version__} on {self._device}"
-
-    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """uint8 [B, 3, H, W] -> "score" [B], "weights" [B, 10], "maps" [B, 10, grid, grid]."""
-        with torch.inference_mode():
-            outputs = self._folded(torch.from_numpy(pixels).to(self._device).float())
-        return {name: getattr(outputs, name).float().cpu().numpy() for name in OUTPUTS}
-
-    def close(self) -> None:
-        """Let go of the model."""
-        del self._folded
+    def _folded(self, islands: Collection[str]) -> DRExperts:
+        return inference_model(self.checkpoint.model, self.precision, islands)
 
 
-LOWERINGS: dict[str, type[Int8] | type[Half]] = {"int8": Int8, "fp16": Half}
+_MIXED: dict[str, type[Int8] | type[Half]] = {"int8": Int8, "fp16": Half}
+
+
+def folded_session(folded: DRExperts) -> TorchSession:
+    """A folded model as a Session, on a GPU where there is one."""
+    folded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return TorchSession(folded, prepare=Tensor.float, max_batch=BATCH)
 
 
 class QuantisedLinear:
@@ -195,11 +177,11 @@ def _half_block(block: nn.Module) -> Callable[[Tensor, int], Tensor]:
 
 
 def _worst_first(errors: dict[str, float]) -> list[str]:
-    """Names by their errors; one that is no number is the worst."""
+    """Names by their errors; an error that is not finite is the worst."""
     return sorted(errors, key=lambda name: (-np.nan_to_num(errors[name], nan=np.inf), name))
 
 
-def mixture(
+def choose_precision(
     checkpoint: Checkpoint,
     precision: str,
     target: str,
@@ -207,28 +189,46 @@ def mixture(
     *,
     maps: bool,
     max_batch: int,
-    tell: Progress,
-) -> Mixture:
+    progress: Progress = SILENT,
+) -> PrecisionChoice:
     """The graph of a checkpoint in a precision of "fp32", "fp16", "bf16", "int8" or "auto".
 
     Args:
-        target: of "auto", of `TARGETS`.
-        images: photographs, for calibration and, of "auto", to judge by.
+        target: what "auto" is for, one of `TARGETS`.
+        images: photographs for calibration and, with "auto", to measure candidates on.
     """
     if precision in BLOCK_TYPES:
         graph = onnx_from_model(checkpoint.model, maps, precision, max_batch)
-        return Mixture(graph, precision)
-    tell("calibrating on photographs")
-    lowest = LOWERINGS[TARGETS[target] if precision == "auto" else precision]
-    lowering: Lowering = lowest(checkpoint, images, maps, max_batch)
+        return PrecisionChoice(graph, precision)
+    progress("calibrating on photographs")
+    lowest = _MIXED[TARGETS[target] if precision == "auto" else precision]
+    model: MixedPrecision = lowest(checkpoint, images, maps, max_batch)
     if precision != "auto":
-        return Mixture(lowering.graph(()), precision)
-    judge = Judge(checkpoint, images, lowering.precision, maps, tell)
-    return fewest_islands(lowering, judge, tell)
+        return PrecisionChoice(model.graph(()), precision)
+    trial = PrecisionTest(checkpoint, images, model.precision, maps, progress)
+    return fewest_islands(model, trial, progress)
 
 
-class Judge:
-    """Holds sessions against the eager model, which scores the images once."""
+def draft_of(
+    checkpoint: Checkpoint, precision: str, outputs: tuple[str, ...], max_batch: int
+) -> Manifest:
+    """The manifest of a bundle whose ONNX file is not written yet; raises as `draft_manifest`."""
+    engine = Engine(
+        backend="onnx",
+        file=MODEL_FILE,
+        sha256="0" * 64,
+        precision=precision,
+        max_batch=max_batch,
+        versions={"onnx": version("onnx")},
+        parity=None,
+        invariance=None,
+    )
+    libraries = ("torch", "timm", "onnx")
+    return draft_manifest(checkpoint, engine, outputs=outputs, libraries=libraries)
+
+
+class PrecisionTest:
+    """Measures the parity of sessions of one precision, with the eager model as reference."""
 
     def __init__(
         self,
@@ -236,48 +236,45 @@ class Judge:
         images: Sequence[Source],
         precision: str,
         maps: bool,
-        tell: Progress,
+        progress: Progress = SILENT,
     ) -> None:
-        self.precision, self.tell = precision, tell
-        self.sources, self.sizes = parity_sets(images, checkpoint.preprocessing)
-        spec = checkpoint.preprocessing
-        self.expected: Outputs = eager_outputs(
-            checkpoint.model, self.sources, spec, tell, self.sizes
-        )
-        # Of no file: what is judged is a session.
-        self.manifest = draft(checkpoint, MODEL_FILE, "0" * 64, precision, maps, BATCH)
+        self.reference = Reference(checkpoint.model, images, checkpoint.preprocessing, progress)
+        outputs = OUTPUTS if maps else OUTPUTS[:2]
+        self.manifest = draft_of(checkpoint, precision, outputs, BATCH)
+        self._progress = progress
 
     def __call__(self, session: Session) -> Parity:
         """The parity of a session, which is closed."""
-        (engine,) = self.manifest.engines
-        with Scorer(self.manifest, engine, session) as scorer:
-            got = engine_outputs(scorer, self.sources, self.tell)
-        limits = LIMITS[self.precision]
-        return compare(self.expected, got, self.manifest.scale, limits, self.sizes)
+        with Scorer(self.manifest, self.manifest.engines[0], session) as scorer:
+            return self.reference.parity(scorer, self._progress)
 
 
 def fewest_islands(
-    lowering: Lowering, judge: Callable[[Session], Parity], tell: Progress
-) -> Mixture:
-    """The mixture with the fewest of the worst parts in float32 whose parity keeps its limits.
+    model: MixedPrecision, test: Callable[[Session], Parity], progress: Progress = SILENT
+) -> PrecisionChoice:
+    """The candidate with the fewest of the worst parts in float32 whose parity keeps its limits.
 
-    By bisection: keeping more of them is taken to be no worse. If not even all of them in float32
-    keep the limits, that mixture is the answer, and its proof will say so.
+    Found by bisection, which assumes that more islands are no worse. If even all parts in float32
+    do not keep the limits, that candidate is the answer, and its proof will say so.
     """
-    tried: dict[int, Frontier] = {}
+    tried: dict[int, PrecisionTrial] = {}
 
     def keeps(islands: Sequence[str]) -> bool:
-        tell(f"precision search: {len(islands)} parts in float32")
-        parity = judge(lowering.session(islands))
+        progress(f"precision search: {len(islands)} parts in float32")
+        parity = test(model.session(islands))
         low = parity.srcc if parity.srcc_interval is None else parity.srcc_interval.low
-        size = lowering.weight_bytes(islands)
-        found = Frontier(len(islands), size, parity.score_max, low, parity.passed)
-        tried[len(islands)] = found
+        tried[len(islands)] = PrecisionTrial(
+            islands=len(islands),
+            weight_bytes=model.weight_bytes(islands),
+            score_max=parity.score_max,
+            srcc=low,
+            passed=parity.passed,
+        )
         return parity.passed
 
     islands: Sequence[str] = ()
     if not keeps(()):
-        ranked = lowering.ranked()
+        ranked = model.ranked()
         fails, holds = 0, len(ranked)
         while holds - fails > 1:
             middle = (fails + holds) // 2
@@ -288,5 +285,5 @@ def fewest_islands(
         islands = ranked[:holds]
         if holds not in tried:
             keeps(islands)
-    frontier = tuple(tried[count] for count in sorted(tried))
-    return Mixture(lowering.graph(islands), lowering.precision, tuple(islands), frontier)
+    trials = tuple(tried[count] for count in sorted(tried))
+    return PrecisionChoice(model.graph(islands), model.precision, tuple(islands), trials)

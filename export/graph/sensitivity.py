@@ -1,7 +1,7 @@
-"""How much each part of a folded model moves the score when its precision is lowered.
+"""How much each part of a folded model changes the score when its precision is reduced.
 
-To first order: the part's own error, times the gradient of the score by its output. One forward and
-one backward pass tell it of all parts.
+To first order this is the part's own error times the gradient of the score with respect to its
+output, which one forward and one backward pass give for all parts.
 """
 
 from collections import defaultdict
@@ -12,27 +12,25 @@ from torch import Tensor, nn
 
 from drexperts.model.dr_experts import DRExperts
 
-Lowered = Callable[..., Tensor]
-
 
 def score_errors(
-    folded: DRExperts, lowered: Mapping[str, Lowered], crops: Tensor
+    folded: DRExperts, reduced: Mapping[str, Callable[..., Tensor]], crops: Tensor
 ) -> dict[str, float]:
-    """The root mean square, over crops, of what each part alone would change of the score.
+    """The root mean square, over crops, of the change of the score by each part alone.
 
     Args:
         folded: in float32.
-        lowered: by a module's name, what it would compute of the same inputs.
+        reduced: by a module's name, the function that replaces it in lower precision.
         crops: float32 0..255 [n, 3, H, W].
     """
     changes: dict[str, list[Tensor]] = defaultdict(list)
     modules = dict(folded.named_modules())
     hooks = [
         modules[name].register_forward_hook(_noting(call, changes[name]))
-        for name, call in lowered.items()
+        for name, call in reduced.items()
     ]
     try:
-        for crop in crops:  # one at a time: the inputs of all parts are kept for the way back
+        for crop in crops:  # one at a time: the backward pass needs the inputs of all parts
             folded(crop[None].clone().requires_grad_()).score.sum().backward()
     finally:
         for hook in hooks:
@@ -40,13 +38,13 @@ def score_errors(
     return {name: float(torch.stack(each).square().mean().sqrt()) for name, each in changes.items()}
 
 
-def _noting(lowered: Lowered, changes: list[Tensor]) -> Callable[..., None]:
-    """A forward hook that adds to `changes` what the lowered part would change of the score."""
+def _noting(reduced: Callable[..., Tensor], changes: list[Tensor]) -> Callable[..., None]:
+    """A forward hook that adds to `changes` how the reduced part would change the score."""
 
     def hook(_: nn.Module, given: tuple[object, ...], output: Tensor) -> None:
         def on_gradient(gradient: Tensor) -> None:
             with torch.no_grad():
-                changes.append((gradient * (lowered(*given).to(output) - output)).sum())
+                changes.append((gradient * (reduced(*given).to(output) - output)).sum())
 
         output.register_hook(on_gradient)
 

@@ -1,8 +1,8 @@
 """A trained model to one ONNX file for every backend.
 
 The differential pooling is a single node, `drexperts::DifferentialPooling`, with a function body
-of standard operators: ONNX Runtime and TensorRT-RTX run the body, TensorRT can map the node to a
-kernel by its attributes.
+of standard operators: ONNX Runtime and TensorRT for RTX run the body, TensorRT can map the node to
+a kernel by its attributes.
 """
 
 import copy
@@ -25,20 +25,20 @@ DOMAIN, OP = "drexperts", "DifferentialPooling"
 
 
 class PixelModel(nn.Module):
-    """The graph's front: raw pixels in, the named outputs out."""
+    """The interface of the graph: raw pixels in, the named outputs out."""
 
     def __init__(self, model: DRExperts, maps: bool) -> None:
         super().__init__()
         self.model, self.maps = model, maps
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """uint8 RGB [B, 3, H, W] to score [B], weights [B, 10] and, if asked for, maps."""
+        """uint8 RGB [B, 3, H, W] to score [B], weights [B, 10] and, on request, maps."""
         prediction = self.model(pixels.float())
         return tuple(prediction) if self.maps else tuple(prediction[:2])
 
 
 class PoolingNode(nn.Module):
-    """`SemanticPooling` that leaves one `DifferentialPooling` node in the graph."""
+    """`SemanticPooling` that is exported as one `DifferentialPooling` node."""
 
     def __init__(self, pooling: SemanticPooling) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ def onnx_from_model(
     Args:
         model: in float32.
         maps: add the output `maps`, [B, 10, grid, grid].
-        precision: "fp32", "fp16" or "bf16", that of the transformer blocks, with the casts written
-            in the graph. ONNX Runtime has no bfloat16 on the CPU: that one is for engines.
-        max_batch: the largest batch of the dynamic dimension, which admits two at least; the
-            manifest's own limit is what the runtime keeps.
+        precision: of the transformer blocks, "fp32", "fp16" or "bf16", with the casts written in
+            the graph. ONNX Runtime has no bfloat16 on the CPU: that one is for engines.
+        max_batch: the largest batch of the dynamic dimension, at least 2; the runtime keeps to the
+            manifest's own limit.
         islands: blocks that stay in float32; see `inference_model`.
 
     Returns:
@@ -92,10 +92,10 @@ def onnx_from_model(
 def onnx_from_folded(
     folded_model: DRExperts, maps: bool = False, max_batch: int = 64, *, shared: bool = True
 ) -> onnx.ModelProto:
-    """`onnx_from_model` of what `inference_model` gave.
+    """`onnx_from_model` for a model that `inference_model` folded.
 
     Args:
-        shared: equal weights are stored once. Without, each layer reads the one of its own name.
+        shared: store equal weights once; otherwise each layer reads the weight of its own name.
     """
     folded: Any = copy.deepcopy(folded_model)
     folded.saliency.pooling = PoolingNode(folded.saliency.pooling)
@@ -112,8 +112,7 @@ def onnx_from_folded(
         verbose=False,
     )
     assert program is not None
-    # A weight that two operations read transposed was stored once for each.
-    if shared:
+    if shared:  # the exporter stores a weight that two operations read transposed once for each
         DeduplicateInitializersPass(size_limit=2**30)(program.model)
     # The exporter's notes hold the paths of the machine that exported.
     ClearMetadataAndDocStringPass()(program.model)
@@ -132,7 +131,7 @@ def add_pooling_function(proto: onnx.ModelProto, iterated: bool) -> None:
 
 
 def pooling_function(opset: int, iterated: bool) -> str:
-    """The function body, in ONNX's text form; the formula is `kernels.differential_pooling`'s."""
+    """The function body in ONNX's text form; the formula is in `kernels.differential_pooling`."""
     body = _iterated_body(len(DISTORTIONS)) if iterated else _SINGLE
     return f"""<domain: "{DOMAIN}", opset_import: ["" : {opset}]>
 {OP} <epsilon, iterated, plugin_namespace, plugin_version, aot>
@@ -148,7 +147,7 @@ def pooling_function(opset: int, iterated: bool) -> str:
 
 _LAYER_NORM = "LayerNormalization <axis = -1, epsilon: float = @epsilon>"
 
-# The query is turned, not the tokens, which are the larger by far.
+# The query is transposed, not the tokens, which are by far the larger.
 _SINGLE = f"""  y = {_LAYER_NORM} (y0, weight, bias)
   columns = MatMul (y, turned)
   rows = Transpose <perm = [0, 2, 1]> (columns)
@@ -159,7 +158,7 @@ _SINGLE = f"""  y = {_LAYER_NORM} (y0, weight, bias)
 
 
 def _iterated_body(experts: int) -> str:
-    """Expert i reads the tokens normalised i + 1 times over."""
+    """Expert i reads the tokens normalised i + 1 times."""
     names = [str(i) for i in range(1, experts + 1)]
 
     def listed(prefix: str) -> str:

@@ -1,37 +1,46 @@
-"""How well what an engine says agrees with what the model says: ranks, pairs, leading experts."""
+"""How well the outputs of an engine agree with those of the model."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.evaluation.metrics import correlation_intervals, plcc, srcc
-from drexperts.runtime.manifest import CLEARLY, ENOUGH_IMAGES, Interval, SetParity
+from drexperts.runtime.manifest import CLEAR_DIFFERENCE, MIN_IMAGES, ConfidenceInterval, SetParity
 
 Array = NDArray[np.float64]
 
-NO_NUMBER = float(np.finfo(np.float64).max)
-# Of the largest: a range below it, in both, is flat. What is left of it is mostly rounding, which
-# correlates with nothing, and were it turned round it would hardly be seen.
+LARGEST_NUMBER = float(np.finfo(np.float64).max)
+# Values whose range is below this fraction of the largest, in engine and model, are flat. What
+# varies in them is mostly rounding, which correlates with nothing.
 FLAT = 0.05
-_NONE = (0.0, 0.0)
+_NO_CORRELATION = (0.0, 0.0)
 
 
 class Flips(NamedTuple):
-    """How many pairs were ranked the other way round, and of how many."""
+    """How many of `pairs` were ranked in the opposite order."""
 
     flips: int
     pairs: int
 
 
-def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
-    """How far scores [n] are from the reference's, which are numbers.
+class Correlations(NamedTuple):
+    """SRCC and PLCC, with 95 % intervals where there are enough images."""
 
-    Scores of which some are no numbers, or all the same, have correlations of 0. Intervals are 95 %
-    percentile bootstrap over the images, and there are none for fewer than `ENOUGH_IMAGES`.
+    srcc: float
+    plcc: float
+    srcc_interval: ConfidenceInterval | None = None
+    plcc_interval: ConfidenceInterval | None = None
+
+
+def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
+    """How far scores [n] are from the reference's, which are finite.
+
+    If some scores are not finite, or all are equal, the correlations are 0. Intervals are 95 %
+    percentile bootstrap intervals over the images, for at least `MIN_IMAGES` of them.
     """
     flips, pairs = order_flips(expected, got)
-    clear_flips, clear_pairs = order_flips(expected, got, CLEARLY * span)
+    clear_flips, clear_pairs = order_flips(expected, got, CLEAR_DIFFERENCE * span)
     return SetParity(
         images=len(expected),
         score_max=finite(largest_difference(got, expected) / span),
@@ -39,14 +48,14 @@ def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
         pairs=pairs,
         clear_flips=clear_flips,
         clear_pairs=clear_pairs,
-        **_correlations(expected, got),
+        **_correlations(expected, got)._asdict(),
     )
 
 
 def order_flips(expected: Array, got: Array, apart: float = 0.0) -> Flips:
-    """Of the pairs that `expected` [n] has further apart than `apart`, those `got` [n] turns round.
+    """Among the pairs that are further than `apart` in `expected` [n], those that `got` [n] flips.
 
-    A pair that is tied in `got` is none of them; one with what is no number is one.
+    A pair that is tied in `got` is not flipped; one with a value that is not finite is.
     """
     flips = pairs = 0
     for i in range(len(expected) - 1):
@@ -60,27 +69,27 @@ def order_flips(expected: Array, got: Array, apart: float = 0.0) -> Flips:
 
 
 def leading_flips(expected: Array, got: Array) -> int:
-    """Of how many images [n, 10] another distortion has the largest |weight|."""
+    """The number of images [n, 10] in which another distortion has the largest |weight|."""
     same = np.abs(expected).argmax(1) == np.abs(got).argmax(1)
     return int(np.sum(~(same & np.isfinite(got).all(1))))
 
 
 def correlation(expected: Array, got: Array) -> float:
-    """Pearson's of all values; 0 where there is none."""
-    return _number(plcc(expected.ravel(), got.ravel())) if np.isfinite(got).all() else 0.0
+    """Pearson's correlation of all values; 0 where it is undefined."""
+    return _defined(plcc(expected.ravel(), got.ravel())) if np.isfinite(got).all() else 0.0
 
 
 def rank_correlation(expected: Array, got: Array) -> float:
-    """Spearman's of all values; 0 where there is none."""
-    return _number(srcc(expected.ravel(), got.ravel())) if np.isfinite(got).all() else 0.0
+    """Spearman's correlation of all values; 0 where it is undefined."""
+    return _defined(srcc(expected.ravel(), got.ravel())) if np.isfinite(got).all() else 0.0
 
 
-def weights_agreement(expected: Array, got: Array) -> dict[str, Any]:
-    """SRCC and PLCC of weights [n, 10] over the images, each that of the expert with the lowest.
+def weights_agreement(expected: Array, got: Array) -> Correlations | None:
+    """SRCC and PLCC of weights [n, 10] over the images, each of the expert that has the lowest.
 
-    By the names of their fields in `Parity`, with the intervals of those experts. Experts whose
-    weights are flat beside the largest have none; all values together would hide an inverted one,
-    since experts differ more from each other than each does from image to image.
+    Experts whose weights are flat beside the largest are left out; None if all are. A correlation
+    of all values together would hide an inverted expert, since experts differ more from each other
+    than each does between images.
     """
     largest = float(np.abs(expected).max())
     experts = [
@@ -89,18 +98,18 @@ def weights_agreement(expected: Array, got: Array) -> dict[str, Any]:
         if not (_is_flat(before, largest) and _is_flat(after, largest))
     ]
     if not experts:
-        return {}
-    by_rank = _correlations(*min(experts, key=lambda expert: rank_correlation(*expert)))
-    by_value = _correlations(*min(experts, key=lambda expert: correlation(*expert)))
-    ranks = {f"weights_{name}": by_rank[name] for name in by_rank if "srcc" in name}
-    return ranks | {f"weights_{name}": by_value[name] for name in by_value if "plcc" in name}
+        return None
+    ranks = _correlations(*min(experts, key=lambda expert: rank_correlation(*expert)))
+    values = _correlations(*min(experts, key=lambda expert: correlation(*expert)))
+    return Correlations(ranks.srcc, values.plcc, ranks.srcc_interval, values.plcc_interval)
 
 
 def maps_correlation(expected: Array, got: Array) -> float | None:
-    """Pearson's of all maps of a crop [n, 10, grid, grid], of the crop that has the lowest.
+    """Pearson's correlation over all maps of a crop [n, 10, grid, grid], the lowest of any crop.
 
-    A mean over the crops would hide one whose maps are wrong. Crops whose maps are flat have none.
-    Rank correlation says nothing here: most of a map is next to zero, in an order of rounding.
+    A mean over the crops would hide one whose maps are wrong. Crops whose maps are flat are left
+    out; None if all are. There is no rank correlation: most of a map is next to zero, where the
+    order is one of rounding errors.
     """
     kept = [
         correlation(before, after)
@@ -111,35 +120,33 @@ def maps_correlation(expected: Array, got: Array) -> float | None:
 
 
 def _is_flat(values: Array, largest: float) -> bool:
-    """False for what is no number."""
+    """Whether the values hardly vary; False if one is not finite."""
     with np.errstate(invalid="ignore"):
         return bool(np.ptp(values) <= FLAT * largest)
 
 
 def largest_difference(got: Array, expected: Array) -> float:
-    """Max |difference|, NaN where one is."""
+    """The largest |difference|; NaN if one is NaN."""
     return float(np.abs(got - expected).max())
 
 
 def finite(value: float) -> float:
-    """The value, or the largest number in place of what is none: a manifest holds numbers alone."""
-    return value if np.isfinite(value) else NO_NUMBER
+    """The value, or the largest float if it is not finite: a manifest holds finite numbers only."""
+    return value if np.isfinite(value) else LARGEST_NUMBER
 
 
-def _number(value: float) -> float:
+def _defined(value: float) -> float:
     return float(np.nan_to_num(value))
 
 
-def _correlations(expected: Array, got: Array) -> dict[str, Any]:
-    """SRCC and PLCC by the names of their fields, with intervals of enough images."""
-    found: dict[str, Any] = {
-        "srcc": rank_correlation(expected, got),
-        "plcc": correlation(expected, got),
+def _correlations(expected: Array, got: Array) -> Correlations:
+    point = Correlations(rank_correlation(expected, got), correlation(expected, got))
+    if len(expected) < MIN_IMAGES:
+        return point
+    ends = dict.fromkeys(("srcc", "plcc"), _NO_CORRELATION)
+    if np.isfinite(got).all():
+        ends |= correlation_intervals(expected, got)
+    low_high = {
+        name: ConfidenceInterval(*map(_defined, interval)) for name, interval in ends.items()
     }
-    if len(expected) < ENOUGH_IMAGES:
-        return found
-    numbers = np.isfinite(got).all()
-    intervals = correlation_intervals(expected, got) if numbers else dict.fromkeys(found, _NONE)
-    return found | {
-        f"{name}_interval": Interval(*map(_number, ends)) for name, ends in intervals.items()
-    }
+    return point._replace(srcc_interval=low_high["srcc"], plcc_interval=low_high["plcc"])

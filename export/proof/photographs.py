@@ -1,23 +1,27 @@
-"""The pictures an engine is verified on.
+"""The pictures that engines are verified on.
 
-Where the user names none: photographs that scikit-image ships in its wheel, whole, and pieces of
-them distorted, so that scores differ. Nothing is fetched. And crops of any photographs, under every
-synthetic distortion at every level.
+By default these are photographs from scikit-image's wheel, whole, and pieces of them distorted so
+that scores differ; nothing is downloaded. Parity adds crops of whatever photographs are used, under
+every synthetic distortion at every level.
 """
 
 import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from drexperts.data.distortions import DISTORTIONS, distort
-from drexperts.runtime.errors import MissingDependencyError
+from drexperts.data.distortions import SYNTHETIC_TYPES, distort
+from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
 from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+
+# A folder of photographs, the images themselves, or None for `verification_images`.
+Images: TypeAlias = str | Path | Sequence[Source] | None
 
 NAMES = (
     "astronaut.png",
@@ -43,22 +47,45 @@ VERSIONS = (
     ("white_noise", 3),
     ("white_noise", 5),
 )
-PIECE = 256  # px: of most models one crop, which keeps a verification short
+PIECE = 256  # px: one crop for most models, which keeps a verification short
 LEVELS = range(1, 6)
 
 
 def photograph(name: str) -> Image.Image:
     """One of the photographs in scikit-image's wheel, RGB.
 
-    Read as a file: the library's own functions import much, and some fetch.
+    It is read as a file, since the library's own functions import much and some download.
     """
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise MissingDependencyError(
-            'photographs to verify on come with scikit-image: pip install "drexperts[export]", or '
-            "name a folder of yours with --images"
+            'the default photographs come with scikit-image: pip install "drexperts[export]", or '
+            "pass a folder of your own with --images"
         )
     return decode(Path(package.origin).parent / "data" / name)
+
+
+def proof_images(images: Images) -> Sequence[Source]:
+    """The images to verify on. Raises UserError for a folder without a readable image."""
+    if images is None:
+        return verification_images()
+    if not isinstance(images, str | Path):
+        return images
+    folder = Path(images)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder of images")
+    found = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    if not found:
+        raise UserError(f"{folder} holds no readable image: pass a folder of photographs")
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        decode(path)
+    except ImageError:
+        return False
+    return True
 
 
 def verification_images() -> list[Image.Image]:
@@ -82,15 +109,15 @@ def _middle(image: Image.Image) -> Image.Image:
 def distorted_crops(images: Sequence[Source], preprocessing: Preprocessing) -> list[Image.Image]:
     """A crop of a photograph under each of the 25 distortions at each of its five levels.
 
-    The first photographs, as many as there are `NAMES`, take turns by the distortion, and the crops
-    of each when it has its turn again, so that all levels of a distortion are on the same crop.
-    Grey ones are taken where there are no others. Crops that came out alike are there once: they
-    have no order. That is so of JPEG 2000 at 64 px, which gets no smaller.
+    All levels of a distortion are on the same crop. Distortions take the first `len(NAMES)`
+    photographs in turn, and another crop each time a photograph comes round. Grey photographs are
+    used only where there are no others. Equal crops are kept once, since they have no order: JPEG
+    2000 at 64 px does not get smaller at every level.
     """
     grids = [crops_from_image(decode(i), preprocessing).pixels for i in images[: len(NAMES)]]
     grids = [crops for crops in grids if _is_coloured(crops)] or grids
     changed = []
-    for turn, kind in enumerate(DISTORTIONS):
+    for turn, kind in enumerate(SYNTHETIC_TYPES):
         crops = grids[turn % len(grids)]
         pixels = crops[turn // len(grids) % len(crops)]
         crop = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -99,7 +126,7 @@ def distorted_crops(images: Sequence[Source], preprocessing: Preprocessing) -> l
 
 
 def _is_coloured(crops: NDArray[np.uint8]) -> bool:
-    """Whether the channels of crops [n, 3, h, w] differ: a distortion of colour leaves others."""
+    """Whether the channels of crops [n, 3, h, w] differ: colour distortions leave grey as it is."""
     return bool((crops != crops[:, :1]).any())
 
 

@@ -8,71 +8,65 @@ from pathlib import Path
 
 from drexperts import runtime
 from drexperts.export.proof.agreement import largest_difference
-from drexperts.export.proof.parity import (
-    LIMITS,
-    eager_outputs,
-    engine_outputs,
-    measure_invariance,
-    measure_parity,
-)
-from drexperts.export.proof.photographs import verification_images
+from drexperts.export.proof.batch_invariance import measure_invariance
+from drexperts.export.proof.parity import LIMITS, Reference, eager_outputs, engine_outputs
+from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.errors import (
     BundleError,
     DeviceError,
-    ImageError,
     MissingDependencyError,
     NotTakenError,
     UserError,
 )
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
-from drexperts.runtime.preprocess import Source, decode
+from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import SILENT, Progress
 
-COMPARED_ON = 3  # pictures, when a checkpoint is held against a bundle
+COMPARED_ON = 3  # pictures, when a checkpoint is compared with a bundle
 
 
-def verify_bundle(
-    bundle: Path,
+def verify(
+    bundle: str | Path,
     *,
-    checkpoint: Path | None,
-    images: Path | None,
-    progress: Progress,
+    checkpoint: str | Path | Checkpoint | None = None,
+    images: Images = None,
     trust: bool = False,
+    progress: Progress = SILENT,
 ) -> Manifest:
-    """Measure a bundle's proofs again and rewrite them.
+    """Measure the proofs of every engine of a bundle that runs here, and rewrite them.
 
-    Parity needs the weights it is held against, so without `checkpoint` the recorded parity stays
-    and only batch invariance is measured. An engine that this machine cannot run keeps its record.
+    An engine that this machine cannot run, or that cannot be opened, keeps its record; `progress`
+    is told why, and the others are still measured.
 
     Args:
+        checkpoint: the weights that engines are compared with. Without it, the recorded parity
+            stays and only batch invariance is measured.
+        images: to verify on, a folder of photographs or the images themselves; None takes
+            `verification_images`.
         trust: also run TensorRT engines that were not built here.
-    """
-    loaded = None if checkpoint is None else load_checkpoint(checkpoint)
-    pictures = None if images is None else images_in(images)
-    return prove(bundle, loaded, pictures, progress, trust=trust)
 
-
-def prove(
-    bundle: Path,
-    checkpoint: Checkpoint | None,
-    images: Sequence[Source] | None,
-    progress: Progress,
-    *,
-    trust: bool = False,
-) -> Manifest:
-    """Measure every engine of a bundle that runs here and write the proofs into its manifest.
-
-    What keeps one engine from being opened, `progress` is told, and its record stays; the others
-    are measured all the same.
+    Returns:
+        The manifest with its new proofs, as it was written.
 
     Raises:
-        NotTakenError, MissingDependencyError, DeviceError: none could be opened.
+        UserError: the checkpoint is of another model, or `images` are too few or too much alike.
+        NotTakenError, MissingDependencyError, DeviceError: no engine could be opened.
+
+    Example:
+        from drexperts.export import verify
+
+        manifest = verify("bundle/", checkpoint="model.safetensors")
+        all(engine.proven for engine in manifest.engines)
     """
+    bundle = Path(bundle)
+    loaded = loaded_checkpoint(checkpoint)
     manifest = read_manifest(bundle)
-    if checkpoint is not None:
-        check_same_model(checkpoint, manifest)
-    pictures = verification_images() if images is None else images
+    pictures = proof_images(images)
+    reference = None
+    if loaded is not None:
+        check_same_model(loaded, manifest)
+        reference = Reference(loaded.model, pictures, manifest.preprocessing, progress)
     measured: list[Engine] = []
     failures: list[UserError] = []
     for engine in manifest.engines:
@@ -80,7 +74,7 @@ def prove(
             continue
         try:
             measured.append(
-                prove_engine(bundle, manifest, engine, checkpoint, pictures, progress, trust=trust)
+                prove_engine(bundle, manifest, engine, reference, pictures, progress, trust=trust)
             )
         except (NotTakenError, MissingDependencyError, DeviceError) as failure:
             progress(f"{engine.file} ({engine.backend}) is not measured: {failure}")
@@ -90,8 +84,15 @@ def prove(
     return record_proofs(bundle, measured)
 
 
+def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
+    """A checkpoint that may be given as its file."""
+    if checkpoint is None or isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return load_checkpoint(Path(checkpoint))
+
+
 def record_proofs(bundle: Path, measured: Sequence[Engine]) -> Manifest:
-    """Write what was measured into the manifest as it is now: a build may have ended meanwhile."""
+    """Write proofs into the manifest as it is now: a build may have added an engine meanwhile."""
     manifest = read_manifest(bundle)
     found = {(engine.backend, engine.sha256): engine for engine in measured}
     engines = tuple(
@@ -106,18 +107,22 @@ def prove_engine(
     bundle: Path,
     manifest: Manifest,
     engine: Engine,
-    checkpoint: Checkpoint | None,
+    reference: Reference | None,
     images: Sequence[Source],
-    progress: Progress,
+    progress: Progress = SILENT,
     *,
     trust: bool = False,
 ) -> Engine:
-    """One engine with its proofs measured here; parity stays as it was without a checkpoint.
+    """One engine with its proofs measured here; its parity stays as it was without a reference.
 
     Raises BundleError for a precision of which no limits are known; else as `open_engine`.
     """
-    _check_precision(engine)
-    # What was certified before does not bound what is measured now.
+    if engine.precision not in LIMITS:
+        raise BundleError(
+            f"{engine.file} is of precision {engine.precision!r}, this version knows "
+            f"{', '.join(LIMITS)}: install a later drexperts, or export the bundle again"
+        )
+    # The batches certified before do not bound what is measured now.
     unbound = replace(engine, invariance=None)
     parity = engine.parity
     with ExitStack() as stack:
@@ -126,46 +131,15 @@ def prove_engine(
             scorer = runtime.open_engine(bundle, manifest, unbound, threads, trust=trust)
             return stack.enter_context(scorer)
 
-        if checkpoint is not None:
-            parity = measure_parity(opened(), checkpoint.model, images, engine.precision, progress)
+        if reference is not None:
+            parity = reference.parity(opened(), progress)
         invariance = measure_invariance(
-            lambda threads: opened(threads).session,
-            images,
-            manifest,
-            engine.precision,
-            progress,
-            () if engine.plan is None else engine.plan.profiles,
+            lambda threads: opened(threads).session, images, manifest, engine, progress
         )
     on = None if engine.backend == "onnx" else runtime.capability()
-    if on != engine.proven_on and checkpoint is None:
-        parity = None  # it was another GPU's
+    if on != engine.proven_on and reference is None:
+        parity = None  # it was measured on another GPU
     return replace(engine, parity=parity, invariance=invariance, proven_on=on)
-
-
-def _check_precision(engine: Engine) -> None:
-    if engine.precision not in LIMITS:
-        raise BundleError(
-            f"{engine.file} is of precision {engine.precision!r}, this version knows "
-            f"{', '.join(LIMITS)}: install a later drexperts, or export the bundle again"
-        )
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The readable images of a folder, by name; what is no image is passed over."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of images")
-    images = [path for path in sorted(folder.iterdir()) if _is_image(path)]
-    if not images:
-        raise UserError(f"{folder} holds no readable image: name a folder of photographs")
-    return images
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        decode(path)
-    except ImageError:
-        return False
-    return True
 
 
 def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
@@ -176,36 +150,35 @@ def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
         changed = [name for name in config if config[name] != manifest.config.get(name)]
         raise UserError(
             f"the checkpoint is of another model than the bundle: {', '.join(changed)} differ; "
-            "name the checkpoint that was exported"
+            "pass the checkpoint that was exported"
         )
 
 
 def check_same_weights(
     bundle: Path, manifest: Manifest, engine: Engine, checkpoint: Checkpoint
 ) -> None:
-    """Hold a checkpoint against the bundle's ONNX engine, on a few pictures.
+    """Compare a checkpoint with the bundle's ONNX engine, on a few pictures.
 
-    Scores may differ by twice what they did when the engine was proven, on other images.
+    Scores may differ by twice what they did when the engine was proven on other images.
 
-    Raises UserError for one of other weights: an engine made of it would score as another model.
+    Raises UserError for other weights: an engine made from them would score as another model.
     """
     check_same_model(checkpoint, manifest)
     pictures = verification_images()[:COMPARED_ON]
-    spec = manifest.preprocessing
-    expected = eager_outputs(checkpoint.model, pictures, spec, SILENT)
+    expected = eager_outputs(checkpoint.model, pictures, manifest.preprocessing)
     with runtime.open_engine(bundle, manifest, replace(engine, invariance=None)) as scorer:
-        got = engine_outputs(scorer, pictures, SILENT)
+        got = engine_outputs(scorer, pictures)
     drift = largest_difference(got.scores, expected.scores) / manifest.scale.span
     limit = _largest_drift(engine)
     if not drift <= limit:
         raise UserError(
             f"the checkpoint has other weights than the bundle: a score differs by {drift:.1e} of "
-            f"the span, where {limit:.1e} is rounding; name the checkpoint that was exported"
+            f"the span, and rounding explains {limit:.1e}; pass the checkpoint that was exported"
         )
 
 
 def _largest_drift(engine: Engine) -> float:
-    """By which scores of the same weights may differ, as a share of the span."""
+    """By how much scores of the same weights may differ, as a share of the span."""
     limit = LIMITS[engine.precision]["score_max"]
     if engine.parity is None:
         return limit

@@ -21,6 +21,14 @@ def test_measured(toy_bundle: Path) -> None:
     assert memory.device_bytes is None
 
 
+def test_nothing_of_ours_is_imported_before_the_clock_runs() -> None:
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); "
+        "assert not [name for name in sys.modules if name.startswith('drexperts')]"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, measuring.__file__], check=True)
+
+
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=tmp_path.name):
         cold_start(tmp_path, 1, 1, None)

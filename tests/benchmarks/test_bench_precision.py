@@ -9,7 +9,7 @@ import pytest
 from drexperts.benchmarks import bench_precision
 from drexperts.benchmarks.answers import Reference
 from drexperts.export.graph.fold import inference_model
-from drexperts.export.graph.precision import FoldedSession, Judge
+from drexperts.export.graph.precision import PrecisionTest, folded_session
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.manifest import ScoreScale
@@ -23,10 +23,11 @@ def test_the_answers_pass_where_their_parity_does(
     model = random_model(tiny("official"), spread=0.05)
     scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
     checkpoint = Checkpoint(model, scale, default_preprocessing(model.config))
-    judge = Judge(checkpoint, verification_images()[:4], precision, True, SILENT)
-    parity = judge(FoldedSession(inference_model(model, "fp16")))
-    answers = bench_precision.answers(judge, FoldedSession(inference_model(model, "fp16")))
-    reference = Reference(tuple(judge.expected.scores.tolist()), scale.span, judge.sizes)
+    test = PrecisionTest(checkpoint, verification_images()[:4], precision, True, SILENT)
+    parity = test(folded_session(inference_model(model, "fp16")))
+    answers = bench_precision.answers(test, folded_session(inference_model(model, "fp16")))
+    scores = tuple(test.reference.outputs.scores.tolist())
+    reference = Reference(scores, scale.span, test.reference.sizes)
     found = reference.agreement(answers)
     assert (found.srcc, found.srcc_interval) == (parity.srcc, parity.srcc_interval)
     assert found.score_max == parity.score_max > 0

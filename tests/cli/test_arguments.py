@@ -1,4 +1,4 @@
-"""What verbs share."""
+"""The arguments and declarations that verbs share."""
 
 import argparse
 

@@ -24,7 +24,7 @@ def test_dmos_is_mirrored_in_its_range() -> None:
     assert [(s.name, s.group) for s in turned.samples] == [(s.name, s.group) for s in DMOS.samples]
 
 
-def test_what_is_the_right_way_up_stays_so() -> None:
+def test_labels_where_higher_is_better_stay() -> None:
     turned = higher_is_better(DMOS)
     assert higher_is_better(turned) is turned
 
@@ -53,5 +53,5 @@ def test_samples_are_selected_in_the_order_asked_for() -> None:
 
 
 def test_a_name_of_other_data_is_refused() -> None:
-    with pytest.raises(DataError, match=r"2 images are not in live at anywhere, first a\.bmp"):
+    with pytest.raises(DataError, match=r"2 images.* live .*a\.bmp"):
         DMOS.select(["wn/img1.bmp", "a.bmp", "b.bmp"])

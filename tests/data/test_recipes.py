@@ -42,7 +42,7 @@ def test_the_grid_scales_with_the_crop(name: str, crop: int) -> None:
     assert spec.short_side_max == round(factor * crop)
 
 
-def test_the_shorter_side_of_what_was_stretched_is_kept_by_the_grid() -> None:
+def test_the_grid_keeps_the_shorter_side_of_stretched_images() -> None:
     for name in ("koniq10k", "spaq", "livefb", "bid"):
         size = RECIPES[name].stretched
         assert size is not None

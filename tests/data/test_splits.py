@@ -86,22 +86,22 @@ def test_without_validation_its_images_are_trained_on() -> None:
     [(2, {}, 3), (1, {"train": 0.5, "validation": 0}, 2), (5, {"train": 0.95}, 11), (0, {}, 3)],
 )
 def test_too_few_groups(groups: int, shares: dict[str, Any], needed: int) -> None:
-    with pytest.raises(DataError, match=f"has {groups} groups .* at least {needed}"):
+    with pytest.raises(DataError, match=f"{groups} groups.* {needed}"):
         make_splits(rated(groups), **shares)
     make_splits(rated(needed), **shares)
 
 
-@pytest.mark.parametrize("shares", [{"train": 1.0}, {"validation": 1.0}, {"train": 0.0}])
-def test_shares_that_cannot_be(shares: dict[str, float]) -> None:
-    with pytest.raises(DataError, match="cannot be"):
-        make_splits(rated(10), **shares)
+@pytest.mark.parametrize(
+    "arguments", [{"train": 1.0}, {"validation": 1.0}, {"train": 0.0}, {"count": 0}, {"seed": -1}]
+)
+def test_invalid_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        make_splits(rated(10), **arguments)
 
 
-def test_a_seed_below_zero() -> None:
+def test_a_negative_seed_in_a_file() -> None:
     dataset = rated(9)
-    with pytest.raises(DataError, match="-1 is no seed of splits"):
-        make_splits(dataset, seed=-1)
-    with pytest.raises(DataError, match="-1 is no seed of splits"):
+    with pytest.raises(DataError, match="-1"):
         check_splits(replace(make_splits(dataset), seed=-1), dataset)
 
 
@@ -130,9 +130,9 @@ def test_reduced_without_validation() -> None:
 
 
 @pytest.mark.parametrize("share", [0.9, 0.1, 0.0])
-def test_reduced_to_what_is_not_there(share: float) -> None:
+def test_reduced_refuses_shares_that_do_not_fit(share: float) -> None:
     dataset = rated(10)
-    with pytest.raises(DataError, match="choose another share"):
+    with pytest.raises(DataError, match=f"{share:g}"):
         reduced(make_splits(dataset, count=1).splits[0], dataset, share)
 
 
@@ -168,8 +168,8 @@ def test_the_digest_is_of_everything() -> None:
 def _document() -> dict[str, Any]:
     split = Split(("a", "b"), ("c",), ("d",))
     part = {"digest": split.digest, "train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    digest = Splits("live", "0", 0, (split,)).digest
     ratings = {"dataset": "live", "data_digest": "0", "seed": 0}
-    digest = Splits(**ratings, splits=(split,)).digest
     return {"schema": 1, "digest": digest} | ratings | {"splits": [part]}
 
 
@@ -183,21 +183,21 @@ def _with_a_split(train: object, test: str) -> dict[str, Any]:
         ({"schema": 2}, "schema 2"),
         ({"schema": None}, "schema None"),
         ({"colour": 1}, "colour"),
-        ({"seed": 1.0}, "whole number"),
-        ({"seed": True}, "whole number"),
-        ({"dataset": None}, "text"),
-        ({"splits": {}}, "list"),
+        ({"seed": 1.0}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"dataset": None}, "dataset"),
+        ({"splits": {}}, "splits"),
         ({"splits": []}, "no split"),
-        ({"splits": [[]]}, "split 0 is no JSON object"),
+        ({"splits": [[]]}, "split 0"),
         ({"splits": [{"train": ["a"], "test": ["b"]}]}, "validation"),
         (_with_a_split(["a", "a"], "b"), "train of split 0"),
-        (_with_a_split(["b", "a"], "c"), "sorted"),
-        (_with_a_split([1], "c"), "sorted list of names"),
-        (_with_a_split("ab", "c"), "sorted list of names"),
-        (_with_a_split(["a"], "a"), "in two parts"),
+        (_with_a_split(["b", "a"], "c"), "train of split 0"),
+        (_with_a_split([1], "c"), "train of split 0"),
+        (_with_a_split("ab", "c"), "train of split 0"),
+        (_with_a_split(["a"], "a"), "split 0"),
     ],
 )
-def test_files_that_cannot_be_used(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_invalid_files(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     path.write_text(json.dumps(_document()))
     assert read_splits(path).splits[0].train == ("a", "b")
@@ -216,29 +216,23 @@ def test_files_changed_by_hand(tmp_path: Path) -> None:
     assert [split["digest"] for split in document["splits"]] == [s.digest for s in made.splits]
     document["splits"][1]["train"].append("999-0.png")
     path.write_text(json.dumps(document))
-    with pytest.raises(DataError, match=r"split 1 was changed by hand: .*; make the splits again"):
+    with pytest.raises(DataError, match="split 1"):
         read_splits(path)
     path.write_text(text.replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(DataError, match=r"it was changed by hand: .*; make the splits again"):
+    with pytest.raises(DataError, match="it was changed"):
         read_splits(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b"{}", b'{"schema": 1, ']
+)
 def test_other_files(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"splits\.json is no usable split file"):
+    with pytest.raises(DataError, match=r"splits\.json"):
         read_splits(path)
-    with pytest.raises(DataError, match="no usable split file"):
+    with pytest.raises(DataError, match=r"missing\.json"):
         read_splits(tmp_path / "missing.json")
-
-
-def test_a_truncated_file(tmp_path: Path) -> None:
-    path = tmp_path / "splits.json"
-    write_splits(make_splits(rated(9)), path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="make the splits again"):
-        read_splits(path)
 
 
 def test_splits_of_other_data() -> None:
@@ -251,10 +245,10 @@ def test_splits_of_other_data() -> None:
         dataset.scale,
     )
     for other, reason in [
-        (rated(9, name="csiq"), "of live, not of csiq"),
-        (rated(8), "3 images are not there, first 008-0.png"),
-        (rated(10), "3 images are in no split, first 009-0.png"),
-        (relabelled, "labels or groups have changed"),
+        (rated(9, name="csiq"), "live.* csiq"),
+        (rated(8), r"3 images.* 008-0\.png"),
+        (rated(10), r"3 images.* 009-0\.png"),
+        (relabelled, "labels or groups"),
     ]:
         with pytest.raises(DataError, match=reason):
             check_splits(made, other)
@@ -266,7 +260,7 @@ def test_a_parted_group() -> None:
     split = made.splits[0]
     moved = Split(split.train[1:], split.validation, tuple(sorted([*split.test, split.train[0]])))
     parted = Splits(made.dataset, made.data_digest, made.seed, (split, moved))
-    with pytest.raises(DataError, match=f"split 1 .*content {split.train[0][:3]}.* two parts"):
+    with pytest.raises(DataError, match=f"split 1 .*content {split.train[0][:3]}"):
         check_splits(parted, dataset)
 
 
@@ -275,9 +269,9 @@ def test_parts_that_leave_images_out() -> None:
     made = make_splits(dataset, count=2)
     first, second = made.splits
     for split, reason in [
-        (replace(second, validation=()), "split 1 lacks 3 images, first 0"),
+        (replace(second, validation=()), "split 1 lacks 3 images"),
         (reduced(second, dataset, 0.4), "split 1 lacks 9 images"),
-        (replace(second, test=()), "split 1 has no image to test on"),
+        (replace(second, test=()), "split 1"),
     ]:
         with pytest.raises(DataError, match=reason):
             check_splits(replace(made, splits=(first, split)), dataset)

@@ -1,3 +1,5 @@
+"""Training crops: their order, their places, and that nothing but the seed changes them."""
+
 import multiprocessing
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from support.waiting import PATIENCE
 from drexperts.data import training_crops as loading
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.data.images import ImageStore, ReleasedSize
-from drexperts.data.training_crops import TrainingBatches, divisible_batch, plan_epoch, random_crop
+from drexperts.data.training_crops import TrainingBatches, divisible_batch, epoch_order, random_crop
 from drexperts.runtime.errors import ConfigError, DataError
 from drexperts.runtime.manifest import ScoreScale
 
@@ -64,25 +66,27 @@ def rows(step):
     )
 
 
-# The plan
+# The order
 
 
 def test_each_image_comes_as_often_as_asked():
-    plan = plan_epoch(10, 4, 8, seed=1, epoch=2)
-    assert plan.shape == (5, 8)
-    assert Counter(plan.ravel().tolist()) == dict.fromkeys(range(10), 4)
+    order = epoch_order(10, 4, 8, seed=1, epoch=2)
+    assert order.shape == (5, 8)
+    assert Counter(order.ravel().tolist()) == dict.fromkeys(range(10), 4)
 
 
 def test_the_incomplete_end_is_dropped():
-    plan = plan_epoch(10, 3, 8, seed=1, epoch=2)
-    assert plan.shape == (3, 8)
-    assert max(Counter(plan.ravel().tolist()).values()) == 3
+    order = epoch_order(10, 3, 8, seed=1, epoch=2)
+    assert order.shape == (3, 8)
+    assert max(Counter(order.ravel().tolist()).values()) == 3
 
 
 def test_orders_come_from_seed_and_epoch():
-    orders = {plan_epoch(20, 1, 20, seed, epoch).tobytes() for seed in (0, 1) for epoch in range(5)}
+    orders = {
+        epoch_order(20, 1, 20, seed, epoch).tobytes() for seed in (0, 1) for epoch in range(5)
+    }
     assert len(orders) == 10
-    np.testing.assert_array_equal(plan_epoch(20, 1, 20, 1, 4), plan_epoch(20, 1, 20, 1, 4))
+    np.testing.assert_array_equal(epoch_order(20, 1, 20, 1, 4), epoch_order(20, 1, 20, 1, 4))
 
 
 def test_dividing_a_batch():
@@ -90,7 +94,7 @@ def test_dividing_a_batch():
     assert divisible_batch(63, 64, world=4, accumulate=2) == 56
     assert divisible_batch(64, 64, world=1, accumulate=1) == 64
     for batch, world, accumulate in ((64, 3, 1), (64, 4, 3), (0, 1, 1), (8, 1, 0), (2, 4, 1)):
-        with pytest.raises(ConfigError, match=r"--batch.*--accumulate"):
+        with pytest.raises(ConfigError, match="--batch"):
             divisible_batch(100, batch, world, accumulate)
     with pytest.raises(ConfigError, match="7 crops"):
         divisible_batch(7, 64, world=4, accumulate=2)
@@ -101,14 +105,15 @@ def test_dividing_a_batch():
 
 def test_crops_come_from_everywhere_and_both_mirrorings_occur(dataset):
     store, sample = ImageStore(dataset, ReleasedSize(SIZE, None)), dataset.samples[3]
-    places, mirrored = Counter(), Counter()
+    places: Counter[tuple[int, int]] = Counter()
+    mirrored: Counter[tuple[bool, bool]] = Counter()
     for position in range(2000):
         crop = random_crop(store, sample, SIZE, 0, 0, position).astype(int)
         across, down = crop[0, -1, 0] - crop[0, 0, 0], crop[-1, 0, 1] - crop[0, 0, 1]
         assert {abs(across), abs(down)} == {SIZE - 1}
         assert (crop[:, :, 2] == 30).all()
-        places[crop[..., 0].min(), crop[..., 1].min()] += 1
-        mirrored[across < 0, down < 0] += 1
+        places[int(crop[..., 0].min()), int(crop[..., 1].min())] += 1
+        mirrored[bool(across < 0), bool(down < 0)] += 1
     assert len(places) == 25 * 9  # every position there is
     assert len(mirrored) == 4
     assert all(400 < count < 600 for count in mirrored.values())
@@ -128,7 +133,7 @@ def test_crops_of_an_image_differ_and_those_of_epochs_too(dataset):
 # Batches
 
 
-def test_what_a_batch_is(dataset):
+def test_a_batch_has_crops_labels_and_names(dataset):
     made = batches(dataset)
     assert (made.batch, made.steps) == (8, 4)
     epoch = list(made.epoch(0))
@@ -184,7 +189,7 @@ def test_a_resumed_epoch_is_the_tail(first_step, dataset):
     same(list(made.epoch(1, first_step)), whole[2 * first_step :])
 
 
-def test_what_is_skipped_is_not_read(copied):
+def test_skipped_images_are_not_read(copied):
     made = batches(copied, crops=1, batch=4)
     skipped, *rest = made.epoch(0)
     for name in skipped.names:
@@ -196,12 +201,12 @@ def test_what_is_skipped_is_not_read(copied):
 def test_an_image_lost_on_the_way_is_named(workers, copied):
     made = batches(copied, workers=workers)
     (copied.root / "07.png").unlink()
-    # The whole message: no worker's traceback is in it.
-    with pytest.raises(DataError, match=r"^cannot read \S+07\.png: [^;]+; restore it, [^;\n]+$"):
+    # One line: no worker's traceback is in it.
+    with pytest.raises(DataError, match=r"^[^\n]+07\.png[^\n]+$"):
         list(made.epoch(0))
 
 
-def test_signals_do_not_disturb_the_workers(dataset, capfd, monkeypatch):
+def test_signals_do_not_end_the_workers(dataset, capfd, monkeypatch):
     def start_late(worker):
         time.sleep(worker)
         prepare(worker)
@@ -257,11 +262,12 @@ try:
         process.kill()
         list(epoch)
 except DataError as error:
-    print(error)
+    print(type(error).__name__, error)
 """
 
 
-def test_a_worker_that_dies_is_explained(dataset):
+def test_a_worker_that_dies_is_an_error_of_its_own(dataset):
     command = [sys.executable, "-P", "-c", DYING, str(dataset.root)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert "fewer --workers" in ended.stdout, ended.stderr
+    assert ended.stdout.startswith("DataError"), ended.stderr
+    assert "--workers" in ended.stdout

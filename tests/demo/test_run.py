@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from drexperts import runtime
+from drexperts.bench import BenchOptions
 from drexperts.cli import demo as verb
 from drexperts.cli.arguments import DONE, GATE_FAILED
 from drexperts.demo import run as demo
@@ -21,6 +22,7 @@ from drexperts.ui.screen import Screen
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.DemoReport]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "train_demo", partial(train_demo, epochs=1, crops=1))
+        patch.setattr(demo, "BenchOptions", partial(BenchOptions, batches=(1,), repeats=2))
         yield demo.run_demo(tmp_path_factory.mktemp("demo"))
 
 
@@ -55,6 +57,7 @@ def test_the_verb_prints_the_results_and_fails_a_low_correlation(
     good, better = (report.held_out[0]._replace(label=x, score=x) for x in (40.0, 50.0))
     judged = dataclasses.replace(report, held_out=(good, better._replace(score=score)))
     monkeypatch.setattr(demo, "run_demo", lambda out, progress: judged)
+    monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
     outcome = verb.run(argparse.Namespace(out=report.bundle.parent), Screen())
     assert outcome.status == (DONE if passed else GATE_FAILED)
     assert outcome.document == judged.to_json()

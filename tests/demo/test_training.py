@@ -34,7 +34,7 @@ def test_contents_are_disjoint_and_all_there(photos: dict[str, Image.Image]) -> 
 
 
 def test_distortions_grow_with_their_level_and_have_a_prompt() -> None:
-    assert all(synthetic.DISTORTIONS[name].monotone for name in demo.PROMPT_OF)
+    assert all(synthetic.SYNTHETIC_TYPES[name].monotone for name in demo.PROMPT_OF)
     assert set(demo.PROMPT_OF.values()) <= set(DISTORTIONS)
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -46,9 +47,12 @@ def test_every_field_of_the_manifest_is_in_the_reference() -> None:
     page = rendered("manifest_schema", "reference/manifest.md")
     kinds = list(hook("manifest_schema").reachable(Manifest))
     assert runtime.Preprocessing in kinds
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert hook("manifest_schema").MEANINGS.keys() <= names
     for kind in kinds:
         section = page.split(f"\n## {kind.__name__}\n")[1].split("\n## ")[0]
         assert [f.name for f in dataclasses.fields(kind) if f"`{f.name}`" not in section] == []
+        assert not re.search(r"(?<!\\)\| *\|$", section, re.MULTILINE), "a field without a meaning"
 
 
 def test_every_public_name_is_in_the_reference() -> None:

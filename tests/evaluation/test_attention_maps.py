@@ -100,7 +100,7 @@ def test_every_shape_of_photograph(
     assert ink_near_the_edges(picture) == 0
 
 
-def test_panels_show_what_each_attention_is(
+def test_panels_show_their_attention(
     checkpoint: Checkpoint, photo: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An even p1 is all orange; a p2 of one patch is orange there; refined is blue there."""

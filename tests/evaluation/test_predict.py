@@ -87,7 +87,7 @@ def scored(
 
 
 @pytest.mark.parametrize("protocol", ["grid", "released"])
-def test_an_image_that_rots_unnoticed_is_named(
+def test_an_image_that_becomes_unreadable_is_named(
     protocol: str, checkpoint: Checkpoint, dataset: Dataset
 ) -> None:
     scorer = scorer_of(checkpoint)
@@ -127,7 +127,7 @@ def test_a_session_leaves_a_model_in_training_as_it_was(
     assert model.training
     assert model.score.training
     assert not model.controller.training
-    model(normalised(torch.from_numpy(pixels))).score.sum().backward()  # nothing of it is left
+    model(normalised(torch.from_numpy(pixels))).score.sum().backward()
     assert model.score.weight.grad is not None
     np.testing.assert_array_equal(TorchSession(model).run(pixels)["score"], before)
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_scores_as_the_model(file: Path, model: DRExperts, dataset:
         assert row.std == pytest.approx(raw.std(), abs=1e-3)
 
 
-def test_the_manifest_of_a_checkpoint_says_what_it_is(file: Path, checkpoint: Checkpoint) -> None:
+def test_a_checkpoint_has_a_manifest_without_proof(file: Path, checkpoint: Checkpoint) -> None:
     manifest = open_model(file, "cpu").manifest
     (engine,) = manifest.engines
     assert (engine.backend, engine.precision, engine.evidence) == ("torch", "fp32", "built")
@@ -252,7 +252,7 @@ def test_unreadable_images(protocol: str, checkpoint: Checkpoint, dataset: Datas
     for sample in bad:
         dataset.path(sample).write_bytes(b"no image")
     scorer, told = scorer_of(checkpoint), list[tuple[int, int]]()
-    with pytest.raises(DataError, match=rf"3 of 18 images .*{bad[0].name}.*{bad[2].name}"):
+    with pytest.raises(DataError, match=rf"3 of 18 .*{bad[0].name}.*{bad[2].name}"):
         scored(scorer, dataset, protocol)
     found = scored(scorer, dataset, protocol, skip_bad=True, progress=lambda *n: told.append(n))
     assert [row.name for row in found.rows] == [s.name for s in dataset.samples if s not in bad]
@@ -262,13 +262,13 @@ def test_unreadable_images(protocol: str, checkpoint: Checkpoint, dataset: Datas
 
 
 @pytest.mark.parametrize("protocol", ["grid", "released"])
-def test_scores_that_are_no_numbers_are_not_left_out(
+def test_scores_that_are_nan_are_not_left_out(
     protocol: str, tiny: Callable[..., Any], random_model: Callable[..., Any], dataset: Dataset
 ) -> None:
     model = random_model(tiny())
     torch.nn.init.constant_(model.score.bias, math.nan)
     scorer = scorer_of(Checkpoint(model, SCALE, PREPROCESSING))
-    with pytest.raises(WeightsError, match="gives no number for"):
+    with pytest.raises(WeightsError, match=dataset.samples[0].name):
         scored(scorer, dataset, protocol, skip_bad=True)
 
 
@@ -286,15 +286,15 @@ def test_a_scale_is_needed_and_can_be_given(
 
 
 def test_models_that_cannot_be_opened(file: Path, model: DRExperts, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match="missing"):
         open_model(tmp_path / "missing.safetensors")
-    with pytest.raises(BundleError, match="is not a bundle"):
+    with pytest.raises(BundleError):
         open_model(tmp_path)
-    with pytest.raises(UserError, match="device must be"):
+    with pytest.raises(UserError, match="tpu"):
         open_model(file, "tpu")
     gpu = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(DeviceError, match="PyTorch sees"):
+    with pytest.raises(DeviceError, match=gpu):
         open_model(file, gpu)
     other = Preprocessing(crop=32, short_side_min=32, short_side_max=64, crops_per_side=1)
-    with pytest.raises(ConfigError, match="32 px crops for a model of 64 px"):
+    with pytest.raises(ConfigError, match=r"32 px.* 64 px"):
         scorer_of(Checkpoint(model, SCALE, other))

@@ -1,3 +1,5 @@
+"""A bundle as a model repository: what is served, what is not, and how the server reads it."""
+
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -6,6 +8,7 @@ import re
 import shutil
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +18,9 @@ import pytest
 from drexperts import runtime
 from drexperts.export import triton_repository
 from drexperts.export.graph.to_onnx import onnx_from_model
-from drexperts.export.triton_repository import write_repository
+from drexperts.export.triton_repository import write_triton_repository
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.manifest import Plan, Profile, read_manifest, write_manifest
+from drexperts.runtime.manifest import EnginePlan, Profile, read_manifest, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
 
 
@@ -29,7 +32,9 @@ def schema():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("tritonclient is not installed")
     path = client.locate_file("tritonclient/grpc/model_config_pb2.py")
-    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
+    spec = importlib.util.spec_from_file_location("model_config_pb2", str(path))
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -38,7 +43,7 @@ def schema():
 @pytest.fixture
 def parsed(schema):
     """parsed(repository, entry): its configuration, as the server reads it."""
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]
 
     def read(repository, entry):
         text = (repository / entry / "config.pbtxt").read_text()
@@ -87,9 +92,9 @@ def first(folder):
 
 
 def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt", **changes):
-    """A plan that is none, with the record of one that was proven."""
+    """Add a file in place of a plan, with the record of a proven plan."""
     (folder / file).write_bytes(file.encode())
-    plan = {
+    plan: dict[str, Any] = {
         "version": "11.4.0.106",
         "capabilities": capabilities,
         "platform": "linux-x86_64",
@@ -104,14 +109,14 @@ def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt",
     }
     of_plan = {name: changes.pop(name) for name in list(changes) if name in plan}
     of_engine = {"backend": backend, "file": file, "sha256": digest(folder, file)}
-    of_engine |= {"plan": Plan(**plan | of_plan), "precision": "fp16"}
+    of_engine |= {"plan": EnginePlan(**plan | of_plan), "precision": "fp16"}
     engine = dataclasses.replace(first(folder), **of_engine | changes)
     rewrite(folder, [*read_manifest(folder).engines, engine])
 
 
-def test_onnx_alone(bundle, tmp_path, parsed):
+def test_a_bundle_with_onnx_only(bundle, tmp_path, parsed):
     out = tmp_path / "repository"
-    files = write_repository(bundle, out)
+    files = write_triton_repository(bundle, out)
     names = ["README.md", "drexperts_onnx/1/model.onnx", "drexperts_onnx/config.pbtxt"]
     assert [str(path.relative_to(out)) for path in files] == names
     config = parsed(out, "drexperts_onnx")
@@ -138,7 +143,7 @@ def test_agrees_with_the_model(maps, bundle, tmp_path, parsed, schema, tiny, ran
         engine = dataclasses.replace(first(bundle), sha256=digest(bundle, "model.onnx"))
         rewrite(bundle, [engine], outputs=("score", "weights"))
     out = tmp_path / "repository"
-    write_repository(bundle, out)
+    write_triton_repository(bundle, out)
     config = parsed(out, "drexperts_onnx")
     model = onnxruntime.InferenceSession(
         out / "drexperts_onnx/1/model.onnx", providers=["CPUExecutionProvider"]
@@ -165,7 +170,7 @@ def test_agrees_with_the_model(maps, bundle, tmp_path, parsed, schema, tiny, ran
 def test_cuda_provider_keeps_float32(bundle, tmp_path, parsed):
     cuda = dataclasses.replace(first(bundle), backend="onnx-cuda")
     rewrite(bundle, [first(bundle), cuda])
-    write_repository(bundle, tmp_path / "out", name="iqa", instances=3, max_queue_delay=0)
+    write_triton_repository(bundle, tmp_path / "out", name="iqa", instances=3, max_queue_delay=0)
     config = parsed(tmp_path / "out", "iqa_onnx_cuda")
     (group,) = config.instance_group
     assert (group.count, group.Kind.Name(group.kind)) == (3, "KIND_GPU")
@@ -180,7 +185,7 @@ def test_plans_of_several_capabilities(bundle, tmp_path, parsed):
     add(bundle, "b.engine", "8.6", "9.0")
     add(bundle, "c.engine", "9.0")
     out = tmp_path / "out"
-    write_repository(bundle, out)
+    write_triton_repository(bundle, out)
     config = parsed(out, "drexperts_tensorrt")
     assert config.backend == "tensorrt"
     assert dict(config.cc_model_filenames) == {
@@ -199,26 +204,26 @@ def test_plans_of_several_capabilities(bundle, tmp_path, parsed):
     assert not config.dynamic_batching.preferred_batch_size
 
 
-def test_a_plan_for_any_later_gpu_is_the_default(bundle, tmp_path, parsed):
-    add(bundle, "exact.engine", "8.9")
-    add(bundle, "any.engine", "8.9", hardware_compatibility="ampere+")
-    write_repository(bundle, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("plans", "default"),
+    [
+        ({"exact": {}, "any": {"hardware_compatibility": "ampere+"}}, "any.engine"),
+        ({"float32": {"precision": "fp32"}, "exact": {}}, ""),
+    ],
+)
+def test_which_plan_is_served(plans, default, bundle, tmp_path, parsed):
+    """The first of 16 bits on its own GPU, and one for any later GPU on the others."""
+    for name, changes in plans.items():
+        add(bundle, f"{name}.engine", "8.9", **changes)
+    write_triton_repository(bundle, tmp_path / "out")
     config = parsed(tmp_path / "out", "drexperts_tensorrt")
     assert dict(config.cc_model_filenames) == {"8.9": "exact.engine"}
-    assert config.default_model_filename == "any.engine"
-
-
-def test_16_bit_plan_is_preferred(bundle, tmp_path, parsed):
-    add(bundle, "wide.engine", "8.9", precision="fp32")
-    add(bundle, "half.engine", "8.9")
-    write_repository(bundle, tmp_path / "out")
-    config = parsed(tmp_path / "out", "drexperts_tensorrt")
-    assert dict(config.cc_model_filenames) == {"8.9": "half.engine"}
+    assert config.default_model_filename == default
 
 
 def test_all_profiles_are_named(bundle, tmp_path, parsed):
     add(bundle, "a.engine", "8.9", profiles=((1, 1, 1), (2, 4, 6), (7, 16, 16)))
-    write_repository(bundle, tmp_path / "out")
+    write_triton_repository(bundle, tmp_path / "out")
     config = parsed(tmp_path / "out", "drexperts_tensorrt")
     assert list(config.instance_group[0].profile) == ["0", "1", "2"]
     # 16 is more than certified.
@@ -231,7 +236,7 @@ def test_all_profiles_are_named(bundle, tmp_path, parsed):
 )
 def test_batch_has_a_profile_at_each_size(profiles, batch, bundle, tmp_path, parsed):
     add(bundle, "a.engine", "8.9", profiles=profiles)
-    write_repository(bundle, tmp_path / "out")
+    write_triton_repository(bundle, tmp_path / "out")
     config = parsed(tmp_path / "out", "drexperts_tensorrt")
     assert config.max_batch_size == batch
     assert [sample.batch_size for sample in config.model_warmup] == sorted({1, batch})
@@ -242,7 +247,7 @@ def test_batch_has_a_profile_at_each_size(profiles, batch, bundle, tmp_path, par
     [
         ({"backend": "tensorrt-rtx"}, "not the one for RTX"),
         ({"stripped": True}, "without its weights"),
-        ({"profiles": ((2, 4, 8),)}, "no profile of it admits one image"),
+        ({"profiles": ((2, 4, 8),)}, "a batch of 1"),
         ({"parity": None, "invariance": None}, "is inspected and not proven"),
         ({"parity": None}, "is executed and not proven"),
     ],
@@ -250,19 +255,19 @@ def test_batch_has_a_profile_at_each_size(profiles, batch, bundle, tmp_path, par
 def test_what_cannot_be_served_is_left_out(changes, reason, bundle, tmp_path):
     add(bundle, "a.engine", "8.9", **changes)
     out = tmp_path / "out"
-    write_repository(bundle, out)
+    write_triton_repository(bundle, out)
     assert {path.name for path in out.iterdir()} == {"README.md", "drexperts_onnx"}
     assert reason in (out / "README.md").read_text()
     rewrite(bundle, read_manifest(bundle).engines[1:])
     with pytest.raises(BundleError, match=reason):
-        write_repository(bundle, tmp_path / "other")
+        write_triton_repository(bundle, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def test_onnx_tensorrt_and_unknown_backends_are_left_out(bundle, tmp_path):
     others = [dataclasses.replace(first(bundle), backend=b) for b in ("onnx-tensorrt", "abacus")]
     rewrite(bundle, [first(bundle), *others])
-    write_repository(bundle, tmp_path / "out")
+    write_triton_repository(bundle, tmp_path / "out")
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "(onnx-tensorrt): ONNX Runtime would build" in readme
     assert "(abacus): the server has no backend" in readme
@@ -271,15 +276,15 @@ def test_onnx_tensorrt_and_unknown_backends_are_left_out(bundle, tmp_path):
 def test_plans_of_other_profiles_do_not_share_an_entry(bundle, tmp_path, parsed):
     add(bundle, "a.engine", "8.0")
     add(bundle, "b.engine", "8.9", profiles=((1, 4, 4),))
-    write_repository(bundle, tmp_path / "out")
+    write_triton_repository(bundle, tmp_path / "out")
     assert "8.9" not in parsed(tmp_path / "out", "drexperts_tensorrt").cc_model_filenames
     assert "build both with the same --batch" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_unverified_by_permission_and_marked(bundle, tmp_path, parsed):
+def test_unverified_engines_are_included_on_request_and_marked(bundle, tmp_path, parsed):
     add(bundle, "a.engine", "8.9", parity=None, invariance=None, inspected=False)
     out = tmp_path / "out"
-    write_repository(bundle, out, allow_unverified=True)
+    write_triton_repository(bundle, out, allow_unverified=True)
     text = (out / "drexperts_tensorrt" / "config.pbtxt").read_text()
     assert "# a.engine: tensorrt, fp16, built, not proven equal to the model\n" in text
     proven = (out / "drexperts_onnx" / "config.pbtxt").read_text()
@@ -289,16 +294,16 @@ def test_unverified_by_permission_and_marked(bundle, tmp_path, parsed):
 
 def test_readme_says_what_the_plans_need(bundle, tmp_path):
     add(bundle, "a.engine", "8.9", version_compatible=True)
-    write_repository(bundle, tmp_path / "out")
+    write_triton_repository(bundle, tmp_path / "out")
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "a.engine needs TensorRT 11.4.0.106 or later and compute capability 8.9." in readme
     assert "--backend-config=tensorrt,version-compatible=true" in readme
 
 
 def test_readme_client_scores_as_the_runtime_does(bundle, tmp_path, photo, monkeypatch, capsys):
-    """The README's own code, with ONNX Runtime on the repository's model in the server's place."""
+    """The README's own code, with ONNX Runtime in place of the server."""
     out = tmp_path / "out"
-    write_repository(bundle, out)
+    write_triton_repository(bundle, out)
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     served = {}
 
@@ -324,11 +329,8 @@ def test_readme_client_scores_as_the_runtime_does(bundle, tmp_path, photo, monke
             served["score"] = scores.reshape(-1, 1)
             return types.SimpleNamespace(as_numpy=served.__getitem__)
 
-    http = types.ModuleType("tritonclient.http")
-    http.InferInput, http.InferenceServerClient = InferInput, InferenceServerClient
-    package = types.ModuleType("tritonclient")
-    package.http = http
-    monkeypatch.setitem(sys.modules, "tritonclient", package)
+    http = types.SimpleNamespace(InferInput=InferInput, InferenceServerClient=InferenceServerClient)
+    monkeypatch.setitem(sys.modules, "tritonclient", types.SimpleNamespace(http=http))
     monkeypatch.setitem(sys.modules, "tritonclient.http", http)
     photo(100, 90).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
@@ -337,13 +339,13 @@ def test_readme_client_scores_as_the_runtime_does(bundle, tmp_path, photo, monke
     assert float(capsys.readouterr().out) == pytest.approx(expected, rel=1e-5)
 
 
-def test_again_is_the_same(bundle, tmp_path):
+def test_writing_again_gives_the_same_files(bundle, tmp_path):
     out = tmp_path / "out"
     add(bundle, "a.engine", "8.9")
-    first_time = {path: path.read_bytes() for path in write_repository(bundle, out)}
-    assert {path: path.read_bytes() for path in write_repository(bundle, out)} == first_time
+    first_time = {path: path.read_bytes() for path in write_triton_repository(bundle, out)}
+    assert {path: path.read_bytes() for path in write_triton_repository(bundle, out)} == first_time
     rewrite(bundle, read_manifest(bundle).engines[:1])
-    write_repository(bundle, out)
+    write_triton_repository(bundle, out)
     assert {path.name for path in out.iterdir()} == {"README.md", "drexperts_onnx"}
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "out"}
 
@@ -351,69 +353,58 @@ def test_again_is_the_same(bundle, tmp_path):
 @pytest.mark.parametrize("change", [lambda b: b + b"\0", lambda b: b[:-1]])
 def test_changed_file_is_refused_and_leaves_what_was_there(change, bundle, tmp_path):
     out = tmp_path / "out"
-    before = {path: path.read_bytes() for path in write_repository(bundle, out)}
+    before = {path: path.read_bytes() for path in write_triton_repository(bundle, out)}
     add(bundle, "a.engine", "8.9")
     (bundle / "a.engine").write_bytes(change((bundle / "a.engine").read_bytes()))
     with pytest.raises(BundleError, match="SHA-256"):
-        write_repository(bundle, out)
+        write_triton_repository(bundle, out)
     (bundle / "a.engine").unlink()
     with pytest.raises(BundleError, match="is missing"):
-        write_repository(bundle, out)
+        write_triton_repository(bundle, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "out"}
 
 
-def test_broken_off_leaves_what_was_there(bundle, tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_what_was_there(bundle, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    write_repository(bundle, out)
+    write_triton_repository(bundle, out)
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(triton_repository, "_readme", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_repository(bundle, out, name="other")
+        write_triton_repository(bundle, out, name="other")
     assert {path.name for path in out.iterdir()} == {"README.md", "drexperts_onnx"}
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "out"}
 
 
-def foreign_file(out):
-    (out / "notes.txt").write_text("mine")
-
-
-def foreign_readme(out):
-    (out / "README.md").write_text("mine")
-
-
-def foreign_model(out):
-    (out / "resnet" / "1").mkdir(parents=True)
-    (out / "resnet" / "config.pbtxt").write_text('name: "resnet"')
-
-
-def another_version(out):
-    (out / "drexperts_onnx" / "2").mkdir()
-
-
-@pytest.mark.parametrize("put", [foreign_file, foreign_readme, foreign_model, another_version])
-def test_other_things_are_not_replaced(put, bundle, tmp_path):
+@pytest.mark.parametrize(
+    "foreign",
+    ["notes.txt", "README.md", "resnet/1/model.onnx", "resnet/config.pbtxt", "drexperts_onnx/2/x"],
+)
+def test_other_things_are_not_replaced(foreign, bundle, tmp_path):
     out = tmp_path / "out"
-    write_repository(bundle, out)
-    put(out)
+    write_triton_repository(bundle, out)
+    (out / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (out / foreign).write_text('name: "resnet"')
     before = sorted(out.rglob("*"))
     with pytest.raises(UserError, match="choose another"):
-        write_repository(bundle, out)
+        write_triton_repository(bundle, out)
     assert sorted(out.rglob("*")) == before
 
 
-def test_targets(bundle, tmp_path):
+def test_where_a_repository_may_be_written(bundle, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="choose another"):
-        write_repository(bundle, tmp_path / "file")
-    with pytest.raises(UserError, match="choose another"):
-        write_repository(bundle, bundle)
+        write_triton_repository(bundle, tmp_path / "file")
+    for place in (bundle, bundle / "repository"):
+        with pytest.raises(UserError, match="choose another"):
+            write_triton_repository(bundle, place)
+    assert not (bundle / "repository").exists()
     (tmp_path / "empty").mkdir()
-    write_repository(bundle, tmp_path / "empty")
-    write_repository(bundle, tmp_path / "new" / "deep")
+    write_triton_repository(bundle, tmp_path / "empty")
+    write_triton_repository(bundle, tmp_path / "new" / "deep")
 
 
 @pytest.mark.parametrize(
@@ -428,13 +419,7 @@ def test_targets(bundle, tmp_path):
 )
 def test_bad_arguments(arguments, message, bundle, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        write_repository(bundle, tmp_path / "out", **arguments)
-
-
-def test_not_inside_the_bundle(toy_bundle):
-    with pytest.raises(UserError, match="inside the bundle"):
-        write_repository(toy_bundle, toy_bundle / "repository")
-    assert not (toy_bundle / "repository").exists()
+        write_triton_repository(bundle, tmp_path / "out", **arguments)
 
 
 def test_manifest_without_the_encoder(toy_bundle, tmp_path):
@@ -442,22 +427,4 @@ def test_manifest_without_the_encoder(toy_bundle, tmp_path):
     manifest = read_manifest(bundle)
     write_manifest(dataclasses.replace(manifest, config={}), bundle)
     with pytest.raises(BundleError, match="patch size"):
-        write_repository(bundle, tmp_path / "out")
-
-
-def test_text_format(schema):
-    from google.protobuf import text_format
-
-    message = {
-        "name": 'quote " backslash \\ newline \n',
-        "max_batch_size": 3,
-        "output": [{"name": "a", "dims": [1], "reshape": {"shape": []}}, {"name": "b"}],
-        "response_cache": {"enable": False},
-    }
-    config = text_format.Parse("\n".join(triton_repository._pbtxt(message)), schema.ModelConfig())
-    assert config.name == message["name"]
-    assert config.max_batch_size == 3
-    assert [output.name for output in config.output] == ["a", "b"]
-    assert config.output[0].HasField("reshape")
-    assert not config.output[0].reshape.shape
-    assert not config.response_cache.enable
+        write_triton_repository(bundle, tmp_path / "out")

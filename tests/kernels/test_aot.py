@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation: the limits, and that the numbers are the machine code's."""
+"""Ahead-of-time compilation: its limits, and that the reported registers are those of the code."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from drexperts.kernels.launch import ARCHITECTURES, Launch, Specialisation
 from drexperts.runtime.errors import ArgumentError, InternalError
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is made for Linux only"
+    importlib.util.find_spec("triton") is None, reason="Triton exists for Linux only"
 )
 
 
@@ -33,26 +33,26 @@ def compiled(**changes: Any) -> Compiled:
     return Compiled(**fields | changes)
 
 
-def test_what_just_fits_passes() -> None:
+def test_what_just_fits_passes():
     check(compiled(), 100)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shared": 227 * 1024 + 1}, "232449 bytes of shared memory, the limit is 232448"),
-        ({"tensor_memory": 832}, "832 columns of tensor memory, the limit is 512"),
-        ({"ptx": "\ttrap;"}, "a trap instruction"),
-        ({"scratch": 128}, "128 bytes of scratch memory"),
+        ({"shared": 227 * 1024 + 1}, "232449 .*shared memory.* 232448"),
+        ({"tensor_memory": 832}, "832 .*tensor memory.* 512"),
+        ({"ptx": "\ttrap;"}, "trap"),
+        ({"scratch": 128}, "128 .*scratch memory"),
     ],
     ids=["shared", "tensor memory", "trap", "scratch"],
 )
-def test_each_limit_is_checked(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InternalError, match=f"toy for sm_100 has {message}"):
+def test_each_limit_is_checked(changes, message):
+    with pytest.raises(InternalError, match=f"toy .*sm_100 .*{message}"):
         check(compiled(**changes), 100)
 
 
-def test_an_unknown_architecture_is_refused() -> None:
+def test_an_unknown_architecture_is_refused():
     toy = Specialisation("toy", None, {"x": "*fp16"}, {}, ("x",), Launch(4, 1, {}, ""))
     with pytest.raises(ArgumentError, match="arch: 75"):
         compile_specialisation(toy, 75)
@@ -95,12 +95,14 @@ def report(compiling: Callable[..., subprocess.CompletedProcess[str]]) -> dict[s
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_registers_are_those_of_the_machine_code(arch: int, report: dict[str, Any]) -> None:
+def test_registers_are_those_of_the_machine_code(arch, report):
     reported, in_cubin = report["registers"][str(arch)]
     assert reported == in_cubin
 
 
 @needs_triton
-def test_what_ptxas_refuses_is_our_bug(report: dict[str, Any]) -> None:
-    assert "ptxas refuses the PTX for sm_120" in report["rejected"]
+@pytest.mark.slow
+def test_ptx_that_ptxas_rejects_is_an_internal_error(report):
+    assert "sm_120" in report["rejected"]

@@ -1,11 +1,11 @@
-"""Variants of the model: what reaches their scores, what is trained, what they share."""
+"""Variants of the model: what reaches their scores, what is trained, and what they compute."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from drexperts.model.ablations import VARIANTS, ablated
@@ -13,7 +13,7 @@ from drexperts.model.config import DRExpertsConfig
 from drexperts.runtime.errors import ConfigError
 
 PRIOR = ("controller.", "prompts.")
-# They add one number to a whole row of logits, which a softmax does not see.
+# These add one number to a whole row of logits, which cancels in the softmax.
 CANCELLING = {
     "saliency.distortion.key.bias",
     "saliency.semantic.key.bias",
@@ -29,15 +29,6 @@ GROUPS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
@@ -46,8 +37,8 @@ def images() -> Tensor:
 @pytest.fixture
 def variant(
     tiny: Callable[..., DRExpertsConfig], random_model: Callable[..., Any]
-) -> Callable[..., nn.Module]:
-    def make(name: str, preset: str = "paper") -> nn.Module:
+) -> Callable[..., Any]:
+    def make(name: str, preset: str = "paper") -> Any:
         torch.manual_seed(7)
         return ablated(random_model(tiny(preset)), name).double()
 
@@ -56,9 +47,7 @@ def variant(
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_reaches_the_score_is_trained_and_nothing_else(
-    name: str, preset: str, variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_what_reaches_the_score_is_trained_and_nothing_else(name, preset, variant, images):
     model = variant(name, preset)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     for parameter_name, parameter in model.named_parameters():
@@ -72,34 +61,22 @@ def test_what_reaches_the_score_is_trained_and_nothing_else(
     largest = max(float(g.abs().max()) for g in gradients.values())
     reaching = {n for n, g in gradients.items() if g.abs().max() > 1e-12 * largest}
     assert reaching == trained - CANCELLING
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_prior_is_frozen(name: str, variant: Callable[..., nn.Module]) -> None:
-    trained = [name for name, p in variant(name).named_parameters() if p.requires_grad]
-    assert trained
     assert not [name for name in trained if name.startswith(PRIOR)]
 
 
-def test_full_is_the_model_itself(
-    tiny: Callable[..., DRExpertsConfig], random_model: Callable[..., Any]
-) -> None:
+def test_full_is_the_model_itself(tiny, random_model):
     model = random_model(tiny())
     assert ablated(model, "full") is model
 
 
-def test_the_encoder_alone_is_its_cls_token(
-    variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_the_encoder_alone_is_its_cls_token(variant, images):
     full, alone = variant("full"), variant("encoder")
     expected = full.score(full.encoder(images)[:, 0])[:, 0]
     torch.testing.assert_close(alone(images).score, expected)
     assert {name.partition(".")[0] for name in alone.state_dict()} == {"encoder", "score"}
 
 
-def test_the_prior_alone_sees_an_image_through_ten_dot_products(
-    variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_the_prior_alone_sees_an_image_through_ten_dot_products(variant, images):
     full, alone = variant("full"), variant("daclip")
     embedding = full.controller(full.controller_input(images)).embedding[:, 0]
     cosines = F.cosine_similarity(embedding[:, None], full.prompts(embedding)[None], dim=-1)
@@ -108,9 +85,7 @@ def test_the_prior_alone_sees_an_image_through_ten_dot_products(
     assert "encoder" not in {name.partition(".")[0] for name in alone.state_dict()}
 
 
-def test_unweighted_experts_all_count_the_same(
-    variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_unweighted_experts_all_count_the_same(variant, images):
     full, unweighted = variant("full"), variant("dsdm")
     prior = full.controller(full.controller_input(images))
     features, _ = full.saliency(full.encoder(images), prior, full.prompts(prior.embedding))
@@ -124,9 +99,7 @@ def test_unweighted_experts_all_count_the_same(
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_left_out_group_is_as_one_whose_columns_are_zero(
-    name: str, preset: str, variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_a_left_out_group_is_as_one_whose_columns_are_zero(name, preset, variant, images):
     full, some = variant("full", preset), variant(name, preset)
     first = full.weighting.generator[0].weight
     with torch.no_grad():
@@ -137,15 +110,11 @@ def test_a_left_out_group_is_as_one_whose_columns_are_zero(
     assert expected.score.std() > 0
 
 
-def test_semantics_alone_weigh_all_experts_the_same(
-    variant: Callable[..., nn.Module], images: Tensor
-) -> None:
+def test_semantics_alone_weigh_all_experts_the_same(variant, images):
     weights = variant("only_sem")(images).weights
     torch.testing.assert_close(weights, weights[:, :1].expand(-1, 10))
 
 
-def test_unknown_variants_are_refused_with_the_known_ones(
-    tiny: Callable[..., DRExpertsConfig], random_model: Callable[..., Any]
-) -> None:
-    with pytest.raises(ConfigError, match="'ddwm': choose of full, encoder"):
+def test_unknown_variants_are_refused_with_the_known_ones(tiny, random_model):
+    with pytest.raises(ConfigError, match=r"ddwm.*full, encoder"):
         ablated(random_model(tiny()), "ddwm")

@@ -1,13 +1,15 @@
 """The whole model: its two forms, its switches, its frozen prior."""
 
-from collections.abc import Callable
-from typing import Any
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import drexperts.model
 from drexperts.model.backbones import (
     CLIP_MEAN,
     CLIP_STD,
@@ -17,8 +19,8 @@ from drexperts.model.backbones import (
     PromptEncoder,
     constant_prompts,
 )
-from drexperts.model.config import DRExpertsConfig
-from drexperts.model.dr_experts import DRExperts
+from drexperts.model.config import PRESETS, DRExpertsConfig
+from drexperts.model.dr_experts import DRExperts, new_model
 
 TOLERANCE = 1e-10
 
@@ -28,10 +30,15 @@ def images(batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_both_forms_agree_in_values_and_gradients(
-    preset: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_the_package_exports_its_names_without_importing_torch():
+    code = "import sys; sys.modules['torch'] = None; from drexperts.model import DRExpertsConfig"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in ("Checkpoint", "DRExperts", "convert_daclip", "load_checkpoint", "new_model"):
+        assert getattr(drexperts.model, name).__name__ == name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_forms_agree_in_values_and_gradients(preset, tiny, random_model):
     model: DRExperts = random_model(tiny(preset)).double()
     model.requires_grad_(True)
     found = []
@@ -50,16 +57,8 @@ def test_both_forms_agree_in_values_and_gradients(
         torch.testing.assert_close(reduced, literal, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_shapes(preset: str, tiny: Callable[..., Any], random_model: Callable[..., Any]) -> None:
-    prediction = random_model(tiny(preset))(images(3).float())
-    assert prediction.score.shape == (3,)
-    assert prediction.weights.shape == (3, 10)
-    assert prediction.maps.shape == (3, 10, 4, 4)
-
-
 @pytest.mark.parametrize("bias", ["inside", "outside"])
-def test_score_bias(bias: str, tiny: Callable[..., Any], random_model: Callable[..., Any]) -> None:
+def test_score_bias(bias, tiny, random_model):
     model = random_model(tiny(score_bias=bias))
     before = model(images().float())
     model.score.bias.data += 1.0
@@ -70,7 +69,7 @@ def test_score_bias(bias: str, tiny: Callable[..., Any], random_model: Callable[
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("norm", ["once", "twice"])
-def test_controller_input(norm: str, antialias: bool, tiny: Callable[..., Any]) -> None:
+def test_controller_input(norm, antialias, tiny):
     module = ControllerInput(tiny(clip_norm=norm, clip_antialias=antialias)).double()
     pixels = torch.rand(2, 3, 64, 64, dtype=torch.float64)
 
@@ -83,23 +82,19 @@ def test_controller_input(norm: str, antialias: bool, tiny: Callable[..., Any]) 
     torch.testing.assert_close(module(given), normalise(small, CLIP_MEAN, CLIP_STD))
 
 
-def test_prior_is_frozen_and_everything_else_is_not(tiny: Callable[..., Any]) -> None:
-    from drexperts.model.dr_experts import new_model
-
+def test_prior_is_frozen_and_everything_else_is_not(tiny):
     for name, parameter in new_model(tiny("official")).named_parameters():
         assert parameter.requires_grad != name.startswith(("controller.", "prompts.")), name
 
 
-def test_prompts_lose_nothing_on_the_way_to_float64(
-    tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_prompts_lose_nothing_on_the_way_to_float64(tiny, random_model):
     model = random_model(tiny())
     exact = model.prompts.prompts.clone()
     assert exact.dtype == torch.float64
     assert torch.equal(model.double().prompts.prompts, exact)
 
 
-def test_prompt_encoder_becomes_a_constant() -> None:
+def test_prompt_encoder_becomes_a_constant():
     from open_clip.transformer import TextTransformer
 
     torch.manual_seed(0)
@@ -111,30 +106,23 @@ def test_prompt_encoder_becomes_a_constant() -> None:
     torch.testing.assert_close(constant.norm(dim=-1), torch.ones(10))
 
 
-def test_full_size_parameter_count() -> None:
-    """The released model's 25,925,255 trainable parameters, less those that reach no score.
+def test_full_size_parameter_count():
+    """The released model's 25,925,255 trainable parameters without those that reach no score.
 
-    Its `backbone.head` is frozen by its name, so it is in neither count.
+    Its `backbone.head` is frozen, so neither count has it.
     """
     with torch.device("meta"):
-        from drexperts.model.dr_experts import new_model
-
         model = new_model(DRExpertsConfig.official())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dead = (512 * 384 + 384) + (576 + 1)  # L1, L2
     assert trainable == 25_925_255 - dead
 
 
-def test_224_px_and_base_build_and_run() -> None:
-    from dataclasses import replace
-
-    from drexperts.model.dr_experts import new_model
-
+def test_224_px_and_base_build_and_run():
     config = DRExpertsConfig.paper("base", 224)
-    shallow = replace(
-        config,
-        encoder=replace(config.encoder, depth=1),
-        controller=replace(config.controller, depth=1),
-    )
-    prediction = new_model(shallow)(torch.randn(1, 3, 224, 224))
+    encoder, controller = replace(config.encoder, depth=1), replace(config.controller, depth=1)
+    model = new_model(config.with_sizes(encoder, controller))
+    prediction = model(torch.randn(1, 3, 224, 224))
+    assert prediction.score.shape == (1,)
+    assert prediction.weights.shape == (1, 10)
     assert prediction.maps.shape == (1, 10, 14, 14)

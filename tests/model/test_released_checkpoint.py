@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the same score for any weights, and errors that name keys."""
+"""The authors' checkpoints: the same score for all weights, and errors that name keys."""
 
 from functools import cache
 from typing import Any
@@ -35,13 +35,13 @@ def small_score(state: dict[str, Tensor], images: Tensor) -> Tensor:
     return released.released_score(state, images, WORDS, (2, 2, 2), (2, 3, 2), 64)
 
 
-def test_layout_has_the_published_number_of_keys() -> None:
+def test_layout_has_the_published_number_of_keys():
     assert len(released.released_shapes()) == 870
     assert len(released.daclip_shapes()) == 631
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 0.3), (1, 0.8), (2, 0.05)])
-def test_score_in_float64(seed: int, spread: float) -> None:
+def test_score_in_float64(seed, spread):
     state = small_state(seed, spread)
     images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     expected = small_score({k: v.double() for k, v in state.items()}, images)
@@ -50,21 +50,22 @@ def test_score_in_float64(seed: int, spread: float) -> None:
             model = model_from_upstream(given).double()
             scores = model(images).score, model.forward_dense(images).score
         for score in scores:
-            assert ((score - expected) / expected).abs().max() <= 1e-10
+            assert ((score - expected) / expected).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 0.3), (1, 0.8)])
-def test_score_in_float32(seed: int, spread: float) -> None:
+def test_score_in_float32(seed, spread):
     state = small_state(seed, spread)
     images = torch.randn(3, 3, 64, 64)
     expected = small_score(state, images)
     with torch.inference_mode():
         score = model_from_upstream(state)(images).score
-    # Of the scores' size: one of them may be small by cancellation, and its rounding is not.
+    # Relative to the largest score: a score may be small by cancellation, its rounding is not.
     assert (score - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_full_size_in_float32() -> None:
+@pytest.mark.slow
+def test_full_size_in_float32():
     """The real sizes and layout, once: 870 keys, 384 px."""
     state = released.random_state(released.released_shapes())
     images = torch.randn(1, 3, 384, 384)
@@ -76,7 +77,7 @@ def test_full_size_in_float32() -> None:
     assert ((score - expected) / expected).abs().max() <= 1e-5
 
 
-def test_checkpoint_with_its_wrapping() -> None:
+def test_checkpoint_with_its_wrapping():
     state = small_state()
     wrapped = {"model": {f"module.{k}": v for k, v in state.items()}, "epoch": 8, "max_plcc": 0.9}
     images = torch.randn(2, 3, 64, 64)
@@ -103,7 +104,7 @@ def test_checkpoint_with_its_wrapping() -> None:
     ],
 )
 @pytest.mark.parametrize("fault", ["missing", "misshapen"])
-def test_a_faulty_key_is_named(key: str, fault: str) -> None:
+def test_a_faulty_key_is_named(key, fault):
     state = small_state()
     if fault == "missing":
         del state[key]
@@ -114,13 +115,15 @@ def test_a_faulty_key_is_named(key: str, fault: str) -> None:
     assert key in str(caught.value)
 
 
-def test_an_unexpected_key_is_named() -> None:
-    with pytest.raises(WeightsError, match="unexpected: diff_attention_list"):
+def test_an_unexpected_key_is_named():
+    with pytest.raises(WeightsError, match=r"diff_attention_list\.0\.alpha"):
         model_from_upstream(small_state() | {"diff_attention_list.0.alpha": torch.zeros(())})
 
 
-def test_what_is_no_state_dict() -> None:
-    with pytest.raises(WeightsError, match="expected a state dict of tensors"):
-        model_from_upstream({"weights": [1, 2, 3]})
-    with pytest.raises(WeightsError, match=r"backbone\.patch_embed\.proj\.weight is missing"):
-        model_from_upstream({})
+@pytest.mark.parametrize(
+    ("state", "key"),
+    [({"weights": [1, 2, 3]}, "weights"), ({}, r"backbone\.patch_embed\.proj\.weight")],
+)
+def test_a_mapping_other_than_a_state_dict(state, key):
+    with pytest.raises(WeightsError, match=key):
+        model_from_upstream(state)

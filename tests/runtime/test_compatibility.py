@@ -11,14 +11,21 @@ from drexperts.runtime.compatibility import (
     gpus,
     library,
     library_version,
-    obstacle,
     this_platform,
-    why_no_gpu,
 )
 from drexperts.runtime.manifest import read_manifest
 
 ADA = Gpu(0, "Ada", "8.9", 2**33, "13.0")
 PATH = Path("model.engine")
+
+
+def obstacle(engine, gpu, version):
+    """The obstacle as text; empty if there is none."""
+    return compatibility.obstacle(engine, gpu, version) or ""
+
+
+def why_no_gpu():
+    return compatibility.why_no_gpu() or ""
 
 
 def gpu(capability):
@@ -36,7 +43,7 @@ def test_gpus(cuda):
     first, second = gpus()
     assert first == Gpu(0, "First GPU", "8.9", 2**33, "13.4")
     assert (second.index, second.name) == (1, "Second GPU")
-    assert why_no_gpu() is None
+    assert why_no_gpu() == ""
 
 
 @pytest.mark.parametrize(
@@ -59,21 +66,11 @@ def test_no_cuda_python_is_no_error(monkeypatch):
     assert "pip install" in why_no_gpu()
 
 
-def test_no_driver_for_real():
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    if int(runtime.cudaGetDeviceCount()[0]) == 0:
-        pytest.skip("there is a GPU")
-    assert gpus() == ()
-    assert "nvidia-smi" in why_no_gpu()
-
-
-def test_no_obstacle():
-    assert obstacle(engine_of(PATH), ADA, "11.4.0.106") is None
-    assert obstacle(engine_of(PATH, "tensorrt-rtx"), ADA, "1.7.1.116") is None
-
-
-def test_engines_without_a_plan_are_none_of_its_business(toy_engine):
-    assert obstacle(toy_engine, None, None) is None
+def test_no_obstacle(toy_bundle):
+    assert obstacle(engine_of(PATH), ADA, "11.4.0.106") == ""
+    assert obstacle(engine_of(PATH, "tensorrt-rtx"), ADA, "1.7.1.116") == ""
+    engine_without_a_plan = read_manifest(toy_bundle).engines[0]
+    assert obstacle(engine_without_a_plan, None, None) == ""
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
@@ -89,7 +86,7 @@ def test_no_gpu(monkeypatch):
     assert "capability 8.9" in reason
     assert "the driver is missing" in reason
     monkeypatch.setattr(compatibility, "why_no_gpu", lambda: None)
-    assert "none of the index asked for" in obstacle(engine_of(PATH), None, "11.4.0.106")
+    assert "capability 8.9" in obstacle(engine_of(PATH), None, "11.4.0.106")
 
 
 @pytest.mark.parametrize(
@@ -111,16 +108,17 @@ def test_no_gpu(monkeypatch):
 )
 def test_versions(plan, version, fits):
     reason = obstacle(engine_of(PATH, **plan), ADA, version)
-    assert (reason is None) == fits
+    assert (reason == "") == fits
     if not fits:
         built = plan.get("version", "11.4.0.106")
-        assert f"built with tensorrt {built}, {version} is installed" in reason
+        assert built in reason
+        assert version in reason
         assert "drx build BUNDLE --backend tensorrt`" in reason
 
 
 def test_rtx_promises_nothing_between_versions():
     engine = engine_of(PATH, "tensorrt-rtx", version_compatible=True)
-    assert "1.7.2.1 is installed" in obstacle(engine, ADA, "1.7.2.1")
+    assert "1.7.2.1" in obstacle(engine, ADA, "1.7.2.1")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +138,7 @@ def test_rtx_promises_nothing_between_versions():
 def test_capabilities(backend, level, capability, fits):
     engine = engine_of(PATH, backend, hardware_compatibility=level)
     reason = obstacle(engine, gpu(capability), engine.plan.version)
-    assert (reason is None) == fits
+    assert (reason == "") == fits
     if not fits:
         assert f"This GPU has {capability}" in reason
         assert f"drx build BUNDLE --backend {backend}`" in reason
@@ -148,18 +146,19 @@ def test_capabilities(backend, level, capability, fits):
 
 def test_several_capabilities():
     engine = engine_of(PATH, "tensorrt-rtx", capabilities=("8.6", "8.9"))
-    assert obstacle(engine, gpu("8.6"), "1.7.1.116") is None
+    assert obstacle(engine, gpu("8.6"), "1.7.1.116") == ""
     assert "8.6 or 8.9" in obstacle(engine, gpu("8.0"), "1.7.1.116")
 
 
 def test_platform():
     reason = obstacle(engine_of(PATH, platform="plan9-mips"), ADA, "11.4.0.106")
-    assert f"plan9-mips, this machine is {this_platform()}" in reason
+    assert "plan9-mips" in reason
+    assert this_platform() in reason
 
 
 def test_batches_must_begin_at_one():
     reason = obstacle(engine_of(PATH, profiles=((4, 8, 8), (2, 2, 2))), ADA, "11.4.0.106")
-    assert "takes batches from 2" in reason
+    assert "batches of at least 2" in reason
 
 
 @pytest.mark.parametrize(
@@ -181,8 +180,3 @@ def test_library(monkeypatch, cuda, backend, version_compatible, installed, foun
     module = library(engine)
     assert (module and module.__name__) == found
     assert library_version(engine) == ("11.4.0.106" if found else None)
-
-
-@pytest.fixture
-def toy_engine(toy_bundle):
-    return read_manifest(toy_bundle).engines[0]

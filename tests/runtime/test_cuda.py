@@ -56,7 +56,7 @@ def test_errors(fake, error, kind, lost, advice):
     assert type(caught.value) is kind
     assert isinstance(caught.value, DeviceError)
     assert caught.value.lost == lost
-    assert fake.cudaGetLastError() == (0,)  # asked for already: it is nobody else's
+    assert fake.cudaGetLastError() == (0,)  # so that no other library takes it for its own
 
 
 def test_missing_cuda_python(monkeypatch):
@@ -75,7 +75,7 @@ def test_on_device(fake):
     assert call("cudaGetDevice") == 1
 
 
-def test_there_and_back(fake):
+def test_copies_to_the_gpu_and_back(fake):
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     with Stream() as stream, PinnedBuffer(48) as host, DeviceBuffer(48) as device:
         host.array(np.float32, (3, 4))[:] = values
@@ -88,7 +88,7 @@ def test_there_and_back(fake):
         np.testing.assert_array_equal(host.array(np.float32, (2, 2)), [[0, 1], [2, 3]])
 
 
-def test_nothing_is_allocated_for_nothing(fake):
+def test_an_empty_buffer_allocates_nothing(fake):
     buffer = DeviceBuffer(0)
     assert buffer.address == 0
     assert fake.calls["cudaMalloc"] == 0
@@ -169,7 +169,7 @@ def test_graph_that_cannot_be_made(fake):
 
 
 def test_release_while_this_thread_records(fake):
-    """As the collector may: nothing is leaked, and the graph is good."""
+    """The garbage collector may release resources meanwhile: nothing leaks, and the graph works."""
     made = [DeviceBuffer(4), PinnedBuffer(4), Event(), Stream()]
 
     def record():
@@ -182,14 +182,14 @@ def test_release_while_this_thread_records(fake):
         assert fake.allocated() == fake.allocated("pinned") == 0
 
 
-def test_what_is_recorded_may_not_release(fake):
+def test_recorded_work_may_not_release(fake):
     with Stream() as stream, DeviceBuffer(4) as device:
         DeviceBuffer(4).close()
         with pytest.raises(CudaError, match=r"cudaFree.*Unsupported"):
             Graph(stream, lambda: call("cudaFree", device.handle))
 
 
-def test_error_that_is_newer_than_cuda_python(fake):
+def test_an_error_newer_than_cuda_python(fake):
     fake.fail("cudaMalloc", 9999)
     with pytest.raises(CudaError, match=r"cudaMalloc failed .*9999.*update it"):
         DeviceBuffer(4)

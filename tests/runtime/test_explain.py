@@ -77,7 +77,7 @@ def test_panels_are_the_photograph_and_its_strongest_maps(scorer, photo):
     picture = explanation(image, dataclasses.replace(score, maps=maps))
     panels = [(32 + i * 420, 32, 432 + i * 420, 432) for i in range(4)]
     counts = [coloured(picture, panel) for panel in panels]
-    # The photograph is grey; expert 9 is the strongest, looks everywhere; the next two nowhere.
+    # The photograph is grey; expert 9 is the strongest and looks everywhere, the next two nowhere.
     assert counts == [0, 400 * 400, 0, 0]
 
 

@@ -1,8 +1,9 @@
-"""Hostile bytes: an image or ImageError, a manifest or BundleError, and nothing else."""
+"""Hostile bytes give an image or ImageError, a manifest or BundleError, and nothing else."""
 
 import io
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from drexperts.runtime import preprocess
 from drexperts.runtime.errors import BundleError, ImageError
 from drexperts.runtime.manifest import Manifest, read_manifest
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
+
+# Truncated files and broken documents are also in the fast tests of both modules.
+pytestmark = pytest.mark.slow
 
 SPEC = Preprocessing(crop=16, short_side_min=16, short_side_max=32, crops_per_side=2)
 
@@ -27,7 +31,7 @@ def seeds():
     color = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    variants = [
+    variants: list[tuple[Image.Image, str, dict[str, Any]]] = [
         (color, "PNG", {"exif": exif}),
         (color.convert("RGBA"), "PNG", {}),
         (color.convert("P"), "PNG", {"transparency": 3}),
@@ -57,7 +61,7 @@ SEEDS = list(seeds())
 
 @st.composite
 def mutated(draw):
-    """A seed with bytes overwritten, a piece cut out or repeated, or its end cut off."""
+    """A seed with overwritten bytes, and a piece cut out or repeated, or the end cut off."""
     content = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(0, 8))):
         content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))

@@ -1,14 +1,14 @@
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+from support.command_line import NO_TRAINING_LIBRARY, change_engine
 
 from drexperts import runtime
-from drexperts.runtime.errors import BundleError, MissingDependencyError, UserError
+from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import read_manifest, write_manifest
 
 
@@ -17,22 +17,11 @@ def bundle(toy_bundle, tmp_path):
     return shutil.copytree(toy_bundle, tmp_path / "bundle")
 
 
-def change_engine(bundle, **changes):
-    manifest = read_manifest(bundle)
-    engine = dataclasses.replace(manifest.engines[0], **changes)
-    write_manifest(dataclasses.replace(manifest, engines=(engine,)), bundle)
-
-
 def test_load_and_score(toy_bundle, photo):
     for bundle, device in ((toy_bundle, "auto"), (str(toy_bundle), "cpu")):
         scorer = runtime.load(bundle, device, threads=1)
         assert scorer.session.description.endswith("CPUExecutionProvider")
         assert 0 < scorer.score(photo(40, 40)).value < 255
-
-
-def test_missing_bundle(tmp_path):
-    with pytest.raises(BundleError, match="drx export"):
-        runtime.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize("change", [lambda b: b + b"\0", lambda b: b[:-1], lambda b: b""])
@@ -50,13 +39,6 @@ def test_missing_engine_file(bundle):
         runtime.load(bundle)
 
 
-def test_unknown_schema(bundle):
-    document = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps(document | {"schema": 99}))
-    with pytest.raises(BundleError, match="schema is 99"):
-        runtime.load(bundle)
-
-
 def test_unverified_engine_needs_permission(bundle, photo):
     change_engine(bundle, parity=None)
     with pytest.raises(BundleError, match="drx verify"):
@@ -70,24 +52,9 @@ def test_no_engine_for_this_version(bundle):
         runtime.load(bundle)
 
 
-def test_missing_onnxruntime(toy_bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match="pip install"):
-        runtime.load(toy_bundle)
-
-
-def test_bad_arguments(toy_bundle):
-    with pytest.raises(UserError, match="device must be"):
-        runtime.load(toy_bundle, "tpu")
-    with pytest.raises(UserError, match="threads must be"):
-        runtime.load(toy_bundle, threads=0)
-
-
 def test_nothing_but_numpy_pillow_and_onnxruntime(toy_bundle):
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'torchvision', 'timm', 'open_clip', 'onnx', 'scipy', 'triton'):\n"
-        "    sys.modules[name] = None\n"
+    code = NO_TRAINING_LIBRARY + (
+        "sys.modules['rich'] = None\n"
         "from drexperts import runtime\n"
         "assert 'onnxruntime' not in sys.modules\n"
         "from PIL import Image\n"
@@ -114,6 +81,14 @@ def test_crops_of_another_size_than_the_engines(bundle):
         runtime.load(bundle)
 
 
+@pytest.mark.parametrize("batch", [0, 17, 1.5])
+def test_a_batch_that_the_engine_takes(toy_bundle, batch):
+    assert runtime.load(toy_bundle).batch == 8
+    assert runtime.load(toy_bundle, batch=3).batch == 3
+    with pytest.raises(UserError, match=f"1 to 16, got {batch}"):
+        runtime.load(toy_bundle, batch=batch)
+
+
 @pytest.mark.parametrize("threads", [1.5, "2", True, 0])
 def test_threads_must_be_a_count(bundle, threads):
     with pytest.raises(UserError, match="threads must be"):
@@ -122,5 +97,5 @@ def test_threads_must_be_a_count(bundle, threads):
 
 @pytest.mark.parametrize("place", [5, None])
 def test_a_bundle_is_a_folder(place):
-    with pytest.raises(UserError, match="name the bundle's folder"):
+    with pytest.raises(UserError, match=repr(place)):
         runtime.load(place)

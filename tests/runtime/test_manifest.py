@@ -7,7 +7,7 @@ import pytest
 
 from drexperts.runtime.errors import BundleError, ConfigError
 from drexperts.runtime.manifest import (
-    Interval,
+    ConfidenceInterval,
     Manifest,
     Parity,
     Profile,
@@ -27,6 +27,17 @@ BEFORE = {
 @pytest.fixture
 def document(toy_bundle):
     return json.loads((toy_bundle / "manifest.json").read_text())
+
+
+@pytest.fixture
+def engine(toy_bundle):
+    (engine,) = read_manifest(toy_bundle).engines
+    return engine
+
+
+@pytest.fixture
+def parity(engine):
+    return engine.parity
 
 
 def read(tmp_path, content):
@@ -62,13 +73,12 @@ def test_failed_write_keeps_the_old_file(toy_bundle, tmp_path, monkeypatch):
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
-def test_proven_needs_both_proofs_passed(toy_bundle):
-    (engine,) = read_manifest(toy_bundle).engines
+@pytest.mark.parametrize("name", ["parity", "invariance"])
+def test_proven_needs_both_proofs_passed(engine, name):
+    failed = dataclasses.replace(getattr(engine, name), passed=False)
     assert engine.proven
-    for name in ("parity", "invariance"):
-        failed = dataclasses.replace(getattr(engine, name), passed=False)
-        assert not dataclasses.replace(engine, **{name: failed}).proven
-        assert not dataclasses.replace(engine, **{name: None}).proven
+    assert not dataclasses.replace(engine, **{name: failed}).proven
+    assert not dataclasses.replace(engine, **{name: None}).proven
 
 
 def test_a_plan_goes_round(toy_bundle, planned, tmp_path):
@@ -88,54 +98,51 @@ def test_a_manifest_from_before_intervals_and_sets_is_read(document, tmp_path):
     assert later <= document["engines"][0]["parity"].keys()
     for name in later:
         del document["engines"][0]["parity"][name]
-    (engine,) = read(tmp_path, document).engines
-    assert engine.proven
-    assert (engine.parity.srcc_interval, engine.parity.sets) == (None, {})
+    (old,) = read(tmp_path, document).engines
+    assert old.proven
+    assert old.parity is not None
+    assert (old.parity.srcc_interval, old.parity.sets) == (None, {})
 
 
-def test_a_set_of_enough_images_fails_a_proof(toy_bundle, tmp_path):
-    parity = read_manifest(toy_bundle).engines[0].parity
+def test_a_set_of_enough_images_fails_a_proof(toy_bundle, engine, parity, tmp_path):
     off = SetParity(images=100, score_max=0.5, srcc=1.0, plcc=1.0, order_flips=0, pairs=4950)
     few = dataclasses.replace(off, images=99)
-    passed = dataclasses.replace(parity, sets={"synthetic": few})
-    with pytest.raises(ConfigError, match="recorded as passed"):
+    with pytest.raises(ConfigError, match="passed"):
         dataclasses.replace(parity, sets={"synthetic": off})
-    manifest = read_manifest(toy_bundle)
-    engines = (dataclasses.replace(manifest.engines[0], parity=passed),)
-    write_manifest(dataclasses.replace(manifest, engines=engines), tmp_path)
+    passed = dataclasses.replace(parity, sets={"synthetic": few})
+    engines = (dataclasses.replace(engine, parity=passed),)
+    write_manifest(dataclasses.replace(read_manifest(toy_bundle), engines=engines), tmp_path)
     assert read_manifest(tmp_path).engines == engines
 
 
-def test_limits_are_on_shares_and_on_the_low_end(toy_bundle):
-    parity = read_manifest(toy_bundle).engines[0].parity
-    flips = {"order_flips": 3, "clear_flips": 1, "clear_pairs": 4, "leading_flips": 2}
-    got = dataclasses.replace(parity, **flips, srcc_interval=Interval(0.9, 1.0)).gated()
+def test_limits_are_on_shares_and_on_the_low_end(parity):
+    changes = {"order_flips": 3, "clear_flips": 1, "clear_pairs": 4, "leading_flips": 2}
+    interval = ConfidenceInterval(0.9, 1.0)
+    got = dataclasses.replace(parity, **changes, srcc_interval=interval).measured()
     assert (got["order_flips"], got["clear_flips"], got["leading_flips"]) == (0.5, 0.25, 0.5)
     assert (got["srcc"], got["srcc_low"], got["plcc_low"]) == (1.0, 0.9, None)
-    assert dataclasses.replace(parity, clear_flips=0, clear_pairs=0).gated()["clear_flips"] is None
+    no_pairs = dataclasses.replace(parity, clear_flips=0, clear_pairs=0)
+    assert no_pairs.measured()["clear_flips"] is None
 
 
-def test_a_plan_belongs_to_tensorrt_alone(toy_bundle, planned):
-    (engine,) = read_manifest(toy_bundle).engines
+def test_a_plan_belongs_to_tensorrt_alone(engine, planned):
     for wrong in ({"backend": "tensorrt"}, {"plan": planned().plan}):
-        with pytest.raises(ConfigError, match="plan's record"):
+        with pytest.raises(ConfigError, match="plan"):
             dataclasses.replace(engine, **wrong)
 
 
-def test_evidence_is_built_inspected_or_executed(toy_bundle, planned):
-    (executed,) = read_manifest(toy_bundle).engines
+def test_evidence_is_built_inspected_or_executed(engine, parity, planned):
     assert planned(inspected=False).evidence == "built"
     assert planned().evidence == "inspected"
-    assert executed.evidence == "executed"
-    assert dataclasses.replace(executed, invariance=None).evidence == "executed"
+    assert engine.evidence == "executed"
+    assert dataclasses.replace(engine, invariance=None).evidence == "executed"
     assert not planned().refuted
-    assert not executed.refuted
-    failed = dataclasses.replace(executed.parity, passed=False)
-    assert dataclasses.replace(executed, parity=failed).refuted
+    assert not engine.refuted
+    failed = dataclasses.replace(parity, passed=False)
+    assert dataclasses.replace(engine, parity=failed).refuted
 
 
-def test_batches_are_certified_as_far_as_they_were_measured(toy_bundle, planned):
-    (engine,) = read_manifest(toy_bundle).engines
+def test_batches_are_certified_as_far_as_they_were_measured(engine, planned):
     assert engine.certified_batch == 16
     less = dataclasses.replace(engine.invariance, batches=(1, 8))
     assert dataclasses.replace(engine, invariance=less).certified_batch == 8
@@ -144,8 +151,8 @@ def test_batches_are_certified_as_far_as_they_were_measured(toy_bundle, planned)
 
 def test_profiles():
     assert str(Profile(1, 8, 64)) == "1:8:64"
-    admitted = [size for size in range(1, 10) if Profile(2, 4, 6).admits(size)]
-    assert admitted == [2, 3, 4, 5, 6]
+    included = [size for size in range(1, 10) if Profile(2, 4, 6).includes(size)]
+    assert included == [2, 3, 4, 5, 6]
 
 
 BAD_PLANS = [
@@ -166,7 +173,7 @@ def test_bad_plans(changes, planned):
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3), (1, 1, 10**6)])
 def test_bad_profiles(sizes):
-    with pytest.raises(ConfigError, match="a profile must be"):
+    with pytest.raises(ConfigError, match="profile"):
         Profile(*sizes)
 
 
@@ -209,7 +216,7 @@ def test_broken_documents(content, tmp_path):
 
 @pytest.mark.parametrize("schema", [0, 2, "1", True, None, 1.0, [1], "\ud800"])
 def test_unknown_schema(schema, document, tmp_path):
-    with pytest.raises(BundleError, match="install the matching one"):
+    with pytest.raises(BundleError, match="schema"):
         read(tmp_path, document | {"schema": schema})
 
 
@@ -290,9 +297,7 @@ def test_missing_and_unknown_fields(document, tmp_path):
 
 def test_message_names_the_place(document, tmp_path):
     document["engines"][0]["parity"]["srcc"] = [1]
-    with pytest.raises(
-        BundleError, match=r"manifest\.engines\[0\]\.parity\.srcc must be int or fl"
-    ):
+    with pytest.raises(BundleError, match=r"manifest\.engines\[0\]\.parity\.srcc "):
         read(tmp_path, document)
 
 
@@ -301,9 +306,9 @@ def test_an_integer_may_stand_for_a_float(document, tmp_path):
     assert type(read(tmp_path, document).scale.high) is float
 
 
-def test_impossible_manifests_cannot_be_made(toy_bundle):
-    with pytest.raises(ConfigError, match="plain file name"):
-        dataclasses.replace(read_manifest(toy_bundle).engines[0], file="../x")
+def test_impossible_manifests_cannot_be_made(engine):
+    with pytest.raises(ConfigError, match=r"'\.\./x'"):
+        dataclasses.replace(engine, file="../x")
 
 
 @pytest.mark.parametrize(
@@ -312,13 +317,12 @@ def test_impossible_manifests_cannot_be_made(toy_bundle):
         ("parity", {"score_max": 0.9}),
         ("parity", {"limits": {}}),
         ("parity", {"limits": {"srcc": 0.999}, "srcc": 0.5}),
-        ("parity", {"limits": {"srcc_low": 0.999}, "srcc_interval": Interval(0.99, 1.0)}),
+        ("parity", {"limits": {"srcc_low": 0.999}, "srcc_interval": ConfidenceInterval(0.99, 1.0)}),
         ("parity", {"limits": {"srcc_low": 0.999}}),  # never measured
         ("parity", {"limits": {"beauty": 0.5}}),
         ("invariance", {"score_max": 0.9}),
     ],
 )
-def test_a_proof_is_not_passed_against_its_own_numbers(toy_bundle, proof, changes):
-    engine = read_manifest(toy_bundle).engines[0]
-    with pytest.raises(ConfigError, match="recorded as passed"):
+def test_a_proof_is_not_passed_against_its_own_numbers(engine, proof, changes):
+    with pytest.raises(ConfigError, match="passed"):
         dataclasses.replace(getattr(engine, proof), **changes)

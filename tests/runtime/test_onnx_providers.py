@@ -29,7 +29,7 @@ def opens(provider):
 
 
 def needs_no(provider):
-    """The provider is in this onnxruntime, and its libraries or its GPU are not on this machine."""
+    """Skip unless this onnxruntime has the provider, but it cannot be used on this machine."""
     if GPU_PROVIDERS[provider] not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime was built without {GPU_PROVIDERS[provider]}")
     if opens(provider):
@@ -64,7 +64,7 @@ def test_build_without_the_provider(provider, toy_bundle, monkeypatch):
         ("CUDA failure 35: CUDA driver version is insufficient", "install NVIDIA's driver"),
         ("libcudnn.so.9: cannot open shared object file", "onnxruntime-gpu[cuda,cudnn]"),
         ("libcudart.so.13: cannot open shared object file", "onnxruntime-gpu[cuda,cudnn]"),
-        ("libnvinfer.so.10: cannot open shared object file", "install TensorRT"),
+        ("libnvinfer.so.10: cannot open shared object file", "TensorRT version"),
         ("CUDA failure 101: invalid device ordinal", "nvidia-smi"),
     ],
 )
@@ -89,13 +89,13 @@ def test_standard_error_is_caught_and_given_back(capfd):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """The way to a GPU, with the CPU's provider at its end."""
+    """The code path of a GPU session, which ends at the CPU provider."""
     name = onnx_providers.NAMES["cpu"]
     monkeypatch.setitem(onnx_providers.NAMES, "cuda", name)
     monkeypatch.setitem(onnx_providers._PROVIDERS, "cuda", lambda job: [(name, {})])
 
 
-def test_the_way_to_a_gpu(stand_in, session, toy_bundle):
+def test_a_gpu_session_scores_as_a_cpu_session(stand_in, session, toy_bundle):
     gpu = OnnxSession(toy_bundle / "model.onnx", max_batch=4, provider="cuda")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8)
     for name, array in session.run(pixels).items():
@@ -109,20 +109,20 @@ def test_what_another_provider_runs_is_described(stand_in, toy_bundle):
     assert elsewhere == ", 7 of 7 nodes on CPUExecutionProvider"
 
 
-def test_a_provider_that_takes_no_node_is_an_error(stand_in, toy_bundle, monkeypatch):
+def test_a_provider_that_runs_no_node_is_an_error(stand_in, toy_bundle, monkeypatch):
     monkeypatch.setattr(onnx_providers, "_nodes_by_provider", lambda session: {"another": 7})
-    with pytest.raises(DeviceError, match="takes no node"):
+    with pytest.raises(DeviceError, match="no node"):
         OnnxSession(toy_bundle / "model.onnx", max_batch=4, provider="cuda")
 
 
-def test_bad_file_is_not_blamed_on_the_gpu(stand_in, tmp_path):
+def test_a_bad_file_is_an_error_of_the_bundle(stand_in, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(BundleError, match="drx export"):
         OnnxSession(tmp_path / "model.onnx", max_batch=1, provider="cuda")
 
 
 def test_a_file_that_holds_an_engine_is_refused(stand_in, tmp_path):
-    """ONNX Runtime's TensorRT provider would deserialise it, whoever made it."""
+    """The TensorRT provider would deserialise the engine, whatever its source."""
     value = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node(
         "EPContext",

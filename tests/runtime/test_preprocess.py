@@ -152,7 +152,7 @@ def test_image_without_pixels():
     ("side", "reason"), [(10_001, "10001x10001"), (20_000, "400000000 pixels")]
 )
 def test_bound_is_checked_before_decoding(side, reason, monkeypatch):
-    # The second is beyond the size where Pillow itself raises.
+    # For the second size Pillow itself raises, too.
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(ImageError, match=reason):
         decode(png(side, side, 8, 2, []))
@@ -166,7 +166,7 @@ def test_bound_holds_for_images_and_arrays(monkeypatch, photo):
 
 
 def test_bomb_warning_does_not_print():
-    # In a process of its own: pytest replaces the filters of this one.
+    # In another process, because pytest replaces the warning filters of this one.
     code = (
         "import io; from PIL import Image; from drexperts.runtime.preprocess import decode\n"
         "stream = io.BytesIO(); Image.new('1', (9500, 9500)).save(stream, 'TIFF')\n"
@@ -247,7 +247,7 @@ def test_transparency_key_becomes_white(mode, key, opaque, encode):
     image = Image.new(mode, (2, 1), 0)
     if mode == "P":
         image.putpalette([0, 0, 0, 9, 9, 9])
-    values = {"P": 1, "L": 9, "RGB": (9, 9, 9), "I;16": 9 * 257}
+    values: dict[str, int | tuple[int, ...]] = {"P": 1, "L": 9, "RGB": (9, 9, 9), "I;16": 9 * 257}
     image.putpixel((1, 0), values[mode])
     expected = [(255, 255, 255), opaque]
     image.info["transparency"] = key

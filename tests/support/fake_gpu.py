@@ -1,10 +1,9 @@
-"""Stand-ins for cuda-python and TensorRT, held against the real ones in test_fake_gpu.
+"""Stand-ins for cuda-python and TensorRT, which test_fake_gpu compares with the real ones.
 
-Streams are lazy: what is put on one happens when somebody waits for it, so that results read too
-early are wrong. Memory is the host's; its use after being freed or on another GPU than its own, its
-release under pending work, a context used from two threads, a graph whose context changed and the
-like are faults, which fail the test. What is not freed is counted. Errors can be made to happen at
-the n-th call of a function.
+Streams are lazy: enqueued work runs when something waits for it, so that results read too early are
+wrong. Memory is the host's. Faults fail the test: use of freed memory or of another GPU's memory,
+release under pending work, a context used by two threads, a graph whose context changed and so on.
+Resources that are not freed are counted. The n-th call of a function can be made to fail.
 """
 
 import ctypes
@@ -18,11 +17,12 @@ import types
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from drexperts.runtime.compatibility import this_platform
-from drexperts.runtime.manifest import Engine, Plan, Profile, sha256_of
+from drexperts.runtime.manifest import Engine, EnginePlan, Profile, sha256_of
 
 SIDE = 32
 SHARES = (np.arange(10) + 1) / 55 / 255
@@ -53,7 +53,7 @@ class CaptureMode(enum.IntEnum):
 
 
 class _Work:
-    """Something put on a stream, and the addresses of the memory that it uses."""
+    """Work on a stream, and the addresses of the memory that it uses."""
 
     def __init__(self, run, uses):
         self.run, self.uses = run, uses
@@ -86,7 +86,7 @@ class _Graph:
 
 
 def _api(values, unsafe=False):
-    """A function of the CUDA runtime that returns so many values beside the error.
+    """A function of the CUDA runtime that returns `values` values after the error.
 
     unsafe: forbidden to a thread that captures, unless in relaxed mode
     """
@@ -108,7 +108,6 @@ def _api(values, unsafe=False):
                 self.last = error
                 return (Error(error), *([None] * values))
 
-        wrapped.values = values
         return wrapped
 
     return decorate
@@ -129,9 +128,9 @@ class FakeCuda(types.ModuleType):
         super().__init__("cuda.bindings.runtime")
         self.lock = threading.RLock()
         self.names, self.capability = names, capability
-        self.calls = Counter()
-        self.live = Counter()
-        self.faults = []
+        self.calls: Counter[str] = Counter()
+        self.live: Counter[str] = Counter()
+        self.faults: list[str] = []
         self.broken = None
         self.last = Error.cudaSuccess
         self.memory_limit = 2**40
@@ -140,10 +139,10 @@ class FakeCuda(types.ModuleType):
         self._streams = {}
         self._memory = {}  # address -> (size, keeper, kind, device)
 
-    # What tests use.
+    # For tests.
 
     def fail(self, name, error, at=1, times=1):
-        """Let the `at`-th call of a function from now on, and the next ones, fail."""
+        """Let `times` calls of a function fail, from the `at`-th one from now on."""
         first = self.calls[name] + at
         self._to_fail[name] = (range(first, first + times), error)
 
@@ -151,7 +150,7 @@ class FakeCuda(types.ModuleType):
         self.faults.append(text)
 
     def touch(self, address, nbytes, kind="device", device=None):
-        """The bytes at an address as an array, if all of them are allocated, on `device`."""
+        """The bytes at an address as an array; a fault unless they are allocated on `device`."""
         for start, (size, _, found, where) in self._memory.items():
             if start <= address and address + nbytes <= start + size and found == kind:
                 if kind == "device" and device not in (None, where):
@@ -165,14 +164,14 @@ class FakeCuda(types.ModuleType):
 
     @property
     def device(self):
-        """The calling thread's."""
+        """The current device of the calling thread."""
         return getattr(self.thread, "device", 0)
 
     def stream(self, handle):
         handle = int(handle)
         if handle not in (0, 1, 2):
             return self._streams[handle]
-        # Each GPU has default streams of its own under the same handles.
+        # Each GPU has its own default streams under the same handles.
         key = (self.device, handle)
         return self._streams.setdefault(key, _Stream(handle, self.device))
 
@@ -197,7 +196,7 @@ class FakeCuda(types.ModuleType):
             return Error.cudaErrorStreamCaptureUnsupported
         return None
 
-    # What the runtime offers.
+    # The functions of the CUDA runtime.
 
     @_api(1)
     def cudaDriverGetVersion(self):  # noqa: N802
@@ -371,15 +370,17 @@ class FakeCuda(types.ModuleType):
 
 
 class _State:
-    """What of a context its pending work refers to."""
+    """The state of a context that pending work refers to."""
 
     def __init__(self, engine):
         self.engine = engine
-        self.profile = self.shape = self.needed = None
+        self.profile: Any = None
+        self.shape: Any = None
+        self.needed: Any = None
         self.addresses = {}
         self.scratch = (0, 0)
         self.version = 0  # changes with everything that a graph would have frozen
-        self.pending = Counter()  # by stream
+        self.pending: Counter[int] = Counter()  # by stream
         self.warm = False
         self.alive = True
 
@@ -508,7 +509,7 @@ class _RtxExecutionContext(IExecutionContext):
 
 
 def expected(pixels):
-    """What the engine computes: as conftest's toy graph."""
+    """The outputs of the engine, which are those of conftest's toy graph."""
     score = pixels.astype(np.float64).mean(axis=(1, 2, 3))
     return {
         "score": score.astype(np.float32),
@@ -621,6 +622,9 @@ class IProfiler:
 
 
 class Runtime:
+    _trt: Any
+    _cuda: Any
+
     def __init__(self, logger):
         self.logger = logger
         self._host_code = self._is_made = False
@@ -683,6 +687,10 @@ class OnnxParserRefitter:
         return good
 
 
+CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+_KernelSpecialization = enum.Enum("_KernelSpecialization", "LAZY EAGER NONE")
+
+
 class FakeTensorrt(types.ModuleType):
     """`tensorrt`, `tensorrt_rtx` or `tensorrt_lean`."""
 
@@ -702,12 +710,11 @@ class FakeTensorrt(types.ModuleType):
         if name != "tensorrt_lean":
             self.Refitter, self.OnnxParserRefitter = Refitter, OnnxParserRefitter
         if name == "tensorrt_rtx":
-            self.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
-            self.DynamicShapesKernelSpecializationStrategy = enum.Enum(
-                "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE"
-            )
+            self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = _KernelSpecialization
         self._cuda = cuda
-        self._first_logger = self._logger = None
+        self._first_logger: Any = None
+        self._logger: Any = None
         self.start_failure = self.size_failure = None
         self.is_null_without_cuda = False
         self.contexts_made = self.most_contexts = 0
@@ -718,7 +725,7 @@ class FakeTensorrt(types.ModuleType):
         self.enqueue_failure = self.context_failure = None
 
     def take(self, logger):
-        """Pointers, which keep nothing alive; the first stays in use for ever."""
+        """Keep weak references: TensorRT has pointers, and uses the first one for ever."""
         self._logger = weakref.ref(logger)
         self._first_logger = self._first_logger or self._logger
 
@@ -736,7 +743,7 @@ def plan_bytes(profiles=((1, 2, 4),), **more):
 
 
 def install(monkeypatch, cuda, *tensorrts):
-    """Let the runtime find the stand-ins, and none of the real libraries."""
+    """Let the package import the stand-ins and none of the real libraries."""
     for name in ("tensorrt", "tensorrt_rtx", "tensorrt_lean"):
         monkeypatch.setitem(sys.modules, name, None)
     for module in tensorrts:
@@ -768,5 +775,5 @@ def engine_of(path, backend="tensorrt", profiles=((1, 2, 4),), **plan):
         versions={},
         parity=None,
         invariance=None,
-        plan=Plan(**(record | plan)),
+        plan=EnginePlan(**(record | plan)),
     )

@@ -15,14 +15,8 @@ from scipy.io import savemat
 
 LIVE_FOLDERS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")
 CSIQ_TYPES = ("AWGN", "BLUR", "contrast")
-# Damages of each scene and levels of each damage, of the sets with more than one image a scene.
-SYNTHETIC = {
-    "live": (5, 2),
-    "csiq": (3, 3),
-    "tid2013": (3, 3),
-    "kadid10k": (3, 3),
-    "folder": (3, 3),
-}
+# Damages per scene and levels per damage, for the sets with several images per scene.
+SYNTHETIC = {"live": (5, 2)} | dict.fromkeys(("csiq", "tid2013", "kadid10k", "folder"), (3, 3))
 
 
 class Shot(NamedTuple):
@@ -35,10 +29,10 @@ class Shot(NamedTuple):
 
 
 def write(name: str, root: Path, contents: int = 6, side: tuple[int, int] = (96, 72)) -> Path:
-    """Write a data set and return what `open_dataset` takes as its root.
+    """Write a data set, and return the root that `open_dataset` takes.
 
-    contents: reference images of a synthetic set, each with nine damaged versions (LIVE: ten);
-        four times as many images in all of any other
+    contents: reference images of a synthetic set, each with nine damaged versions (LIVE: ten); any
+        other set has four images per content
     side: (width, height) of every image
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -46,7 +40,7 @@ def write(name: str, root: Path, contents: int = 6, side: tuple[int, int] = (96,
 
 
 def shots(name: str, contents: int = 6) -> list[Shot]:
-    """What a data set's rated images show."""
+    """The content of each rated image of a data set."""
     if name not in SYNTHETIC:
         draw = np.random.default_rng(0)
         return [Shot(scene, scene, 1, float(draw.uniform())) for scene in range(4 * contents)]
@@ -79,9 +73,11 @@ def picture(shot: Shot, side: tuple[int, int]) -> Image.Image:
 
 def _save(shot: Shot, side: tuple[int, int], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without subsampling and at full quality JPEG adds little damage of its own.
-    extra = {"quality": 98, "subsampling": 0} if path.suffix.lower() == ".jpg" else {}
-    picture(shot, side).save(path, **extra)
+    # Without subsampling and at full quality, JPEG adds little damage of its own.
+    if path.suffix.lower() == ".jpg":
+        picture(shot, side).save(path, quality=98, subsampling=0)
+    else:
+        picture(shot, side).save(path)
 
 
 def _scenes(shots: list[Shot]) -> list[int]:

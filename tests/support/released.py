@@ -1,7 +1,7 @@
-"""The released model, written from its description on its own state dict, row by row.
+"""The released model as plain functions on its own state dict, with every row computed.
 
-An oracle for `drexperts.model.released_checkpoint`: plain functions, no class of ours, nothing
-reduced. Its layout is enumerated here independently of the converter's.
+A reference for `drexperts.model.released_checkpoint` that uses no code of ours. It lists the layout
+of the state dict independently of the converter.
 """
 
 from math import sqrt

@@ -1,4 +1,4 @@
-"""A progress that tests can look at, or that does something at a chosen moment."""
+"""A progress that records what it is told, and can act at a chosen moment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Recorder:
-    """Keeps what was reported to it.
+    """Records messages and notes.
 
-    at: called with each message and how far its phase is
+    at: called with each message and the steps of its phase
     """
 
     at: Callable[[str, int, int | None], None] = lambda message, done, total: None

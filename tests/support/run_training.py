@@ -1,6 +1,6 @@
-"""A small training in a process of its own, to be killed: FOLDER_OF_DATA OUT BATCH [STEPS].
+"""Small trainings. As a script, `FOLDER_OF_DATA OUT BATCH [STEPS]`, one that can be killed.
 
-With a number of steps it holds when it has logged the last of them and not yet saved its state.
+Given a number of steps, the script holds after it logged the last of them and before it saves it.
 """
 
 import sys
@@ -14,8 +14,10 @@ from drexperts.data.recipes import RECIPES
 from drexperts.data.splits import make_splits
 from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 from drexperts.model.dr_experts import DRExperts, new_model
+from drexperts.runtime.errors import StoppedError
 from drexperts.runtime.progress import Silent
-from drexperts.training.run import train_run
+from drexperts.training import run as training
+from drexperts.training.result import TrainingResult
 from drexperts.training.run_folder import RunFolder, State
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import TrainConfig
@@ -33,7 +35,7 @@ def run_of(root: Path, **changes: Any) -> Run:
     split = make_splits(dataset).splits[0]
     recipe = replace(RECIPES["livec"], train_crops=2, test_crops=2)
     config = TrainConfig(**({"batch": 8, "epochs": 3} | changes))
-    return Run(dataset, split, split.digest, recipe, config)
+    return Run(dataset=dataset, split=split, recipe=recipe, config=config)
 
 
 class Printed(Silent):
@@ -43,9 +45,11 @@ class Printed(Silent):
         print(message)
 
 
-def train(run: Run, out: Path, make: Callable[[], DRExperts] = tiny_model) -> dict[str, Any]:
-    resources = Resources("cpu", workers=0, save_minutes=0.0)
-    return train_run(run, make, out, resources, Printed())
+def train(
+    run: Run, out: Path, make: Callable[[], DRExperts] = tiny_model, **changes: Any
+) -> TrainingResult:
+    asked: dict[str, Any] = {"device": "cpu", "workers": 0, "save_minutes": 0.0} | changes
+    return training.train(run, make, out, resources=Resources(**asked), progress=Printed())
 
 
 def hold_after(steps: int) -> None:
@@ -61,8 +65,6 @@ def hold_after(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    from drexperts.runtime.errors import StoppedError
-
     if len(sys.argv) > 4:
         hold_after(int(sys.argv[4]))
     try:

@@ -1,9 +1,9 @@
 """TensorRT's Python plugin module without TensorRT: what a CPU can check of a plugin's definition.
 
-The bindings' wheel holds the plugin module whole, and loads if the libraries it is linked to exist.
-The lean runtime's wheel has the plugin registry; what remains is a stub, compiled here, that
-answers nothing. There is no builder, so `walk` calls the plugin as a builder would, with a shape
-calculus of our own for the one that TensorRT implements in C++.
+The bindings' wheel holds the whole plugin module, which can be imported if the libraries it is
+linked to exist. The lean runtime's wheel has the plugin registry; the other libraries are stubs
+compiled here. There is no builder, so `walk` calls the plugin as a builder would, with shape
+expressions of our own in place of those that TensorRT implements in C++.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ SYMBOLS = (
 
 
 def missing() -> str | None:
-    """Why the plugin module cannot be had here."""
+    """Why the plugin module cannot be imported here."""
     for package in ("triton", "tensorrt_bindings", "tensorrt_lean_libs"):
         if importlib.util.find_spec(package) is None:
             return f"the package {package} is not installed"

@@ -1,4 +1,4 @@
-"""Two small kernels that stand in for shipped ones in the tests of ahead-of-time compilation."""
+"""Two small kernels that replace the shipped ones in tests of ahead-of-time compilation."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def scaling(name: str = "scaled/fp16", pointer: str = "*fp16", warps: int = 4) -
 
 
 def multiplying(size: int, name: str = "product/fp16", warps: int = 8) -> Specialisation:
-    """Square matrices held whole: 128 fit every architecture, 256 none."""
+    """The product of two matrices in one block: size 128 fits every architecture, 256 fits none."""
     signature = dict.fromkeys(("x", "y", "out"), "*fp16")
     launch = Launch(warps, 1, {}, "a toy")
     return Specialisation(name, product, signature, {"SIZE": size}, tuple(signature), launch)

@@ -1,7 +1,7 @@
-"""Waiting for other processes, on a machine as slow as it likes.
+"""Waiting for other processes, on a machine of any speed.
 
-A time limit here ends what hangs. None is a judgement: a test goes on when something has happened,
-not when it should have.
+The time limit only ends what hangs. A test continues when something has happened, not when it
+should have happened.
 """
 
 import subprocess
@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 600.0  # seconds
-# Python for a process that is to stay where it is until it gets a signal, or its input ends.
+# A Python expression that blocks its process until a signal, or until its input ends.
 HOLD = "(print('held', flush=True), sys.stdin.read())"
 
 
 def until(condition: Callable[[], object]) -> None:
+    """Wait until `condition` is true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it has not happened"
@@ -21,7 +22,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def holding(command: list[str]) -> subprocess.Popen[str]:
-    """A process that is at its `HOLD`."""
+    """Start a process and wait until it is blocked at its `HOLD`."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None

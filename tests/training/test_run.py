@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, shared between processes, and fed what is bad."""
+"""Runs that are killed, stopped, divided among processes, or given bad input."""
 
 import json
 import os
@@ -28,11 +28,9 @@ from drexperts.runtime.errors import (
     UserError,
     WeightsError,
 )
-from drexperts.runtime.progress import SILENT
+from drexperts.training import run as training
 from drexperts.training.distributed import Processes
 from drexperts.training.loop import _memory_advice
-from drexperts.training.run import train_run
-from drexperts.training.run_folder import RunFolder, State
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import StepSchedule
 
@@ -85,10 +83,17 @@ def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None
         assert float(score) == pytest.approx(again, abs=1e-4)
 
 
-def test_a_run_that_is_done_is_not_run_again(done: Path, root: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in done.iterdir()}
-    assert train(run_of(root), done) == result(done)
-    assert before == {path: path.stat().st_mtime_ns for path in done.iterdir()}
+def train_until(run: Run, out: Path, phase: str) -> None:
+    """Stop by SIGTERM at the first image of a phase, such as "validating epoch 2"."""
+
+    def stop(text: str, number: int, _: int | None) -> None:
+        if text.startswith(phase) and number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    resources, progress = Resources("cpu", workers=0), Recorder(at=stop)
+    with pytest.raises(StoppedError) as error:
+        training.train(run, tiny_model, out, resources=resources, progress=progress)
+    assert error.value.status == 128 + signal.SIGTERM
 
 
 def logged(count: int, root: Path, out: Path) -> subprocess.Popen[str]:
@@ -108,7 +113,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in printed
+    assert "step 5 of 12" in printed
     assert not (out / "result.json").exists()
     train(run_of(root), out)
     assert losses(out) == losses(done)
@@ -117,71 +122,52 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("phase", ["reading", "validating epoch 2", "testing"])
-def test_a_signal_is_heard_whatever_it_is_at(
-    phase: str, done: Path, root: Path, tmp_path: Path
-) -> None:
-    def tell(text: str, number: int, _: int | None) -> None:
-        if text.startswith(phase) and number == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    out, screen = tmp_path / "stopped", Recorder(at=tell)
-    with pytest.raises(StoppedError) as error:
-        train_run(run_of(root), tiny_model, out, Resources("cpu", workers=0), screen)
-    assert error.value.status == 128 + signal.SIGTERM
+def test_a_signal_stops_every_phase(phase: str, done: Path, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    train_until(run_of(root), out, phase)
     assert not (out / "result.json").exists()
     train(run_of(root), out)
     assert losses(out) == losses(done)
     assert (out / "result.json").read_bytes() == (done / "result.json").read_bytes()
 
 
-def stopped_after_reading(run: Run, out: Path) -> None:
-    """A run that has a state of its first epoch and no more."""
-
-    def tell(text: str, number: int, _: int | None) -> None:
-        if text.startswith("validating"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(StoppedError):
-        train_run(run, tiny_model, out, Resources("cpu", workers=0), Recorder(at=tell))
-
-
 def test_images_that_changed_meanwhile_are_noticed(root: Path, tmp_path: Path) -> None:
     copied, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(root, copied)
-    stopped_after_reading(run_of(copied), out)
+    train_until(run_of(copied), out, "validating")
     first, second = (copied / name for name in run_of(copied).split.train[:2])
     shutil.copyfile(first, second)
-    with pytest.raises(DataError, match="images were changed"):
+    with pytest.raises(DataError, match=str(out)):
         train(run_of(copied), out)
 
 
-def test_what_is_not_chosen_by_validation_does_not_say_so(root: Path, tmp_path: Path) -> None:
+def test_a_single_validation_image_chooses_no_epoch(root: Path, tmp_path: Path) -> None:
     run = run_of(root, epochs=1)
     run = replace(run, split=replace(run.split, validation=run.split.validation[:1]))
-    assert train(run, tmp_path / "run")["selected_on"] == "last epoch"
+    assert train(run, tmp_path / "run").selected_on == "last epoch"
 
 
 @pytest.mark.parametrize(
     ("crops", "parts", "advice"),
     [(39, 1, "--accumulate 3 "), (8, 2, "--accumulate 4 "), (1, 4, "--amp bf16, --size small")],
 )
-def test_what_does_not_fit_can_be_divided(crops: int, parts: int, advice: str) -> None:
+def test_a_full_memory_names_a_divisor(crops: int, parts: int, advice: str) -> None:
     assert advice in _memory_advice(crops, parts)
 
 
-def test_weights_that_are_no_numbers_are_refused_at_once(root: Path, tmp_path: Path) -> None:
+def test_weights_that_are_nan_are_refused(root: Path, tmp_path: Path) -> None:
     def broken() -> DRExperts:
         model = tiny_model()
         torch.nn.init.constant_(model.score.bias, float("nan"))
         return model
 
-    with pytest.raises(WeightsError, match="no numbers"):
+    with pytest.raises(WeightsError):
         train(run_of(root), tmp_path / "run", broken)
 
 
-def test_a_model_that_diverges_in_an_epochs_last_step_is_told(root: Path, tmp_path: Path) -> None:
+def test_a_model_that_diverges_in_the_last_step_is_an_error(root: Path, tmp_path: Path) -> None:
     run = run_of(root, batch=24, schedule=StepSchedule(1e30))
-    with pytest.raises(UserError, match=r"lower (the )?learning rate"):
+    with pytest.raises(UserError, match="learning rate"):
         train(run, tmp_path / "run")
 
 
@@ -215,73 +201,57 @@ def test_processes_of_different_runs_are_refused(
         return [own, other]
 
     monkeypatch.setattr(Processes, "gather", gather)
-    told = r"were given different runs \(config.rate: \S+, asked 1.0; data_digest: .* start all"
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=r"config.rate: \S+, asked 1.0; data_digest: "):
         train(run_of(root), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_best_model_that_is_missing_is_said_at_once(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(root: Path, tmp_path: Path) -> None:
     run, out = run_of(root), tmp_path / "run"
-
-    def stop(text: str, number: int, _: int | None) -> None:
-        if text.startswith("validating epoch 2"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(StoppedError):
-        train_run(run, tiny_model, out, Resources("cpu", workers=0), Recorder(at=stop))
-    (out / "best.safetensors").unlink()
-    with pytest.raises(UserError, match=r"best\.safetensors, the best model so far, is missing"):
+    train_until(run, out, "validating epoch 2")
+    (out / "best.safetensors").rename(out / "kept")
+    with pytest.raises(UserError, match=r"best\.safetensors"):
         train(run, out)
-
-
-def test_a_state_that_lacks_a_tensor_is_named(root: Path, tmp_path: Path) -> None:
-    run, out = run_of(root), tmp_path / "run"
-    stopped_after_reading(run, out)
+    (out / "kept").rename(out / "best.safetensors")
     tensors, metadata = read_safetensors(out / "state.safetensors")
     tensors.pop(next(name for name in tensors if name.startswith("weights.")))
     write_safetensors(tensors, metadata, out / "state.safetensors")
-    with pytest.raises(WeightsError, match=r"is no state of this model .*: remove the folder"):
+    with pytest.raises(WeightsError, match=str(out)):
         train(run, out)
 
 
-def test_a_batch_that_processes_cannot_divide_is_refused(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match="--batch a multiple of 3"):
-        train(run_of(root, accumulate=3), tmp_path / "run")
-
-
-def test_another_setting_or_model_is_another_run(done: Path, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds another run \(config.seed: 0, asked 1.*--out"):
-        train(run_of(root, seed=1), done)
-    with pytest.raises(UserError, match=r"holds another run \(.*model"):
-        train(run_of(root), done, lambda: tiny_model("official"))
+def test_a_damaged_result_is_named(done: Path, root: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    changes: list[dict[str, Any]] = [{"test": {}}, {"epochs": [1]}, {"skipped": None}]
+    for change in changes:
+        (out / "result.json").write_text(json.dumps(result(done) | change))
+        with pytest.raises(UserError, match=r"result\.json"):
+            train(run_of(root), out)
 
 
 def test_the_epoch_can_be_chosen_as_the_released_code_does(root: Path, tmp_path: Path) -> None:
     run = replace(run_of(root, epochs=2), select_on_test=True)
     found = train(run, tmp_path / "run")
-    assert found["selected_on"] == "test"
-    best = max(epoch["plcc"] for epoch in found["epochs"])
-    assert found["test"]["plcc"] == pytest.approx(best, abs=1e-6)
+    assert found.selected_on == "test"
+    best = max(epoch.plcc or 0 for epoch in found.epochs)
+    assert found.test.plcc == pytest.approx(best, abs=1e-6)
 
 
 def test_the_released_protocol_and_an_ablation(root: Path, tmp_path: Path) -> None:
     run = replace(run_of(root, epochs=1), protocol="released", variant="encoder")
     found = train(run, tmp_path / "run")
-    assert (found["protocol"], found["variant"]) == ("released", "encoder")
-    with pytest.raises(UserError, match="is the ablation encoder"):
+    assert (found.settings["protocol"], found.settings["variant"]) == ("released", "encoder")
+    with pytest.raises(UserError, match="encoder"):
         open_model(tmp_path / "run" / "best.safetensors", "cpu")
 
 
-def test_a_loss_that_is_no_number_keeps_its_batch(root: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_keeps_its_batch(root: Path, tmp_path: Path) -> None:
     def broken() -> DRExperts:
         model = tiny_model()
         torch.nn.init.constant_(model.score.weight, 3e38)
         return model
 
-    with pytest.raises(NotFiniteError, match="its batch is in") as error:
+    with pytest.raises(NotFiniteError) as error:
         train(run_of(root), tmp_path / "run", broken)
     folder = tmp_path / "run" / "not-finite-1-0"
     assert str(folder) in str(error.value)
@@ -296,44 +266,5 @@ def test_out_of_memory_names_what_to_change(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(DRExperts, "forward", full)
-    with pytest.raises(TrainingError, match="8 crops at once: --accumulate 2"):
+    with pytest.raises(TrainingError, match="--accumulate 2"):
         train(run_of(root), tmp_path / "run")
-
-
-@pytest.fixture
-def damaged(root: Path, tmp_path: Path) -> tuple[Path, str]:
-    """The data with one image cut short, and its name."""
-    copied = tmp_path / "damaged"
-    shutil.copytree(root, copied)
-    name = run_of(copied).split.train[0]
-    content = (copied / name).read_bytes()
-    (copied / name).write_bytes(content[: len(content) // 2])
-    return copied, name
-
-
-def test_an_unreadable_image_stops_the_run_at_its_start(
-    damaged: tuple[Path, str], tmp_path: Path
-) -> None:
-    folder, name = damaged
-    with pytest.raises(DataError, match=name):
-        train(run_of(folder), tmp_path / "run")
-    assert not lines(tmp_path / "run")
-
-
-def test_or_is_left_out_and_counted(damaged: tuple[Path, str], tmp_path: Path) -> None:
-    folder, name = damaged
-    resources = Resources("cpu", workers=0, skip_bad=True)
-    found = train_run(run_of(folder, epochs=1), tiny_model, tmp_path / "run", resources, SILENT)
-    assert len(found["skipped"]) == 1
-    assert name in found["skipped"][0]
-    assert sum(found["images"]) == sum(result(tmp_path / "run")["images"]) == 23
-
-
-def test_a_state_of_another_model_is_refused_by_its_settings(root: Path, tmp_path: Path) -> None:
-    run: Run = run_of(root)
-    folder = RunFolder(tmp_path / "run", run.settings() | {"model": "0" * 16})
-    folder.cut_log(None)
-    folder.save_state(State({}, {}))
-    folder.close()
-    with pytest.raises(UserError, match="model"):
-        train(run, tmp_path / "run")

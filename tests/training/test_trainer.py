@@ -1,4 +1,4 @@
-"""A step of training: schedules, accumulation, averages, a state that goes on to the bit."""
+"""A step of training: schedules, accumulation, averages, and a state that continues to the bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -119,7 +119,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_what_decays_is_what_the_released_code_decays(model: DRExperts) -> None:
+def test_the_same_parameters_decay_as_in_the_released_code(model: DRExperts) -> None:
     trainer = trainer_of(model)
     decaying, free = trainer._optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -133,7 +133,7 @@ def test_what_decays_is_what_the_released_code_decays(model: DRExperts) -> None:
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_a_state_goes_on_to_the_bit(
+def test_a_state_continues_to_the_bit(
     ema: float | None, tiny: Callable[..., Any], random_model: Callable[..., Any]
 ) -> None:
     models = [random_model(tiny()).train() for _ in range(2)]
@@ -170,19 +170,19 @@ def test_an_average_lags_behind_and_is_taken_back(model: DRExperts) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_changes_nothing(value: float, model: DRExperts) -> None:
+def test_a_loss_that_is_not_finite_changes_nothing(value: float, model: DRExperts) -> None:
     trainer = trainer_of(model, ema=0.9)
     (images, targets), good = batches(2)
     trainer.step([good])
     before, done = copied(model), trainer.done
-    with pytest.raises(NotFiniteError, match="step 2: lower the learning rate"):
+    with pytest.raises(NotFiniteError, match="step 2"):
         trainer.step([(images, torch.full_like(targets, value))])
     assert_same(model, before)
     assert trainer.done == done
 
 
 def exploding(amp: str, model: DRExperts) -> Trainer:
-    """Finite losses with gradients that are none."""
+    """A trainer whose losses are finite and whose gradients are not."""
 
     def loss(images: Tensor, targets: Tensor) -> Tensor:
         return (model(images).score.float() * 0).sum().abs().sqrt()
@@ -190,9 +190,9 @@ def exploding(amp: str, model: DRExperts) -> Trainer:
     return Trainer(model, loss, TrainConfig(4, amp=amp), 100)  # type: ignore[arg-type]
 
 
-def test_gradients_that_are_no_numbers_change_nothing(model: DRExperts) -> None:
+def test_gradients_that_are_not_finite_change_nothing(model: DRExperts) -> None:
     before = copied(model)
-    with pytest.raises(NotFiniteError, match="gradients of step 1 are no numbers"):
+    with pytest.raises(NotFiniteError, match="step 1"):
         exploding("fp32", model).step([batches(1)[0]])
     assert_same(model, before)
 
@@ -244,6 +244,6 @@ def test_a_start_is_near_the_asked_score(preset: str, tiny: Callable[..., Any]) 
         {"seed": -1},
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+def test_invalid_values_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         TrainConfig(**({"batch": 4} | changes))

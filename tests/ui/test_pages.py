@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from support import sample_reports
 
 from drexperts.ui.markdown import Table, markdown_table, markdown_text
-from drexperts.ui.pages import render
+from drexperts.ui.pages import environment
 
 HOSTILE = (
     "a|b",
@@ -29,7 +29,8 @@ def cells(html: str) -> list[str]:
 
 
 def html_table(table: Table) -> str:
-    return render("table.html.j2", content=table)
+    source = "{% from 'macros.html.j2' import table %}{{ table(content) }}"
+    return environment().from_string(source).render(content=table)
 
 
 def test_markdown_shows_cells_as_they_are() -> None:
@@ -61,7 +62,13 @@ def test_rows_of_different_length_are_refused() -> None:
         html_table(Table(("a", "b"), [("1", "2"), ("1",)]))
 
 
-def test_a_page_escapes_its_title_and_needs_every_value() -> None:
-    assert "<title>&lt;b&gt;</title>" in render("bench.html.j2", title="<b>", parts=[])
-    with pytest.raises(UndefinedError, match="parts"):
-        render("bench.html.j2", title="")
+def test_a_page_escapes_its_values_and_needs_them_all() -> None:
+    page = environment().from_string(
+        "{% extends 'base.html.j2' %}{% block body %}{{ text }}{% endblock %}"
+    )
+    html = page.render(title="<b>", text=HOSTILE[1])
+    assert "<title>&lt;b&gt;</title>" in html
+    assert "&lt;b&gt;bold" in html
+    assert html.startswith("<!doctype html>")
+    with pytest.raises(UndefinedError, match="text"):
+        page.render(title="")

@@ -1,10 +1,7 @@
-"""Engines into bundles. TensorRT for RTX builds here for real; what needs a GPU is stood in for."""
+"""Engines in bundles. TensorRT for RTX really builds them; what needs a GPU has stand-ins."""
 
 import contextlib
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
 import types
@@ -17,73 +14,35 @@ import numpy as np
 import onnx
 import pytest
 from support.reporting import Recorder
+from support.waiting import HOLD, PATIENCE, holding
 
 from drexperts import runtime
 from drexperts.export.bundle import export_bundle
 from drexperts.export.engines import build
 from drexperts.export.engines.build import build_engine
 from drexperts.export.engines.options import EngineOptions
-from drexperts.export.proof.photographs import verification_images
-from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import (
     Engine,
     Manifest,
     Profile,
-    ScoreScale,
     read_manifest,
     sha256_of,
     write_manifest,
 )
-from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.progress import SILENT
 from drexperts.runtime.trust import built_here
 
 OPTIONS = EngineOptions(profiles=(Profile(1, 2, 4),), capabilities=("8.9",))
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(
-    tiny: Callable[..., Any],
-    random_model: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    scale = ScoreScale(0.0, 100.0, higher_is_better=True)
-    save_checkpoint(Checkpoint(random_model(tiny()), scale, Preprocessing(64, 64, 128, 2)), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from drexperts.model.checkpoint import load_checkpoint
-
-    out = tmp_path_factory.mktemp("export") / "bundle"
-    export_bundle(load_checkpoint(checkpoint), out, verification_images()[:3], max_batch=2)
-    return out
-
-
-@pytest.fixture
-def bundle(exported: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(exported, tmp_path / "bundle")
-
-
-def built(bundle: Path, backend: str = "tensorrt-rtx", **changes: Any) -> Manifest:
-    arguments: dict[str, Any] = {
-        "options": OPTIONS,
-        "precision": None,
-        "fused_attention": True,
-        "checkpoint": None,
-        "images": None,
-        "progress": SILENT,
-    }
-    options = arguments | changes
+def built(bundle: Path, backend: Any = "tensorrt-rtx", **changes: Any) -> Manifest:
+    options = {"options": OPTIONS if backend == "tensorrt-rtx" else EngineOptions()} | changes
     return build_engine(bundle, backend, options.pop("options"), **options)
 
 
@@ -91,91 +50,94 @@ def files(bundle: Path) -> set[str]:
     return {path.name for path in bundle.iterdir()}
 
 
-class TestRtx:
-    """Real builds."""
-
-    @pytest.fixture(autouse=True)
-    def library(self) -> None:
-        pytest.importorskip("tensorrt_rtx")
-        if compatibility.gpus():
-            pytest.skip("this machine has a GPU: the engine would be executed")
-
-    def test_an_engine_joins_the_bundle(self, bundle: Path) -> None:
-        manifest = built(bundle)
-        assert manifest == read_manifest(bundle)
-        onnx, engine = manifest.engines
-        assert onnx.proven
-        assert (engine.backend, engine.precision, engine.max_batch) == ("tensorrt-rtx", "fp32", 4)
-        assert engine.evidence == "inspected"
-        assert sha256_of(bundle / engine.file) == engine.sha256
-        assert engine.file.endswith(f"{engine.sha256[:8]}.engine")
-        assert engine.plan is not None
-        assert engine.plan.onnx_sha256 == onnx.sha256
-        assert built_here(engine.sha256)
-        assert runtime.load(bundle).engine.backend == "onnx"
-
-    def test_the_engine_of_its_kind_is_replaced(self, bundle: Path) -> None:
-        (first,) = built(bundle).engines[1:]
-        (second,) = built(bundle, options=replace(OPTIONS, profiles=(Profile(1, 1, 2),))).engines[
-            1:
-        ]
-        assert second.max_batch == 2
-        assert files(bundle) == {"manifest.json", "model.onnx", second.file}
-        other = built(bundle, options=replace(OPTIONS, capabilities=("8.6",)))
-        assert [engine.file for engine in other.engines[1:2]] == [second.file]
-        assert len(other.engines) == 3
-        assert first.file != second.file
-
-    @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-    def test_another_precision_comes_from_the_checkpoint(
-        self, precision: str, bundle: Path, checkpoint: Path
-    ) -> None:
-        onnx, engine = built(bundle, precision=precision, checkpoint=checkpoint).engines
-        assert (engine.precision, engine.evidence) == (precision, "inspected")
-        assert engine.plan is not None
-        assert engine.plan.onnx_sha256 != onnx.sha256
-
-    def test_attention_can_be_kept_from_fusing(self, bundle: Path) -> None:
-        onnx, engine = built(bundle, fused_attention=False).engines
-        assert engine.plan is not None
-        assert not engine.plan.fused_attention
-        assert engine.plan.onnx_sha256 != onnx.sha256
-
-    def test_a_new_export_takes_the_place_of_all(self, bundle: Path, checkpoint: Path) -> None:
-        from drexperts.model.checkpoint import load_checkpoint
-
-        built(bundle)
-        (bundle / f".{'0' * 8}.engine.{'1' * 8}").write_bytes(b"of a build that was killed")
-        export_bundle(load_checkpoint(checkpoint), bundle, verification_images()[:3], max_batch=1)
-        assert files(bundle) == {"manifest.json", "model.onnx"}
-
-    @pytest.mark.parametrize("delay", [0.3, 0.6])
-    def test_a_killed_build_leaves_the_bundle_as_it_was(self, delay: float, bundle: Path) -> None:
-        before = read_manifest(bundle)
-        code = (
-            "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-            "import test_build\n"
-            "print('ready', flush=True)\n"
-            "test_build.built(Path(sys.argv[1]))"
-        )
-        here = Path(__file__).parent
-        command = [sys.executable, "-P", "-c", code, str(bundle), str(here), str(here.parents[1])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        if process.returncode == 0:
-            pytest.skip("the build was faster than its end")
-        assert read_manifest(bundle) == before
-        assert runtime.load(bundle).engine.proven
+@pytest.fixture
+def rtx():
+    pytest.importorskip("tensorrt_rtx")
+    if compatibility.gpus():
+        pytest.skip("this machine has a GPU: the engine would be executed")
 
 
-def test_a_provider_takes_the_same_file(bundle: Path) -> None:
+@pytest.mark.usefixtures("rtx")
+def test_an_engine_is_added_and_replaced_by_the_next_of_its_kind(bundle):
+    manifest = built(bundle)
+    assert manifest == read_manifest(bundle)
+    onnx, engine = manifest.engines
+    assert onnx.proven
+    assert (engine.backend, engine.precision, engine.max_batch) == ("tensorrt-rtx", "fp32", 4)
+    assert engine.evidence == "inspected"
+    assert sha256_of(bundle / engine.file) == engine.sha256
+    assert engine.file.endswith(f"{engine.sha256[:8]}.engine")
+    assert engine.plan is not None
+    assert engine.plan.onnx_sha256 == onnx.sha256
+    assert built_here(engine.sha256)
+    assert runtime.load(bundle).engine.backend == "onnx"
+
+    second = built(bundle, options=replace(OPTIONS, profiles=(Profile(1, 1, 2),))).engines[1]
+    assert second.max_batch == 2
+    assert second.file != engine.file
+    assert files(bundle) == {"manifest.json", "model.onnx", second.file}
+    other = built(bundle, options=replace(OPTIONS, capabilities=("8.6",)))
+    assert [each.file for each in other.engines[1:2]] == [second.file]
+    assert len(other.engines) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_another_precision_comes_from_the_checkpoint(precision, bundle, checkpoint_file):
+    onnx, engine = built(bundle, precision=precision, checkpoint=checkpoint_file).engines
+    assert (engine.precision, engine.evidence) == (precision, "inspected")
+    assert engine.plan is not None
+    assert engine.plan.onnx_sha256 != onnx.sha256
+
+
+@pytest.mark.usefixtures("rtx")
+def test_attention_can_be_kept_from_fusing(bundle):
+    onnx, engine = built(bundle, fused_attention=False).engines
+    assert engine.plan is not None
+    assert not engine.plan.fused_attention
+    assert engine.plan.onnx_sha256 != onnx.sha256
+
+
+@pytest.mark.slow
+def test_a_new_export_replaces_all_engines(bundle, checkpoint, pictures, planned):
+    (onnx,) = read_manifest(bundle).engines
+    write_manifest(replace(read_manifest(bundle), engines=(onnx, planned())), bundle)
+    (bundle / planned().file).write_bytes(b"an engine")
+    (bundle / f".{'0' * 8}.engine.{'1' * 8}").write_bytes(b"of a build that was killed")
+    export_bundle(checkpoint, bundle, images=pictures, max_batch=1)
+    assert files(bundle) == {"manifest.json", "model.onnx"}
+
+
+KILLED = """
+import sys
+from drexperts.export import EngineOptions, build_engine
+from drexperts.runtime.progress import Silent
+class Holding(Silent):
+    def __call__(self, message, done=0, total=None):
+        if done:
+            HOLD
+options = EngineOptions(capabilities=("8.9",))
+build_engine(sys.argv[1], "tensorrt-rtx", options, progress=Holding())
+""".replace("HOLD", HOLD)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rtx")
+def test_a_killed_build_leaves_the_bundle_as_it_was(bundle):
+    before = read_manifest(bundle)
+    process = holding([sys.executable, "-P", "-c", KILLED, str(bundle)])
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    assert read_manifest(bundle) == before
+    assert runtime.load(bundle).engine.proven
+
+
+def test_a_provider_runs_the_same_file(bundle):
     if compatibility.gpus():
         pytest.skip("this machine has a GPU: the engine would be executed")
     for _ in range(2):
-        onnx, provider = built(bundle, "onnx-cuda", options=EngineOptions()).engines
+        onnx, provider = built(bundle, "onnx-cuda").engines
         assert (provider.backend, provider.file) == ("onnx-cuda", onnx.file)
         assert provider.sha256 == onnx.sha256
         assert provider.evidence == "built"
@@ -187,51 +149,49 @@ def test_a_provider_takes_the_same_file(bundle: Path) -> None:
     "change",
     [{"precision": "fp16"}, {"fused_attention": False}, {"options": EngineOptions(plugin="off")}],
 )
-def test_a_provider_takes_the_file_as_it_is(change: dict[str, Any], bundle: Path) -> None:
-    arguments = {"options": EngineOptions()} | change
-    with pytest.raises(UserError, match="leave out what shapes an engine"):
-        built(bundle, "onnx-cuda", **arguments)
+def test_a_provider_cannot_change_the_file(change, bundle):
+    with pytest.raises(UserError, match="onnx-cuda"):
+        built(bundle, "onnx-cuda", **change)
 
 
-def test_it_says_when_a_proven_engine_goes(bundle: Path) -> None:
+def test_replacing_a_proven_engine_is_noted(bundle):
     if compatibility.gpus():
         pytest.skip("this machine has a GPU: the engine would be executed")
-    built(bundle, "onnx-cuda", options=EngineOptions())
+    built(bundle, "onnx-cuda")
     manifest = read_manifest(bundle)
     onnx, provider = manifest.engines
     proven = replace(provider, parity=onnx.parity, invariance=onnx.invariance)
     write_manifest(replace(manifest, engines=(onnx, proven)), bundle)
-    notes: list[str] = []
-    screen = Recorder(notes=notes)
-    built(bundle, "onnx-cuda", options=EngineOptions(), progress=screen)
-    assert any("takes the place of a proven engine" in note for note in notes)
+    progress = Recorder()
+    built(bundle, "onnx-cuda", progress=progress)
+    assert any("drx verify" in note for note in progress.notes)
 
 
-def test_another_precision_needs_the_checkpoint(bundle: Path) -> None:
-    with pytest.raises(UserError, match="--checkpoint, for one in fp16"):
+def test_another_precision_needs_the_checkpoint(bundle):
+    with pytest.raises(UserError, match=r"--checkpoint.* fp16"):
         built(bundle, precision="fp16")
 
 
 @pytest.mark.parametrize("change", [{"precision": "fp16"}, {"fused_attention": False}])
-def test_only_the_bundles_own_graph_can_be_stripped(change: dict[str, Any], bundle: Path) -> None:
-    with pytest.raises(UserError, match="or leave --strip out"):
+def test_only_the_bundles_own_graph_can_be_stripped(change, bundle):
+    with pytest.raises(UserError, match="--strip"):
         built(bundle, options=replace(OPTIONS, stripped=True), **change)
 
 
-def test_a_changed_graph_is_not_built_from(bundle: Path) -> None:
+def test_a_changed_graph_is_not_built_from(bundle):
     with open(bundle / "model.onnx", "ab") as stream:
         stream.write(b"\0")
     with pytest.raises(BundleError, match="drx export"):
         built(bundle)
 
 
-def test_a_bundle_without_a_graph(bundle: Path, planned: Callable[..., Engine]) -> None:
+def test_a_bundle_without_a_graph(bundle, planned):
     write_manifest(replace(read_manifest(bundle), engines=(planned(),)), bundle)
-    with pytest.raises(BundleError, match="no ONNX engine to build from"):
+    with pytest.raises(BundleError, match="no ONNX engine"):
         built(bundle)
 
 
-def test_what_killed_builds_left_is_swept_once_it_is_old(bundle: Path) -> None:
+def test_old_files_of_killed_builds_are_removed(bundle):
     old, new = bundle / f"tensorrt-fp16-{'a' * 8}.engine", bundle / f".{'b' * 8}.engine"
     for path in (old, new):
         path.write_bytes(b"")
@@ -239,14 +199,14 @@ def test_what_killed_builds_left_is_swept_once_it_is_old(bundle: Path) -> None:
     other = bundle / "mine.engine"
     other.write_bytes(b"")
     os.utime(other, (0, 0))
-    built(bundle, "onnx-cuda", options=EngineOptions())
+    built(bundle, "onnx-cuda")
     assert not old.exists()
     assert new.exists()
     assert other.exists()
 
 
 class Clock:
-    """Goes on only when a session says how long it took."""
+    """A clock that only the sessions advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -261,7 +221,7 @@ class Clock:
 def stand_in_builder(
     planned: Callable[..., Engine], plain_fails: bool = False
 ) -> Callable[..., Any]:
-    """A builder whose engines have one plugin layer, or none where the plugin is off."""
+    """A builder whose engines have one plugin layer, or none if the plugin is off."""
 
     def stand_in(
         proto: onnx.ModelProto, backend: str, out: Path, options: EngineOptions, progress: Any
@@ -285,16 +245,10 @@ def stand_in_builder(
         ((False, 0.01), (False, 0.001), "plugin"),
     ],
 )
-def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
-    plugin: tuple[bool, float],
-    plain: tuple[bool, float],
-    kept: str,
-    bundle: Path,
-    checkpoint: Path,
-    planned: Callable[..., Engine],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The builder, the proof and the engines are stood in for: what is tested is the choice."""
+def test_the_faster_proven_engine_of_two_is_kept(
+    plugin, plain, kept, bundle, checkpoint, planned, monkeypatch
+):
+    """With the plugin and without. Builder, proof and engines are stand-ins: the choice is real."""
     (proof,) = read_manifest(bundle).engines
     clock = Clock()
     kept_time = types.SimpleNamespace(perf_counter=lambda: clock.now, time=time.time)
@@ -312,8 +266,8 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
 
     monkeypatch.setattr(build, "engine_from_onnx", stand_in_builder(planned))
     monkeypatch.setattr(build, "prove_engine", fake_proof)
-    monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
-    monkeypatch.setattr(build.runtime, "open_engine", fake_open)
+    monkeypatch.setattr(runtime, "obstacle", lambda engine: None)
+    monkeypatch.setattr(runtime, "open_engine", fake_open)
     monkeypatch.setattr(build, "check_same_weights", lambda *_: None)
     engine = built(bundle, "tensorrt", checkpoint=checkpoint).engines[-1]
     assert engine.plan is not None
@@ -322,15 +276,11 @@ def test_of_plugin_and_plain_graph_the_faster_proven_one_stays(
 
 
 @pytest.mark.parametrize("fault", ["build", "proof"])
-def test_the_engine_with_the_plugin_stays_when_the_other_fails(
-    fault: str,
-    bundle: Path,
-    checkpoint: Path,
-    planned: Callable[..., Engine],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_engine_with_the_plugin_is_kept_when_the_other_fails(
+    fault, bundle, checkpoint, planned, monkeypatch
+):
     (proof,) = read_manifest(bundle).engines
-    notes: list[str] = []
+    progress = Recorder()
 
     def fake_proof(bundle: Path, manifest: Any, engine: Engine, *_: Any) -> Engine:
         if engine.plan and not engine.plan.plugin_layers:
@@ -341,9 +291,8 @@ def test_the_engine_with_the_plugin_stays_when_the_other_fails(
         build, "engine_from_onnx", stand_in_builder(planned, plain_fails=fault == "build")
     )
     monkeypatch.setattr(build, "prove_engine", fake_proof)
-    monkeypatch.setattr(build.runtime, "obstacle", lambda engine: None)
-    screen = Recorder(notes=notes)
-    engine = built(bundle, "tensorrt", checkpoint=checkpoint, progress=screen).engines[-1]
+    monkeypatch.setattr(runtime, "obstacle", lambda engine: None)
+    engine = built(bundle, "tensorrt", checkpoint=checkpoint, progress=progress).engines[-1]
     assert engine.plan is not None
     assert (engine.plan.plugin_layers, engine.proven) == (1, True)
-    assert "it does not build" in notes[0] or "it gives no numbers" in notes[0]
+    assert "it does not build" in progress.notes[0] or "it gives no numbers" in progress.notes[0]

@@ -1,12 +1,9 @@
 """The search for the first diverging tensor: a fault in one node is found at that node."""
 
-import io
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,33 +11,25 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from rich.console import Console
 
-from drexperts.export.bundle import export_bundle
 from drexperts.export.engines import debug_layers
 from drexperts.export.engines.debug_layers import (
     EXECUTORS,
     WIDE,
     Arrays,
     DataFlow,
-    Divergence,
     Execute,
     LayerReport,
-    TensorError,
     cosine,
-    divergence_table,
     first_divergence,
     float32_twin,
     relative_error,
     showing,
     through_onnx_runtime,
 )
-from drexperts.export.graph.to_onnx import OP, onnx_from_model
-from drexperts.export.proof.photographs import verification_images
-from drexperts.model.checkpoint import Checkpoint, save_checkpoint
+from drexperts.export.graph.to_onnx import OP
 from drexperts.runtime.errors import MissingDependencyError, UserError
-from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
-from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -48,16 +37,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint
 
 
 @pytest.fixture
-def polygraphy() -> None:
+def polygraphy():
     pytest.importorskip("polygraphy", reason="runs go through polygraphy, an optional extra")
 
 
-@pytest.fixture(scope="module", params=["paper", "official"])
-def exported(
-    request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> Callable[[str], onnx.ModelProto]:
-    model = random_model(tiny(request.param))
-    return cache(lambda precision: onnx_from_model(model, maps=True, precision=precision))
+@pytest.fixture(params=["paper", pytest.param("official", marks=pytest.mark.slow)])
+def made(request, graph_of):
+    """made(precision): a graph of one's own."""
+    return lambda precision: copy.deepcopy(graph_of(request.param, precision))
 
 
 def evaluator(proto: onnx.ModelProto, pixels: np.ndarray) -> Arrays:
@@ -78,7 +65,7 @@ def faulty(change: Change) -> Execute:
 
 
 def search(proto: onnx.ModelProto, precision: str, execute: Execute) -> LayerReport:
-    return first_divergence(proto, PIXELS, precision, execute, lambda message: None)
+    return first_divergence(proto, PIXELS, precision, execute)
 
 
 def initialiser(suffix: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
@@ -127,14 +114,9 @@ def reader(proto: onnx.ModelProto, suffix: str) -> str:
         ("encoder.patches.weight", lambda values: values * 1.1),
     ],
 )
-def test_a_changed_weight_is_found_where_it_is_read(
-    suffix: str,
-    change: Callable[[np.ndarray], np.ndarray],
-    exported: Callable[[str], onnx.ModelProto],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_changed_weight_is_found_where_it_is_read(suffix, change, made, monkeypatch):
     monkeypatch.setattr(debug_layers, "WINDOW", 40)
-    proto = exported("fp16")
+    proto = made("fp16")
     report = search(proto, "fp16", faulty(initialiser(suffix, change)))
     assert report.first is not None
     assert report.first.tensor == reader(proto, suffix)
@@ -144,8 +126,8 @@ def test_a_changed_weight_is_found_where_it_is_read(
 
 
 @pytest.mark.usefixtures("polygraphy")
-def test_a_changed_epsilon_is_found(exported: Callable[[str], onnx.ModelProto]) -> None:
-    proto = exported("fp32")
+def test_a_changed_epsilon_is_found(made):
+    proto = made("fp32")
     norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
     first = search(proto, "fp32", faulty(with_large_epsilon)).first
     assert first is not None
@@ -154,10 +136,8 @@ def test_a_changed_epsilon_is_found(exported: Callable[[str], onnx.ModelProto]) 
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_fault_inside_the_pooling_is_found_at_its_node(
-    precision: str, exported: Callable[[str], onnx.ModelProto]
-) -> None:
-    proto = exported(precision)
+def test_a_fault_inside_the_pooling_is_found_at_its_node(precision, made):
+    proto = made(precision)
     (pooling,) = [node for node in proto.graph.node if node.op_type == OP]
     first = search(proto, precision, faulty(with_summed_maps)).first
     assert first is not None
@@ -166,11 +146,9 @@ def test_a_fault_inside_the_pooling_is_found_at_its_node(
 
 
 @pytest.mark.usefixtures("polygraphy")
-def test_a_fault_that_hides_when_looked_at_is_a_fused_kernels(
-    exported: Callable[[str], onnx.ModelProto],
-) -> None:
-    """An engine that is wrong only while nobody sees its attention's softmax."""
-    proto = exported("fp16")
+def test_a_fault_that_disappears_when_shown_is_in_a_fused_kernel(made):
+    """An engine that is wrong only while its attention's softmax is not an output."""
+    proto = made("fp16")
     softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
     wrong = faulty(initialiser("encoder.blocks.0.value.weight", lambda values: values * 3))
 
@@ -187,10 +165,8 @@ def test_a_fault_that_hides_when_looked_at_is_a_fused_kernels(
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_rounding_is_no_divergence(
-    precision: str, exported: Callable[[str], onnx.ModelProto]
-) -> None:
-    proto = exported(precision)
+def test_rounding_is_not_a_divergence(precision, made):
+    proto = made(precision)
     report = search(proto, precision, evaluator)
     assert report.first is None
     # Every float tensor was seen; what passes as float32 is float32.
@@ -201,38 +177,32 @@ def test_rounding_is_no_divergence(
 
 
 @pytest.mark.usefixtures("polygraphy")
-def test_the_shipping_graph_does_not_diverge(exported: Callable[[str], onnx.ModelProto]) -> None:
-    assert search(exported("fp16"), "fp16", EXECUTORS["onnx"]).first is None
+def test_the_shipping_graph_does_not_diverge(made):
+    assert search(made("fp16"), "fp16", EXECUTORS["onnx"]).first is None
 
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could run the engine")
-def test_a_machine_that_cannot_run_the_engine_says_so(
-    exported: Callable[[str], onnx.ModelProto],
-) -> None:
-    """Parsed and built for real, with extra outputs; only running it takes a GPU."""
+def test_an_engine_that_cannot_run_here_is_refused(made):
+    """It is parsed and built with extra outputs; only running it needs a GPU."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    proto = exported("fp16")
+    proto = made("fp16")
     shown = showing(proto, DataFlow(proto).shared())
     with pytest.raises(UserError, match="could not be run"):
         EXECUTORS["tensorrt-rtx"](shown, PIXELS)
 
 
-def test_polygraphy_is_named_where_it_is_missing(
-    exported: Callable[[str], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_polygraphy_is_named_where_it_is_missing(made, monkeypatch):
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     for name in [name for name in sys.modules if name.startswith("polygraphy.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingDependencyError, match=r"drexperts\[debug\]"):
-        search(exported("fp32"), "fp32", through_onnx_runtime)
+        search(made("fp32"), "fp32", through_onnx_runtime)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_twin_is_float32_throughout(
-    precision: str, exported: Callable[[str], onnx.ModelProto]
-) -> None:
-    proto = exported(precision)
+def test_the_twin_is_float32_throughout(precision, made):
+    proto = made(precision)
     twin = float32_twin(proto)
     onnx.checker.check_model(twin, full_check=True)
     halves = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -248,8 +218,8 @@ def test_the_twin_is_float32_throughout(
         )
 
 
-def test_shown_tensors_are_outputs(exported: Callable[[str], onnx.ModelProto]) -> None:
-    proto = exported("bf16")
+def test_shown_tensors_are_outputs(made):
+    proto = made("bf16")
     flow = DataFlow(proto)
     shown = showing(proto, flow.shared())
     onnx.checker.check_model(shown)
@@ -259,11 +229,11 @@ def test_shown_tensors_are_outputs(exported: Callable[[str], onnx.ModelProto]) -
     assert any(name.endswith(WIDE) for name in names)
 
 
-def test_errors() -> None:
+def test_errors():
     one = np.array([3.0, 4.0], np.float32)
     assert relative_error(one, one) == 0.0
     rms = np.sqrt(12.5)
-    assert relative_error(one + np.float32([0, 1]), one) == pytest.approx(1 / (4 + rms))
+    assert relative_error(one + np.array([0, 1], np.float32), one) == pytest.approx(1 / (4 + rms))
     assert relative_error(np.array([np.nan, 4.0]), one) == np.inf
     assert relative_error(one, np.array([np.inf, 4.0])) == np.inf
     assert relative_error(np.zeros(2), np.zeros(2)) == 0.0
@@ -273,49 +243,22 @@ def test_errors() -> None:
     assert cosine(one, -one) == pytest.approx(-1.0)
 
 
-@pytest.mark.parametrize("place", [0, 14, 29])
-def test_the_table_shows_what_is_around(place: int) -> None:
-    profile = tuple(TensorError(f"tensor{i}.", "Add", 1e-3, 1.0, {}) for i in range(30))
-    first = Divergence(f"tensor{place}.", "Add", 0.5, 0.1, {}, hidden=False)
-    console = Console(file=io.StringIO(), width=120)
-    console.print(divergence_table(LayerReport(first, profile)))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    rows = [line for line in text.splitlines() if "│" in line]
-    assert len(rows) == 10
-    (marked,) = [row for row in rows if "▶" in row]
-    assert f"tensor{place}." in marked
-
-
-def test_the_table_without_a_divergence() -> None:
-    profile = tuple(TensorError(f"tensor{i}.", "Add", i * 1e-3, 1.0, {}) for i in range(3))
-    table = divergence_table(LayerReport(None, profile))
-    assert "no tensor diverges" in str(table.title)
-    assert table.row_count == 3
-
-
-def test_the_engines_of_a_bundle_that_run_here(
-    tiny: Callable[..., Any],
-    random_model: Callable[..., Any],
-    planned: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    scale = ScoreScale(0.0, 100.0, higher_is_better=True)
-    checkpoint = Checkpoint(random_model(tiny()), scale, Preprocessing(64, 64, 128, 2))
-    bundle, weights = tmp_path / "bundle", tmp_path / "model.safetensors"
-    save_checkpoint(checkpoint, weights)
-    pictures = verification_images()[:3]
-    manifest = export_bundle(checkpoint, bundle, pictures, precision="fp16", max_batch=1)
-    write_manifest(replace(manifest, engines=(*manifest.engines, planned())), bundle)
-    ((engine, report),) = debug_layers.bundle_layers(bundle, weights, None, lambda _: None)
+@pytest.mark.usefixtures("polygraphy")
+def test_the_engines_of_a_bundle_that_run_here(bundle, checkpoint_file, graph_of, planned):
+    onnx.save(graph_of("paper", "fp16"), bundle / "model.onnx")
+    manifest = read_manifest(bundle)
+    half = replace(manifest.engines[0], precision="fp16", sha256=sha256_of(bundle / "model.onnx"))
+    write_manifest(replace(manifest, engines=(half, planned())), bundle)
+    ((engine, report),) = debug_layers.bundle_layers(bundle, checkpoint_file)
     assert engine.file == "model.onnx"
     assert report.first is None
     assert max(row.error for row in report.profile) > 0
 
 
-def test_an_int8_engine_has_no_twin(toy_bundle: Path, tmp_path: Path) -> None:
+def test_an_int8_engine_has_no_twin(toy_bundle, tmp_path):
     manifest = read_manifest(toy_bundle)
     write_manifest(
         replace(manifest, engines=(replace(manifest.engines[0], precision="int8"),)), tmp_path
     )
     with pytest.raises(UserError, match="--precision fp32"):
-        next(debug_layers.bundle_layers(tmp_path, None, None, lambda _: None))
+        next(debug_layers.bundle_layers(tmp_path))

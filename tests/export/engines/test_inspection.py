@@ -3,12 +3,10 @@
 import importlib
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 from drexperts.export.engines.inspection import (
@@ -20,8 +18,8 @@ from drexperts.export.engines.inspection import (
     inspection_from_plan,
     products_of_network,
 )
-from drexperts.export.engines.tensorrt_engine import EngineOptions, engine_from_onnx
-from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.engines.options import EngineOptions
+from drexperts.export.engines.tensorrt_engine import engine_from_onnx
 from drexperts.runtime.errors import PlanError, UnreadablePlanError
 
 rtx = pytest.mark.skipif(
@@ -30,21 +28,20 @@ rtx = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def graphs(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> dict[str, Any]:
-    model = random_model(tiny())
-    return {name: onnx_from_model(model, True, name) for name in ("fp32", "fp16", "bf16")}
+def graphs(graph_of):
+    return {name: graph_of("paper", name) for name in ("fp32", "fp16", "bf16")}
 
 
 @pytest.fixture(scope="module")
-def plans(graphs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def plans(graphs, tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("plans")
     options = EngineOptions(capabilities=("8.6", "12.0"))
     for name, graph in graphs.items():
-        engine_from_onnx(graph, "tensorrt-rtx", folder / name, options, lambda *_: None)
+        engine_from_onnx(graph, "tensorrt-rtx", folder / name, options)
     return {name: (folder / name).read_bytes() for name in graphs}
 
 
-def test_what_a_graph_asks_for(graphs: dict[str, onnx.ModelProto]) -> None:
+def test_what_a_graph_asks_for(graphs):
     expected = expectation_from_graph(graphs["fp16"])
     outputs = dict.fromkeys(("score", "weights", "maps"), "fp32")
     assert expected.bindings == {"pixels": "uint8"} | outputs
@@ -57,9 +54,7 @@ def test_what_a_graph_asks_for(graphs: dict[str, onnx.ModelProto]) -> None:
 
 @rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_a_plan_is_what_its_graph_asks_for(
-    precision: str, graphs: dict[str, Any], plans: dict[str, bytes]
-) -> None:
+def test_a_plan_is_what_its_graph_asks_for(precision, graphs, plans):
     found, expected = (
         inspection_from_plan(plans[precision]),
         expectation_from_graph(graphs[precision]),
@@ -75,16 +70,14 @@ def test_a_plan_is_what_its_graph_asks_for(
 @pytest.mark.parametrize(
     ("built", "asked"), [("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "bf16")]
 )
-def test_another_precision_is_noticed(
-    built: str, asked: str, graphs: dict[str, Any], plans: dict[str, bytes]
-) -> None:
+def test_another_precision_is_noticed(built, asked, graphs, plans):
     found = inspection_from_plan(plans[built])
-    with pytest.raises(PlanError, match=f"is in {built}, the graph has it in {asked}"):
+    with pytest.raises(PlanError, match=f"{built}.* {asked}"):
         check(found, expectation_from_graph(graphs[asked]))
 
 
 @rtx
-def test_networks_have_the_graphs_types(graphs: dict[str, Any]) -> None:
+def test_networks_have_the_graphs_types(graphs):
     trt = importlib.import_module("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -92,13 +85,13 @@ def test_networks_have_the_graphs_types(graphs: dict[str, Any]) -> None:
     assert trt.OnnxParser(network, logger).parse(graphs["bf16"].SerializeToString())
     found = products_of_network(trt, network)
     check_products(found, expectation_from_graph(graphs["bf16"]).products)
-    with pytest.raises(PlanError, match="is in bf16, the graph has it in fp16"):
+    with pytest.raises(PlanError, match=r"bf16.* fp16"):
         check_products(found, expectation_from_graph(graphs["fp16"]).products)
 
 
 @rtx
 @pytest.mark.parametrize("kept", [0, 1, 60, 111, 112, 1000, -1])
-def test_a_truncated_plan(kept: int, plans: dict[str, bytes]) -> None:
+def test_a_truncated_plan(kept, plans):
     with pytest.raises(PlanError, match="cut short" if kept in (112, 1000, -1) else "begin"):
         inspection_from_plan(plans["fp16"][:kept])
 
@@ -113,26 +106,24 @@ def changed(plan: bytes, at: int, new: bytes) -> bytes:
     [
         (0, b"ptrt", "begin"),
         (64, b"ABCD", "table of sections"),
-        (96, struct.pack("<Q", 2**63), "behind its end"),
+        (96, struct.pack("<Q", 2**63), "damaged"),
         (112, bytes(2**20), "text"),
     ],
 )
-def test_a_damaged_plan(at: int, new: bytes, message: str, plans: dict[str, bytes]) -> None:
+def test_a_damaged_plan(at, new, message, plans):
     with pytest.raises(PlanError, match=message):
         inspection_from_plan(changed(plans["fp16"], at, new))
 
 
 @rtx
-def test_a_plan_whose_statements_are_others_is_unreadable(
-    graphs: dict[str, Any], plans: dict[str, bytes]
-) -> None:
+def test_a_plan_whose_statements_are_others_is_unreadable(graphs, plans):
     other = plans["fp16"].replace(b"fully_connected={", b"matrix_product_={")
     with pytest.raises(UnreadablePlanError, match=r"only .* products are found"):
         check(inspection_from_plan(other), expectation_from_graph(graphs["fp16"]))
 
 
 @rtx
-def test_weights_of_another_size(graphs: dict[str, Any], plans: dict[str, bytes]) -> None:
+def test_weights_of_another_size(graphs, plans):
     found, expected = inspection_from_plan(plans["fp16"]), expectation_from_graph(graphs["fp16"])
     for weights in (0, 2 * expected.weights):
         with pytest.raises(PlanError, match="bytes of weights"):
@@ -171,21 +162,21 @@ def document(eleven: bool, first: str = "Half", y: str = "Float") -> dict[str, A
 
 
 @pytest.mark.parametrize("eleven", [False, True])
-def test_the_inspectors_document(eleven: bool) -> None:
+def test_the_inspectors_document(eleven):
     found = inspection_from_json(json.dumps(document(eleven)))
     check(found, EXPECTED)
     assert found.fused_attention == 3
 
 
 @pytest.mark.parametrize("eleven", [False, True])
-def test_a_silent_float32_engine(eleven: bool) -> None:
+def test_a_silent_float32_engine(eleven):
     found = inspection_from_json(json.dumps(document(eleven, first="Float")))
-    with pytest.raises(PlanError, match="node_a is in fp32, the graph has it in fp16"):
+    with pytest.raises(PlanError, match=r"node_a.* fp32.* fp16"):
         check(found, EXPECTED)
 
 
 @pytest.mark.parametrize("eleven", [False, True])
-def test_other_outputs(eleven: bool) -> None:
+def test_other_outputs(eleven):
     found = inspection_from_json(json.dumps(document(eleven, y="Half")))
     with pytest.raises(PlanError, match="inputs and outputs"):
         check(found, EXPECTED)
@@ -199,19 +190,19 @@ def test_other_outputs(eleven: bool) -> None:
         ("Channel major FP32 format where channel % 4 == 0", "fp32"),
     ],
 )
-def test_words_for_types(kind: str, read: str) -> None:
+def test_names_of_types(kind, read):
     found = inspection_from_json(json.dumps(document(False, first=kind)))
     assert read in found.products["node_a"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["a"], "Bindings": []}', "null"])
-def test_what_is_no_document(text: str) -> None:
+def test_an_invalid_document(text):
     with pytest.raises(UnreadablePlanError, match="not understood"):
         inspection_from_json(text)
 
 
-def test_layer_names_alone_are_not_enough() -> None:
-    """What the inspector says of an engine built without detailed verbosity."""
+def test_layer_names_alone_are_not_enough():
+    """The inspector's document of an engine built without detailed verbosity."""
     names = {"Layers": ["layer", "layer"], "Bindings": ["x", "y"]}
     with pytest.raises(UnreadablePlanError):
         inspection_from_json(json.dumps(names))

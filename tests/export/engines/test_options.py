@@ -1,6 +1,4 @@
-"""What can be asked of a build."""
-
-from typing import Any
+"""The options of a build."""
 
 import pytest
 
@@ -9,7 +7,7 @@ from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.runtime.manifest import Profile
 
 
-def test_profiles() -> None:
+def test_profiles():
     assert parse_profiles(["1:8:64"]) == (Profile(1, 8, 64),)
     assert parse_profiles(["4:8:64", "1", "2:2:3"]) == (
         Profile(4, 8, 64),
@@ -33,7 +31,7 @@ def test_profiles() -> None:
         (["0:1:8"], "min <= opt <= max"),
     ],
 )
-def test_profiles_that_cannot_be(texts: list[str], message: str) -> None:
+def test_invalid_profiles(texts, message):
     with pytest.raises(UserError, match=message):
         parse_profiles(texts)
 
@@ -47,6 +45,6 @@ def test_profiles_that_cannot_be(texts: list[str], message: str) -> None:
         ({"plugin": "on"}, "require, prefer or off"),
     ],
 )
-def test_options_that_cannot_be(change: dict[str, Any], message: str) -> None:
+def test_invalid_options(change, message):
     with pytest.raises(ConfigError, match=message):
         EngineOptions(**change)

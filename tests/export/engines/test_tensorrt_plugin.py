@@ -1,12 +1,10 @@
-"""The TensorRT plugin as far as a CPU goes: definition, launch, PTX, and the kernel interpreted.
+"""The TensorRT plugin as far as a CPU can test it: definition, launch, PTX, interpreted kernel.
 
 Its definition goes through TensorRT's own Python code, see `tensorrt_stub`; nothing is built.
 """
 
 import json
 import re
-import subprocess
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,10 +136,7 @@ print(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def report(
-    compiling: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
+def report(compiling, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tensorrt_stub.libraries(tmp_path_factory.mktemp("libraries"))
         patch.setenv("LD_LIBRARY_PATH", str(folder))
@@ -152,7 +147,7 @@ def report(
 
 
 @needs_bindings
-def test_the_creator_is_what_the_parser_looks_for(report: dict[str, Any]) -> None:
+def test_the_creator_is_what_the_parser_looks_for(report):
     assert report["before"]
     assert report["name"] == [OP, DOMAIN, "1"]
     assert report["fields"] == {"epsilon": "FLOAT32", "iterated": "INT32"}
@@ -173,46 +168,34 @@ def test_the_creator_is_what_the_parser_looks_for(report: dict[str, Any]) -> Non
         ("another order", "does not match the expected input arg schema"),
     ],
 )
-def test_tensorrt_validates_the_definition(
-    change: str, message: str, report: dict[str, Any]
-) -> None:
+def test_tensorrt_validates_the_definition(change, message, report):
     assert report["nothing"] is None
     assert message in report[change]
 
 
 @needs_bindings
-def test_another_capability_is_refused(report: dict[str, Any]) -> None:
+def test_another_capability_is_refused(report):
     assert report["other"].startswith("BackendError: ")
     assert "8.9, 9.0" in report["other"]
     assert "--plugin off" in report["other"]
 
 
 FORMS = {"paper": 89, "official": 90, "bfloat16": 80}
-each_form = pytest.mark.parametrize("name", FORMS)
 
 
 @needs_bindings
-@each_form
-def test_outputs(name: str, report: dict[str, Any]) -> None:
-    assert report[name]["types"] == ["FLOAT", "FLOAT"]
-    assert report[name]["shapes"] == [[7, 10, 384], [7, 10, 577]]
-
-
-@needs_bindings
-@each_form
-def test_types_are_those_of_the_graph(name: str, report: dict[str, Any]) -> None:
-    """Half tokens reach a node whose other inputs are float32: no other mixture is offered."""
-    offered = report[name]["combinations"]
+@pytest.mark.parametrize("name", FORMS)
+def test_what_a_builder_learns(name, report):
+    plugin, arch = report[name], FORMS[name]
+    assert plugin["types"] == ["FLOAT", "FLOAT"]
+    assert plugin["shapes"] == [[7, 10, 384], [7, 10, 577]]
+    assert plugin["tactics"] == []
+    # Half tokens reach a node whose other inputs are float32: nothing else is offered.
+    offered = plugin["combinations"]
     rows = [tuple(kind for kind, _ in offered[i : i + 8]) for i in range(0, len(offered), 8)]
     assert rows == [(kind, *["FLOAT"] * 7) for kind in ("HALF", "BF16", "FLOAT")]
     assert {layout for _, layout in offered} == {"LINEAR"}
-    assert report[name]["tactics"] == []
 
-
-@needs_bindings
-@each_form
-def test_launch(name: str, report: dict[str, Any]) -> None:
-    plugin = report[name]
     threads = re.search(r"\.reqntid (\d+)", plugin["ptx"])
     assert threads
     expected = {"grid_x": 7, "grid_y": 1, "grid_z": 1, "block_y": 1, "block_z": 1}
@@ -220,35 +203,25 @@ def test_launch(name: str, report: dict[str, Any]) -> None:
     assert plugin["launch"]["block_x"] == int(threads[1])
     assert 0 < plugin["launch"]["shared_mem"] <= 48 * 1024
 
-
-@needs_bindings
-@each_form
-def test_arguments_are_inputs_then_tokens_then_outputs(name: str, report: dict[str, Any]) -> None:
-    """TensorRT counts neither, and would let a float pass for a size."""
-    plugin = report[name]
+    # Inputs, number of tokens, outputs: TensorRT counts none, and would take a float for a size.
     assert plugin["declared"] == 1
     assert plugin["extra"] == [["INT32", 577]]
     bits = [int(b) for b in re.findall(r"\.param \.[usb](\d+)", plugin["ptx"])]
     assert bits == [64] * 6 + [32] + [64] * 2
 
+    assert f".target sm_{arch}" in plugin["ptx"]
+    assert f".entry {plugin['symbol']}(" in plugin["ptx"]
+    assert 0 < plugin["registers"] <= 255  # from ptxas, which accepted the PTX
+
 
 @needs_bindings
 @pytest.mark.parametrize("extra", ["a number", "a float"])
-def test_tensorrt_takes_sizes_only_as_int32(extra: str, report: dict[str, Any]) -> None:
+def test_tensorrt_takes_sizes_only_as_int32(extra, report):
     assert report[extra].startswith("TypeError: Extra args must be")
 
 
 @needs_bindings
-@each_form
-def test_ptx_is_for_the_architecture(name: str, report: dict[str, Any]) -> None:
-    plugin, arch = report[name], FORMS[name]
-    assert f".target sm_{arch}" in plugin["ptx"]
-    assert f".entry {plugin['symbol']}(" in plugin["ptx"]
-    assert 0 < plugin["registers"] <= 255  # said ptxas, so it took the PTX
-
-
-@needs_bindings
-def test_the_nodes_epsilon_is_the_kernels(report: dict[str, Any]) -> None:
+def test_the_nodes_epsilon_is_the_kernels(report):
     assert "0f3727C5AC" in report["paper"]["ptx"]  # 1e-5
     assert "0f3E800000" in report["official"]["ptx"]  # 0.25
     assert "0f3727C5AC" not in report["official"]["ptx"]
@@ -258,30 +231,28 @@ def test_the_nodes_epsilon_is_the_kernels(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("open width", "InternalError: the graph leaves open a pooling node's width"),
-        ("3 queries", "InternalError: .* 10 experts with 3 queries and 10 alphas"),
-        ("2 alphas", "InternalError: .* 10 experts with 10 queries and 2 alphas"),
+        ("open width", "InternalError: .*width"),
+        ("3 queries", "InternalError: .* 10 experts, 3 queries and 10 alphas"),
+        ("2 alphas", "InternalError: .* 10 experts, 10 queries and 2 alphas"),
         ("too wide", "BackendError: .* has no launch for width 2048"),
     ],
 )
-def test_a_node_without_a_kernel_is_refused(
-    change: str, message: str, report: dict[str, Any]
-) -> None:
+def test_a_node_without_a_kernel_is_refused(change, message, report):
     assert re.match(message, report[change])
 
 
 @needs_bindings
-def test_a_kernel_is_compiled_once(report: dict[str, Any]) -> None:
+def test_a_kernel_is_compiled_once(report):
     assert report["kernels"]["currsize"] == len(FORMS)
     assert report["kernels"]["hits"] == 2
 
 
-def test_the_interpreter_compiles_nothing() -> None:
+def test_the_interpreter_compiles_nothing():
     with pytest.raises(BackendError, match="TRITON_INTERPRET"):
         tensorrt_plugin.register("8.9")
 
 
-def test_layers_are_counted() -> None:
+def test_layers_are_counted():
     names = ["CONVOLUTION", "PLUGIN_V3", "PLUGIN_V2", "MATRIX_MULTIPLY", "PLUGIN_V3"]
     layers = [SimpleNamespace(type=SimpleNamespace(name=name)) for name in names]
     network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
@@ -301,7 +272,7 @@ def pooling_graph(iterated: bool, alphas: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("iterated", [False, True], ids=["single", "iterated"])
-def test_the_plugins_kernel_is_the_graphs_function(iterated: bool) -> None:
+def test_the_plugins_kernel_is_the_graphs_function(iterated):
     """Interpreted, against ONNX Runtime: what an engine computes with and without the plugin."""
     from drexperts.kernels.differential_pooling_triton import forward_whole
 
@@ -319,7 +290,7 @@ def test_the_plugins_kernel_is_the_graphs_function(iterated: bool) -> None:
         pooling_graph(iterated, alphas).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     expected = session.run(None, {name: value.numpy() for name, value in given.items()})
-    for got, wanted in zip(
-        forward_whole(tuple(given.values()), 1e-5, iterated), expected, strict=True
-    ):
+    tokens, query, logits, alpha, weight, bias = given.values()
+    results = forward_whole((tokens, query, logits, alpha, weight, bias), 1e-5, iterated)
+    for got, wanted in zip(results, expected, strict=True):
         assert np.abs(got.numpy() - wanted).max() < 2e-3 * np.abs(wanted).max()

@@ -1,4 +1,4 @@
-"""Peaks are those of what layers read; smoothing changes no output and evens channels."""
+"""Peaks are those of the layers' inputs; smoothing changes no output and evens the channels."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_channels_become_more_alike(folded, crops):
         block.norm1.weight.copy_(gain)
 
 
-def test_a_channel_that_is_never_used_is_no_division_by_zero(folded, crops):
+def test_an_unused_channel_causes_no_division_by_zero(folded, crops):
     peaks = {
         name: Peaks(0 * p.low, 0 * p.high) for name, p in measured_peaks(folded, crops).items()
     }

@@ -1,6 +1,5 @@
 """Each fold: a module and its folded self agree in float64."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ def tokens(width: int = 24) -> Tensor:
     return torch.randn(2, 7, width, dtype=torch.float64)
 
 
-def test_layer_scale() -> None:
+def test_layer_scale():
     block = moved(Block(24, 3, qkv_bias=True, init_values=1.0))
     folded = fold.fold_layer_scale(block)
     x = tokens()
@@ -45,14 +44,14 @@ def test_layer_scale() -> None:
     assert isinstance(block.ls1, LayerScale)  # the given module is left as it was
 
 
-def test_timm_block() -> None:
+def test_timm_block():
     block = moved(Block(24, 3, qkv_bias=True))
     folded, x = fold.fold_timm_block(block), tokens()
     close(folded(x.flatten(0, 1), len(x)), block(x).flatten(0, 1))
     assert folded.key.bias is None
 
 
-def test_open_clip_block() -> None:
+def test_open_clip_block():
     block = moved(ResidualAttentionBlock(24, 3))
     folded, x = fold.fold_open_clip_block(block), tokens()
     close(folded(x.flatten(0, 1), len(x)), block(x).flatten(0, 1))
@@ -60,7 +59,7 @@ def test_open_clip_block() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_patches_take_the_normalisation(bias: bool) -> None:
+def test_the_patch_embedding_includes_the_normalisation(bias):
     conv = moved(nn.Conv2d(3, 8, 4, 4, bias=bias))
     mean, std = (255 * torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = torch.randint(0, 256, (2, 3, 8, 12)).double()
@@ -70,9 +69,7 @@ def test_patches_take_the_normalisation(bias: bool) -> None:
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("norm", ["once", "twice"])
-def test_controller_input_is_a_matrix_resize_and_statistics(
-    norm: str, antialias: bool, tiny: Callable[..., Any]
-) -> None:
+def test_controller_input_is_a_matrix_resize_and_statistics(norm, antialias, tiny):
     module = ControllerInput(tiny(clip_norm=norm, clip_antialias=antialias)).double()
     pixels = torch.randint(0, 256, (2, 3, 64, 64)).double()
     images = (pixels / 255 - module.imagenet_mean) / module.imagenet_std
@@ -82,7 +79,7 @@ def test_controller_input_is_a_matrix_resize_and_statistics(
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-def test_resize_384_to_224(antialias: bool) -> None:
+def test_resize_384_to_224(antialias):
     from drexperts.model.backbones import resize
     from drexperts.model.config import DRExpertsConfig
 
@@ -93,14 +90,14 @@ def test_resize_384_to_224(antialias: bool) -> None:
     assert isinstance(fold.fold_resize(module, 224), nn.Identity)
 
 
-def test_zero_linear() -> None:
+def test_zero_linear():
     zero, project = moved(nn.Linear(6, 6)), moved(nn.Linear(6, 4))
     x = torch.randn(3, 6, dtype=torch.float64)
     close(fold.fold_zero_linear(zero, project)(x), project(zero(x)))
 
 
 @pytest.mark.parametrize("experts", [1, EXPERTS])
-def test_query(experts: int) -> None:
+def test_query(experts):
     query = moved(AbsorbedQuery(ExpertLinear(experts, 6, 4), ExpertLinear(experts, 5, 4), 0.3))
     x = torch.randn(2, EXPERTS, 6, dtype=torch.float64)
     folded = fold.fold_query(query)
@@ -108,16 +105,14 @@ def test_query(experts: int) -> None:
     assert folded.weight.shape == (experts, 5, 6)
 
 
-def test_prompts() -> None:
+def test_prompts():
     encoder = moved(PromptEncoder(TextTransformer(width=32, heads=2, layers=2, output_dim=24)))
     like = torch.zeros(0, dtype=torch.float64)
     close(constant_prompts(encoder)(like), encoder(like))
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
-def test_all_folds_together(
-    preset: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_all_folds_together(preset, tiny, random_model):
     """Folded in float64, so the only difference is one rounding to float32."""
     model = random_model(tiny(preset))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -134,9 +129,7 @@ def test_all_folds_together(
 
 @pytest.mark.parametrize("source", ["pooled", "tokens"])
 @pytest.mark.parametrize("keys", ["hidden", "embedding"])
-def test_folds_hold_for_mixed_switches(
-    source: str, keys: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
+def test_folds_hold_for_mixed_switches(source, keys, tiny, random_model):
     model = random_model(tiny(distortion_source=source, distortion_keys=keys))
     pixels = torch.randint(0, 256, (2, 3, 64, 64)).float()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))

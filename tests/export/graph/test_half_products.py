@@ -1,7 +1,4 @@
-"""The graph for Turing: nothing multiplies float32, and the numbers stay."""
-
-from collections.abc import Callable
-from typing import Any
+"""The graph for Turing: no product is in float32, and the outputs stay."""
 
 import numpy as np
 import onnx
@@ -11,15 +8,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from drexperts.export.engines.inspection import expectation_from_graph
 from drexperts.export.graph.half_products import half_products
-from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.runtime.errors import UserError
 
 
-@pytest.fixture(scope="module", params=["paper", "official"])
-def graph(
-    request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> onnx.ModelProto:
-    return onnx_from_model(random_model(tiny(request.param)), maps=True, precision="fp16")
+@pytest.fixture(params=["paper", pytest.param("official", marks=pytest.mark.slow)])
+def graph(request, graph_of):
+    return graph_of(request.param, "fp16")
 
 
 def run(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -31,7 +25,7 @@ def run(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def images() -> np.ndarray:
-    """Noise, and the extremes: black, white, black and white."""
+    """Noise, black and white pixels, a black and a white image."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, 3, 64, 64))
     checks = 255 * rng.integers(0, 2, (1, 3, 64, 64))
@@ -39,7 +33,7 @@ def images() -> np.ndarray:
     return np.concatenate([noise, checks, flat]).astype(np.uint8)
 
 
-def test_every_product_reads_float16(graph: onnx.ModelProto) -> None:
+def test_every_product_reads_float16(graph):
     before = expectation_from_graph(graph).products.values()
     half = half_products(graph)
     after = expectation_from_graph(half).products.values()
@@ -50,19 +44,15 @@ def test_every_product_reads_float16(graph: onnx.ModelProto) -> None:
     onnx.checker.check_model(half, full_check=True)
 
 
-def test_inputs_and_outputs_stay(graph: onnx.ModelProto) -> None:
+def test_inputs_and_outputs_stay_and_the_argument_is_not_changed(graph):
+    before = graph.SerializeToString()
     half = half_products(graph)
     assert list(half.graph.input) == list(graph.graph.input)
     assert list(half.graph.output) == list(graph.graph.output)
-
-
-def test_the_argument_is_not_changed(graph: onnx.ModelProto) -> None:
-    before = graph.SerializeToString()
-    half_products(graph)
     assert graph.SerializeToString() == before
 
 
-def test_numbers_stay(graph: onnx.ModelProto) -> None:
+def test_numbers_stay(graph):
     pixels = images()
     expected, got = run(graph, pixels), run(half_products(graph), pixels)
     for name, values in expected.items():
@@ -72,7 +62,7 @@ def test_numbers_stay(graph: onnx.ModelProto) -> None:
         assert (got[name] != values).any(), name
 
 
-def test_weights_that_products_read_are_halved(graph: onnx.ModelProto) -> None:
+def test_weights_that_products_read_are_halved(graph):
     before, after = (
         expectation_from_graph(proto).weights for proto in (graph, half_products(graph))
     )
@@ -80,10 +70,8 @@ def test_weights_that_products_read_are_halved(graph: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_other_precisions_are_refused(
-    precision: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
-) -> None:
-    proto = onnx_from_model(random_model(tiny()), maps=False, precision=precision)
+def test_other_precisions_are_refused(precision, graph_of):
+    proto = graph_of("paper", precision)
     with pytest.raises(UserError, match="--precision fp16"):
         half_products(proto)
 
@@ -102,12 +90,12 @@ def product(weight: np.ndarray) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def test_a_weight_read_elsewhere_stays_float32() -> None:
+def test_a_weight_read_elsewhere_stays_float32():
     weights = {w.name: w.data_type for w in half_products(product(np.eye(2))).graph.initializer}
     assert weights == {"weight": TensorProto.FLOAT, "weight_half": TensorProto.FLOAT16}
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])
-def test_a_weight_beyond_float16_is_refused(value: float) -> None:
+def test_a_weight_beyond_float16_is_refused(value):
     with pytest.raises(UserError, match="weight has the value"):
         half_products(product(np.full((2, 2), value)))

@@ -1,7 +1,7 @@
 """The precision of each part: what int8 computes, and the fewest islands that keep the gate."""
 
 import copy
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,39 +10,47 @@ import pytest
 import torch
 
 from drexperts import runtime
-from drexperts.export.bundle import export_bundle
+from drexperts.evaluation.predict import TorchSession
+from drexperts.export import build_engine, export_bundle
 from drexperts.export.engines.inspection import expectation_from_graph
 from drexperts.export.graph import precision
 from drexperts.export.graph.calibration import block_linears
 from drexperts.export.graph.fold import inference_model
-from drexperts.export.graph.precision import Half, Int8, QuantisedLinear, fewest_islands, mixture
+from drexperts.export.graph.precision import (
+    Half,
+    Int8,
+    QuantisedLinear,
+    choose_precision,
+    fewest_islands,
+)
 from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.proof.parity import LIMITS
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest
-from drexperts.runtime.progress import SILENT
+from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest, write_manifest
+
+SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny: Callable[..., Any], random_model: Callable[..., Any]) -> Checkpoint:
+def official(tiny, random_model):
     model = random_model(tiny("official"), spread=0.05)
-    scale = ScoreScale(-1.0, 1.0, higher_is_better=True)
-    return Checkpoint(model, scale, default_preprocessing(model.config))
+    return Checkpoint(model, SCALE, default_preprocessing(model.config))
 
 
 @pytest.fixture(scope="module")
-def photographs() -> list[Any]:
+def photographs():
     return verification_images()[:4]
 
 
 @pytest.fixture(scope="module")
-def int8(checkpoint: Checkpoint, photographs: list[Any]) -> Int8:
-    return Int8(checkpoint, photographs, maps=True, max_batch=4)
+def int8(official, photographs):
+    return Int8(official, photographs, maps=True, max_batch=4)
 
 
 def parity(passed: bool, srcc: float = 0.9) -> Parity:
-    """A report of nothing, which passed or not."""
+    """A report that passed, or did not."""
     return Parity(
         images=4,
         rows=4,
@@ -62,7 +70,7 @@ def parity(passed: bool, srcc: float = 0.9) -> Parity:
 
 
 class Parts:
-    """A model of some parts that stands for itself: its graph is named by what stays in float32."""
+    """A stand-in for a model; the name of its graph lists the parts in float32."""
 
     precision = "int8"
 
@@ -83,33 +91,33 @@ class Parts:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 144])
-def test_the_fewest_islands_are_found(count: int) -> None:
+def test_the_fewest_islands_are_found(count):
     for needed in range(count + 1):
-        judged = []
+        counts: list[int] = []
 
-        def judge(islands: Any, needed=needed, judged=judged) -> Parity:
-            judged.append(len(islands))
+        def test(islands: Any, needed: int = needed, counts: list[int] = counts) -> Parity:
+            counts.append(len(islands))
             return parity(len(islands) >= needed)
 
         parts = Parts(count)
-        found = fewest_islands(parts, judge, lambda _: None)
+        found = fewest_islands(parts, test)
         assert found.islands == tuple(parts.parts[:needed])
         assert found.graph.producer_name == ",".join(found.islands)
-        assert len(judged) == len(set(judged)) <= 3 + np.log2(count)
-        tried = [each.islands for each in found.frontier]
-        assert tried == sorted(judged)
-        assert all(each.passed == (each.islands >= needed) for each in found.frontier)
+        assert len(counts) == len(set(counts)) <= 3 + np.log2(count)
+        tried = [each.islands for each in found.trials]
+        assert tried == sorted(counts)
+        assert all(each.passed == (each.islands >= needed) for each in found.trials)
 
 
-def test_what_float32_cannot_keep_is_all_float32_and_says_so() -> None:
+def test_limits_that_even_float32_misses_leave_all_parts_in_float32():
     parts = Parts(5)
-    found = fewest_islands(parts, lambda _: parity(passed=False), lambda _: None)
+    found = fewest_islands(parts, lambda _: parity(passed=False))
     assert found.islands == tuple(parts.parts)
-    assert not any(each.passed for each in found.frontier)
-    assert found.frontier[-1].islands == 5
+    assert not any(each.passed for each in found.trials)
+    assert found.trials[-1].islands == 5
 
 
-def test_a_quantised_layer_is_what_the_graph_computes(int8: Int8) -> None:
+def test_a_quantised_layer_is_what_the_graph_computes(int8):
     name = "encoder.blocks.0.fc1"
     linear = block_linears(int8.folded)[name]
     given = int8.ranges[name]
@@ -120,9 +128,7 @@ def test_a_quantised_layer_is_what_the_graph_computes(int8: Int8) -> None:
     torch.testing.assert_close(QuantisedLinear(linear, given)(rows[3:4]), got[3:4])
 
 
-def test_int8_scores_near_float32_whatever_the_batch(
-    checkpoint: Checkpoint, int8: Int8, tmp_path: Any
-) -> None:
+def test_int8_scores_are_near_float32_in_any_batch(official, int8, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8)
     runs = {}
     for name, graph in (("int8", int8.graph(())), ("fp32", int8.float_graph)):
@@ -131,35 +137,39 @@ def test_int8_scores_near_float32_whatever_the_batch(
         runs[name] = session.run(pixels)["score"]
         if name == "int8":
             alone = np.concatenate([session.run(image[None])["score"] for image in pixels])
-            assert np.abs(alone - runs[name]).max() < 1e-5 * checkpoint.scale.span
-    assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * checkpoint.scale.span
+            assert np.abs(alone - runs[name]).max() < 1e-5 * SCALE.span
+    assert 0 < np.abs(runs["int8"] - runs["fp32"]).max() < 0.05 * SCALE.span
     # The float graph is smoothed, which changes nothing.
-    onnx.save(onnx_from_model(checkpoint.model, maps=True), tmp_path / "plain")
-    plain = runtime.onnx_session.OnnxSession(tmp_path / "plain", max_batch=6).run(pixels)["score"]
-    np.testing.assert_allclose(runs["fp32"], plain, rtol=1e-4, atol=1e-4)
+    eager = TorchSession(official.model).run(pixels)["score"]
+    np.testing.assert_allclose(runs["fp32"], eager, rtol=1e-4, atol=1e-4)
 
 
-def test_islands_of_int8_are_products_in_float32(int8: Int8) -> None:
+def test_islands_of_int8_are_products_in_float32(int8):
     ranked = int8.ranked()
     assert sorted(ranked) == sorted(int8.ranges)
     kept = ranked[:3]
     graph = int8.graph(kept)
     floats = {node.input[1] for node in graph.graph.node if node.op_type == "Gemm"}
     assert {f"model.{name}.weight" for name in kept} <= floats
-    lowered = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
-    assert all(f"model.{name}.weight.int8" not in lowered for name in kept)
-    assert f"model.{ranked[-1]}.weight.int8" in lowered
+    quantised = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    assert all(f"model.{name}.weight.int8" not in quantised for name in kept)
+    assert f"model.{ranked[-1]}.weight.int8" in quantised
     assert graph.ByteSize() > int8.graph(()).ByteSize()
 
 
-def test_islands_of_float16_are_blocks_in_float32(checkpoint: Checkpoint) -> None:
+def test_islands_of_float16_are_blocks_in_float32(official):
     island = "encoder.blocks.1"
-    folded = inference_model(checkpoint.model, "fp16", [island])
+    folded = inference_model(official.model, "fp16", [island])
     kinds = {name: p.dtype for name, p in folded.named_parameters() if ".blocks." in name}
     for name, kind in kinds.items():
         assert kind == (torch.float32 if name.startswith(island) else torch.float16)
-    all_half = expectation_from_graph(onnx_from_model(checkpoint.model, precision="fp16"))
-    mixed = onnx_from_model(checkpoint.model, precision="fp16", islands=[island])
+
+
+@pytest.mark.slow
+def test_an_island_adds_its_products_to_those_in_float32(official):
+    island = "encoder.blocks.1"
+    all_half = expectation_from_graph(onnx_from_model(official.model, precision="fp16"))
+    mixed = onnx_from_model(official.model, precision="fp16", islands=[island])
     counts = [
         list(found.products.values()).count("fp32")
         for found in (all_half, expectation_from_graph(mixed))
@@ -168,21 +178,22 @@ def test_islands_of_float16_are_blocks_in_float32(checkpoint: Checkpoint) -> Non
     assert counts[1] == counts[0] + 8
 
 
-def test_float16_is_ranked_by_blocks(checkpoint: Checkpoint, photographs: list[Any]) -> None:
-    half = Half(checkpoint, photographs, maps=False, max_batch=2)
+def test_float16_is_ranked_by_blocks(official, photographs):
+    half = Half(official, photographs, maps=False, max_batch=2)
     assert sorted(half.ranked()) == [
         *(f"controller.vit.blocks.{i}" for i in range(2)),
         *(f"encoder.blocks.{i}" for i in range(2)),
     ]
 
 
-def test_auto_takes_the_fewest_islands_and_records_the_frontier(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any, monkeypatch: Any
-) -> None:
+@pytest.mark.slow
+def test_auto_takes_the_fewest_islands_and_records_what_it_tried(
+    official, photographs, tmp_path, monkeypatch
+):
     limits = {"score_max": 1e-3}  # int8 does not keep it, a few islands do
-    monkeypatch.setitem(precision.LIMITS, "int8", limits)
+    monkeypatch.setitem(LIMITS, "int8", limits)
     manifest = export_bundle(
-        checkpoint, tmp_path / "b", photographs, "auto", max_batch=2, target="cpu"
+        official, tmp_path / "b", images=photographs, precision="auto", max_batch=2
     )
     (engine,) = manifest.engines
     assert engine.precision == "int8"
@@ -198,10 +209,11 @@ def test_auto_takes_the_fewest_islands_and_records_the_frontier(
         assert runtime.load(tmp_path / "b").score(photographs[0]).value
 
 
-def test_int8_says_what_it_lost(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
-) -> None:
-    manifest = export_bundle(checkpoint, tmp_path / "b", photographs, "int8", max_batch=2)
+@pytest.mark.slow
+def test_the_loss_of_int8_is_reported(official, photographs, tmp_path):
+    manifest = export_bundle(
+        official, tmp_path / "b", images=photographs, precision="int8", max_batch=2
+    )
     (engine,) = manifest.engines
     assert (engine.precision, engine.islands, engine.frontier) == ("int8", (), ())
     assert engine.parity is not None
@@ -210,42 +222,30 @@ def test_int8_says_what_it_lost(
     assert engine.parity.score_max > 1e-5
 
 
-def test_a_gpu_engine_is_not_built_from_int8(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
-) -> None:
-    from drexperts.export.engines.build import build_engine
-    from drexperts.export.engines.options import EngineOptions
-
-    bundle = tmp_path / "b"
-    export_bundle(checkpoint, bundle, photographs, "int8", max_batch=2)
-    for backend, asked in (("tensorrt-rtx", None), ("onnx-cuda", None), ("tensorrt", "int8")):
-        with pytest.raises(UserError, match="int8, which is for CPUs"):
-            build_engine(
-                bundle,
-                backend,
-                EngineOptions(),
-                precision=asked,
-                fused_attention=True,
-                checkpoint=None,
-                images=None,
-                progress=SILENT,
-            )
+def test_a_gpu_engine_is_not_built_from_int8(bundle):
+    manifest = read_manifest(bundle)
+    int8 = replace(manifest.engines[0], precision="int8")
+    write_manifest(replace(manifest, engines=(int8,)), bundle)
+    with pytest.raises(UserError, match="onnx-cuda"):
+        build_engine(bundle, "onnx-cuda")
+    with pytest.raises(UserError, match="tensorrt"):
+        build_engine(bundle, "tensorrt", precision="int8")  # type: ignore[arg-type]
 
 
-def test_an_error_that_is_no_number_is_the_worst() -> None:
+def test_an_error_that_is_not_finite_is_the_worst():
     errors = {"a": 0.1, "b": float("nan"), "c": 5.0, "d": float("inf"), "e": 0.2}
     assert precision._worst_first(errors) == ["b", "d", "c", "e", "a"]
 
 
-def test_float16_is_judged_in_float16(checkpoint: Checkpoint, photographs: list[Any]) -> None:
+def test_float16_is_measured_in_float16(official, photographs):
     """A block whose activations are beyond float16 is found, and kept in float32."""
-    model = copy.deepcopy(checkpoint.model)
+    model = copy.deepcopy(official.model)
     block = model.encoder.vit.blocks[1]
     with torch.no_grad():  # equal in float32, since the next layer takes it back
         block.attn.qkv.weight[-32:] *= 1e6
         block.attn.qkv.bias[-32:] *= 1e6
         block.attn.proj.weight /= 1e6
-    moved = checkpoint._replace(model=model)
+    moved = official._replace(model=model)
     half = Half(moved, photographs, maps=False, max_batch=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     assert not np.isfinite(half.session(()).run(pixels)["score"]).all()
@@ -253,25 +253,22 @@ def test_float16_is_judged_in_float16(checkpoint: Checkpoint, photographs: list[
     assert half.ranked()[0] == "encoder.blocks.1"
 
 
-def test_layers_of_equal_weights_stay_apart(
-    checkpoint: Checkpoint, photographs: list[Any], tmp_path: Any
-) -> None:
-    model = copy.deepcopy(checkpoint.model)
+@pytest.mark.slow
+def test_layers_of_equal_weights_stay_apart(official, photographs, tmp_path):
+    model = copy.deepcopy(official.model)
     first, second = model.encoder.vit.blocks
     with torch.no_grad():
         for layer in ("fc1", "fc2"):
             for name in ("weight", "bias"):
                 value = getattr(getattr(first.mlp, layer), name)
                 getattr(getattr(second.mlp, layer), name).copy_(value)
-    int8 = Int8(checkpoint._replace(model=model), photographs, maps=False, max_batch=2)
+    int8 = Int8(official._replace(model=model), photographs, maps=False, max_batch=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     assert np.isfinite(int8.session(()).run(pixels)["score"]).all()
     kept = int8.session(["encoder.blocks.0.fc1"]).run(pixels)["score"]
     assert not np.array_equal(kept, int8.session(()).run(pixels)["score"])
 
 
-def test_plain_precisions_have_no_islands(checkpoint: Checkpoint, photographs: list[Any]) -> None:
-    made = mixture(
-        checkpoint, "fp32", "cpu", photographs, maps=False, max_batch=2, tell=lambda _: None
-    )
-    assert (made.precision, made.islands, made.frontier) == ("fp32", (), ())
+def test_plain_precisions_have_no_islands(official, photographs):
+    made = choose_precision(official, "fp32", "cpu", photographs, maps=False, max_batch=2)
+    assert (made.precision, made.islands, made.trials) == ("fp32", (), ())

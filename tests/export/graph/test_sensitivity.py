@@ -1,4 +1,4 @@
-"""To first order: what a small error of a part does to the score is what it is said to do."""
+"""The first-order error of the score is the measured one for small errors of a part."""
 
 import copy
 
@@ -29,14 +29,14 @@ def scores(folded, crops):
 
 
 @pytest.mark.parametrize("name", ["encoder.blocks.0.query", "encoder.blocks.1.fc2"])
-def test_of_a_linear_layer(name, folded, crops):
+def test_the_error_of_a_linear_layer(name, folded, crops):
     linear = block_linears(folded)[name]
     other = copy.deepcopy(linear)
 
-    def lowered(rows):
+    def reduced(rows):
         return other(rows) * (1 + SMALL * torch.sin(torch.arange(linear.out_features)))
 
-    told = score_errors(folded, {name: lowered}, crops)[name]
+    told = score_errors(folded, {name: reduced}, crops)[name]
     before = scores(folded, crops)
     scale = 1 + SMALL * torch.sin(torch.arange(linear.out_features))
     hook = linear.register_forward_hook(lambda _, given, output: output * scale)
@@ -46,12 +46,11 @@ def test_of_a_linear_layer(name, folded, crops):
     assert told == pytest.approx(measured, rel=0.02)
 
 
-def test_of_a_block_and_of_one_that_loses_nothing(folded, crops):
+def test_the_error_of_a_block_and_of_unchanged_blocks(folded, crops):
     blocks = dict(encoder_blocks(folded))
-    lowered = copy.deepcopy(blocks)
-    last = lowered["encoder.blocks.1"]
-    lowered["encoder.blocks.1"] = lambda rows, batch: last(rows, batch) + SMALL
-    told = score_errors(folded, lowered, crops)
+    last = copy.deepcopy(blocks["encoder.blocks.1"])
+    reduced = blocks | {"encoder.blocks.1": lambda rows, batch: last(rows, batch) + SMALL}
+    told = score_errors(folded, reduced, crops)
     assert told.keys() == blocks.keys()
     assert told["encoder.blocks.1"] > 0
     assert all(error == 0 for name, error in told.items() if name != "encoder.blocks.1")

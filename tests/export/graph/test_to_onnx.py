@@ -1,8 +1,6 @@
 """The ONNX file: what is in it, what is not, and that it runs."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,26 +13,29 @@ from onnx.reference import ReferenceEvaluator
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.to_onnx import DOMAIN, OP, onnx_from_model
 from drexperts.model.backbones import IMAGENET_MEAN, IMAGENET_STD, normalised
-from drexperts.model.dr_experts import DRExperts
 
 # Worst |engine - eager float32| that rounding explains, for outputs of order one to ten.
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}
 
 
-@pytest.fixture(scope="module", params=["paper", "official"])
-def model(request: Any, tiny: Callable[..., Any], random_model: Callable[..., Any]) -> DRExperts:
-    built: DRExperts = random_model(tiny(request.param))
-    return built
+@pytest.fixture(scope="module", params=["paper", pytest.param("official", marks=pytest.mark.slow)])
+def preset(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(preset, tiny, random_model):
+    return random_model(tiny(preset))
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def precision(request: Any) -> str:
+def precision(request):
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def proto(model: DRExperts, precision: str) -> onnx.ModelProto:
-    return onnx_from_model(model, maps=True, precision=precision)
+def proto(preset, precision, graph_of):
+    return graph_of(preset, precision)
 
 
 def run(proto: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
@@ -45,9 +46,7 @@ def run(proto: onnx.ModelProto, pixels: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_engine_is_the_eager_model(
-    batch: int, model: DRExperts, proto: onnx.ModelProto, precision: str
-) -> None:
+def test_engine_is_the_eager_model(batch, model, proto, precision):
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 3, 64, 64), dtype=np.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.inference_mode():
@@ -58,7 +57,7 @@ def test_engine_is_the_eager_model(
         assert np.abs(got - wanted.numpy()).max() / scale < TOLERANCE[precision]
 
 
-def test_inputs_and_outputs(proto: onnx.ModelProto) -> None:
+def test_inputs_and_outputs(proto):
     (pixels,) = proto.graph.input
     assert pixels.name == "pixels"
     assert pixels.type.tensor_type.elem_type == TensorProto.UINT8
@@ -68,12 +67,12 @@ def test_inputs_and_outputs(proto: onnx.ModelProto) -> None:
     assert {o.type.tensor_type.elem_type for o in proto.graph.output} == {TensorProto.FLOAT}
 
 
-def test_maps_are_optional(model: DRExperts) -> None:
+def test_maps_are_optional(model):
     graph = onnx_from_model(model, maps=False).graph
     assert [output.name for output in graph.output] == ["score", "weights"]
 
 
-def test_pooling_is_one_node_with_a_body(proto: onnx.ModelProto, model: DRExperts) -> None:
+def test_pooling_is_one_node_with_a_body(proto, model):
     (node,) = [n for n in proto.graph.node if n.op_type == OP]
     assert node.domain == DOMAIN
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -87,7 +86,7 @@ def test_pooling_is_one_node_with_a_body(proto: onnx.ModelProto, model: DRExpert
     assert len(norms) == (10 if iterated else 1)
 
 
-def test_no_initialiser_is_dead_or_doubled(proto: onnx.ModelProto) -> None:
+def test_no_initialiser_is_dead_or_doubled(proto):
     used = {name for node in proto.graph.node for name in node.input}
     contents = []
     for tensor in proto.graph.initializer:
@@ -97,7 +96,7 @@ def test_no_initialiser_is_dead_or_doubled(proto: onnx.ModelProto) -> None:
     assert len(contents) == len(set(contents))
 
 
-def test_shared_projections_are_stored_once(proto: onnx.ModelProto, model: DRExperts) -> None:
+def test_shared_projections_are_stored_once(proto, model):
     """With shared projections only Eq. 1's linears and the prompts have one item an expert."""
     width, embedding = model.config.encoder.width, model.config.controller.embedding
     own = [i.dims for i in proto.graph.initializer if len(i.dims) >= 2 and i.dims[0] == 10]
@@ -108,9 +107,7 @@ def test_shared_projections_are_stored_once(proto: onnx.ModelProto, model: DRExp
         assert len(large) == 4  # Eq. 1, two absorbed queries, the values
 
 
-def test_the_file_holds_no_more_than_the_folded_model(
-    proto: onnx.ModelProto, model: DRExperts
-) -> None:
+def test_the_file_holds_no_more_than_the_folded_model(proto, model):
     names = [i.name for i in proto.graph.initializer]
     assert not any(re.search(r"text|token_embedding|key\.bias|lambda", name) for name in names)
     folded = inference_model(model)
@@ -122,20 +119,21 @@ def test_the_file_holds_no_more_than_the_folded_model(
     assert stored <= 1.01 * (parameters + constants + transposed)
 
 
-def test_nothing_of_the_exporting_machine_is_in_the_file(proto: onnx.ModelProto) -> None:
+def test_nothing_of_the_exporting_machine_is_in_the_file(proto):
     content = proto.SerializeToString()
     assert b"stack_trace" not in content
     assert b".py" not in content
 
 
-def test_export_is_reproducible(model: DRExperts, precision: str, proto: onnx.ModelProto) -> None:
+@pytest.mark.slow
+def test_export_is_reproducible(model, precision, proto):
     again = onnx_from_model(model, maps=True, precision=precision)
     assert again.SerializeToString(deterministic=True) == proto.SerializeToString(
         deterministic=True
     )
 
 
-def test_precision_is_written_in_the_graph(proto: onnx.ModelProto, precision: str) -> None:
+def test_precision_is_written_in_the_graph(proto, precision):
     kinds = {i.name: i.data_type for i in proto.graph.initializer}
     blocks = {kind for name, kind in kinds.items() if ".blocks." in name}
     assert blocks == {TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT}
@@ -148,11 +146,11 @@ def test_precision_is_written_in_the_graph(proto: onnx.ModelProto, precision: st
 
 
 @pytest.fixture(scope="module")
-def bfloat16(model: DRExperts) -> onnx.ModelProto:
-    return onnx_from_model(model, maps=True, precision="bf16")
+def bfloat16(preset, graph_of):
+    return graph_of(preset, "bf16")
 
 
-def test_bfloat16_is_the_eager_model(model: DRExperts, bfloat16: onnx.ModelProto) -> None:
+def test_bfloat16_is_the_eager_model(model, bfloat16):
     """ONNX Runtime has no bfloat16 on the CPU; the checker's own evaluator does."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     got = ReferenceEvaluator(bfloat16).run(None, {"pixels": pixels})
@@ -162,7 +160,7 @@ def test_bfloat16_is_the_eager_model(model: DRExperts, bfloat16: onnx.ModelProto
         assert np.abs(a - b.numpy()).max() / max(1.0, float(b.abs().max())) < 0.2
 
 
-def test_bfloat16_is_that_of_the_blocks_alone(bfloat16: onnx.ModelProto) -> None:
+def test_only_the_blocks_are_bfloat16(bfloat16):
     kinds = {i.name: i.data_type for i in bfloat16.graph.initializer}
     half = {name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16}
     assert half

@@ -17,36 +17,36 @@ from drexperts.export.proof.agreement import (
 EXPECTED = np.array([1.0, 2.0, 3.0])
 
 
-def test_order_flips_counts_pairs() -> None:
+def test_order_flips_counts_pairs():
     assert order_flips(EXPECTED, np.array([1.0, 3.0, 2.0])) == (1, 3)
     assert order_flips(EXPECTED, EXPECTED[::-1]) == (3, 3)
 
 
-def test_a_tie_is_no_order() -> None:
+def test_ties_are_not_flipped():
     assert order_flips(np.array([1.0, 1.0, 2.0]), EXPECTED[::-1]) == (2, 2)
     assert order_flips(EXPECTED, np.ones(3)) == (0, 3)
 
 
-def test_pairs_that_are_clearly_apart() -> None:
+def test_pairs_that_are_clearly_apart():
     assert order_flips(EXPECTED, EXPECTED[::-1], 1.5) == (1, 1)
     assert order_flips(EXPECTED, np.array([2.0, 1.0, 3.0]), 1.5) == (0, 1)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_what_is_no_number_has_no_order(wrong: float) -> None:
+def test_values_that_are_not_finite_are_flipped(wrong):
     got = np.array([wrong, wrong, 3.0])
     assert order_flips(EXPECTED, got).flips >= 1
     assert (correlation(EXPECTED, got), rank_correlation(EXPECTED, got)) == (0.0, 0.0)
 
 
-def test_leading_flips() -> None:
+def test_leading_flips():
     expected = np.array([[1.0, -3.0], [2.0, 1.0], [0.0, 1.0]])
     assert leading_flips(expected, -expected) == 0
     assert leading_flips(expected, expected + np.array([[2.5, 0], [0, 0], [0, 0]])) == 1
     assert leading_flips(expected, np.where(expected == 2, np.nan, expected)) == 1
 
 
-def test_intervals_are_those_of_scipys_bootstrap() -> None:
+def test_intervals_are_those_of_scipys_bootstrap():
     random = np.random.default_rng(1)
     expected = random.normal(size=150)
     got = expected + 0.3 * random.normal(size=150)
@@ -64,22 +64,23 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
     assert ours.plcc_interval.high == pytest.approx(theirs.high, abs=5e-3)
 
 
-def test_weights_that_are_flat_in_both_are_left_out() -> None:
+def test_weights_that_are_flat_in_both_are_left_out():
     random = np.random.default_rng(2)
     expected = np.stack([random.normal(size=50), 1 + 1e-3 * random.normal(size=50)], 1)
     got = expected * [1, -1]
-    assert weights_agreement(expected, got + np.array([0, 2]))["weights_srcc"] == pytest.approx(1.0)
-    assert (
-        weights_agreement(expected, expected + [[0, 1]] * (np.arange(50) % 2)[:, None])[
-            "weights_srcc"
-        ]
-        < 0.5
-    )
-    assert weights_agreement(expected[:, 1:], got[:, 1:]) == {}
-    assert weights_agreement(expected, np.full_like(got, np.nan))["weights_plcc"] == 0.0
+    flat_inverted = weights_agreement(expected, got + np.array([0, 2]))
+    assert flat_inverted is not None
+    assert flat_inverted.srcc == pytest.approx(1.0)
+    varying = weights_agreement(expected, expected + [[0, 1]] * (np.arange(50) % 2)[:, None])
+    assert varying is not None
+    assert varying.srcc < 0.5
+    assert weights_agreement(expected[:, 1:], got[:, 1:]) is None
+    broken = weights_agreement(expected, np.full_like(got, np.nan))
+    assert broken is not None
+    assert broken.plcc == 0.0
 
 
-def test_the_crop_with_the_worst_maps_counts() -> None:
+def test_the_crop_with_the_worst_maps_counts():
     expected = np.random.default_rng(3).normal(size=(20, 10, 3, 3))
     got = expected.copy()
     got[4] *= -1

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from drexperts.data.distortions import DISTORTIONS
+from drexperts.data.distortions import SYNTHETIC_TYPES
 from drexperts.export.proof.photographs import (
     NAMES,
     distorted_crops,
@@ -15,16 +15,16 @@ from drexperts.runtime.preprocess import Preprocessing
 SPEC = Preprocessing(crop=64, short_side_min=64, short_side_max=128, crops_per_side=2)
 
 
-def test_verification_images() -> None:
+def test_verification_images():
     images = verification_images()
     assert len({image.tobytes() for image in images}) == len(images) == 8 * len(NAMES)
     assert images[: len(NAMES)] == [photograph(name) for name in NAMES]
 
 
-def test_all_levels_of_a_distortion_are_on_one_crop() -> None:
+def test_all_levels_of_a_distortion_are_on_one_crop():
     images = [photograph(name) for name in NAMES[:5]]
     crops = distorted_crops(images, SPEC)
-    assert len(crops) == 5 * len(DISTORTIONS) - 1  # JPEG 2000 gets no smaller
+    assert len(crops) == 5 * len(SYNTHETIC_TYPES) - 1  # JPEG 2000 gets no smaller
     blurs = [np.asarray(crop, float) for crop in crops[:5]]
     detail = [np.abs(np.diff(blur, axis=0)).mean() for blur in blurs]
     assert detail == sorted(detail, reverse=True)
@@ -32,12 +32,12 @@ def test_all_levels_of_a_distortion_are_on_one_crop() -> None:
     assert distorted_crops(images, SPEC) == crops
 
 
-def test_grey_photographs_are_taken_where_there_are_no_others() -> None:
+def test_grey_photographs_are_taken_where_there_are_no_others():
     grey, coloured = photograph("camera.png"), photograph("coffee.png")
     assert distorted_crops([grey, coloured], SPEC) == distorted_crops([coloured], SPEC)
     crops = distorted_crops([grey], SPEC)
     assert len({crop.tobytes() for crop in crops}) == len(crops) < 125
 
 
-def test_one_flat_picture_gives_few_crops() -> None:
+def test_one_flat_picture_gives_few_crops():
     assert 1 <= len(distorted_crops([Image.new("RGB", (200, 150), (90, 90, 90))], SPEC)) < 125

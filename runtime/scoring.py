@@ -1,0 +1,152 @@
+"""Score image files: into memory, or into a result file that a later run continues."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.explain import explanation, file_name, is_picture
+from drexperts.runtime.preprocess import decode
+from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.results import ResultFile, find_images
+from drexperts.runtime.scorer import Score, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringSummary:
+    """What `score_files` did.
+
+    images: image files that the paths named
+    already_there: images of which the result file had a row before
+    scored, failed: images that got a score, and that could not be read, in this run
+    any_scored: whether at least one image has a score, from this run or an earlier one
+    seconds: wall-clock time
+    out: the result file
+    scores: the scores of this run without their maps, in the order of the paths; None where they
+        went to a file
+    """
+
+    images: int
+    already_there: int
+    scored: int
+    failed: int
+    any_scored: bool
+    seconds: float
+    out: Path | None
+    scores: tuple[Score, ...] | None
+
+    def as_document(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        names = ("images", "already_there", "scored", "failed", "seconds")
+        rows = None if self.scores is None else [score.as_row() for score in self.scores]
+        out = None if self.out is None else str(self.out)
+        return {name: getattr(self, name) for name in names} | {"out": out, "results": rows}
+
+
+def score_files(
+    scorer: Scorer,
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    explain: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    retry_errors: bool = False,
+    progress: Progress = SILENT,
+    on_score: Callable[[Score], object] | None = None,
+) -> ScoringSummary:
+    """Score the images that files, folders and glob patterns name.
+
+    paths: one or several, see `find_images`; pictures that `explain` wrote before are left out
+    out: a `.jsonl` or `.csv` file, one row per image; a run with the same file continues it. With
+        a file, memory is bounded; without one, every score is kept for the summary.
+    explain: a folder for one explanation picture per scored image; the bundle must have maps
+    overwrite: start the result file anew instead of continuing it
+    retry_errors: score again the images whose row in the result file is an error
+    on_score: called with each score as it comes
+
+    An image that cannot be read is a row with `error`. Raises UserError for paths that name no
+    image, a result file of other weights, preprocessing or software, and a bundle without maps
+    where `explain` is given.
+
+    Example:
+        with runtime.load("bundle/") as scorer:
+            summary = runtime.score_files(scorer, "photos/", "scores.csv")
+        print(summary.scored, summary.failed)
+    """
+    if out is None and (overwrite or retry_errors):
+        raise UserError("overwriting and retrying are about a result file: name it with --out")
+    named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    pictures = None if explain is None else Path(explain)
+    images = _without_pictures(find_images([os.fspath(path) for path in named]), pictures)
+    kept: list[Score] = []
+    sinks: list[Callable[[Score], object]] = []
+    there: dict[str, bool] = {}
+    scored, start = 0, time.monotonic()
+    with ExitStack() as stack:
+        # The picture before the row: an image whose row is there is not scored again.
+        if pictures is not None:
+            sinks.append(_picture_writer(pictures))
+        if out is None:  # maps take a megabyte per image
+            sinks.append(lambda score: kept.append(replace(score, maps=None)))
+        else:
+            results = stack.enter_context(_result_file(scorer, Path(out), overwrite, retry_errors))
+            sinks.append(results.append)
+            there = {os.path.abspath(source): scored for source, scored in results.done.items()}
+        if on_score is not None:
+            sinks.append(on_score)
+        todo = [path for path in images if os.path.abspath(path) not in there]
+        already = len(images) - len(todo)
+        if already and pictures is not None:
+            progress.note(f"{already} images already have a row and get no new picture")
+        progress("scoring", 0, len(todo))
+        for count, score in enumerate(scorer.score_stream(todo, maps=pictures is not None), 1):
+            for sink in sinks:
+                sink(score)
+            scored += score.error is None
+            progress("scoring", count, len(todo))
+    return ScoringSummary(
+        images=len(images),
+        already_there=already,
+        scored=scored,
+        failed=len(todo) - scored,
+        any_scored=scored > 0 or any(there.get(os.path.abspath(path)) for path in images),
+        seconds=time.monotonic() - start,
+        out=None if out is None else Path(out),
+        scores=tuple(kept) if out is None else None,
+    )
+
+
+def _result_file(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultFile:
+    return ResultFile(
+        path,
+        fingerprint=scorer.fingerprint(),
+        distortions=scorer.manifest.distortions,
+        overwrite=overwrite,
+        retry_errors=retry_errors,
+    )
+
+
+def _without_pictures(images: list[Path], folder: Path | None) -> list[Path]:
+    """Leave out the pictures that an earlier run wrote among the photographs."""
+    if folder is None:
+        return images
+    inside = Path(os.path.abspath(folder))
+    return [
+        path
+        for path in images
+        if not (is_picture(path) and Path(os.path.abspath(path)).parent == inside)
+    ]
+
+
+def _picture_writer(folder: Path) -> Callable[[Score], None]:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(score: Score) -> None:
+        if score.error is None:
+            explanation(decode(score.source), score).save(folder / file_name(score.source))
+
+    return write

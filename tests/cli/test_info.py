@@ -1,0 +1,71 @@
+"""`drx info`."""
+
+import dataclasses
+import shutil
+
+import pytest
+from support.command_line import change_engine
+
+from drexperts.runtime.compatibility import gpus
+from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
+
+
+def test_info(toy_bundle, call):
+    status, document, tables = call("info", toy_bundle)
+    assert status == 0
+    assert (document["proven"], document["intact"]) == (True, True)
+    assert document["files"] == {"model.onnx": "intact"}
+    assert document["manifest"]["preset"] == "paper"
+    for text in ("alpha", "0 to 255, higher is better", "distortion 9", "batch invariance"):
+        assert text in tables
+
+
+def test_info_of_a_changed_or_missing_file(bundle, call):
+    (bundle / "model.onnx").write_bytes(b"other")
+    status, document, tables = call("info", bundle)
+    assert (status, document["intact"], document["proven"]) == (1, False, True)
+    assert "CHANGED" in tables
+    (bundle / "model.onnx").unlink()
+    status, document, _ = call("info", bundle)
+    assert (status, document["files"]) == (1, {"model.onnx": "MISSING"})
+
+
+def test_info_of_an_unproven_bundle(bundle, call):
+    parity = read_manifest(bundle).engines[0].parity
+    assert parity is not None
+    limits = {"score_max": 1e-3, "srcc": 0.99, "order_flips": 0.1, "plcc": 0.9}
+    failed = dataclasses.replace(
+        parity, score_max=0.5, srcc=0.1, order_flips=3, passed=False, limits=limits
+    )
+    change_engine(bundle, parity=failed)
+    status, document, tables = call("info", bundle)
+    assert (status, document["proven"], document["intact"]) == (1, False, True)
+    assert "NOT PROVEN" in tables
+    assert tables.count("FAILS") == 3
+    change_engine(bundle, parity=None, invariance=None)
+    assert call("info", bundle)[2].count("never measured") == 2
+
+
+def test_info_without_engines(bundle, call):
+    write_manifest(dataclasses.replace(read_manifest(bundle), engines=()), bundle)
+    status, document, _ = call("info", bundle)
+    assert (status, document["proven"]) == (1, False)
+
+
+def test_info_of_what_is_no_bundle(tmp_path, call):
+    status, document, _ = call("info", tmp_path)
+    assert status == 2
+    assert "drx export" in document["error"]
+
+
+def test_info_of_engines_that_do_not_run_here(bundle, call, planned):
+    if gpus():
+        pytest.skip("this machine has a GPU")
+    engine = dataclasses.replace(planned(), sha256=sha256_of(bundle / "model.onnx"))
+    shutil.copy(bundle / "model.onnx", bundle / engine.file)
+    manifest = read_manifest(bundle)
+    write_manifest(dataclasses.replace(manifest, engines=(*manifest.engines, engine)), bundle)
+    status, document, tables = call("info", bundle)
+    assert (status, document["proven"], document["intact"]) == (0, True, True)
+    assert "runs here" in tables
+    assert "no: tensorrt-rtx.engine needs" in " ".join(tables.split())

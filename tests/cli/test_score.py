@@ -1,0 +1,168 @@
+"""`drx score`: its options, what it prints, and how it ends."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.command_line import drx
+
+from drexperts.cli.main import main
+from drexperts.runtime.compatibility import gpus
+from drexperts.runtime.manifest import Engine, read_manifest, write_manifest
+from drexperts.runtime.scorer import Scorer
+
+Call = Callable[..., tuple[int, Any, str]]
+COUNTS = ("images", "already_there", "scored", "failed")
+
+
+def counts(document: dict[str, Any]) -> list[int]:
+    return [document[name] for name in COUNTS]
+
+
+def test_the_document(toy_bundle: Path, photos: Path, call: Call) -> None:
+    status, document, error = call("score", toy_bundle, photos, "--batch", "3", "--threads", "1")
+    assert status == 0
+    assert "broken.jpg" in error
+    assert counts(document) == [4, 0, 3, 1]
+    assert list(document) == [
+        *("bundle", "engine", "session", "passed_over"),
+        *(*COUNTS, "seconds", "out", "results"),
+    ]
+    rows = {row["source"]: row for row in document["results"]}
+    assert rows[str(photos / "a.png")]["value"] > 0
+    assert rows[str(photos / "broken.jpg")]["value"] is None
+
+
+def test_tables_go_to_stdout_without_json(
+    toy_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(toy_bundle), str(photos)]) == 0
+    out, err = capsys.readouterr()
+    assert "3 scored, 1 failed" in out
+    assert "a.png" in out
+    assert "onnxruntime" in err
+
+
+def test_many_scores_show_their_ends(
+    toy_bundle: Path,
+    tmp_path: Path,
+    photo: Callable[..., Image.Image],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    for level in range(30):
+        image = photo(34, 34).point(lambda value, level=level: level * 8)
+        image.save(tmp_path / f"{level:02}.png")
+    assert main(["score", str(toy_bundle), f"{tmp_path}/*.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    values = [
+        float(line.split("│")[2]) for line in lines if line.startswith("│") and ".png" in line
+    ]
+    assert values == [level * 8 for level in (0, 1, 2, 3, 4, 25, 26, 27, 28, 29)]
+
+
+def test_only_images_that_fail_are_a_failed_gate(
+    toy_bundle: Path, photos: Path, call: Call
+) -> None:
+    status, document, _ = call("score", toy_bundle, photos / "broken.jpg")
+    assert (status, document["failed"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--threads", "0"],
+        ["--batch", "17"],
+        ["--device", "tpu"],
+        ["--overwrite"],
+        ["--retry-errors"],
+    ],
+)
+def test_options_that_are_refused(
+    option: list[str], toy_bundle: Path, photos: Path, call: Call
+) -> None:
+    status, document, _ = call("score", toy_bundle, photos, *option)
+    assert status == 2
+    assert option[-1].strip("-") in document["error"] or "--out" in document["error"]
+
+
+def test_a_result_file_is_continued(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call
+) -> None:
+    out = tmp_path / "r.jsonl"
+    arguments = ["score", toy_bundle, photos, "--out", out]
+    document = call(*arguments)[1]
+    assert (document["out"], document["results"]) == (str(out), None)
+    shutil.copy(photos / "a.png", photos / "broken.jpg")
+    assert counts(call(*arguments)[1]) == [4, 4, 0, 0]
+    assert counts(call(*arguments, "--retry-errors")[1]) == [4, 3, 1, 0]
+    assert counts(call(*arguments, "--overwrite")[1]) == [4, 0, 4, 0]
+
+
+def test_explanations(toy_bundle: Path, photos: Path, call: Call) -> None:
+    folder = photos / "explained"
+    assert call("score", toy_bundle, photos, "--explain", folder)[0] == 0
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_names_that_no_encoding_can_print(
+    toy_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # or a table breaks the names
+    for name in (b"\xff[red].png", b":smile: [bold].png", "照 片.png".encode()):
+        shutil.copy(photos / "a.png", photos / os.fsdecode(name))
+    result = drx("score", toy_bundle, photos)
+    assert result.returncode == 0
+    assert "6 scored" in result.stdout
+    assert "[red]" in result.stdout
+
+
+def test_interrupted_scoring_keeps_its_rows(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Scorer.score_stream
+
+    def interrupted(self: Scorer, sources: list[Path], *, maps: bool = False) -> Any:
+        yield from list(stream(self, sources, maps=maps))[:2]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scorer, "score_stream", interrupted)
+    out = tmp_path / "r.jsonl"
+    status, document, _ = call("score", toy_bundle, photos, "--out", out)
+    assert status == 130
+    assert str(out) in document["error"]
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_ctrl_c(toy_bundle: Path) -> None:
+    pressed = (
+        "import os, signal\n"
+        "from drexperts.runtime import scoring\n"
+        "scoring.find_images = lambda paths: os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    result = drx("score", toy_bundle, "x", before=pressed)
+    assert result.returncode == 130
+    assert result.stderr.endswith("drx: interrupted\n")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(bool(gpus()), reason="this machine has a GPU")
+def test_engines_that_are_not_used_are_named(
+    bundle: Path, call: Call, planned: Callable[..., Engine], photos: Path
+) -> None:
+    manifest = read_manifest(bundle)
+    engines = (*manifest.engines, planned())
+    write_manifest(dataclasses.replace(manifest, engines=engines), bundle)
+    status, document, notes = call("score", bundle, photos)
+    assert (status, document["engine"]) == (0, "model.onnx")
+    (passed,) = document["passed_over"]
+    assert (passed["file"], passed["backend"]) == ("tensorrt-rtx.engine", "tensorrt-rtx")
+    assert "tensorrt-rtx.engine (tensorrt-rtx)" in notes
+    assert call("score", bundle, photos, "--device", "cuda")[0] == 2
