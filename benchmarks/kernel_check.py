@@ -27,16 +27,17 @@ from drexperts.runtime.errors import BackendError
 
 Values = Sequence[Tensor | None]
 
-# Relative rms error that no right computation exceeds and a wrong one does: in 16 bits an eager
-# form rounds every intermediate result; on a CPU at full size 6e-3 and 4e-2 were the most seen.
+# Relative RMS errors that a correct computation stays below and a wrong one exceeds. In 16 bits an
+# eager form rounds every intermediate result: on a CPU at full size it was off by up to 6e-3 in
+# float16 and 4e-2 in bfloat16.
 LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
-# Ours keeps to twice the error of the eager form, or to this where that form has next to none:
-# in 16 bits four units, since operands of products and results are rounded; in float32 what
-# another order of summation may cost.
+# Ours may have twice the error of the eager form, or this if that form has almost none: four units
+# in 16 bits, since operands of products and results are rounded; in float32 what another order of
+# summation may cost.
 FINE = {torch.float32: 1e-5, torch.float16: 2**-8, torch.bfloat16: 2**-5}
-# Gradients of shared operands are sums over images and tokens that may cancel almost wholly, and
-# then the eager form's own error is the only measure. Of a few numbers that error may be next to
-# nothing by luck; there the rough limit holds for ours too.
+# Gradients of shared operands are sums over images and tokens that may almost cancel, and then only
+# the eager form's own error is a measure. For an operand of few numbers that error may be tiny by
+# luck, so that ours has the rough limit, too.
 FEW = 64
 ZERO = 1e-12  # of the largest gradient
 REPEATS = 3
@@ -203,7 +204,7 @@ def _gradient_errors(
             others[truth.chosen] = 0
             gradient = gradient[truth.chosen]
             yield f"gradient of {name}, other images", math.inf if others.any() else 0.0
-        # A bias of the keys moves all logits of a row alike: its gradient is zero, and what is
+        # A bias of the keys shifts all logits of a row alike: its gradient is zero, and what is
         # computed for it is rounding noise, in float64 too.
         if exact is not None and exact.abs().max() > ZERO * largest:
             yield f"gradient of {name}", relative_error(gradient, exact)

@@ -31,7 +31,7 @@ COPIES, LONG = 10, 500e-6
 
 @dataclass(frozen=True)
 class Mode:
-    """What is timed, and in which state of the device."""
+    """What is timed, and the state of the device before it."""
 
     training: bool
     cold: bool = False
