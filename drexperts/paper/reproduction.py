@@ -202,7 +202,7 @@ class _Runs:
         if result is None or not self._is_of(result, self._run(cell.training, split)):
             return None
         tests: Mapping[str, Metrics] = {OWN_TEST: result.test}
-        skipped = {cell.training.dataset: tuple(result.skipped)}
+        skipped: dict[str, Sequence[str]] = {cell.training.dataset: result.skipped}
         if cell.target is not None:
             transfer = self._transferred(folder, self._data(cell.target), split)
             if transfer is None:
