@@ -2,14 +2,13 @@
 
     python examples/score_folder.py BUNDLE FOLDER [--worst 10]
 
-`drx score BUNDLE FOLDER --out scores.jsonl` does the same into a file that survives a kill.
+With `out="scores.jsonl"`, `score_files` writes a file that survives a kill, as `drx score` does.
 """
 
 import argparse
 import sys
 
 from drexperts import runtime
-from drexperts.runtime.results import find_images
 
 
 def main(given: list[str] | None = None) -> None:
@@ -20,17 +19,15 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--worst", type=int, default=10, help="how many to print (default: 10)")
     arguments = parser.parse_args(given)
 
-    scores = []
     with runtime.load(arguments.bundle) as scorer:
         better = 1 if scorer.manifest.scale.higher_is_better else -1
-        # A stream decodes ahead and fills batches across images, in bounded memory.
-        for score in scorer.score_stream(find_images([arguments.folder])):
-            if score.error is None:
-                scores.append(score)
-            else:
-                print(f"left out: {score.error}", file=sys.stderr)
-    scores.sort(key=lambda score: better * score.value)
-    for score in scores[: arguments.worst]:
+        scores = runtime.score_files(scorer, arguments.folder).scores or ()
+    for score in scores:
+        if score.error is not None:
+            print(f"left out: {score.error}", file=sys.stderr)
+    scored = [score for score in scores if score.error is None]
+    scored.sort(key=lambda score: better * score.value)
+    for score in scored[: arguments.worst]:
         leading = max(score.distortions, key=lambda name: abs(score.distortions[name]))
         print(f"{score.value:8.2f} ± {score.std:.2f}  {leading:16}  {score.source}")
 

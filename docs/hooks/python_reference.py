@@ -66,7 +66,7 @@ def public_names(package: str) -> dict[str, str]:
             exported.update(alias.name for alias in node.names if alias.asname == alias.name)
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             exported.update(ast.literal_eval(node.value))
-        elif isinstance(node, ast.Dict) and node.keys and all(map(is_text, node.keys)):
+        elif isinstance(node, ast.Dict) and all(map(is_text, [*node.keys, *node.values])):
             homes.update(ast.literal_eval(node))
     return {name: homes[name] for name in sorted(exported, key=order) if name in homes}
 
