@@ -9,9 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 # Folders of data, and folders inside a named folder that mirror others.
-UNNAMED = re.compile(
-    r"tests/(?!support|fixtures)|tests/fixtures/.|docs/(?!hooks)|\.github/.|.*/templates/"
-)
+UNNAMED = re.compile(r"tests/(?!support|fixtures)|tests/fixtures/.|docs/(?!hooks)|\.github/.")
 
 
 def named() -> dict[str, str]:
