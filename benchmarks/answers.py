@@ -7,7 +7,7 @@ import numpy as np
 
 from drexperts.export.proof.agreement import score_agreement
 from drexperts.export.proof.parity import LIMITS, Outputs
-from drexperts.runtime.manifest import ENOUGH_IMAGES, Parity, SetParity, within
+from drexperts.runtime.manifest import MIN_IMAGES, Parity, SetParity, within
 
 Scores = tuple[float | None, ...]
 
@@ -17,7 +17,7 @@ class Answers:
     """What was answered on the images.
 
     scores: of the images; None for a score that is not finite
-    weights_and_maps: how far these are from the float32 model's, by the names of `Parity.gated`
+    weights_and_maps: how far these are from the float32 model's, by the names of `Parity.measured`
     """
 
     scores: Scores
@@ -26,7 +26,7 @@ class Answers:
     @classmethod
     def of(cls, outputs: Outputs, parity: Parity) -> "Answers":
         """The answers of which `parity` was computed."""
-        named = {n: v for n, v in parity.gated().items() if n.startswith(BEYOND_SCORES)}
+        named = {n: v for n, v in parity.measured().items() if n.startswith(BEYOND_SCORES)}
         scores = (score if np.isfinite(score) else None for score in outputs.scores.tolist())
         return cls(scores=tuple(scores), weights_and_maps=named)
 
@@ -56,9 +56,9 @@ class Reference:
         for size in self.sets.values():
             part = slice(start, start + size)
             start += size
-            if size >= ENOUGH_IMAGES:
+            if size >= MIN_IMAGES:
                 sets.append(agreement(self.scores[part], answers.scores[part], self.span))
-        figures: Mapping[str, float | None] = self.agreement(answers).gated()
+        figures: Mapping[str, float | None] = self.agreement(answers).measured()
         whole = within({**figures, **answers.weights_and_maps}, limits)
         return whole and all(each.keeps(limits) for each in sets)
 

@@ -11,6 +11,7 @@ a trial of the script, whose numbers mean nothing.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -35,7 +36,12 @@ QUICK_IMAGES, QUICK_ROUNDS, QUICK_SECONDS = 4, 3, 4.0
 
 
 def exported(
-    checkpoint: Checkpoint, precision: str, folder: Path, *, quick: bool, progress: Progress
+    checkpoint: Checkpoint,
+    precision: Literal["fp32", "int8", "auto"],
+    folder: Path,
+    *,
+    quick: bool,
+    progress: Progress,
 ) -> Path:
     """A bundle in one precision."""
     bundle = folder / f"full-size-{checkpoint.model.config.preset}-{precision}"

@@ -11,8 +11,8 @@ from torch import Tensor
 from drexperts.benchmarks.answers import Answers, Reference
 from drexperts.benchmarks.gpu_variants import Program, Variant
 from drexperts.benchmarks.model_receipt import BatchDrift, VariantCheck
-from drexperts.export.proof.agreement import finite
-from drexperts.export.proof.parity import LIMITS, Outputs, batch_drifts, batch_sizes, compare
+from drexperts.export.proof.batch_invariance import batch_drifts, batch_sizes, worst_drift
+from drexperts.export.proof.parity import LIMITS, Outputs, compare
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale
 
 REPEATS = 3
@@ -69,34 +69,22 @@ class Checker:
             self.alone[variant.name] = _rows(program, crops, 1)
         alone = self.alone.get(variant.name)
         expected = alone or _rows(program, crops, batch)
-        session, arrays = ProgramSession(program, crops.device), crops.cpu().numpy()
-        drifts = [each for n in sizes for each in batch_drifts(session, arrays, expected, n)]
-        largest = float(np.abs(expected["weights"]).max())
-        units = {"score": self.scale.span, "weights": largest, "maps": 1.0}
-        worst = {n: float(np.max([drift[n] for drift in drifts])) for n in OUTPUTS}
-        return BatchDrift(
-            "each alone" if alone else "the same batch in order",
-            tuple(sizes),
-            {f"{name}_max": finite(worst[name] / units[name]) for name in OUTPUTS},
-        )
+        runs, arrays = Runs(program, crops.device), crops.cpu().numpy()
+        drifts = [each for n in sizes for each in batch_drifts(runs, arrays, expected, n)]
+        against = "each alone" if alone else "the same batch in order"
+        return BatchDrift(against, tuple(sizes), worst_drift(drifts, expected, self.scale))
 
 
-class ProgramSession:
-    """A program as a `Session`, which takes and gives arrays in host memory."""
+@dataclass(frozen=True)
+class Runs:
+    """A program that takes and gives arrays in host memory."""
 
-    concurrency, max_batch, description = 1, 1, "PyTorch"
+    program: Program
+    device: torch.device
 
-    def __init__(self, program: Program, device: torch.device) -> None:
-        self.image_size: int | None = None
-        self._program, self._device = program, device
-
-    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """uint8 [B, 3, H, W] -> "score" [B], "weights" [B, 10], "maps" [B, 10, grid, grid]."""
-        rows = _named(self._program(torch.from_numpy(pixels).to(self._device)))
-        return {name: values.astype(np.float32) for name, values in rows.items()}
-
-    def close(self) -> None:
-        """Do nothing: the program is not the session's."""
+    def run(self, pixels: NDArray[np.uint8]) -> Rows:
+        """The outputs by name."""
+        return _named(self.program(torch.from_numpy(pixels).to(self.device)))
 
 
 def outputs_of(program: Program, pixels: Tensor, batch: int) -> Outputs:

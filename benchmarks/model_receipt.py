@@ -15,7 +15,7 @@ from drexperts.benchmarks.receipt import (
     require_gpu,
     three_digits,
 )
-from drexperts.export.proof.parity import INVARIANCE
+from drexperts.export.proof.batch_invariance import TOLERANCES
 from drexperts.runtime.manifest import invariance_limits, within
 from drexperts.ui.markdown import Table
 
@@ -76,7 +76,7 @@ class VariantCheck:
             found.append("parity with float32")
         if not self.is_dense and not self.repeatable:
             found.append("two runs differ")
-        limits = invariance_limits(INVARIANCE[self.precision])
+        limits = invariance_limits(TOLERANCES[self.precision])
         if not self.is_dense and not within(self.drift.worst, limits):
             found.append("batch invariance")
         return found

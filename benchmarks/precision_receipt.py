@@ -13,7 +13,7 @@ from drexperts.benchmarks.receipt import (
     machine_line,
     three_digits,
 )
-from drexperts.export.proof.parity import INVARIANCE
+from drexperts.export.proof.batch_invariance import TOLERANCES
 from drexperts.ui.markdown import Table
 
 FLOAT, SMOOTHED, CHOSEN = "float32", "static, smoothed", "auto"
@@ -72,7 +72,7 @@ class PrecisionReceipt(Receipt):
 
     def is_batch_invariant(self, way: Quantised) -> bool:
         """Whether scores are the same in any batch, but for rounding."""
-        return self.drift_share(way) <= INVARIANCE["int8"]
+        return self.drift_share(way) <= TOLERANCES["int8"]
 
     def drift_share(self, way: Quantised) -> float:
         """The drift between batches as a fraction of the span."""
