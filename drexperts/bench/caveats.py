@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from drexperts.bench.reports import ENOUGH, BenchReport, EngineDescription, Seconds
 from drexperts.bench.timing import Summary
-from drexperts.runtime.manifest import PLAN_BACKENDS
+from drexperts.runtime.manifest import TENSORRT_BACKENDS
 from drexperts.runtime.selection import BACKENDS
 
 UNSTABLE = 0.1  # coefficient of variation above which a mean says little
@@ -21,7 +21,7 @@ def boundaries(engine: EngineDescription) -> dict[str, str]:
         kernel = "of single operations, by `python benchmarks/bench_kernels.py`"
         compute = (
             "CUDA's events around the engine's work, pixels and results on the GPU, no CUDA graph"
-            if engine.backend in PLAN_BACKENDS
+            if engine.backend in TENSORRT_BACKENDS
             else "the host's clock around ONNX Runtime, pixels and results on the GPU"
         )
     return {
