@@ -69,24 +69,21 @@ class Checker:
             self.alone[variant.name] = _rows(program, crops, 1)
         alone = self.alone.get(variant.name)
         expected = alone or _rows(program, crops, batch)
-        session, arrays = _OnDevice(program, crops.device), crops.cpu().numpy()
-        drifts = [each for n in sizes for each in batch_drifts(session, arrays, expected, n)]
-        return BatchDrift(
-            "each alone" if alone else "the same batch in order",
-            tuple(sizes),
-            worst_drift(drifts, expected, self.scale),
-        )
+        runs, arrays = Runs(program, crops.device), crops.cpu().numpy()
+        drifts = [each for n in sizes for each in batch_drifts(runs, arrays, expected, n)]
+        against = "each alone" if alone else "the same batch in order"
+        return BatchDrift(against, tuple(sizes), worst_drift(drifts, expected, self.scale))
 
 
 @dataclass(frozen=True)
-class _OnDevice:
+class Runs:
     """A program that takes and gives arrays in host memory."""
 
     program: Program
     device: torch.device
 
     def run(self, pixels: NDArray[np.uint8]) -> Rows:
-        """uint8 [B, 3, H, W] -> "score" [B], "weights" [B, 10], "maps" [B, 10, grid, grid]."""
+        """The outputs by name."""
         return _named(self.program(torch.from_numpy(pixels).to(self.device)))
 
 
