@@ -56,7 +56,9 @@ class EngineOptions:
         if not (level is None or 0 <= level <= 5):
             raise ConfigError(f"the optimisation level must be 0 to 5, got {level}")
         if not (workspace is None or 0 < workspace < 2**50):
-            raise ConfigError(f"the workspace must be 1 byte to 1 PiB, got {workspace}")
+            raise ConfigError(
+                f"the workspace must be positive and less than 1 PiB, got {workspace}"
+            )
         if self.hardware_compatibility not in ("none", *HARDWARE):
             raise ConfigError(
                 f"hardware compatibility must be none, {' or '.join(HARDWARE)}, "

@@ -1,6 +1,7 @@
 """The first-order error of the score is the measured one for small errors of a part."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -48,8 +49,9 @@ def test_the_error_of_a_linear_layer(name, folded, crops):
 
 def test_the_error_of_a_block_and_of_unchanged_blocks(folded, crops):
     blocks = dict(encoder_blocks(folded))
-    last = copy.deepcopy(blocks["encoder.blocks.1"])
-    reduced = blocks | {"encoder.blocks.1": lambda rows, batch: last(rows, batch) + SMALL}
+    reduced: dict[str, Any] = copy.deepcopy(blocks)
+    last = reduced["encoder.blocks.1"]
+    reduced["encoder.blocks.1"] = lambda rows, batch: last(rows, batch) + SMALL
     told = score_errors(folded, reduced, crops)
     assert told.keys() == blocks.keys()
     assert told["encoder.blocks.1"] > 0
