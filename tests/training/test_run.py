@@ -113,7 +113,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "step 5 of 12" in printed
+    assert "step 6 of 12" in printed
     assert not (out / "result.json").exists()
     train(run_of(root), out)
     assert losses(out) == losses(done)
