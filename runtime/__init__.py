@@ -10,51 +10,64 @@ Example:
     runtime.score_files(scorer, "photos/", "scores.csv")
 """
 
-from drexperts.runtime.errors import (
-    BundleError,
-    ChangedFileError,
-    ConfigError,
-    DeviceError,
-    DrexpertsError,
-    ImageError,
-    InternalError,
-    MissingDependencyError,
-    NotTakenError,
-    UserError,
-    WeightsError,
-)
-from drexperts.runtime.load import load, open_engine
-from drexperts.runtime.manifest import Engine, Manifest, read_manifest
-from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.scorer import DistortionMaps, PassedOver, Score, Scorer, Session
-from drexperts.runtime.scoring import ScoringSummary, score_files
-from drexperts.runtime.selection import capability, obstacle
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BundleError",
-    "ChangedFileError",
-    "ConfigError",
-    "DeviceError",
-    "DistortionMaps",
-    "DrexpertsError",
-    "Engine",
-    "ImageError",
-    "InternalError",
-    "Manifest",
-    "MissingDependencyError",
-    "NotTakenError",
-    "PassedOver",
-    "Preprocessing",
-    "Score",
-    "Scorer",
-    "ScoringSummary",
-    "Session",
-    "UserError",
-    "WeightsError",
-    "capability",
-    "load",
-    "obstacle",
-    "open_engine",
-    "read_manifest",
-    "score_files",
-]
+from drexperts.runtime.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from drexperts.runtime.errors import BundleError as BundleError
+    from drexperts.runtime.errors import ChangedFileError as ChangedFileError
+    from drexperts.runtime.errors import ConfigError as ConfigError
+    from drexperts.runtime.errors import DeviceError as DeviceError
+    from drexperts.runtime.errors import DrexpertsError as DrexpertsError
+    from drexperts.runtime.errors import ImageError as ImageError
+    from drexperts.runtime.errors import InternalError as InternalError
+    from drexperts.runtime.errors import MissingDependencyError as MissingDependencyError
+    from drexperts.runtime.errors import NotTakenError as NotTakenError
+    from drexperts.runtime.errors import UserError as UserError
+    from drexperts.runtime.errors import WeightsError as WeightsError
+    from drexperts.runtime.loading import load as load
+    from drexperts.runtime.loading import open_engine as open_engine
+    from drexperts.runtime.manifest import Engine as Engine
+    from drexperts.runtime.manifest import Manifest as Manifest
+    from drexperts.runtime.manifest import read_manifest as read_manifest
+    from drexperts.runtime.preprocess import Preprocessing as Preprocessing
+    from drexperts.runtime.scorer import DistortionMaps as DistortionMaps
+    from drexperts.runtime.scorer import PassedOver as PassedOver
+    from drexperts.runtime.scorer import Score as Score
+    from drexperts.runtime.scorer import Scorer as Scorer
+    from drexperts.runtime.scorer import Session as Session
+    from drexperts.runtime.scoring import ScoringSummary as ScoringSummary
+    from drexperts.runtime.scoring import score_files as score_files
+    from drexperts.runtime.selection import capability as capability
+    from drexperts.runtime.selection import obstacle as obstacle
+
+_HOMES = {
+    "BundleError": "errors",
+    "ChangedFileError": "errors",
+    "ConfigError": "errors",
+    "DeviceError": "errors",
+    "DrexpertsError": "errors",
+    "ImageError": "errors",
+    "InternalError": "errors",
+    "MissingDependencyError": "errors",
+    "NotTakenError": "errors",
+    "UserError": "errors",
+    "WeightsError": "errors",
+    "load": "loading",
+    "open_engine": "loading",
+    "Engine": "manifest",
+    "Manifest": "manifest",
+    "read_manifest": "manifest",
+    "Preprocessing": "preprocess",
+    "DistortionMaps": "scorer",
+    "PassedOver": "scorer",
+    "Score": "scorer",
+    "Scorer": "scorer",
+    "Session": "scorer",
+    "ScoringSummary": "scoring",
+    "score_files": "scoring",
+    "capability": "selection",
+    "obstacle": "selection",
+}
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -47,7 +47,7 @@ def test_help_is_fast():
         "from drexperts.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'PIL', 'rich', 'onnxruntime', 'torch', 'drexperts.runtime'}\n"
+        "heavy = {'numpy', 'PIL', 'rich', 'onnxruntime', 'torch', 'drexperts.runtime.scorer'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-P", "-c", code]
@@ -102,10 +102,10 @@ def test_without_rich_the_command_line_names_its_extra(toy_bundle):
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (UserError("try this"), 2, "drx: try this\n"),
-        (StoppedError("stopped", signal.SIGTERM), 143, "drx: stopped\n"),
+        (UserError("try this"), 2, "drx: try this"),
+        (StoppedError("stopped", signal.SIGTERM), 143, "drx: stopped"),
         (PermissionError(13, "Permission denied", "x"), 2, "check the path"),
-        (KeyboardInterrupt(), 130, "drx: interrupted\n"),
+        (KeyboardInterrupt(), 130, "drx: interrupted"),
         (InternalError("odd"), 70, "odd. This is a bug in drexperts: please report it"),
         (ZeroDivisionError("x"), 70, "This is a bug in drexperts: please report it"),
         (ModuleNotFoundError("no numpyro", name="numpyro"), 70, "This is a bug"),

@@ -29,6 +29,7 @@ from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest, write_manifest
+from drexperts.runtime.onnx_session import OnnxSession
 
 SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 
@@ -133,7 +134,7 @@ def test_int8_scores_are_near_float32_in_any_batch(official, int8, tmp_path):
     runs = {}
     for name, graph in (("int8", int8.graph(())), ("fp32", int8.float_graph)):
         onnx.save(graph, tmp_path / name)
-        session = runtime.onnx_session.OnnxSession(tmp_path / name, max_batch=6)
+        session = OnnxSession(tmp_path / name, max_batch=6)
         runs[name] = session.run(pixels)["score"]
         if name == "int8":
             alone = np.concatenate([session.run(image[None])["score"] for image in pixels])
