@@ -40,7 +40,13 @@ def subject(
     return Subject(config, file, crop=64, max_batch=3, threads=1, device="cpu")
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in (*COMPILED, "onnx-dense") else name
+        for name in FORMS
+    ],
+)
 def test_forms_compute_what_the_model_computes(name: str, subject: Subject) -> None:
     if name in COMPILED and shutil.which("g++") is None:
         pytest.skip("there is no C++ compiler")
@@ -63,6 +69,7 @@ def test_a_difference_is_relative_to_the_larger_score(subject: Subject) -> None:
     assert np.isnan(broken)
 
 
+@pytest.mark.slow
 def test_lower_bounds_run_the_encoders_alone(subject: Subject) -> None:
     run: Any = build("backbones", subject)
     tokens, pooled, *_ = run(PIXELS)
@@ -72,6 +79,7 @@ def test_lower_bounds_run_the_encoders_alone(subject: Subject) -> None:
     assert features["score"].shape == (3, 17, 32)
 
 
+@pytest.mark.slow
 def test_the_released_recipe_is_compared_with_its_own_prompts() -> None:
     config = DRExpertsConfig.official()
     config = replace(config, encoder=replace(config.encoder, depth=1))
@@ -82,6 +90,7 @@ def test_the_released_recipe_is_compared_with_its_own_prompts() -> None:
     assert difference("eager-dense", dense, whole, pixels) < 1e-3
 
 
+@pytest.mark.slow
 def test_released_recipe_encodes_its_prompts_on_each_call() -> None:
     config = DRExpertsConfig.official()
     model = new_model(replace(config, encoder=replace(config.encoder, depth=1)))

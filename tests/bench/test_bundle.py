@@ -26,6 +26,8 @@ from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 BASELINES = {"eager-dense", "eager-reduced"}
 LEFT_OUT = {"pyiqa:nothing-of-the-kind"}
 

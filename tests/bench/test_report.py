@@ -29,6 +29,7 @@ EACH = pytest.mark.parametrize("name", sample_reports.REPORTS)
 
 
 @EACH
+@pytest.mark.slow
 def test_the_files_of_a_report(name: str, tmp_path: Path) -> None:
     report = sample_reports.REPORTS[name]()
     write_report(report, tmp_path / "out")

@@ -20,6 +20,8 @@ from drexperts.model.dr_experts import new_model
 from drexperts.runtime.errors import ConfigError, UserError
 from drexperts.training.trainer import Amp, StepSchedule, TrainConfig, Trainer
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 NAMES = (OURS, "ours, fp32", "dense", "released")
 
 

@@ -17,6 +17,7 @@ from drexperts.runtime.progress import SILENT
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.slow
 def test_the_answers_pass_where_their_parity_does(
     precision: str, tiny: Callable[..., Any], random_model: Callable[..., Any]
 ) -> None:

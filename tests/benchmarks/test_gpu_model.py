@@ -50,6 +50,8 @@ from drexperts.benchmarks.model_receipt import (
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 CPU = torch.device("cpu")
 EAGERS = [f"{form}, eager" for form in (REDUCED, DENSE, FOLDED)]
 QUICK = Options(batches=(2, 3), without=(COMPILED, PACKAGED), device="cpu", quick=True)

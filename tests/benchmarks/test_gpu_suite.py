@@ -202,6 +202,7 @@ def test_without_pytorch_the_suite_says_so(tmp_path: Path) -> None:
     assert {part["why"] for part in report["outcomes"]} == {"torch is not installed"}
 
 
+@pytest.mark.slow
 def test_a_library_that_a_part_lacks_leaves_that_part_out(tmp_path: Path) -> None:
     process = suite(
         tmp_path / "out",
@@ -227,6 +228,7 @@ def test_a_stopped_suite_still_has_its_summary(tmp_path: Path) -> None:
     assert report["outcomes"][0]["why"] == STOPPED
 
 
+@pytest.mark.slow
 def test_paths_are_those_of_where_it_is_called(tmp_path: Path) -> None:
     (tmp_path / "photographs").mkdir()
     options = ("--parts", "official", "--images", "photographs")

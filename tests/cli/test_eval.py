@@ -11,7 +11,7 @@ from drexperts.data.layouts import open_dataset
 from drexperts.data.splits import make_splits, write_splits
 from drexperts.runtime.manifest import ScoreScale
 
-pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache", "one_thread")]
 
 
 @pytest.fixture

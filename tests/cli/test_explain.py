@@ -19,6 +19,7 @@ def picture(photo: Callable[..., Image.Image], tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+@pytest.mark.slow
 def test_pictures_of_where_experts_look(
     start: Path, start_bundle: Path, picture: Path, tmp_path: Path, call: Call
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_stopped_training_continues_without_repeating_a_step(
     check_events(out)
 
 
+@pytest.mark.slow
 def test_all_splits_of_a_folder_chosen_on_the_test(
     table: Path, start: Path, tmp_path: Path, call: Call
 ) -> None:
@@ -170,6 +171,7 @@ def test_missing_data(data: dict[str, Path], tmp_path: Path, train: Call) -> Non
     assert train("livec", copied, "--skip-bad").document["results"][0]["test"]["images"] == 4
 
 
+@pytest.mark.slow
 def test_unreadable_images(table: Path, tmp_path: Path, train: Call) -> None:
     pictures = table.parent / "pictures"
     Image.new("RGB", (1, 1)).save(pictures / "000.png")

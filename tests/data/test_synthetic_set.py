@@ -126,6 +126,7 @@ def test_the_similarity_of_flat_pictures_is_at_most_one(grey: int) -> None:
     assert similarity(first, second) <= 1 + 1e-9
 
 
+@pytest.mark.slow
 def test_scores_fall_with_the_level(tmp_path: Path, photo: Callable[..., Image.Image]) -> None:
     (tmp_path / "clean").mkdir()
     for seed in range(3):
@@ -222,6 +223,7 @@ def test_a_subset_repeats_the_same_images(clean: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_set(clean: Path, tmp_path: Path) -> None:
     screen = Recorder()
     synthesise(clean, tmp_path / "one", FEW, workers=1)
@@ -247,6 +249,7 @@ def test_a_second_call_replaces_missing_and_damaged_images(clean: Path, tmp_path
     assert images[5].stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(clean: Path, tmp_path: Path) -> None:
     synthesise(clean, tmp_path / "whole", SynthConfig(blocks=1), workers=1)
     out = tmp_path / "out"

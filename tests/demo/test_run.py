@@ -17,6 +17,8 @@ from drexperts.demo import run as demo
 from drexperts.demo.training import train_demo
 from drexperts.ui.screen import Screen
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.DemoReport]:

@@ -99,6 +99,7 @@ def test_crops_are_pieces_of_their_own_image_some_mirrored() -> None:
     assert set(corners.tolist()) == {10 * y + x for y in range(3) for x in range(4)}
 
 
+@pytest.mark.slow
 def test_a_shortened_training_runs() -> None:
     told: list[tuple[str, Step]] = []
     trained = demo.train_demo(lambda *step: told.append(step), epochs=1, crops=2)

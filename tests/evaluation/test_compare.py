@@ -24,6 +24,8 @@ from drexperts.runtime.errors import DataError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 PREPROCESSING = Preprocessing(crop=64, short_side_min=64, short_side_max=64, crops_per_side=1)
 

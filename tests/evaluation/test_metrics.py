@@ -145,6 +145,7 @@ def test_no_scale_is_too_small_or_too_large(of_labels: float, of_scores: float) 
         st.tuples(st.integers(-20, 20), st.integers(-1000, 1000)), min_size=5, max_size=40
     ).filter(lambda rows: all(len(set(column)) > 1 for column in zip(*rows, strict=True)))
 )
+@pytest.mark.slow
 def test_the_fit_is_never_worse_than_the_scores(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array(rows, float).T
     after = plcc(labels, fitted(labels, scores))

@@ -135,6 +135,7 @@ def test_a_bundle_with_onnx_only(bundle, tmp_path, parsed):
 
 
 @pytest.mark.parametrize("maps", [True, False])
+@pytest.mark.slow
 def test_agrees_with_the_model(maps, bundle, tmp_path, parsed, schema, tiny, random_model):
     if not maps:
         onnx.save(

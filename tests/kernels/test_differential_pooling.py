@@ -366,6 +366,7 @@ def test_an_empty_batch(backend, iterated):
 
 
 @NORMS
+@pytest.mark.slow
 def test_opcheck(iterated):
     given = [x.requires_grad_() for x in inputs(2, 5, 16, experts=3)]
     operation = torch.ops.drexperts.differential_pooling.default

@@ -137,6 +137,7 @@ def test_only_narrows_by_data_set_variant_and_share() -> None:
         choose(cells, ["livec", "spaq"])
 
 
+@pytest.mark.slow
 def test_modules_are_trained_tested_and_shown_beside_the_reported(work: Work) -> None:
     done = work.run("table4")
     assert done.failures == ()

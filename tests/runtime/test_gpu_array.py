@@ -55,6 +55,7 @@ def test_dlpack_as_cuda_python_reads_it(stream):
     assert view.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_memory_lives_as_long_as_its_reader(fake, stream):
     utils = pytest.importorskip("cuda.core.utils", reason="cuda-core is not installed")
     array = array_on(stream)

@@ -14,6 +14,8 @@ from torch import nn
 from drexperts.runtime.errors import ConfigError, DeviceError
 from drexperts.training.distributed import Place, Processes, place, speaks
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 # Each process writes what it finds into a file of its own, named after its rank.
 SCRIPT = """
 import json, os, sys, warnings

@@ -101,6 +101,7 @@ def logged(count: int, root: Path, out: Path) -> subprocess.Popen[str]:
     return holding([sys.executable, str(SCRIPT), str(root), str(out), "8", str(count)])
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_it_goes_on_to_the_same_bits(
     done: Path, root: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_model_that_diverges_in_the_last_step_is_an_error(root: Path, tmp_path
         train(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(done: Path, root: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]

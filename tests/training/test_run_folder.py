@@ -279,6 +279,7 @@ write_safetensors({"a": torch.zeros(1 << 20)}, {}, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_temporary_files_of_safetensors_are_removed(folder: RunFolder) -> None:
     command = [sys.executable, "-P", "-c", KILLED_SAVING, str(folder.path / "state.safetensors")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGXFSZ

@@ -33,6 +33,8 @@ from drexperts.runtime.manifest import (
 )
 from drexperts.runtime.trust import built_here
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 OPTIONS = EngineOptions(profiles=(Profile(1, 2, 4),), capabilities=("8.9",))
 
 

@@ -53,6 +53,7 @@ def test_what_a_graph_asks_for(graphs):
 
 
 @rtx
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_plan_is_what_its_graph_asks_for(precision, graphs, plans):
     found, expected = (
@@ -67,6 +68,7 @@ def test_a_plan_is_what_its_graph_asks_for(precision, graphs, plans):
 
 
 @rtx
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("built", "asked"), [("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "bf16")]
 )
@@ -90,6 +92,7 @@ def test_networks_have_the_graphs_types(graphs):
 
 
 @rtx
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 1, 60, 111, 112, 1000, -1])
 def test_a_truncated_plan(kept, plans):
     with pytest.raises(PlanError, match="cut short" if kept in (112, 1000, -1) else "begin"):
@@ -101,6 +104,7 @@ def changed(plan: bytes, at: int, new: bytes) -> bytes:
 
 
 @rtx
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "new", "message"),
     [
@@ -116,6 +120,7 @@ def test_a_damaged_plan(at, new, message, plans):
 
 
 @rtx
+@pytest.mark.slow
 def test_a_plan_whose_statements_are_others_is_unreadable(graphs, plans):
     other = plans["fp16"].replace(b"fully_connected={", b"matrix_product_={")
     with pytest.raises(UnreadablePlanError, match=r"only .* products are found"):
@@ -123,6 +128,7 @@ def test_a_plan_whose_statements_are_others_is_unreadable(graphs, plans):
 
 
 @rtx
+@pytest.mark.slow
 def test_weights_of_another_size(graphs, plans):
     found, expected = inspection_from_plan(plans["fp16"]), expectation_from_graph(graphs["fp16"])
     for weights in (0, 2 * expected.weights):

@@ -160,6 +160,7 @@ engine_from_onnx(onnx.load(sys.argv[1]), "tensorrt-rtx", Path(sys.argv[2]), opti
 
 
 @rtx
+@pytest.mark.slow
 def test_an_interrupted_build(graph, tmp_path):
     onnx.save(graph, tmp_path / "model.onnx")
     out = tmp_path / "out" / "model.engine"
@@ -198,6 +199,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 @rtx
+@pytest.mark.slow
 def test_a_plan_in_another_precision_is_not_kept(graph, graph_of, tmp_path, monkeypatch):
     """As if the library had silently built the graph in float32."""
     fp32 = graph_of("paper", "fp32")
@@ -320,6 +322,7 @@ def test_tensorrt(stand_in, graph, tmp_path, monkeypatch):
     assert plan.inspected
 
 
+@pytest.mark.slow
 def test_tensorrt_in_another_precision(stand_in, graph, tmp_path, monkeypatch):
     monkeypatch.setattr(engine._Build, "_inspector_document", inspector("Float"))
     options = EngineOptions(plugin="off")
@@ -350,6 +353,7 @@ def test_an_old_tensorrt(stand_in, tmp_path):
 
 
 @rtx
+@pytest.mark.slow
 def test_several_profiles(graph, tmp_path):
     options = replace(SMALL, profiles=(Profile(1, 1, 1), Profile(2, 4, 8)))
     plan = engine_from_onnx(graph, "tensorrt-rtx", tmp_path / "e", options)
@@ -428,6 +432,7 @@ def test_a_plugin_that_cannot_be_built(stand_in, tmp_path, monkeypatch, caplog):
     assert "built again, without the plugin: could not build" in caplog.text
 
 
+@pytest.mark.slow
 def test_without_the_plugin_functions_are_inlined(stand_in, graph, tmp_path, monkeypatch):
     parsed: list[onnx.ModelProto] = []
     parse = engine._Build._parse

@@ -20,6 +20,8 @@ from drexperts.export.engines import tensorrt_plugin
 from drexperts.export.graph.to_onnx import DOMAIN, OP, OPSET, add_pooling_function
 from drexperts.runtime.errors import BackendError
 
+pytestmark = pytest.mark.slow  # what they share takes seconds to make
+
 needs_bindings = pytest.mark.skipif(
     tensorrt_stub.missing() is not None, reason=str(tensorrt_stub.missing())
 )

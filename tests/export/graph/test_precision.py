@@ -270,6 +270,7 @@ def test_layers_of_equal_weights_stay_apart(official, photographs, tmp_path):
     assert not np.array_equal(kept, int8.session(()).run(pixels)["score"])
 
 
+@pytest.mark.slow
 def test_plain_precisions_have_no_islands(official, photographs):
     made = choose_precision(official, "fp32", "cpu", photographs, maps=False, max_batch=2)
     assert (made.precision, made.islands, made.trials) == ("fp32", (), ())

@@ -30,6 +30,7 @@ def scores(folded, crops):
 
 
 @pytest.mark.parametrize("name", ["encoder.blocks.0.query", "encoder.blocks.1.fc2"])
+@pytest.mark.slow
 def test_the_error_of_a_linear_layer(name, folded, crops):
     linear = block_linears(folded)[name]
     other = copy.deepcopy(linear)
@@ -47,6 +48,7 @@ def test_the_error_of_a_linear_layer(name, folded, crops):
     assert told == pytest.approx(measured, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_block_and_of_unchanged_blocks(folded, crops):
     blocks = dict(encoder_blocks(folded))
     reduced: dict[str, Any] = copy.deepcopy(blocks)

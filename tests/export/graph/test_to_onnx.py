@@ -67,6 +67,7 @@ def test_inputs_and_outputs(proto):
     assert {o.type.tensor_type.elem_type for o in proto.graph.output} == {TensorProto.FLOAT}
 
 
+@pytest.mark.slow
 def test_maps_are_optional(model):
     graph = onnx_from_model(model, maps=False).graph
     assert [output.name for output in graph.output] == ["score", "weights"]

@@ -1,6 +1,7 @@
 """The pictures an engine is verified on."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from drexperts.data.distortions import SYNTHETIC_TYPES
@@ -21,6 +22,7 @@ def test_verification_images():
     assert images[: len(NAMES)] == [photograph(name) for name in NAMES]
 
 
+@pytest.mark.slow
 def test_all_levels_of_a_distortion_are_on_one_crop():
     images = [photograph(name) for name in NAMES[:5]]
     crops = distorted_crops(images, SPEC)
@@ -32,6 +34,7 @@ def test_all_levels_of_a_distortion_are_on_one_crop():
     assert distorted_crops(images, SPEC) == crops
 
 
+@pytest.mark.slow
 def test_grey_photographs_are_taken_where_there_are_no_others():
     grey, coloured = photograph("camera.png"), photograph("coffee.png")
     assert distorted_crops([grey, coloured], SPEC) == distorted_crops([coloured], SPEC)
