@@ -15,15 +15,15 @@ _SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 # Options that --train does not take.
 _OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
 _DESCRIPTION = (
-    "Latency of a bundle's engine, alone or beside baselines in the same rounds, or with --train "
-    "the cost of a training step. A full-size bundle on a CPU takes about a minute by itself; each "
+    "Measure the latency of a bundle's engine, alone or beside baselines in the same rounds, or with "
+    "--train the cost of a training step. A full-size bundle on a CPU takes about a minute by itself; each "
     "baseline adds its own time, --scenario up to 20 s (server: 240 s), --profile a few seconds."
 )
 
 
 def add(verbs: "Verbs") -> None:
     """Add the parser of this verb."""
-    summary = "latency of an engine, or cost of a training step, compared with baselines"
+    summary = "measure an engine's latency, or the cost of a training step, beside baselines"
     verb = add_verb(verbs, "bench", run, summary, "export")
     verb.description = _DESCRIPTION
     verb.add_argument("bundle", type=Path, nargs="?", help="the bundle to measure")

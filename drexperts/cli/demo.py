@@ -1,4 +1,4 @@
-"""`drx demo`: every stage on a small model."""
+"""`drx demo`: run every stage on a small model."""
 
 import argparse
 from pathlib import Path
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "demo", run, "every stage on a small model, on this machine", "export")
+    verb = add_verb(verbs, "demo", run, "run every stage on a small model", "export")
     verb.add_argument(
         "--out",
         type=Path,
         default=Path("runs/demo"),
         metavar="DIR",
-        help="the bundle and the page (default: runs/demo)",
+        help="folder to write the bundle and the page to (default: runs/demo)",
     )
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench.report import print_report
-    from drexperts.demo.run import AIM, run_demo
+    from drexperts.demo import run_demo
+    from drexperts.demo.run import AIM
     from drexperts.ui.tables import proof_table
 
     with screen.progress() as progress:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "one of the paper's tables: our measurements beside the reported numbers"
+    summary = "train and test what a table of the paper compares, beside its reported numbers"
     verb = add_verb(verbs, "reproduce", run, summary, "train")
     verb.add_argument("table", choices=[f"table{number}" for number in range(1, 6)])
     verb.add_argument(
@@ -59,7 +59,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.paper.reproduction import ReproductionOptions, reproduce
+    from drexperts.paper import ReproductionOptions, reproduce
 
     screen = screen_of_first_process(arguments, screen)
     config, new_model = model_from(arguments, "small")
