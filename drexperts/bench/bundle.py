@@ -122,7 +122,7 @@ class BenchOptions:
 
 
 def bench(
-    bundle: Path, options: BenchOptions | None = None, progress: Progress = SILENT
+    bundle: str | Path, options: BenchOptions | None = None, progress: Progress = SILENT
 ) -> BenchReport:
     """Measure a bundle's engine on this machine.
 
@@ -133,14 +133,13 @@ def bench(
     Raises UserError for what cannot be measured, or does not fit together.
 
     Example:
-        from pathlib import Path
         from drexperts.bench import BenchOptions, bench
         from drexperts.bench.timing import Summary
 
-        report = bench(Path("bundle"), BenchOptions(baselines=("eager-dense",)))
+        report = bench("bundle", BenchOptions(baselines=("eager-dense",)))
         report.batches[0].ratio("eager-dense").p50, Summary.of(report.image.image_e2e).p99
     """
-    options = options or BenchOptions()
+    bundle, options = Path(bundle), options or BenchOptions()
     # Set for all variants, because their own defaults differ.
     threads = physical_cores() if options.threads is None else options.threads
     if options.baselines:

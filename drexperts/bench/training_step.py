@@ -93,7 +93,7 @@ def bench_training(
     rounds: int = ROUNDS,
     amp: Amp = "fp32",
     threads: int | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> TrainingReport:
     """Measure a step of the trainer on this machine's CPU: Smooth L1, backward, clipping, AdamW.
@@ -118,6 +118,7 @@ def bench_training(
     """
     if min(batch, rounds) < 1:
         raise ConfigError(f"a measurement needs a batch and a round at least: {batch}, {rounds}")
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     trained = variants(amp)
     machine, source = this_machine(threads), this_source(*PACKAGES)
     progress("starting a process for each variant")

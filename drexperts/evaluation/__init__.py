@@ -1,12 +1,11 @@
 """How models follow people's scores, and where their experts look.
 
 Example:
-    from pathlib import Path
     from drexperts.data import open_dataset
     from drexperts.evaluation import evaluate
 
-    dataset = open_dataset("koniq10k", Path("koniq10k"))
-    print(evaluate([Path("best.safetensors")], dataset).models[0].median.srcc)
+    dataset = open_dataset("koniq10k", "KonIQ-10k")
+    print(evaluate(["best.safetensors"], dataset).models[0].median.srcc)
 """
 
 from typing import TYPE_CHECKING

@@ -129,7 +129,7 @@ class Evaluation:
 
 
 def evaluate(
-    models: Sequence[Path],
+    models: Sequence[str | Path],
     dataset: Dataset,
     *,
     splits: Splits | None = None,
@@ -153,7 +153,7 @@ def evaluate(
         skip_bad: leave out unusable images.
 
     Example:
-        found = evaluate([Path("best.safetensors"), Path("bundle")], dataset)
+        found = evaluate(["best.safetensors", "bundle"], dataset)
         print(found.models[0].median.srcc.median, found.differences[0].score_max)
 
     Raises DataError for splits of other data, an empty part or an unusable image; UserError for a
@@ -191,14 +191,14 @@ def evaluate(
     )
 
 
-def write_predictions(evaluation: Evaluation, dataset: Dataset, path: Path) -> None:
+def write_predictions(evaluation: Evaluation, dataset: Dataset, path: str | Path) -> None:
     """Write each image's label and each model's score as CSV, atomically. Raises OSError.
 
     The labels are the data set's own, on its own scale.
     """
     models = [each.model for each in evaluation.models]
     columns = [f"{kind} {model}" for model in models for kind in ("score", "std")]
-    with written_whole(path) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
+    with written_whole(Path(path)) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "label", *columns])
         # All models were given the same images and left out the same ones.
@@ -240,7 +240,7 @@ def _judged(predicted: Predictions, parts: list[tuple[str, ...]], seed: int) -> 
 
 
 def _evaluated(
-    model: Path, scorer: Scorer, predicted: Predictions, metrics: tuple[Metrics, ...]
+    model: str | Path, scorer: Scorer, predicted: Predictions, metrics: tuple[Metrics, ...]
 ) -> EvaluatedModel:
     return EvaluatedModel(
         model=str(model),

@@ -98,7 +98,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def open_model(
-    path: Path,
+    path: str | Path,
     device: str = "auto",
     *,
     threads: int | None = None,
@@ -117,6 +117,7 @@ def open_model(
         UserError: `path` or the device does not exist; also what `runtime.load` and
             `load_checkpoint` raise.
     """
+    path = Path(path)
     if path.is_dir():
         return runtime.load(path, device, threads=threads)
     if not path.exists():

@@ -95,8 +95,8 @@ _AS_PUBLISHED, _ANYWHERE = ReproductionOptions(), Resources()
 
 def reproduce(
     table: str,
-    data_root: Path,
-    out: Path = Path("runs/reproduce"),
+    data_root: str | Path,
+    out: str | Path = "runs/reproduce",
     options: ReproductionOptions = _AS_PUBLISHED,
     *,
     only: Sequence[str] = (),
@@ -120,9 +120,10 @@ def reproduce(
         UserError: a name that the table does not have.
 
     Example:
-        done = reproduce("table1", Path("datasets"), only=["livec"])
+        done = reproduce("table1", "datasets", only=["livec"])
         done.failures  # empty if all went well
     """
+    data_root, out = Path(data_root), Path(out)
     chosen = choose(cells_of(table), only)
     runs = _Runs(data_root, out, options, resources, progress)
     failures: list[Failure] = []
@@ -149,7 +150,7 @@ class _Data(NamedTuple):
 
 
 class _Transfer(NamedTuple):
-    """What a test on another data set came to."""
+    """The result of a test on another data set."""
 
     skipped: Sequence[str]
     tests: Mapping[str, Metrics]
