@@ -124,7 +124,7 @@ class ModelReceipt(Receipt):
     """What `gpu_model.py` observed.
 
     trial: the script on a CPU, so that its times say nothing of a GPU
-    complete: whether the run came to its end
+    complete: whether the run was finished
     weights: "random", or the SHA-256 of the checkpoint
     images: what the images of the reference are
     boundary: what is timed

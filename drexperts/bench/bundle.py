@@ -128,7 +128,7 @@ def bench(
 
     The engine and the baselines see the same pixels and run once each in every round, in random
     order, so that whatever else the machine does affects all of them. Ratios are taken within a
-    round. The engine has a second turn in each: how far it is from itself is the noise.
+    round. The engine runs a second time in each: the difference between its two times is the noise.
 
     Raises UserError for what cannot be measured, or does not fit together.
 

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         )
         print_report(report.bench, screen.tables)
         screen.tables.print(f"a bundle in {report.bundle}, a page with pictures: {report.page}")
-    return Outcome(DONE if report.passed else GATE_FAILED, report.to_json())
+    return Outcome(DONE if report.passed else GATE_FAILED, report.as_json())
 
 
 def _score_table(held_out: "Sequence[ScoredVersion]") -> "Table":

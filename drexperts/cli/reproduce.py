@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     page = arguments.out / f"{arguments.table}.md"
     if page.exists():
         screen.tables.print(page.read_text(encoding="utf-8"))
-    return Outcome(GATE_FAILED if done.failures else DONE, done.to_json())
+    return Outcome(GATE_FAILED if done.failures else DONE, done.as_json())
 
 
 def _start(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:

@@ -69,7 +69,7 @@ class DemoReport:
         """Whether the bundle is proven and the correlation `AIM` was reached."""
         return self.engine.proven and self.srcc >= AIM
 
-    def to_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The document of `drx demo --json`."""
         document = {"passed": self.passed, "bundle": str(self.bundle)}
         if not self.engine.proven:

@@ -15,9 +15,9 @@ from drexperts.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from drexperts.evaluation.attention_maps import explain
     from drexperts.evaluation.compare import Evaluation, evaluate, write_predictions
-    from drexperts.evaluation.metrics import Metrics, judge
+    from drexperts.evaluation.metrics import Metrics, compute_metrics
 
-__all__ = ["Evaluation", "Metrics", "evaluate", "explain", "judge", "write_predictions"]
+__all__ = ["Evaluation", "Metrics", "compute_metrics", "evaluate", "explain", "write_predictions"]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -26,7 +26,7 @@ __getattr__ = lazy_exports(
         "Metrics": "metrics",
         "evaluate": "compare",
         "explain": "attention_maps",
-        "judge": "metrics",
+        "compute_metrics": "metrics",
         "write_predictions": "compare",
     },
 )

@@ -178,7 +178,7 @@ def _torch_device(text: str) -> torch.device:
 class ScoredImage(NamedTuple):
     """A model's score of one rated image.
 
-    label: on the data set's scale, mirrored if `Predictions.mirrored`
+    label: on the data set's scale, mirrored if `ScoredImages.mirrored`
     score: mean over the crops, on the model's scale
     std: population standard deviation over the crops
     """
@@ -191,7 +191,7 @@ class ScoredImage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ScoredImages:
     """A model's scores of rated images.
 
     skipped: why each unusable image was left out on request, one line each
@@ -215,7 +215,7 @@ def predict(
     seed: int = 0,
     skip_bad: bool = False,
     progress: Tell = lambda done, total: None,
-) -> Predictions:
+) -> ScoredImages:
     """Score rated images. All of them are checked before the first is scored.
 
     With the protocol `grid` each file goes through the Scorer. With `released` each image is
@@ -249,7 +249,7 @@ def predict(
         rows.append(ScoredImage(sample.name, label, mean, std, len(scores)))
         progress(len(rows), len(good))
     example = dataset.root if protocol == "grid" else np.zeros((1, 1, 3), np.uint8)
-    return Predictions(tuple(rows), skipped, mirrored, source.fingerprint(example))
+    return ScoredImages(tuple(rows), skipped, mirrored, source.fingerprint(example))
 
 
 def _on_grid(
