@@ -58,8 +58,8 @@ class Work:
     def run(self, table: str, *only: str, progress: Progress = SILENT) -> Reproduction:
         return reproduce(
             table,
-            self.root,
-            self.out,
+            str(self.root),
+            str(self.out),
             self.options,
             only=only,
             resources=self.resources,
