@@ -64,7 +64,9 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def evaluated(models: list[Path], dataset: Dataset, **changes: Any) -> Evaluation:
     defaults: dict[str, Any] = {"recipe": replace(RECIPES["folder"], test_crops=2)}
-    return evaluate([str(model) for model in models], dataset, **(defaults | {"device": "cpu"} | changes))
+    return evaluate(
+        [str(model) for model in models], dataset, **(defaults | {"device": "cpu"} | changes)
+    )
 
 
 def metrics_of(rows: Sequence[ScoredImage]) -> Metrics:
