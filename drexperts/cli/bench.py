@@ -31,7 +31,7 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument(
         "--batch",
         type=_sizes,
-        metavar="1,4",
+        metavar="N,N",
         help="batch sizes (default: 1,4 as far as the bundle takes them; with --train 4)",
     )
     verb.add_argument(

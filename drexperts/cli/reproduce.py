@@ -26,20 +26,21 @@ if TYPE_CHECKING:
 def add(verbs: "Verbs") -> None:
     summary = "train and test what a table of the paper compares, beside its reported numbers"
     verb = add_verb(verbs, "reproduce", run, summary, "train")
-    verb.add_argument("table", choices=[f"table{number}" for number in range(1, 6)])
+    tables = [f"table{number}" for number in range(1, 6)]
+    verb.add_argument("table", choices=tables, help="the table of the paper")
     verb.add_argument(
         "--data-root",
         type=Path,
         required=True,
         metavar="DIR",
-        help="holds one folder per data set, such as koniq10k",
+        help="folder that holds one folder per data set, such as koniq10k",
     )
     verb.add_argument(
         "--out",
         type=Path,
         default=Path("runs/reproduce"),
         metavar="DIR",
-        help="trainings, splits and pages (default: runs/reproduce)",
+        help="folder for trainings, splits and pages (default: runs/reproduce)",
     )
     verb.add_argument(
         "--only",
