@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import this_machine, this_source
-from drexperts.benchmarks.engine_receipt import EngineBuild, EngineReceipt, parts
 from drexperts.benchmarks.random_weights import random_checkpoint
-from drexperts.benchmarks.receipt import add_receipt_option, markdown
+from drexperts.benchmarks.receipt_types.engine_receipt import EngineBuild, EngineReceipt, parts
+from drexperts.benchmarks.receipt_types.receipt import add_receipt_option, markdown
 from drexperts.export.engines.inspection import expectation_from_graph, inspection_from_plan
 from drexperts.export.engines.options import EngineOptions
 from drexperts.export.engines.tensorrt_engine import engine_from_onnx

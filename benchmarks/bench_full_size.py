@@ -20,9 +20,9 @@ from drexperts.bench.report import print_report
 from drexperts.bench.reports import ENGINE
 from drexperts.bench.scenarios import SCENARIOS
 from drexperts.bench.variants import names_of
-from drexperts.benchmarks.full_size_receipt import FullSizeReceipt, Proofs
 from drexperts.benchmarks.random_weights import random_checkpoint
-from drexperts.benchmarks.receipt import add_receipt_option
+from drexperts.benchmarks.receipt_types.full_size_receipt import FullSizeReceipt, Proofs
+from drexperts.benchmarks.receipt_types.receipt import add_receipt_option
 from drexperts.export.bundle import ExportPrecision, export_bundle
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint

@@ -25,9 +25,9 @@ import torch
 from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import gpus, this_machine, this_source
 from drexperts.bench.timing import Summary
-from drexperts.benchmarks.kernel_bounds import PEAKS, bound
-from drexperts.benchmarks.kernel_check import checked, refusals
-from drexperts.benchmarks.kernel_comparisons import (
+from drexperts.benchmarks.operations.bounds import PEAKS, bound
+from drexperts.benchmarks.operations.check import checked, refusals
+from drexperts.benchmarks.operations.comparisons import (
     Call,
     Comparison,
     Problem,
@@ -36,9 +36,9 @@ from drexperts.benchmarks.kernel_comparisons import (
     problems,
     training_step,
 )
-from drexperts.benchmarks.kernel_receipt import Check, KernelReceipt, Row
-from drexperts.benchmarks.kernel_timing import Cpu, Gpu, Mode, Run, measured
-from drexperts.benchmarks.receipt import GpuStates, add_receipt_option
+from drexperts.benchmarks.operations.timing import Cpu, Gpu, Mode, Run, measured
+from drexperts.benchmarks.receipt_types.kernel_receipt import Check, KernelReceipt, Row
+from drexperts.benchmarks.receipt_types.receipt import GpuStates, add_receipt_option
 
 ROUNDS, QUICK_ROUNDS = 100, 3
 CHECKING = 0.5  # of the time

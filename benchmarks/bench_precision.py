@@ -31,8 +31,9 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import this_machine, this_source
 from drexperts.bench.timing import alternately
-from drexperts.benchmarks.answers import Answers, Reference
-from drexperts.benchmarks.precision_receipt import (
+from drexperts.benchmarks.random_weights import random_checkpoint
+from drexperts.benchmarks.receipt_types.answers import Answers, Reference
+from drexperts.benchmarks.receipt_types.precision_receipt import (
     CHOSEN,
     FLOAT,
     SMOOTHED,
@@ -41,8 +42,7 @@ from drexperts.benchmarks.precision_receipt import (
     Tried,
     parts,
 )
-from drexperts.benchmarks.random_weights import random_checkpoint
-from drexperts.benchmarks.receipt import add_receipt_option, markdown
+from drexperts.benchmarks.receipt_types.receipt import add_receipt_option, markdown
 from drexperts.export.graph.calibration import measured_peaks
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage

@@ -36,8 +36,8 @@ from drexperts.benchmarks.drift_readers import (
     resizes,
     upright,
 )
-from drexperts.benchmarks.drift_receipt import DriftReceipt, FileSet, Read, parts
-from drexperts.benchmarks.receipt import WEIGHTS, add_receipt_option, markdown
+from drexperts.benchmarks.receipt_types.drift_receipt import DriftReceipt, FileSet, Read, parts
+from drexperts.benchmarks.receipt_types.receipt import WEIGHTS, add_receipt_option, markdown
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.preprocess import (

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drexperts.benchmarks.answers import Answers, Reference
 from drexperts.benchmarks.gpu_variants import Program, Variant
-from drexperts.benchmarks.model_receipt import BatchDrift, VariantCheck
+from drexperts.benchmarks.receipt_types.answers import Answers, Reference
+from drexperts.benchmarks.receipt_types.model_receipt import BatchDrift, VariantCheck
 from drexperts.export.proof.batch_invariance import batch_drifts, batch_sizes, worst_drift
 from drexperts.export.proof.parity import LIMITS, Outputs, compare
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale

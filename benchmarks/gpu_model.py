@@ -43,9 +43,10 @@ from drexperts.benchmarks.gpu_variants import (
     Reduced,
     Variant,
 )
-from drexperts.benchmarks.kernel_check import refusals
-from drexperts.benchmarks.kernel_timing import Cpu, Gpu, Mode, Run, measured
-from drexperts.benchmarks.model_receipt import (
+from drexperts.benchmarks.operations.check import refusals
+from drexperts.benchmarks.operations.timing import Cpu, Gpu, Mode, Run, measured
+from drexperts.benchmarks.random_weights import SCALE, random_model
+from drexperts.benchmarks.receipt_types.model_receipt import (
     AGAIN,
     DENSE,
     HEAD,
@@ -55,8 +56,7 @@ from drexperts.benchmarks.model_receipt import (
     VariantCheck,
     head_lines,
 )
-from drexperts.benchmarks.random_weights import SCALE, random_model
-from drexperts.benchmarks.receipt import GpuStates, add_receipt_option
+from drexperts.benchmarks.receipt_types.receipt import GpuStates, add_receipt_option
 from drexperts.export.proof.parity import Outputs
 from drexperts.model.checkpoint import load_checkpoint
 from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig

@@ -99,9 +99,9 @@ class Summary:
     def markdown(self, out: Path) -> Iterator[str]:
         """A page of what the parts printed."""
         yield "# TRIAL on a CPU: no time here is a GPU's" if self.trial else "# GPU suite"
-        cards = [f"{gpu.name}, driver {gpu.driver}" for gpu in self.machine.gpus or ()]
+        gpus = [f"{gpu.name}, driver {gpu.driver}" for gpu in self.machine.gpus or ()]
         versions = ", ".join(f"{n} {v}" for n, v in self.machine.versions.items())
-        yield f"\n{'; '.join(cards) or 'no GPU'}; {versions}; commit {self.source.commit}"
+        yield f"\n{'; '.join(gpus) or 'no GPU'}; {versions}; commit {self.source.commit}"
         for outcome in self.outcomes:
             why = f": {outcome.why}" if outcome.why else ""
             yield f"\n## {outcome.part}: {outcome.state} after {outcome.seconds:.0f} s{why}"

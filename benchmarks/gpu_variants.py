@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drexperts.benchmarks.kernel_timing import Gpu
-from drexperts.benchmarks.model_receipt import DENSE, FOLDED, REDUCED
+from drexperts.benchmarks.operations.timing import Gpu
+from drexperts.benchmarks.receipt_types.model_receipt import DENSE, FOLDED, REDUCED
 from drexperts.export.graph.fold import inference_model
 from drexperts.model.backbones import IMAGENET_MEAN, IMAGENET_STD, Prior
 from drexperts.model.dr_experts import DRExperts

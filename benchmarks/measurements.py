@@ -18,7 +18,7 @@ from typing import Any
 from drexperts.bench.json_files import read_json
 from drexperts.bench.provenance import staleness
 from drexperts.bench.reports import TrainingReport
-from drexperts.benchmarks import (
+from drexperts.benchmarks.receipt_types import (
     drift_receipt,
     engine_receipt,
     full_size_receipt,
@@ -27,8 +27,8 @@ from drexperts.benchmarks import (
     precision_receipt,
     training_receipt,
 )
-from drexperts.benchmarks.full_size_receipt import FullSizeReceipt
-from drexperts.benchmarks.receipt import Part, Receipt, markdown
+from drexperts.benchmarks.receipt_types.full_size_receipt import FullSizeReceipt
+from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, markdown
 from drexperts.runtime.errors import UserError
 
 HERE = Path(__file__).resolve().parent

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.files import folder_written_whole
-from drexperts.runtime.manifest import Engine, Manifest, Profile, read_manifest, sha256_of
+from drexperts.runtime.manifest import BatchProfile, Engine, Manifest, read_manifest, sha256_of
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
 
 _MARK = "Written by `drx triton-repo`."
@@ -62,7 +62,7 @@ class _Entry(NamedTuple):
         return min(_served_batch(engine) for engine in self.engines)
 
     @property
-    def profiles(self) -> tuple[Profile, ...]:
+    def profiles(self) -> tuple[BatchProfile, ...]:
         """Those of its plans, which are the same for all."""
         plan = self.engines[0].plan
         return () if plan is None else plan.profiles

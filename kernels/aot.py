@@ -24,7 +24,7 @@ TENSOR_MEMORY_COLUMNS = 512
 
 
 @dataclass(frozen=True)
-class Resources:
+class KernelResources:
     """What ptxas reports for a kernel: registers and bytes spilled to memory, per thread."""
 
     registers: int
@@ -54,7 +54,7 @@ class Compiled:
     shared: int
     tensor_memory: int
     scratch: int
-    resources: Resources
+    resources: KernelResources
 
 
 def compile_specialisation(spec: Specialisation, arch: int, **options: Any) -> Compiled:
@@ -120,7 +120,7 @@ def check(compiled: Compiled, arch: int) -> None:
         raise InternalError(f"{compiled.name} for sm_{arch} has {'; '.join(found)}")
 
 
-def assembled(ptx: str, arch: int) -> Resources:
+def assembled(ptx: str, arch: int) -> KernelResources:
     """What the ptxas that Triton uses for the architecture reports for the PTX.
 
     Raises:
@@ -164,7 +164,7 @@ def _source(spec: Specialisation) -> Any:
     )
 
 
-def _resources(report: str) -> Resources:
+def _resources(report: str) -> KernelResources:
     """Parse what `ptxas -v` prints for one kernel. Functions that it calls add their spills."""
     used = re.findall(r"Used (\d+) registers", report)
     if len(used) != 1:
@@ -173,4 +173,4 @@ def _resources(report: str) -> Resources:
         sum(map(int, re.findall(rf"(\d+) bytes spill {way}", report)))
         for way in ("stores", "loads")
     )
-    return Resources(int(used[0]), stores, loads)
+    return KernelResources(int(used[0]), stores, loads)

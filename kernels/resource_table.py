@@ -59,7 +59,7 @@ class Report:
     not_compared: dict[str, str]
     differences: Texts
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
         return {name.replace("_", " "): value for name, value in vars(self).items()}
 
@@ -321,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     width = None if sys.stdout.isatty() else 200  # a log may be wide
     _show(report, Console(stderr=arguments.json, width=width, markup=False, highlight=False))
     if arguments.json:
-        print(json.dumps(report.as_dict()))
+        print(json.dumps(report.as_json()))
     return DIFFERS if report.failures or report.differences else DONE
 
 

@@ -256,7 +256,7 @@ class BatchInvariance:
 
 
 @dataclass(frozen=True)
-class Profile:
+class BatchProfile:
     """The smallest, optimal and largest batch of one TensorRT optimisation profile."""
 
     min: int
@@ -294,7 +294,7 @@ class EnginePlan:
     version: str
     capabilities: tuple[str, ...]
     platform: str
-    profiles: tuple[Profile, ...]
+    profiles: tuple[BatchProfile, ...]
     version_compatible: bool
     hardware_compatibility: str
     stripped: bool

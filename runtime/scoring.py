@@ -39,7 +39,7 @@ class ScoringSummary:
     out: Path | None
     scores: tuple[Score, ...] | None
 
-    def as_document(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         names = ("images", "already_there", "scored", "failed", "seconds")
         rows = None if self.scores is None else [score.as_row() for score in self.scores]
@@ -66,7 +66,7 @@ def score_files(
     explain: a folder for one explanation picture per scored image; the bundle must have maps
     overwrite: start the result file anew instead of continuing it
     retry_errors: score again the images whose row in the result file is an error
-    on_score: called with each score as it comes
+    on_score: called with each score once it is there
 
     An image that cannot be read is a row with `error`. Raises UserError for paths that name no
     image, a result file of other weights, preprocessing or software, and a bundle without maps

@@ -1,10 +1,9 @@
 """Measurements: a bundle's engine beside baselines, and a step of training.
 
 Example:
-    from pathlib import Path
     from drexperts.bench import BenchOptions, bench
 
-    report = bench(Path("bundle"), BenchOptions(baselines=("eager-dense",)))
+    report = bench("bundle", BenchOptions(baselines=("eager-dense",)))
     report.batches[0].ratio("eager-dense").p50  # times as slow as the engine
 """
 

@@ -122,25 +122,24 @@ class BenchOptions:
 
 
 def bench(
-    bundle: Path, options: BenchOptions | None = None, progress: Progress = SILENT
+    bundle: str | Path, options: BenchOptions | None = None, progress: Progress = SILENT
 ) -> BenchReport:
     """Measure a bundle's engine on this machine.
 
     The engine and the baselines see the same pixels and run once each in every round, in random
     order, so that whatever else the machine does affects all of them. Ratios are taken within a
-    round. The engine has a second turn in each: how far it is from itself is the noise.
+    round. The engine runs a second time in each: the difference between its two times is the noise.
 
     Raises UserError for what cannot be measured, or does not fit together.
 
     Example:
-        from pathlib import Path
         from drexperts.bench import BenchOptions, bench
         from drexperts.bench.timing import Summary
 
-        report = bench(Path("bundle"), BenchOptions(baselines=("eager-dense",)))
+        report = bench("bundle", BenchOptions(baselines=("eager-dense",)))
         report.batches[0].ratio("eager-dense").p50, Summary.of(report.image.image_e2e).p99
     """
-    options = options or BenchOptions()
+    bundle, options = Path(bundle), options or BenchOptions()
     # Set for all variants, because their own defaults differ.
     threads = physical_cores() if options.threads is None else options.threads
     if options.baselines:

@@ -104,15 +104,15 @@ def this_machine(threads: int | None = None) -> Machine:
 
     threads: that engines and PyTorch are set to use; None is their default
     """
-    cards, reason = _gpus()
+    found, reason = _gpus()
     return Machine(
         cpu=_cpu_name(),
         cores=_cores(),
         threads=threads,
         system=platform.platform(),
         python=platform.python_version(),
-        versions={name: found for name in LIBRARIES if (found := _version(name))},
-        gpus=cards,
+        versions={name: version for name in LIBRARIES if (version := _version(name))},
+        gpus=found,
         missing={} if reason is None else {"gpus": reason},
     )
 

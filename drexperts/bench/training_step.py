@@ -46,7 +46,7 @@ PACKAGES = (
 )
 
 
-class Step(NamedTuple):
+class Workload(NamedTuple):
     """What every variant trains, and with how much."""
 
     config: DRExpertsConfig
@@ -93,7 +93,7 @@ def bench_training(
     rounds: int = ROUNDS,
     amp: Amp = "fp32",
     threads: int | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> TrainingReport:
     """Measure a step of the trainer on this machine's CPU: Smooth L1, backward, clipping, AdamW.
@@ -118,10 +118,11 @@ def bench_training(
     """
     if min(batch, rounds) < 1:
         raise ConfigError(f"a measurement needs a batch and a round at least: {batch}, {rounds}")
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     trained = variants(amp)
     machine, source = this_machine(threads), this_source(*PACKAGES)
     progress("starting a process for each variant")
-    with _workers(trained, Step(config, checkpoint, batch, threads)) as workers:
+    with _workers(trained, Workload(config, checkpoint, batch, threads)) as workers:
         steps = _rounds(workers, rounds, progress)
     return TrainingReport(
         command=_command(config, checkpoint, batch, rounds, amp, threads),
@@ -177,7 +178,7 @@ def _rounds(
 class _Worker:
     """A variant in its own process."""
 
-    def __init__(self, name: str, variant: Variant, what: Step) -> None:
+    def __init__(self, name: str, variant: Variant, what: Workload) -> None:
         self.name = name
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])  # imports once for all
@@ -213,7 +214,7 @@ class _Worker:
 
 
 @contextmanager
-def _workers(trained: dict[str, Variant], what: Step) -> Iterator[dict[str, _Worker]]:
+def _workers(trained: dict[str, Variant], what: Workload) -> Iterator[dict[str, _Worker]]:
     """A process for each variant, ready to train; all are ended afterwards."""
     workers: dict[str, _Worker] = {}
     try:
@@ -227,7 +228,7 @@ def _workers(trained: dict[str, Variant], what: Step) -> Iterator[dict[str, _Wor
             worker.end()
 
 
-def _serve(pipe: Connection, variant: Variant, what: Step) -> None:
+def _serve(pipe: Connection, variant: Variant, what: Workload) -> None:
     """The process of a variant: a step for each message, until it is ended."""
     try:
         step = _Trained(variant, what)
@@ -256,7 +257,7 @@ class _Scores(nn.Module):
 class _Trained:
     """A variant that takes one step of the trainer per call, and measures it."""
 
-    def __init__(self, variant: Variant, what: Step) -> None:
+    def __init__(self, variant: Variant, what: Workload) -> None:
         if what.threads is not None:
             torch.set_num_threads(what.threads)
         torch.manual_seed(0)  # the same weights and crops for all variants

@@ -15,22 +15,23 @@ _SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 # Options that --train does not take.
 _OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
 _DESCRIPTION = (
-    "Latency of a bundle's engine, alone or beside baselines in the same rounds, or with --train "
-    "the cost of a training step. A full-size bundle on a CPU takes about a minute by itself; each "
-    "baseline adds its own time, --scenario up to 20 s (server: 240 s), --profile a few seconds."
+    "Measure the latency of a bundle's engine, alone or beside baselines in the same rounds, or "
+    "with --train the cost of a training step. A full-size bundle on a CPU takes about a minute by "
+    "itself; each baseline adds its own time, --scenario up to 20 s (server: 240 s), --profile a "
+    "few seconds."
 )
 
 
 def add(verbs: "Verbs") -> None:
     """Add the parser of this verb."""
-    summary = "latency of an engine, or cost of a training step, compared with baselines"
+    summary = "measure an engine's latency, or the cost of a training step, beside baselines"
     verb = add_verb(verbs, "bench", run, summary, "export")
     verb.description = _DESCRIPTION
     verb.add_argument("bundle", type=Path, nargs="?", help="the bundle to measure")
     verb.add_argument(
         "--batch",
         type=_sizes,
-        metavar="1,4",
+        metavar="N,N",
         help="batch sizes (default: 1,4 as far as the bundle takes them; with --train 4)",
     )
     verb.add_argument(
@@ -146,11 +147,11 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
 
 def _check_training(arguments: argparse.Namespace) -> None:
-    """Raises UserError for what a step of training does not take."""
+    """Raises UserError for arguments that a training step does not take."""
     from drexperts.runtime.errors import UserError
 
     values = {name: getattr(arguments, name) for name in _OF_BUNDLES}
-    # A number that is zero was given, too.
+    # Zero is falsy, but was given.
     named = [name for name, value in values.items() if value or type(value) is float]
     given = [f"--{name.replace('_', '-')}" for name in named]
     given += ["BUNDLE"] * (arguments.bundle is not None)
@@ -163,7 +164,7 @@ def _check_training(arguments: argparse.Namespace) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Make the folder and write into it. Raises UserError, before anything is measured in vain."""
+    """Make the folder and write into it. Raises UserError if that fails."""
     from tempfile import TemporaryFile
 
     from drexperts.runtime.errors import UserError

@@ -45,8 +45,8 @@ def add(verbs: "Verbs") -> None:
         "--capability",
         action="append",
         default=[],
-        metavar="8.9",
-        help="compute capability to build for, with tensorrt-rtx; repeat for several "
+        metavar="X.Y",
+        help="compute capability to build for, such as 8.9, with tensorrt-rtx; repeat for several "
         "(default: all but 7.5)",
     )
     verb.add_argument(
@@ -63,8 +63,8 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument(
         "--workspace",
         type=byte_count,
-        metavar="4G",
-        help="most scratch memory that a layer may use (default: no limit)",
+        metavar="SIZE",
+        help="most scratch memory that a layer may use, such as 4G (default: no limit)",
     )
     verb.add_argument(
         "--opt-level",

@@ -1,4 +1,4 @@
-"""`drx demo`: every stage on a small model."""
+"""`drx demo`: run every stage on a small model."""
 
 import argparse
 from pathlib import Path
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "demo", run, "every stage on a small model, on this machine", "export")
+    verb = add_verb(verbs, "demo", run, "run every stage on a small model", "export")
     verb.add_argument(
         "--out",
         type=Path,
         default=Path("runs/demo"),
         metavar="DIR",
-        help="the bundle and the page (default: runs/demo)",
+        help="folder to write the bundle and the page to (default: runs/demo)",
     )
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench.report import print_report
-    from drexperts.demo.run import AIM, run_demo
+    from drexperts.demo import run_demo
+    from drexperts.demo.run import AIM
     from drexperts.ui.tables import proof_table
 
     with screen.progress() as progress:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         )
         print_report(report.bench, screen.tables)
         screen.tables.print(f"a bundle in {report.bundle}, a page with pictures: {report.page}")
-    return Outcome(DONE if report.passed else GATE_FAILED, report.to_json())
+    return Outcome(DONE if report.passed else GATE_FAILED, report.as_json())
 
 
 def _score_table(held_out: "Sequence[ScoredVersion]") -> "Table":

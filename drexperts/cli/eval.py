@@ -26,7 +26,7 @@ _LABELS = {
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "SRCC, PLCC, KRCC and RMSE of checkpoints and bundles, side by side"
+    summary = "compare checkpoints and bundles with labels: SRCC, PLCC, KRCC and RMSE"
     verb = add_verb(verbs, "eval", run, summary, "train")
     verb.add_argument(
         "models", type=Path, nargs="+", metavar="MODEL", help="a checkpoint or a bundle's folder"
@@ -59,8 +59,8 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.data.splits import read_splits
-    from drexperts.evaluation.compare import evaluate, write_predictions
+    from drexperts.data import read_splits
+    from drexperts.evaluation import evaluate, write_predictions
 
     if arguments.out is not None:
         check_out(arguments.out)

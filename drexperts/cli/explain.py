@@ -1,4 +1,4 @@
-"""`drx explain`: a picture of where the experts look in a photograph."""
+"""`drx explain`: draw where the experts look in a photograph."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "a picture of where the experts look in a photograph"
+    summary = "draw where the experts look in a photograph"
     verb = add_verb(verbs, "explain", run, summary, "train")
     verb.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint or a bundle's folder")
     verb.add_argument("photo", type=Path, metavar="PHOTO", help="the photograph to explain")
@@ -29,7 +29,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.evaluation.attention_maps import explain
+    from drexperts.evaluation import explain
     from drexperts.runtime.errors import UserError
     from drexperts.runtime.files import written_whole
 

@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "one of the paper's tables: our measurements beside the reported numbers"
+    summary = "train and test what a table of the paper compares, beside its reported numbers"
     verb = add_verb(verbs, "reproduce", run, summary, "train")
-    verb.add_argument("table", choices=[f"table{number}" for number in range(1, 6)])
+    tables = [f"table{number}" for number in range(1, 6)]
+    verb.add_argument("table", choices=tables, help="the table of the paper")
     verb.add_argument(
         "--data-root",
         type=Path,
         required=True,
         metavar="DIR",
-        help="holds one folder per data set, such as koniq10k",
+        help="folder that holds one folder per data set, such as koniq10k",
     )
     verb.add_argument(
         "--out",
         type=Path,
         default=Path("runs/reproduce"),
         metavar="DIR",
-        help="trainings, splits and pages (default: runs/reproduce)",
+        help="folder for trainings, splits and pages (default: runs/reproduce)",
     )
     verb.add_argument(
         "--only",
@@ -59,7 +60,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.paper.reproduction import ReproductionOptions, reproduce
+    from drexperts.paper import ReproductionOptions, reproduce
 
     screen = screen_of_first_process(arguments, screen)
     config, new_model = model_from(arguments, "small")
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     page = arguments.out / f"{arguments.table}.md"
     if page.exists():
         screen.tables.print(page.read_text(encoding="utf-8"))
-    return Outcome(GATE_FAILED if done.failures else DONE, done.to_json())
+    return Outcome(GATE_FAILED if done.failures else DONE, done.as_json())
 
 
 def _start(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:

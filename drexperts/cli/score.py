@@ -92,4 +92,4 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         "passed_over": [passed._asdict() for passed in scorer.passed_over],
     }
     status = DONE if summary.any_scored else GATE_FAILED
-    return Outcome(status, document | summary.as_document())
+    return Outcome(status, document | summary.as_json())

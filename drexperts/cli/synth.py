@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "a labelled set from a folder of clean pictures: 25 distortions at five levels"
+    summary = "make a labelled set from clean pictures: 25 distortions at five levels"
     verb = add_verb(verbs, "synth", run, summary, "train")
     verb.add_argument("clean", type=Path, metavar="CLEAN_DIR", help="the folder of clean pictures")
     verb.add_argument(
@@ -43,7 +43,8 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.data.synthetic_set import SynthConfig, parse_levels, synthesise
+    from drexperts.data import SynthConfig, synthesise
+    from drexperts.data.synthetic_set import parse_levels
 
     types = {} if arguments.types is None else {"types": tuple(arguments.types.split(","))}
     config = SynthConfig(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    summary = "train on rated images; if it is stopped or killed, the same command continues"
+    summary = "train a model on rated images; the same command continues a stopped run"
     verb = add_verb(verbs, "train", run, summary, "train")
     add_data(verb)
     verb.add_argument(
@@ -69,9 +69,8 @@ def add(verbs: "Verbs") -> None:
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.runtime.errors import UserError
+    from drexperts.training import Run, train
     from drexperts.training.distributed import speaks
-    from drexperts.training.run import train
-    from drexperts.training.settings import Run
 
     screen = screen_of_first_process(arguments, screen)
     dataset = dataset_from(arguments)

@@ -1,10 +1,9 @@
 """Rated images: data sets, splits, crops for training, and synthetic distortions.
 
 Example:
-    from pathlib import Path
     from drexperts.data import SynthConfig, make_splits, open_dataset, synthesise
 
-    made = synthesise(Path("photos"), Path("set"), SynthConfig(types=("jpeg", "white_noise")))
+    made = synthesise("photos", "set", SynthConfig(types=("jpeg", "white_noise")))
     dataset = open_dataset("folder", made.labels)
     splits = make_splits(dataset)
 """

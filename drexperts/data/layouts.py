@@ -78,7 +78,7 @@ class _Layout:
 
 
 def open_dataset(
-    name: str, root: Path, *, scale: ScoreScale | None = None, skip_bad: bool = False
+    name: str, root: str | Path, *, scale: ScoreScale | None = None, skip_bad: bool = False
 ) -> Dataset:
     """Read the labels of a data set and find its images, without opening any.
 
@@ -90,6 +90,7 @@ def open_dataset(
 
     Raises DataError, which names a missing file, bad rows or missing images.
     """
+    root = Path(root)
     if name == "folder":
         return _open_table(root, scale, skip_bad)
     if name not in _LAYOUTS:

@@ -123,19 +123,19 @@ def whole(dataset: Dataset) -> Split:
     return Split((), (), tuple(sorted(dataset.by_name)))
 
 
-def write_splits(splits: Splits, path: Path) -> None:
+def write_splits(splits: Splits, path: str | Path) -> None:
     """Write a split file atomically. Raises OSError."""
     parts = [{"digest": split.digest} | asdict(split) for split in splits.splits]
     content = asdict(splits) | {"splits": parts}
     text = json.dumps({"schema": SCHEMA, "digest": splits.digest} | content, indent=1)
-    with written_whole(path) as aside:
+    with written_whole(Path(path)) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-def read_splits(path: Path) -> Splits:
+def read_splits(path: str | Path) -> Splits:
     """Read a split file. Raises DataError, and nothing else, if it is invalid."""
     try:
-        return _from_document(json.loads(path.read_text(encoding="utf-8")))
+        return _from_document(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, DataError) as cause:
         raise DataError(f"{path} is not a valid split file: {cause}; {_AGAIN}") from cause
 

@@ -118,8 +118,8 @@ class SyntheticSet:
 
 
 def synthesise(
-    clean: Path,
-    out: Path,
+    clean: str | Path,
+    out: str | Path,
     config: SynthConfig | None = None,
     *,
     workers: int | None = None,
@@ -142,14 +142,14 @@ def synthesise(
         workers: processes; None takes one per core.
 
     Example:
-        made = synthesise(Path("photos"), Path("set"), SynthConfig(types=("jpeg",)))
+        made = synthesise("photos", "set", SynthConfig(types=("jpeg",)))
         dataset = open_dataset("folder", made.labels)
 
     Raises:
         UserError: `out` holds something else, or images of other settings; or there is no picture.
         OSError: a file cannot be written.
     """
-    config = config or SynthConfig()
+    clean, out, config = Path(clean), Path(out), config or SynthConfig()
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
     jobs = _jobs(clean, out, config)

@@ -3,10 +3,9 @@
 Importing this package needs no torch.
 
 Example:
-    from pathlib import Path
     from drexperts.demo import run_demo
 
-    report = run_demo(Path("runs/demo"))
+    report = run_demo("runs/demo")
     print(report.passed, report.page)
 """
 

@@ -69,7 +69,7 @@ class DemoReport:
         """Whether the bundle is proven and the correlation `AIM` was reached."""
         return self.engine.proven and self.srcc >= AIM
 
-    def to_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The document of `drx demo --json`."""
         document = {"passed": self.passed, "bundle": str(self.bundle)}
         if not self.engine.proven:
@@ -80,13 +80,13 @@ class DemoReport:
         return document | {"held_out": held_out, "bench": timed, "page": str(self.page)}
 
 
-def run_demo(out: Path, progress: Progress = SILENT) -> DemoReport:
+def run_demo(out: str | Path, progress: Progress = SILENT) -> DemoReport:
     """Train, export, verify, score held-out images, and measure; takes a few minutes on a CPU.
 
     Leaves in `out` a checkpoint, a bundle, explained images and a page of the results.
 
     Example:
-        report = run_demo(Path("runs/demo"))
+        report = run_demo("runs/demo")
         report.passed, report.page
     """
 
@@ -95,6 +95,7 @@ def run_demo(out: Path, progress: Progress = SILENT) -> DemoReport:
             message = f"training the {phase}, loss {step.loss:.4f}"
             progress(message, step.number, step.steps)
 
+    out = Path(out)
     progress("distorting photographs")
     trained = train_demo(tell)
     checkpoint = Checkpoint(trained.model, SCALE, PREPROCESSING)

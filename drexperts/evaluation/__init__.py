@@ -1,12 +1,11 @@
 """How models follow people's scores, and where their experts look.
 
 Example:
-    from pathlib import Path
     from drexperts.data import open_dataset
     from drexperts.evaluation import evaluate
 
-    dataset = open_dataset("koniq10k", Path("koniq10k"))
-    print(evaluate([Path("best.safetensors")], dataset).models[0].median.srcc)
+    dataset = open_dataset("koniq10k", "KonIQ-10k")
+    print(evaluate(["best.safetensors"], dataset).models[0].median.srcc)
 """
 
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from drexperts.runtime.lazy import lazy_exports
 if TYPE_CHECKING:
     from drexperts.evaluation.attention_maps import explain
     from drexperts.evaluation.compare import Evaluation, evaluate, write_predictions
-    from drexperts.evaluation.metrics import Metrics, judge
+    from drexperts.evaluation.metrics import Metrics, compute_metrics
 
-__all__ = ["Evaluation", "Metrics", "evaluate", "explain", "judge", "write_predictions"]
+__all__ = ["Evaluation", "Metrics", "compute_metrics", "evaluate", "explain", "write_predictions"]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -27,7 +26,7 @@ __getattr__ = lazy_exports(
         "Metrics": "metrics",
         "evaluate": "compare",
         "explain": "attention_maps",
-        "judge": "metrics",
+        "compute_metrics": "metrics",
         "write_predictions": "compare",
     },
 )

@@ -86,7 +86,11 @@ class Attentions:
 
 
 def explain(
-    model: Path, photo: Path, *, compare: bool = False, scale: ScoreScale | None = None
+    model: str | Path,
+    photo: str | Path,
+    *,
+    compare: bool = False,
+    scale: ScoreScale | None = None,
 ) -> Image.Image:
     """A picture of where the experts look in a photograph, computed on the CPU.
 
@@ -96,7 +100,7 @@ def explain(
         scale: the scale of a checkpoint's scores, used if its file does not state one.
 
     Example:
-        explain(Path("best.safetensors"), Path("photo.jpg"), compare=True).save("photo.png")
+        explain("best.safetensors", "photo.jpg", compare=True).save("photo.png")
 
     Raises:
         UserError: `model` cannot be opened, or is a bundle and `compare` is set.
@@ -105,13 +109,13 @@ def explain(
     """
     image = decode(photo)
     if compare:
-        if model.is_dir():
+        if Path(model).is_dir():
             raise UserError(
                 "--compare takes a checkpoint: a bundle has only the difference of the attentions"
             )
         checkpoint = load_checkpoint(model)
         known = checkpoint._replace(scale=checkpoint.scale or scale)
-        return comparison(known, image, photo.name)
+        return comparison(known, image, Path(photo).name)
     with open_model(model, "cpu", scale=scale) as scorer:
         (score,) = scorer.score([photo], maps=True)
     if score.error is not None:

@@ -13,14 +13,14 @@ from drexperts.data.recipes import RECIPES, Protocol, Recipe
 from drexperts.data.splits import Splits, check_splits, whole
 from drexperts.evaluation.metrics import (
     Metrics,
-    Summary,
+    MetricsSummary,
+    compute_metrics,
     json_ready,
-    judge,
     median_metrics,
     plcc,
     srcc,
 )
-from drexperts.evaluation.predict import Predictions, open_model, predict
+from drexperts.evaluation.predict import ScoredImages, open_model, predict
 from drexperts.runtime.errors import DataError, UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import ScoreScale
@@ -73,7 +73,7 @@ class EvaluatedModel:
     crops: int
     skipped: tuple[str, ...]
     splits: tuple[Metrics, ...]
-    median: Summary
+    median: MetricsSummary
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Evaluation:
     seed: int
     models: tuple[EvaluatedModel, ...]
     differences: tuple[Difference, ...]
-    predictions: tuple[Predictions, ...]
+    predictions: tuple[ScoredImages, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The document that `drx eval --json` prints; undefined numbers are None."""
@@ -129,7 +129,7 @@ class Evaluation:
 
 
 def evaluate(
-    models: Sequence[Path],
+    models: Sequence[str | Path],
     dataset: Dataset,
     *,
     splits: Splits | None = None,
@@ -153,7 +153,7 @@ def evaluate(
         skip_bad: leave out unusable images.
 
     Example:
-        found = evaluate([Path("best.safetensors"), Path("bundle")], dataset)
+        found = evaluate(["best.safetensors", "bundle"], dataset)
         print(found.models[0].median.srcc.median, found.differences[0].score_max)
 
     Raises DataError for splits of other data, an empty part or an unusable image; UserError for a
@@ -177,7 +177,7 @@ def evaluate(
                 skip_bad=skip_bad,
                 progress=partial(progress, f"scoring with {model}"),
             )
-            found.append(_evaluated(model, scorer, predicted, _judged(predicted, parts, seed)))
+            found.append(_evaluated(model, scorer, predicted, _metrics(predicted, parts, seed)))
         predictions.append(predicted)
     others = zip(found[1:], predictions[1:], strict=True)
     return Evaluation(
@@ -191,14 +191,17 @@ def evaluate(
     )
 
 
-def write_predictions(evaluation: Evaluation, dataset: Dataset, path: Path) -> None:
+def write_predictions(evaluation: Evaluation, dataset: Dataset, path: str | Path) -> None:
     """Write each image's label and each model's score as CSV, atomically. Raises OSError.
 
     The labels are the data set's own, on its own scale.
     """
     models = [each.model for each in evaluation.models]
     columns = [f"{kind} {model}" for model in models for kind in ("score", "std")]
-    with written_whole(path) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
+    with (
+        written_whole(Path(path)) as aside,
+        open(aside, "w", encoding="utf-8", newline="") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(["image", "label", *columns])
         # All models were given the same images and left out the same ones.
@@ -228,19 +231,21 @@ def _parts(dataset: Dataset, splits: Splits | None, part: Part) -> list[tuple[st
     return parts
 
 
-def _judged(predicted: Predictions, parts: list[tuple[str, ...]], seed: int) -> tuple[Metrics, ...]:
+def _metrics(
+    predicted: ScoredImages, parts: list[tuple[str, ...]], seed: int
+) -> tuple[Metrics, ...]:
     by_name = {row.name: row for row in predicted.rows}
     metrics = []
     for number, names in enumerate(parts):
         rows = [by_name[name] for name in names if name in by_name]
         if not rows:
             raise DataError(f"none of the {len(names)} images of split {number} can be used")
-        metrics.append(judge([r.label for r in rows], [r.score for r in rows], seed=seed))
+        metrics.append(compute_metrics([r.label for r in rows], [r.score for r in rows], seed=seed))
     return tuple(metrics)
 
 
 def _evaluated(
-    model: Path, scorer: Scorer, predicted: Predictions, metrics: tuple[Metrics, ...]
+    model: str | Path, scorer: Scorer, predicted: ScoredImages, metrics: tuple[Metrics, ...]
 ) -> EvaluatedModel:
     return EvaluatedModel(
         model=str(model),
@@ -273,7 +278,7 @@ def _data(dataset: Dataset, splits: Splits | None, part: Part) -> EvaluatedData:
 
 
 def _difference(
-    first: EvaluatedModel, expected: Predictions, other: EvaluatedModel, got: Predictions
+    first: EvaluatedModel, expected: ScoredImages, other: EvaluatedModel, got: ScoredImages
 ) -> Difference:
     a, b = ([row.score for row in predicted.rows] for predicted in (expected, got))
     comparable = first.scale == other.scale

@@ -66,7 +66,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Summary:
+class MetricsSummary:
     """What papers print: each metric over the splits, NaN where it is NaN in any split."""
 
     splits: int
@@ -127,7 +127,7 @@ def fitted(labels: ArrayLike, predictions: ArrayLike) -> Array:
     return np.asarray(np.ldexp(_logistic(best, scores) * y.std() + y.mean(), unit))
 
 
-def judge(
+def compute_metrics(
     labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0, resamples: int = 1000
 ) -> Metrics:
     """All metrics of predicted scores [n] against labels [n], with intervals.
@@ -161,20 +161,20 @@ def judge(
 def correlation_intervals(
     first: ArrayLike, second: ArrayLike, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Interval]:
-    """The intervals of "srcc" and "plcc" of two [n], made as in `judge`; NaN as there."""
+    """The intervals of "srcc" and "plcc" of two [n], made as in `compute_metrics`; NaN as there."""
     a, b = (_scaled(x)[0] for x in (first, second))
     found = _intervals(len(a), lambda chosen: _correlations(a[chosen], b[chosen]), seed, resamples)
     return dict(zip(NAMES, found, strict=False))
 
 
-def median_metrics(metrics: Sequence[Metrics]) -> Summary:
+def median_metrics(metrics: Sequence[Metrics]) -> MetricsSummary:
     """Each metric over the splits, of which there must be at least one."""
     spreads = {}
     for name in NAMES:
         values = np.array([getattr(each, name) for each in metrics])
         numbers = (np.median(values), values.std(), values.min(), values.max())
         spreads[name] = Spread(*map(float, numbers))
-    return Summary(len(metrics), **spreads)
+    return MetricsSummary(len(metrics), **spreads)
 
 
 def json_ready(report: Any) -> Any:

@@ -98,7 +98,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def open_model(
-    path: Path,
+    path: str | Path,
     device: str = "auto",
     *,
     threads: int | None = None,
@@ -117,6 +117,7 @@ def open_model(
         UserError: `path` or the device does not exist; also what `runtime.load` and
             `load_checkpoint` raise.
     """
+    path = Path(path)
     if path.is_dir():
         return runtime.load(path, device, threads=threads)
     if not path.exists():
@@ -177,7 +178,7 @@ def _torch_device(text: str) -> torch.device:
 class ScoredImage(NamedTuple):
     """A model's score of one rated image.
 
-    label: on the data set's scale, mirrored if `Predictions.mirrored`
+    label: on the data set's scale, mirrored if `ScoredImages.mirrored`
     score: mean over the crops, on the model's scale
     std: population standard deviation over the crops
     """
@@ -190,7 +191,7 @@ class ScoredImage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ScoredImages:
     """A model's scores of rated images.
 
     skipped: why each unusable image was left out on request, one line each
@@ -214,7 +215,7 @@ def predict(
     seed: int = 0,
     skip_bad: bool = False,
     progress: Tell = lambda done, total: None,
-) -> Predictions:
+) -> ScoredImages:
     """Score rated images. All of them are checked before the first is scored.
 
     With the protocol `grid` each file goes through the Scorer. With `released` each image is
@@ -248,7 +249,7 @@ def predict(
         rows.append(ScoredImage(sample.name, label, mean, std, len(scores)))
         progress(len(rows), len(good))
     example = dataset.root if protocol == "grid" else np.zeros((1, 1, 3), np.uint8)
-    return Predictions(tuple(rows), skipped, mirrored, source.fingerprint(example))
+    return ScoredImages(tuple(rows), skipped, mirrored, source.fingerprint(example))
 
 
 def _on_grid(

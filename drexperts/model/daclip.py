@@ -62,6 +62,7 @@ def read_prior(source: Path) -> dict[str, Tensor]:
 def convert_daclip(source: str | Path, target: str | Path) -> None:
     """Reduce the published `.pt` of 1.7 GB to a safetensors file that `load_prior` reads faster.
 
+    Example:
         convert_daclip("daclip_ViT-B-32.pt", "prior.safetensors")
 
     Raises:

@@ -3,10 +3,9 @@
 Importing this package needs no torch.
 
 Example:
-    from pathlib import Path
     from drexperts.paper import reproduce
 
-    done = reproduce("table1", Path("datasets"), Path("runs/reproduce"), only=["livec"])
+    done = reproduce("table1", "datasets", only=["livec"])
     for cell in done.cells:
         print(cell.column, cell.medians)
 """

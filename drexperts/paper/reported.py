@@ -17,7 +17,7 @@ OURS = "DR.Experts"
 IMAGES = {"koniq10k": 10073, "livec": 1162, "spaq": 11125, "livefb": 39810, "bid": 586}
 
 
-class Correlations(NamedTuple):
+class ReportedCorrelations(NamedTuple):
     """The correlations of scores with labels. Table 2 of the paper has no PLCC."""
 
     srcc: float
@@ -33,23 +33,23 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: Mapping[str, tuple[Correlations | None, ...]]
+    rows: Mapping[str, tuple[ReportedCorrelations | None, ...]]
 
-    def cell(self, row: str, column: str) -> Correlations | None:
+    def cell(self, row: str, column: str) -> ReportedCorrelations | None:
         """The reported numbers; None for a dash, and for a row or column that does not exist."""
         if row not in self.rows or column not in self.columns:
             return None
         return self.rows[row][self.columns.index(column)]
 
 
-def _pairs(cells: Sequence[float | None]) -> tuple[Correlations | None, ...]:
+def _pairs(cells: Sequence[float | None]) -> tuple[ReportedCorrelations | None, ...]:
     """Cells from a list in which SRCC and PLCC alternate."""
     pairs = zip(cells[::2], cells[1::2], strict=True)
-    return tuple(None if srcc is None else Correlations(srcc, plcc) for srcc, plcc in pairs)
+    return tuple(None if srcc is None else ReportedCorrelations(srcc, plcc) for srcc, plcc in pairs)
 
 
-def _ranks(*cells: float) -> tuple[Correlations | None, ...]:
-    return tuple(Correlations(srcc, None) for srcc in cells)
+def _ranks(*cells: float) -> tuple[ReportedCorrelations | None, ...]:
+    return tuple(ReportedCorrelations(srcc, None) for srcc in cells)
 
 
 _BOTH = ("koniq10k", "livec")

@@ -19,7 +19,7 @@ from drexperts.data.dataset import Dataset
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES, Protocol, Recipe
 from drexperts.data.splits import Splits, make_splits, reduced, whole, write_splits
-from drexperts.evaluation.metrics import Metrics, json_ready, judge, metrics_from_json
+from drexperts.evaluation.metrics import Metrics, compute_metrics, json_ready, metrics_from_json
 from drexperts.evaluation.predict import open_model, predict
 from drexperts.model.checkpoint import load_encoder
 from drexperts.model.config import DRExpertsConfig
@@ -95,8 +95,8 @@ _AS_PUBLISHED, _ANYWHERE = ReproductionOptions(), Resources()
 
 def reproduce(
     table: str,
-    data_root: Path,
-    out: Path = Path("runs/reproduce"),
+    data_root: str | Path,
+    out: str | Path = "runs/reproduce",
     options: ReproductionOptions = _AS_PUBLISHED,
     *,
     only: Sequence[str] = (),
@@ -105,8 +105,8 @@ def reproduce(
 ) -> Reproduction:
     """Train and test what a table lacks; write `out/<table>.md` and `.json` after every training.
 
-    If a training fails, because its data set is missing, say, the page lists it and the others
-    continue.
+    If a training fails, for example because its data set is missing, the page lists the failure and
+    the other trainings continue.
 
     Args:
         table: "table1" to "table5".
@@ -120,9 +120,10 @@ def reproduce(
         UserError: a name that the table does not have.
 
     Example:
-        done = reproduce("table1", Path("datasets"), only=["livec"])
+        done = reproduce("table1", "datasets", only=["livec"])
         done.failures  # empty if all went well
     """
+    data_root, out = Path(data_root), Path(out)
     chosen = choose(cells_of(table), only)
     runs = _Runs(data_root, out, options, resources, progress)
     failures: list[Failure] = []
@@ -138,7 +139,7 @@ def reproduce(
             progress.note(f"{job}: {error}")
         done = _collected(table, runs, failures)
         if runs.first:
-            _write_json(out / f"{table}.json", done.to_json())
+            _write_json(out / f"{table}.json", done.as_json())
             _write(out / f"{table}.md", page(done))
     return done
 
@@ -149,7 +150,7 @@ class _Data(NamedTuple):
 
 
 class _Transfer(NamedTuple):
-    """What a test on another data set came to."""
+    """The result of a test on another data set."""
 
     skipped: Sequence[str]
     tests: Mapping[str, Metrics]
@@ -243,7 +244,7 @@ class _Runs:
     def _is_of(self, result: TrainingResult, run: Run) -> bool:
         """Whether a result is of this run, from these weights."""
         asked = run.settings() | {"model": self._starts(run.config.seed)}
-        # Without a validation that could be judged the last epoch is taken, and images may have
+        # Without validation metrics the last epoch is taken, and images may have
         # been left out.
         del asked["images"], asked["selected_on"]
         chosen = result.selected_on in (run.selected_on, "last epoch")
@@ -286,7 +287,7 @@ class _Runs:
                     f"none of the {len(images)} images of the {name} can be used, {dataset.name} "
                     f"at {dataset.root}: repair them"
                 )
-            tests[name] = judge([row.label for row in rows], [row.score for row in rows])
+            tests[name] = compute_metrics([row.label for row in rows], [row.score for row in rows])
         content = json_ready(_Transfer(found.skipped, tests))
         _write_json(
             _transfer_path(folder, target), self._transfer_facts(folder, target, split) | content

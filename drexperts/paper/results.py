@@ -86,7 +86,7 @@ class Reproduction:
     cells: tuple[MeasuredCell, ...]
     failures: tuple[Failure, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The content of `<table>.json`: the fields by name, None for NaN."""
         document: dict[str, Any] = json_ready(self)
         return document

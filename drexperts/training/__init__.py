@@ -1,13 +1,11 @@
 """Training a model on rated images.
 
 Example:
-    from pathlib import Path
     from drexperts.data import RECIPES, make_splits, open_dataset
-    from drexperts.model.dr_experts import new_model
-    from drexperts.model.config import DRExpertsConfig
+    from drexperts.model import DRExpertsConfig, new_model
     from drexperts.training import Run, TrainConfig, train
 
-    dataset = open_dataset("koniq10k", Path("koniq10k"))
+    dataset = open_dataset("koniq10k", "KonIQ-10k")
     recipe = RECIPES["koniq10k"]
     run = Run(
         dataset=dataset,
@@ -15,7 +13,7 @@ Example:
         recipe=recipe,
         config=TrainConfig(batch=recipe.batch),
     )
-    result = train(run, lambda: new_model(DRExpertsConfig.paper()), Path("runs/koniq10k"))
+    result = train(run, lambda: new_model(DRExpertsConfig.paper()), "runs/koniq10k")
     print(result.test.srcc, result.best_epoch)
 """
 

@@ -23,7 +23,7 @@ from drexperts.data.images import ImageStore
 from drexperts.data.recipes import preprocessing
 from drexperts.data.splits import Split
 from drexperts.data.training_crops import TrainingBatches, workers_explained
-from drexperts.evaluation.metrics import Metrics, judge
+from drexperts.evaluation.metrics import Metrics, compute_metrics
 from drexperts.evaluation.predict import ScoredImage, predict, scorer_of
 from drexperts.model.ablations import Variant
 from drexperts.model.backbones import normalised
@@ -259,7 +259,7 @@ class TrainingLoop:
             self._stop()
         rows = sorted(processes.gather(found), key=lambda row: row.name)
         labels, scores = [row.label for row in rows], [row.score for row in rows]
-        return judge(labels, scores, resamples=resamples), rows
+        return compute_metrics(labels, scores, resamples=resamples), rows
 
     def _tell_judging(self, text: str, done: int, total: int) -> None:
         self.progress(text, done, total)

@@ -1,4 +1,4 @@
-"""What a training came to: the content of `result.json`."""
+"""The result of a training: the content of `result.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

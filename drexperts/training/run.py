@@ -29,7 +29,7 @@ from drexperts.training.trainer import start_at
 def train(
     run: Run,
     new_model: Callable[[], DRExperts],
-    out: Path,
+    out: str | Path,
     *,
     resources: Resources | None = None,
     progress: Progress = SILENT,
@@ -37,8 +37,8 @@ def train(
     """Train on one split, validate after each epoch, and test the best model.
 
     `out` then holds `best.safetensors`, `result.json`, `predictions.csv` and `log.jsonl`. A run
-    that was stopped or killed continues from its last saved state and comes to the same result, on
-    a CPU to the bit. A run that is done returns its result at once. Under `torchrun` every process
+    that was stopped or killed continues from its last saved state with the same result, on a CPU to
+    the bit. A run that is done returns its result at once. Under `torchrun` every process
     calls this and returns the same.
 
     Args:
@@ -66,7 +66,7 @@ def train(
         settings = run.settings() | {"model": digest}
         _require_one_run(settings, processes)
         with (
-            processes.from_first(lambda: RunFolder(out, settings)) as folder,
+            processes.from_first(lambda: RunFolder(Path(out), settings)) as folder,
             stop_requests() as request,
         ):
             if (result := processes.from_first(folder.result)) is not None:

@@ -194,11 +194,11 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
     return table
 
 
-def _tried(mixture: PrecisionTrial) -> str:
-    verdict = "kept all limits" if mixture.passed else "failed"
+def _tried(trial: PrecisionTrial) -> str:
+    verdict = "kept all limits" if trial.passed else "failed"
     return (
-        f"{mixture.islands} in float32, {mixture.weight_bytes / 2**20:.1f} MiB: "
-        f"SRCC {mixture.srcc:.5f}, score within {mixture.score_max:.1e} of the span, {verdict}"
+        f"{trial.islands} in float32, {trial.weight_bytes / 2**20:.1f} MiB: "
+        f"SRCC {trial.srcc:.5f}, score within {trial.score_max:.1e} of the span, {verdict}"
     )
 
 

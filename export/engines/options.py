@@ -9,7 +9,7 @@ from typing import Any
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import ConfigError, MissingDependencyError, UserError
-from drexperts.runtime.manifest import Profile
+from drexperts.runtime.manifest import BatchProfile
 
 TURING = "7.5"
 
@@ -40,7 +40,7 @@ class EngineOptions:
             of the pooling node. `tensorrt` only.
     """
 
-    profiles: tuple[Profile, ...] = (Profile(1, 8, 64),)
+    profiles: tuple[BatchProfile, ...] = (BatchProfile(1, 8, 64),)
     workspace: int | None = None
     optimization_level: int | None = None
     capabilities: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ LIBRARIES = {
 }
 
 
-def parse_profiles(texts: Sequence[str]) -> tuple[Profile, ...]:
+def parse_profiles(texts: Sequence[str]) -> tuple[BatchProfile, ...]:
     """Profiles from texts such as "MIN:OPT:MAX", or "N" for the one batch size N.
 
     Raises:
@@ -125,15 +125,15 @@ def parse_profiles(texts: Sequence[str]) -> tuple[Profile, ...]:
     return profiles
 
 
-def _profile_from_text(text: str) -> Profile:
+def _profile_from_text(text: str) -> BatchProfile:
     sizes = text.split(":")
     if len(sizes) not in (1, 3) or not all(size.isascii() and size.isdigit() for size in sizes):
         raise UserError(f"--batch {text}: give MIN:OPT:MAX, such as 1:8:64, or one batch size")
     least, usual, most = map(int, sizes * (3 // len(sizes)))
-    return Profile(least, usual, most)
+    return BatchProfile(least, usual, most)
 
 
-def _check_gaps(profiles: tuple[Profile, ...]) -> None:
+def _check_gaps(profiles: tuple[BatchProfile, ...]) -> None:
     if not profiles:
         raise UserError("there is no profile: give --batch MIN:OPT:MAX, such as 1:8:64")
     most = max(profile.max for profile in profiles)

@@ -52,7 +52,7 @@ from drexperts.export.graph.half_products import half_products
 from drexperts.runtime.compatibility import this_platform
 from drexperts.runtime.errors import BuildError, PlanError, UnreadablePlanError, UserError
 from drexperts.runtime.files import written_whole
-from drexperts.runtime.manifest import EnginePlan, Profile
+from drexperts.runtime.manifest import BatchProfile, EnginePlan
 from drexperts.runtime.progress import SILENT, Progress
 
 _logger = logging.getLogger(__name__)
@@ -354,7 +354,7 @@ def _parser_error(error: Any) -> str:
     return f"{error.node_name() or 'the graph'} ({error.node_operator() or '?'}): {error.desc()}"
 
 
-def _profile(builder: Any, network: Any, profile: Profile) -> Any:
+def _profile(builder: Any, network: Any, profile: BatchProfile) -> Any:
     made = builder.create_optimization_profile()
     for tensor in map(network.get_input, range(network.num_inputs)):
         rest = tuple(tensor.shape)[1:]

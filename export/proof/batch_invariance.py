@@ -11,9 +11,9 @@ from drexperts.export.proof.agreement import finite, largest_difference
 from drexperts.export.proof.parity import largest
 from drexperts.runtime.manifest import (
     BatchInvariance,
+    BatchProfile,
     Engine,
     Manifest,
-    Profile,
     ScoreScale,
     invariance_limits,
     within,
@@ -79,7 +79,7 @@ def measure_invariance(
     )
 
 
-def batch_sizes(most: int, profiles: Sequence[Profile] = ()) -> list[int]:
+def batch_sizes(most: int, profiles: Sequence[BatchProfile] = ()) -> list[int]:
     """Every size to 8, then powers of two, the largest, and the ends and optimum of each profile.
 
     A TensorRT engine has kernels of its own for each profile.

@@ -172,7 +172,7 @@ def test_a_gpu_is_read_before_and_right_after_the_rounds(
     monkeypatch.setattr(profiling, "profile_engine", no_profile)
     options = BenchOptions(batches=(1, 2), repeats=1, profile=True)
     progress = Recorder(at=lambda message, done, total: events.append(message))
-    report = bench(bundle, options, progress)
+    report = bench(str(bundle), options, progress)
     last = len(events) - events[::-1].index("read") - 1
     assert events[last - 1] == "batch 2: round 1 of 1"
     assert events.index("read") < events.index("batch 1: round 0 of 1") < last

@@ -62,8 +62,8 @@ def test_no_driver_is_no_gpu_but_a_failing_one_is_unknown(
 
 
 def test_without_its_library_pytorch_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = types.SimpleNamespace(name="NVIDIA H200", major=9, minor=0, total_memory=150 << 30)
-    cuda = types.SimpleNamespace(device_count=lambda: 1, get_device_properties=lambda _: card)
+    gpu = types.SimpleNamespace(name="NVIDIA H200", major=9, minor=0, total_memory=150 << 30)
+    cuda = types.SimpleNamespace(device_count=lambda: 1, get_device_properties=lambda _: gpu)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     machine = this_machine()

@@ -8,7 +8,7 @@ from support.sample_reports import cpu
 
 from drexperts.bench.json_files import read_json, write_json
 from drexperts.benchmarks.bench_full_size import proofs
-from drexperts.benchmarks.full_size_receipt import FullSizeReceipt
+from drexperts.benchmarks.receipt_types.full_size_receipt import FullSizeReceipt
 from drexperts.runtime.manifest import read_manifest, write_manifest
 
 

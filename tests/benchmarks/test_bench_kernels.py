@@ -19,18 +19,25 @@ from torch import Tensor
 
 from drexperts.bench.json_files import read_json
 from drexperts.benchmarks import bench_kernels
-from drexperts.benchmarks import kernel_bounds as bounds
 from drexperts.benchmarks.bench_kernels import Budget, KernelBenchmark, Selection, verdict
-from drexperts.benchmarks.kernel_check import checked, refusals, relative_error
-from drexperts.benchmarks.kernel_comparisons import (
+from drexperts.benchmarks.operations import bounds
+from drexperts.benchmarks.operations.check import checked, refusals, relative_error
+from drexperts.benchmarks.operations.comparisons import (
     Comparison,
     Implementation,
     Problem,
     comparison_of,
     problems,
 )
-from drexperts.benchmarks.kernel_receipt import BASELINE, EAGER, OURS, Check, KernelReceipt, Row
-from drexperts.benchmarks.kernel_timing import FEWEST, measured, require_writes
+from drexperts.benchmarks.operations.timing import FEWEST, measured, require_writes
+from drexperts.benchmarks.receipt_types.kernel_receipt import (
+    BASELINE,
+    EAGER,
+    OURS,
+    Check,
+    KernelReceipt,
+    Row,
+)
 from drexperts.runtime.errors import BackendError
 
 H200, RTX4090 = (bounds.PEAKS[name] for name in ("NVIDIA H200", "NVIDIA GeForce RTX 4090"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from drexperts.benchmarks import bench_precision
-from drexperts.benchmarks.answers import Reference
+from drexperts.benchmarks.receipt_types.answers import Reference
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.precision import PrecisionTest, folded_session
 from drexperts.export.proof.photographs import verification_images

@@ -11,11 +11,11 @@ from PIL import Image, features
 from drexperts import runtime
 from drexperts.bench.json_files import read_json
 from drexperts.benchmarks import drift
-from drexperts.benchmarks.answers import agreement
 from drexperts.benchmarks.drift import CONTROL, ENCODINGS, STORED, encoded, pictures_of
 from drexperts.benchmarks.drift_readers import DECODERS, JPEG, PNG, decoders, resizes, upright
-from drexperts.benchmarks.drift_receipt import DriftReceipt, FileSet, Read, parts
-from drexperts.benchmarks.receipt import markdown
+from drexperts.benchmarks.receipt_types.answers import agreement
+from drexperts.benchmarks.receipt_types.drift_receipt import DriftReceipt, FileSet, Read, parts
+from drexperts.benchmarks.receipt_types.receipt import markdown
 from drexperts.runtime import preprocess
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.preprocess import decode, resized

@@ -38,8 +38,8 @@ from drexperts.benchmarks.gpu_variants import (
     Programs,
     Variant,
 )
-from drexperts.benchmarks.kernel_timing import require_writes
-from drexperts.benchmarks.model_receipt import (
+from drexperts.benchmarks.operations.timing import require_writes
+from drexperts.benchmarks.receipt_types.model_receipt import (
     AGAIN,
     DENSE,
     FOLDED,

@@ -9,12 +9,18 @@ import pytest
 
 from drexperts.bench.json_files import read_json, write_json
 from drexperts.bench.provenance import Gpu, Machine, Source
-from drexperts.benchmarks import kernel_receipt, measurements, model_receipt
-from drexperts.benchmarks.answers import Answers, Reference
-from drexperts.benchmarks.kernel_receipt import Check, KernelReceipt, Row
+from drexperts.benchmarks import measurements
 from drexperts.benchmarks.measurements import FOLDER, PAGE, SECTIONS, page, readme, section
-from drexperts.benchmarks.model_receipt import AGAIN, BatchDrift, BatchRow, VariantCheck
-from drexperts.benchmarks.receipt import markdown
+from drexperts.benchmarks.receipt_types import kernel_receipt, model_receipt
+from drexperts.benchmarks.receipt_types.answers import Answers, Reference
+from drexperts.benchmarks.receipt_types.kernel_receipt import Check, KernelReceipt, Row
+from drexperts.benchmarks.receipt_types.model_receipt import (
+    AGAIN,
+    BatchDrift,
+    BatchRow,
+    VariantCheck,
+)
+from drexperts.benchmarks.receipt_types.receipt import markdown
 from drexperts.runtime.errors import UserError
 
 KERNELS = "kernels-cpu.json"

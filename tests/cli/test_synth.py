@@ -30,7 +30,7 @@ def test_a_set_of_distorted_pictures_can_be_opened(clean: Path, tmp_path: Path, 
     assert ended.document["settings"]["levels"] == [1, 4, 5]
     assert ended.error.count("left out: ") == 1
     assert "broken.png" in ended.document["skipped"][0]
-    dataset = open_dataset("folder", out / "labels.csv")
+    dataset = open_dataset("folder", str(out / "labels.csv"))
     assert len(dataset.samples) == 16
     assert len({sample.group for sample in dataset.samples}) == 2
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -82,7 +82,7 @@ def test_training_leaves_what_eval_and_export_take(
 
 def test_a_training_keeps_only_its_own_split(done: Done, call: Call) -> None:
     out, command = done
-    (split,) = read_splits(out / "splits.json").splits
+    (split,) = read_splits(str(out / "splits.json")).splits
     rows = (out / "predictions.csv").read_text().splitlines()[1:]
     assert tuple(row.split(",")[0] for row in rows) == split.test
     again = call(*command, "--out", out, "--splits", out / "splits.json")

@@ -83,7 +83,7 @@ def test_every_type_and_level_by_default(tmp_path: Path, photo: Callable[..., Im
 
 def test_rows_describe_the_files(clean: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report = synthesise(clean, out, FEW, workers=1)
+    report = synthesise(str(clean), str(out), FEW, workers=1)
     assert (report.pictures, report.images, report.skipped) == (3, 27, ())
     rows = rows_of(out)
     assert tuple(rows[0]) == COLUMNS

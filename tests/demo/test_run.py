@@ -25,13 +25,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.DemoReport
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "train_demo", partial(train_demo, epochs=1, crops=1))
         patch.setattr(demo, "BenchOptions", partial(BenchOptions, batches=(1,), repeats=2))
-        yield demo.run_demo(tmp_path_factory.mktemp("demo"))
+        yield demo.run_demo(str(tmp_path_factory.mktemp("demo")))
 
 
 def test_it_leaves_a_bundle_that_scores(report: demo.DemoReport) -> None:
     image = next((report.bundle.parent / "images").glob("*.png"))
     assert runtime.load(report.bundle).score(image).value > 0
-    document = report.to_json()
+    document = report.as_json()
     assert document["held_out"]["images"] == len(report.held_out) == 78
     assert document["held_out"]["contents"] == ["camera", "cat", "coffee"]
 
@@ -57,12 +57,12 @@ def test_the_verb_prints_the_results_and_fails_a_low_correlation(
     passed: bool,
 ) -> None:
     good, better = (report.held_out[0]._replace(label=x, score=x) for x in (40.0, 50.0))
-    judged = dataclasses.replace(report, held_out=(good, better._replace(score=score)))
-    monkeypatch.setattr(demo, "run_demo", lambda out, progress: judged)
+    changed = dataclasses.replace(report, held_out=(good, better._replace(score=score)))
+    monkeypatch.setattr(demo, "run_demo", lambda out, progress: changed)
     monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
     outcome = verb.run(argparse.Namespace(out=report.bundle.parent), Screen())
     assert outcome.status == (DONE if passed else GATE_FAILED)
-    assert outcome.document == judged.to_json()
+    assert outcome.document == changed.as_json()
     assert outcome.document["passed"] is passed
     shown = capsys.readouterr().out
     for promised in ("proven", "SRCC", "times the engine", "eager-dense", "index.html"):
@@ -71,4 +71,4 @@ def test_the_verb_prints_the_results_and_fails_a_low_correlation(
 
 def test_an_engine_that_is_not_proven_fails(report: demo.DemoReport) -> None:
     unproven = demo.DemoReport(Path("b"), dataclasses.replace(report.engine, parity=None))
-    assert unproven.to_json() == {"passed": False, "bundle": "b"}
+    assert unproven.as_json() == {"passed": False, "bundle": "b"}

@@ -14,7 +14,7 @@ from drexperts.data.dataset import Dataset
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES
 from drexperts.data.splits import make_splits, whole
-from drexperts.evaluation import Evaluation, Metrics, evaluate, judge
+from drexperts.evaluation import Evaluation, Metrics, compute_metrics, evaluate
 from drexperts.evaluation.metrics import NAMES
 from drexperts.evaluation.predict import ScoredImage
 from drexperts.export.bundle import export_bundle
@@ -66,11 +66,13 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def evaluated(models: list[Path], dataset: Dataset, **changes: Any) -> Evaluation:
     defaults: dict[str, Any] = {"recipe": replace(RECIPES["folder"], test_crops=2)}
-    return evaluate(models, dataset, **(defaults | {"device": "cpu"} | changes))
+    return evaluate(
+        [str(model) for model in models], dataset, **(defaults | {"device": "cpu"} | changes)
+    )
 
 
-def judged(rows: Sequence[ScoredImage]) -> Metrics:
-    return judge([row.label for row in rows], [row.score for row in rows])
+def metrics_of(rows: Sequence[ScoredImage]) -> Metrics:
+    return compute_metrics([row.label for row in rows], [row.score for row in rows])
 
 
 @pytest.mark.parametrize("protocol", ["grid", "released"])
@@ -93,7 +95,7 @@ def test_a_checkpoint_and_its_bundle_agree(
     assert third.splits[0].srcc != first.splits[0].srcc
     assert [model.engine for model in found.models] == ["torch", "onnx", "torch"]
     assert len({model.fingerprint for model in found.models}) == 3
-    assert first.splits == (judged(found.predictions[0].rows),)
+    assert first.splits == (metrics_of(found.predictions[0].rows),)
     assert (found.data.digest, found.data.split_digest) == (dataset.digest, whole(dataset).digest)
     document = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert list(document) == ["data", "protocol", "models", "differences"]
@@ -108,7 +110,7 @@ def test_each_split_and_their_median(models: list[Path], dataset: Dataset) -> No
     (model,) = found.models
     by_name = {row.name: row for row in found.predictions[0].rows}
     assert set(by_name) == {name for split in splits.splits for name in split.test}
-    expected = [judged([by_name[name] for name in split.test]) for split in splits.splits]
+    expected = [metrics_of([by_name[name] for name in split.test]) for split in splits.splits]
     assert list(model.splits) == expected
     assert model.median.srcc.median == sorted(metrics.srcc for metrics in expected)[1]
     assert (found.data.part, found.data.split_digest) == ("test", splits.digest)

@@ -18,10 +18,10 @@ from drexperts.evaluation.metrics import (
     NAMES,
     Metrics,
     _logistic,
+    compute_metrics,
     correlation_intervals,
     fitted,
     json_ready,
-    judge,
     krcc,
     median_metrics,
     metrics_from_json,
@@ -127,10 +127,10 @@ def test_the_fit_is_the_best_of_many_starts(seed: int) -> None:
 )
 def test_no_scale_is_too_small_or_too_large(of_labels: float, of_scores: float) -> None:
     labels, scores = logistic_data(40)
-    expected = judge(labels, scores, resamples=20)
+    expected = compute_metrics(labels, scores, resamples=20)
     # Below 1e-308 a float has few digits left.
     close = 1e-2 if min(of_labels, of_scores) < 1e-308 else 1e-6
-    found = judge(of_labels * labels, of_scores * scores, resamples=20)
+    found = compute_metrics(of_labels * labels, of_scores * scores, resamples=20)
     assert plcc(of_labels * labels, of_scores * scores) == pytest.approx(expected.plcc, rel=close)
     for name in NAMES:
         unit = of_labels if name == "rmse" else 1.0
@@ -161,7 +161,7 @@ def test_the_fit_is_never_worse_than_the_scores(rows: list[tuple[int, int]]) -> 
 )
 def test_the_fit_needs_five_images_and_variation(labels: list[float], scores: list[float]) -> None:
     assert np.isnan(fitted(labels, scores)).all()
-    metrics = judge(labels, scores, resamples=50)
+    metrics = compute_metrics(labels, scores, resamples=50)
     assert math.isnan(metrics.plcc_fitted)
     assert math.isnan(metrics.rmse)
     assert metrics.images == len(labels)
@@ -169,7 +169,7 @@ def test_the_fit_needs_five_images_and_variation(labels: list[float], scores: li
 
 def test_judge() -> None:
     labels, scores = logistic_data()
-    metrics = judge(labels, scores)
+    metrics = compute_metrics(labels, scores)
     fit = fitted(labels, scores)
     assert metrics.images == 200
     assert metrics.srcc == srcc(labels, scores)
@@ -185,10 +185,12 @@ def test_judge() -> None:
 
 def test_intervals_are_those_of_the_seed() -> None:
     labels, scores = logistic_data()
-    first, again, other = (judge(labels, scores, seed=s, resamples=100) for s in (3, 3, 4))
+    first, again, other = (
+        compute_metrics(labels, scores, seed=s, resamples=100) for s in (3, 3, 4)
+    )
     assert first == again
     assert first.intervals != other.intervals
-    assert judge(labels, scores, resamples=0).intervals == {}
+    assert compute_metrics(labels, scores, resamples=0).intervals == {}
 
 
 def test_the_interval_of_a_correlation_is_fishers() -> None:
@@ -196,7 +198,7 @@ def test_the_interval_of_a_correlation_is_fishers() -> None:
     rng = np.random.default_rng(1)
     labels = rng.normal(size=500)
     scores = labels + rng.normal(size=500)
-    metrics = judge(labels, scores)
+    metrics = compute_metrics(labels, scores)
     expected = np.tanh(np.arctanh(metrics.plcc) + np.array([-1.96, 1.96]) / math.sqrt(497))
     np.testing.assert_allclose(metrics.intervals["plcc"], expected, atol=0.015)
 
@@ -205,7 +207,7 @@ def test_the_interval_of_a_correlation_is_fishers() -> None:
 def test_intervals_are_percentiles_of_metrics_over_resampled_images(count: int) -> None:
     rng = np.random.default_rng(count)
     labels, scores = rng.integers(0, 8, (2, count)).astype(float)
-    found = judge(labels, scores, seed=7, resamples=200)
+    found = compute_metrics(labels, scores, seed=7, resamples=200)
     fit = fitted(labels, scores)
     chosen = np.random.default_rng(7).integers(0, count, (200, count))
     of = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
@@ -223,7 +225,7 @@ def test_intervals_are_percentiles_of_metrics_over_resampled_images(count: int) 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 9])
 def test_few_images_have_wide_intervals_or_none(count: int) -> None:
-    metrics = judge(np.arange(count), np.arange(count) ** 2)
+    metrics = compute_metrics(np.arange(count), np.arange(count) ** 2)
     assert metrics.srcc == pytest.approx(1)
     assert metrics.intervals["srcc"] == pytest.approx((1, 1))
 
@@ -234,13 +236,13 @@ def test_few_images_have_wide_intervals_or_none(count: int) -> None:
 )
 def test_values_that_are_not_finite_are_refused(labels: list[float], scores: list[float]) -> None:
     with pytest.raises(InternalError):
-        judge(labels, scores)
+        compute_metrics(labels, scores)
 
 
 @pytest.mark.parametrize(("labels", "scores"), [([], []), ([1, 2], [1]), ([[1, 2]], [[1, 2]])])
 def test_values_of_other_shapes_are_refused(labels: list[float], scores: list[float]) -> None:
     with pytest.raises(InternalError):
-        judge(labels, scores)
+        compute_metrics(labels, scores)
 
 
 def test_the_median_over_splits() -> None:
@@ -259,7 +261,7 @@ def test_an_undefined_split_makes_the_median_undefined() -> None:
 
 
 def test_results_are_json() -> None:
-    metrics = judge([1, 2, 3, 4], [2, 1, 4, 3], resamples=20)
+    metrics = compute_metrics([1, 2, 3, 4], [2, 1, 4, 3], resamples=20)
     document = json.loads(json.dumps(json_ready(metrics), allow_nan=False))
     assert document["images"] == 4
     assert json_ready(metrics_from_json(document)) == document

@@ -19,7 +19,7 @@ from drexperts.data.dataset import Dataset, Sample
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES, Recipe
 from drexperts.evaluation.predict import (
-    Predictions,
+    ScoredImages,
     TorchSession,
     open_model,
     predict,
@@ -81,7 +81,7 @@ def scored(
     protocol: Any,
     samples: Sequence[Sample] | None = None,
     **changes: Any,
-) -> Predictions:
+) -> ScoredImages:
     settings = {"recipe": RECIPE, "protocol": protocol} | changes
     return predict(scorer, dataset, dataset.samples if samples is None else samples, **settings)
 

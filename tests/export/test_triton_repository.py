@@ -20,7 +20,7 @@ from drexperts.export import triton_repository
 from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.export.triton_repository import write_triton_repository
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.manifest import EnginePlan, Profile, read_manifest, write_manifest
+from drexperts.runtime.manifest import BatchProfile, EnginePlan, read_manifest, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
 
 
@@ -98,7 +98,7 @@ def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt",
         "version": "11.4.0.106",
         "capabilities": capabilities,
         "platform": "linux-x86_64",
-        "profiles": tuple(Profile(*sizes) for sizes in profiles),
+        "profiles": tuple(BatchProfile(*sizes) for sizes in profiles),
         "version_compatible": False,
         "hardware_compatibility": "none",
         "stripped": False,

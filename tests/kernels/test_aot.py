@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from drexperts.kernels.aot import Compiled, Resources, check, compile_specialisation
+from drexperts.kernels.aot import Compiled, KernelResources, check, compile_specialisation
 from drexperts.kernels.launch import ARCHITECTURES, Launch, Specialisation
 from drexperts.runtime.errors import ArgumentError, InternalError
 
@@ -28,7 +28,7 @@ def compiled(**changes: Any) -> Compiled:
         shared=227 * 1024,
         tensor_memory=512,
         scratch=0,
-        resources=Resources(255, 0, 0),
+        resources=KernelResources(255, 0, 0),
     )
     return Compiled(**fields | changes)
 

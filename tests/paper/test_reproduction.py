@@ -16,7 +16,7 @@ from support.reporting import Recorder
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES
 from drexperts.data.splits import make_splits
-from drexperts.evaluation.metrics import judge
+from drexperts.evaluation.metrics import compute_metrics
 from drexperts.evaluation.predict import TorchSession, open_model, predict
 from drexperts.model.ablations import VARIANTS
 from drexperts.model.config import DRExpertsConfig
@@ -58,8 +58,8 @@ class Work:
     def run(self, table: str, *only: str, progress: Progress = SILENT) -> Reproduction:
         return reproduce(
             table,
-            self.root,
-            self.out,
+            str(self.root),
+            str(self.out),
             self.options,
             only=only,
             resources=self.resources,
@@ -148,7 +148,7 @@ def test_modules_are_trained_tested_and_shown_beside_the_reported(work: Work) ->
         assert cell.medians["test part"] == Median(1, tested.srcc, tested.plcc)
         assert sum(run.images) == IMAGES
         assert len(run.split_digest) == 12
-    assert json.loads((work.out / "table4.json").read_text()) == done.to_json()
+    assert json.loads((work.out / "table4.json").read_text()) == done.as_json()
     text = (work.out / "table4.md").read_text()
     assert text == page(done)
     assert "| DSDM | 0.930/0.941 | 0.885/0.904 |" in text
@@ -184,7 +184,7 @@ def test_a_transfer_is_tested_on_all_of_its_target_and_on_a_part(work: Work) -> 
         rows = predict(
             best, target, target.select(names), protocol="grid", recipe=RECIPES["livec"]
         ).rows
-        expected = judge([row.label for row in rows], [row.score for row in rows])
+        expected = compute_metrics([row.label for row in rows], [row.score for row in rows])
         assert found[name].images == len(names)
         assert found[name].plcc == pytest.approx(expected.plcc, abs=1e-4)
         assert f"| DR.Experts, here, {name} |" in (work.out / "table2.md").read_text()

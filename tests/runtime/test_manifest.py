@@ -7,10 +7,10 @@ import pytest
 
 from drexperts.runtime.errors import BundleError, ConfigError
 from drexperts.runtime.manifest import (
+    BatchProfile,
     ConfidenceInterval,
     Manifest,
     Parity,
-    Profile,
     SetParity,
     read_manifest,
     sha256_of,
@@ -150,8 +150,8 @@ def test_batches_are_certified_as_far_as_they_were_measured(engine, planned):
 
 
 def test_profiles():
-    assert str(Profile(1, 8, 64)) == "1:8:64"
-    included = [size for size in range(1, 10) if Profile(2, 4, 6).includes(size)]
+    assert str(BatchProfile(1, 8, 64)) == "1:8:64"
+    included = [size for size in range(1, 10) if BatchProfile(2, 4, 6).includes(size)]
     assert included == [2, 3, 4, 5, 6]
 
 
@@ -174,7 +174,7 @@ def test_bad_plans(changes, planned):
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3), (1, 1, 10**6)])
 def test_bad_profiles(sizes):
     with pytest.raises(ConfigError, match="profile"):
-        Profile(*sizes)
+        BatchProfile(*sizes)
 
 
 def test_span(toy_bundle):

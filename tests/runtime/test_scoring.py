@@ -38,7 +38,7 @@ def test_scores_are_returned_in_the_order_of_the_paths(scorer: Scorer, folder: P
     assert summary.scores == tuple(scorer.score_stream(sorted(folder.iterdir())))
     assert [score.source for score in seen] == [score.source for score in summary.scores or ()]
     assert progress.messages == ["scoring"] * 4
-    document = json.loads(json.dumps(summary.as_document()))
+    document = json.loads(json.dumps(summary.as_json()))
     assert [row["source"] for row in document["results"]] == [score.source for score in seen]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from drexperts.runtime.compatibility import this_platform
-from drexperts.runtime.manifest import Engine, EnginePlan, Profile, sha256_of
+from drexperts.runtime.manifest import BatchProfile, Engine, EnginePlan, sha256_of
 
 SIDE = 32
 SHARES = (np.arange(10) + 1) / 55 / 255
@@ -757,7 +757,7 @@ def engine_of(path, backend="tensorrt", profiles=((1, 2, 4),), **plan):
         "version": "1.7.1.116" if backend == "tensorrt-rtx" else "11.4.0.106",
         "capabilities": ("8.9",),
         "platform": this_platform(),
-        "profiles": tuple(Profile(*profile) for profile in profiles),
+        "profiles": tuple(BatchProfile(*profile) for profile in profiles),
         "version_compatible": False,
         "hardware_compatibility": "none",
         "stripped": False,

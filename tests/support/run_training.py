@@ -49,7 +49,7 @@ def train(
     run: Run, out: Path, make: Callable[[], DRExperts] = tiny_model, **changes: Any
 ) -> TrainingResult:
     asked: dict[str, Any] = {"device": "cpu", "workers": 0, "save_minutes": 0.0} | changes
-    return training.train(run, make, out, resources=Resources(**asked), progress=Printed())
+    return training.train(run, make, str(out), resources=Resources(**asked), progress=Printed())
 
 
 def hold_after(steps: int) -> None:

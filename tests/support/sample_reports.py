@@ -173,16 +173,16 @@ def gpu() -> BenchReport:
     batches = tuple(
         batch(size, {n: m * (1 + size / 4) for n, m in medians.items()}, 100) for size in sizes
     )
-    card = Gpu(f"NVIDIA H100 {HOSTILE}", "580.95", sm_mhz=1980, throttled=())
+    gpu = Gpu(f"NVIDIA H100 {HOSTILE}", "580.95", sm_mhz=1980, throttled=())
     report = cpu()
     assert report.roofline is not None
     return replace(
         report,
         command=f"drx bench {HOSTILE}",
-        machine=replace(MACHINE, gpus=(card,)),
+        machine=replace(MACHINE, gpus=(gpu,)),
         bundle=replace(BUNDLE, backend="tensorrt", precision="fp16"),
         memory=Memory(2_000_000_000, 900_000_000),
-        gpus_after=(replace(card, sm_mhz=1410, throttled=(HOSTILE,)),),
+        gpus_after=(replace(gpu, sm_mhz=1410, throttled=(HOSTILE,)),),
         against={"other: model.engine": BUNDLE},
         left_out={HOSTILE: HOSTILE},
         batches=batches,

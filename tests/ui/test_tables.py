@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from drexperts.evaluation.metrics import judge
+from drexperts.evaluation.metrics import compute_metrics
 from drexperts.export.proof.parity import LIMITS, Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
 from drexperts.ui.tables import metrics_table, proof_table
@@ -84,7 +84,7 @@ def test_a_gate_without_a_measurement_fails(engine: Engine) -> None:
 
 
 def test_metrics_have_an_interval_or_a_range_over_splits() -> None:
-    first = judge(SCORES, SCORES + RANDOM.normal(size=150), resamples=20)
+    first = compute_metrics(SCORES, SCORES + RANDOM.normal(size=150), resamples=20)
     second = dataclasses.replace(first, srcc=first.srcc - 0.1, krcc=math.nan)
     low, high = first.intervals["srcc"]
     (one,) = [line for line in lines(metrics_table([first])) if "SRCC" in line]

@@ -24,9 +24,9 @@ from drexperts.export.engines.options import EngineOptions
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import (
+    BatchProfile,
     Engine,
     Manifest,
-    Profile,
     read_manifest,
     sha256_of,
     write_manifest,
@@ -35,7 +35,7 @@ from drexperts.runtime.trust import built_here
 
 pytestmark = pytest.mark.slow  # what they share takes seconds to make
 
-OPTIONS = EngineOptions(profiles=(Profile(1, 2, 4),), capabilities=("8.9",))
+OPTIONS = EngineOptions(profiles=(BatchProfile(1, 2, 4),), capabilities=("8.9",))
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_an_engine_is_added_and_replaced_by_the_next_of_its_kind(bundle):
     assert built_here(engine.sha256)
     assert runtime.load(bundle).engine.backend == "onnx"
 
-    second = built(bundle, options=replace(OPTIONS, profiles=(Profile(1, 1, 2),))).engines[1]
+    second = built(bundle, options=replace(OPTIONS, profiles=(BatchProfile(1, 1, 2),))).engines[1]
     assert second.max_batch == 2
     assert second.file != engine.file
     assert files(bundle) == {"manifest.json", "model.onnx", second.file}

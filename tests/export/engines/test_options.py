@@ -4,15 +4,15 @@ import pytest
 
 from drexperts.export.engines.options import EngineOptions, parse_profiles
 from drexperts.runtime.errors import ConfigError, UserError
-from drexperts.runtime.manifest import Profile
+from drexperts.runtime.manifest import BatchProfile
 
 
 def test_profiles():
-    assert parse_profiles(["1:8:64"]) == (Profile(1, 8, 64),)
+    assert parse_profiles(["1:8:64"]) == (BatchProfile(1, 8, 64),)
     assert parse_profiles(["4:8:64", "1", "2:2:3"]) == (
-        Profile(4, 8, 64),
-        Profile(1, 1, 1),
-        Profile(2, 2, 3),
+        BatchProfile(4, 8, 64),
+        BatchProfile(1, 1, 1),
+        BatchProfile(2, 2, 3),
     )
 
 

@@ -31,7 +31,7 @@ from drexperts.runtime.errors import (
     UnreadablePlanError,
     UserError,
 )
-from drexperts.runtime.manifest import Profile
+from drexperts.runtime.manifest import BatchProfile
 from drexperts.runtime.progress import SILENT
 
 rtx = pytest.mark.skipif(
@@ -39,7 +39,7 @@ rtx = pytest.mark.skipif(
 )
 no_gpu = pytest.mark.skipif(engine_options.gpu_capability() is not None, reason="there is a GPU")
 
-SMALL = EngineOptions(profiles=(Profile(1, 2, 4),), capabilities=("8.9",))
+SMALL = EngineOptions(profiles=(BatchProfile(1, 2, 4),), capabilities=("8.9",))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_plan(graph, tmp_path):
     plan = engine_from_onnx(graph, "tensorrt-rtx", out, EngineOptions(), progress)
     assert plan.inspected
     assert plan.capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert (plan.plugin_layers, plan.profiles) == (0, (Profile(1, 8, 64),))
+    assert (plan.plugin_layers, plan.profiles) == (0, (BatchProfile(1, 8, 64),))
     found = inspection_from_plan(out.read_bytes())
     assert (found.version, found.targets) == (plan.version, plan.capabilities)
     assert os.listdir(tmp_path) == ["model.engine"]
@@ -242,7 +242,7 @@ def test_a_plan_that_cannot_be_read(tmp_path, monkeypatch, caplog):
         ("tensorrt-rtx", {"optimization_level": 5}, "--opt-level"),
         ("tensorrt-rtx", {"timing_cache": Path("t")}, "--timing-cache"),
         ("tensorrt-rtx", {"plugin": "require"}, "--plugin prefer"),
-        ("tensorrt-rtx", {"profiles": (Profile(2, 2, 4),)}, "a batch of 1"),
+        ("tensorrt-rtx", {"profiles": (BatchProfile(2, 2, 4),)}, "a batch of 1"),
         ("tensorrt", {"capabilities": ("8.9",)}, "--capability"),
     ],
 )
@@ -355,10 +355,10 @@ def test_an_old_tensorrt(stand_in, tmp_path):
 @rtx
 @pytest.mark.slow
 def test_several_profiles(graph, tmp_path):
-    options = replace(SMALL, profiles=(Profile(1, 1, 1), Profile(2, 4, 8)))
+    options = replace(SMALL, profiles=(BatchProfile(1, 1, 1), BatchProfile(2, 4, 8)))
     plan = engine_from_onnx(graph, "tensorrt-rtx", tmp_path / "e", options)
     assert plan.inspected
-    assert plan.profiles == (Profile(1, 1, 1), Profile(2, 4, 8))
+    assert plan.profiles == (BatchProfile(1, 1, 1), BatchProfile(2, 4, 8))
 
 
 class Plugin(types.ModuleType):

@@ -112,8 +112,8 @@ def test_zero_stays_zero(low, high):
 
 
 def test_factors_leave_room_for_pairs_of_products():
-    lowered = int8_products(layers(), {FIRST: Range(-1, 1)})
-    constants = {w.name: numpy_helper.to_array(w) for w in lowered.graph.initializer}
+    quantised = int8_products(layers(), {FIRST: Range(-1, 1)})
+    constants = {w.name: numpy_helper.to_array(w) for w in quantised.graph.initializer}
     factors = constants[f"model.{FIRST}.weight.int8.values"]
     assert factors.dtype == np.int8
     assert np.abs(factors.astype(int)).max() == LARGEST_FACTOR
@@ -132,10 +132,10 @@ def test_a_row_of_tiny_weights_gives_its_bias(size, given):
 def test_other_layers_are_unchanged():
     proto = layers()
     before = proto.SerializeToString()
-    lowered = int8_products(proto, {SECOND: Range(-1, 1)})
+    quantised = int8_products(proto, {SECOND: Range(-1, 1)})
     assert proto.SerializeToString() == before
     x = np.random.default_rng(3).normal(size=(3, 8)).astype(np.float32)
-    np.testing.assert_array_equal(run(lowered, x)[0], run(proto, x)[0])
+    np.testing.assert_array_equal(run(quantised, x)[0], run(proto, x)[0])
     assert [(n.op_type, list(n.input)) for n in int8_products(proto, {}).graph.node] == [
         (n.op_type, list(n.input)) for n in proto.graph.node
     ]
@@ -143,10 +143,10 @@ def test_other_layers_are_unchanged():
 
 def test_a_shared_input_is_quantised_once():
     given = Range(-1, 1)
-    lowered = int8_products(layers(), {FIRST: given, SECOND: given})
-    kinds = Counter(node.op_type for node in lowered.graph.node)
+    quantised = int8_products(layers(), {FIRST: given, SECOND: given})
+    kinds = Counter(node.op_type for node in quantised.graph.node)
     assert kinds["QuantizeLinear"] == 1
-    names = {weight.name for weight in lowered.graph.initializer}
+    names = {weight.name for weight in quantised.graph.initializer}
     assert not any(name.endswith((".weight", ".bias")) for name in names)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from drexperts.export.proof.agreement import LARGEST_NUMBER
 from drexperts.export.proof.batch_invariance import batch_sizes, measure_invariance
-from drexperts.runtime.manifest import OUTPUTS, BatchInvariance, Engine, Profile, read_manifest
+from drexperts.runtime.manifest import OUTPUTS, BatchInvariance, BatchProfile, Engine, read_manifest
 
 Arrays = dict[str, np.ndarray]
 
@@ -18,7 +18,7 @@ def test_batch_sizes():
     assert batch_sizes(1) == [1]
     assert batch_sizes(8) == list(range(1, 9))
     assert batch_sizes(40) == [*range(1, 9), 16, 32, 40]
-    profiles = (Profile(1, 1, 1), Profile(2, 12, 40))
+    profiles = (BatchProfile(1, 1, 1), BatchProfile(2, 12, 40))
     assert batch_sizes(40, profiles) == [*range(1, 9), 12, 16, 32, 40]
 
 
@@ -107,7 +107,7 @@ class ForgetfulSession(LeakySession):
 
 def test_an_engine_with_profiles_is_called_from_several_threads_at_once(toy_bundle, planned):
     session = ForgetfulSession()
-    report = invariance(session, toy_bundle, planned(profiles=(Profile(1, 2, 4),)))
+    report = invariance(session, toy_bundle, planned(profiles=(BatchProfile(1, 2, 4),)))
     assert not report.passed
     assert report.cases[-1] == "at once"
     assert session.calls == 4

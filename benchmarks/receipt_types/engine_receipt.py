@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drexperts.benchmarks.receipt import Part, Receipt, machine_line
+from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, machine_line
 from drexperts.ui.markdown import Table
 
 

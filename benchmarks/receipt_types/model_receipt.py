@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drexperts.bench.timing import Ratio, Summary
-from drexperts.benchmarks.answers import Answers, Reference
-from drexperts.benchmarks.receipt import (
+from drexperts.benchmarks.receipt_types.answers import Answers, Reference
+from drexperts.benchmarks.receipt_types.receipt import (
     GpuStates,
     Part,
     Receipt,
@@ -124,7 +124,7 @@ class ModelReceipt(Receipt):
     """What `gpu_model.py` observed.
 
     trial: the script on a CPU, so that its times say nothing of a GPU
-    complete: whether the run came to its end
+    complete: whether the run was finished
     weights: "random", or the SHA-256 of the checkpoint
     images: what the images of the reference are
     boundary: what is timed

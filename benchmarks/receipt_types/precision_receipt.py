@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drexperts.bench.timing import Ratio, Summary
-from drexperts.benchmarks.answers import Answers, Reference
-from drexperts.benchmarks.receipt import (
+from drexperts.benchmarks.receipt_types.answers import Answers, Reference
+from drexperts.benchmarks.receipt_types.receipt import (
     WEIGHTS,
     Part,
     Receipt,

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drexperts.benchmarks.answers import agreement
-from drexperts.benchmarks.receipt import WEIGHTS, Part, Receipt, left_out, machine_line
+from drexperts.benchmarks.receipt_types.answers import agreement
+from drexperts.benchmarks.receipt_types.receipt import (
+    WEIGHTS,
+    Part,
+    Receipt,
+    left_out,
+    machine_line,
+)
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.ui.markdown import Table, markdown_text
 

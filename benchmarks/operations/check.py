@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from drexperts.benchmarks.kernel_comparisons import (
+from drexperts.benchmarks.operations.comparisons import (
     Call,
     Comparison,
     Implementation,
     forward_step,
     training_step,
 )
-from drexperts.benchmarks.kernel_receipt import EAGER, OURS, Check
-from drexperts.benchmarks.kernel_timing import Mode
+from drexperts.benchmarks.operations.timing import Mode
+from drexperts.benchmarks.receipt_types.kernel_receipt import EAGER, OURS, Check
 from drexperts.runtime.errors import BackendError
 
 Values = Sequence[Tensor | None]

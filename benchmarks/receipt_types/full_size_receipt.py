@@ -7,7 +7,7 @@ from drexperts.bench import caveats, tables
 from drexperts.bench.provenance import Machine, Source
 from drexperts.bench.reports import ENGINE, BatchTimes, BenchReport
 from drexperts.bench.timing import Ratio, Summary
-from drexperts.benchmarks.receipt import Part, left_out, machine_line, three_digits
+from drexperts.benchmarks.receipt_types.receipt import Part, left_out, machine_line, three_digits
 from drexperts.runtime.manifest import BatchInvariance, Parity
 from drexperts.ui.markdown import Table, markdown_text
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from drexperts.bench.reports import OURS, TrainingReport
 from drexperts.bench.timing import Summary
-from drexperts.benchmarks.receipt import Part, machine_line
+from drexperts.benchmarks.receipt_types.receipt import Part, machine_line
 from drexperts.ui.markdown import Table
 
 FLOAT, DENSE, RELEASED = "ours, fp32", "dense", "released"

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from drexperts import kernels
-from drexperts.benchmarks import kernel_bounds as bounds
-from drexperts.benchmarks.kernel_receipt import BASELINE, EAGER, OURS
-from drexperts.benchmarks.kernel_timing import Step
+from drexperts.benchmarks.operations import bounds
+from drexperts.benchmarks.operations.timing import Step
+from drexperts.benchmarks.receipt_types.kernel_receipt import BASELINE, EAGER, OURS
 
 Results = tuple[Tensor, ...]
 Call = Callable[..., Results]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drexperts.bench.timing import Ratio, Summary
-from drexperts.benchmarks.kernel_bounds import Peaks
-from drexperts.benchmarks.receipt import (
+from drexperts.benchmarks.operations.bounds import Peaks
+from drexperts.benchmarks.receipt_types.receipt import (
     GpuStates,
     Part,
     Receipt,

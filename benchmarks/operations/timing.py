@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drexperts.benchmarks.kernel_bounds import Peaks
+from drexperts.benchmarks.operations.bounds import Peaks
 
 Run = Callable[[], object]
 Step = Callable[[], Sequence[Tensor | None]]

@@ -1,0 +1,1 @@
+"""The two operations: what they are compared with, how they are checked, timed and bounded."""

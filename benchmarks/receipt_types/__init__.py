@@ -1,0 +1,1 @@
+"""What each receipt holds, and the tables that are computed from it."""
