@@ -32,7 +32,7 @@ class KernelResources:
     spill_loads: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compiled:
     """A kernel's code for one architecture, and what a launch of it needs.
 

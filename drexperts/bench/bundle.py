@@ -57,7 +57,7 @@ PACKAGES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """What is measured beside the engine, and how often.
 

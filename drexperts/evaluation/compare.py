@@ -51,7 +51,7 @@ class EvaluatedData:
     split_digests: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
     """One model against the labels.
 

@@ -56,7 +56,7 @@ class ControllerConfig:
         return self.image_size // self.patch_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DRExpertsConfig:
     """What DR.Experts is built from. The defaults are the preset `paper`.
 
