@@ -132,7 +132,10 @@ class _Form(nn.Module):
 
 
 def eager_dense(subject: Subject) -> Baseline:
-    """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call."""
+    """The released recipe in PyTorch: every row of ten experts, prompts encoded on each call.
+
+    On a GPU its attention is our fused kernel, so that there it is faster than the released code.
+    """
     return _called(_Form(subject.released, dense=True), subject)
 
 
