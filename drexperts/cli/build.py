@@ -8,7 +8,7 @@ from drexperts.cli.arguments import Outcome, add_verb, byte_count
 from drexperts.cli.proofs import add_images, proof_outcome
 
 if TYPE_CHECKING:
-    from drexperts.cli.arguments import Verbs
+    from drexperts.cli.arguments import Parser, Verbs
     from drexperts.ui.screen import Screen
 
 DEFAULT_PROFILE = "1:8:64"
@@ -34,6 +34,12 @@ def add(verbs: "Verbs") -> None:
         "(default: none)",
     )
     add_images(verb)
+    _add_engine_options(verb)
+    _add_builder_options(verb)
+
+
+def _add_engine_options(verb: "Parser") -> None:
+    """What the engine is to be."""
     verb.add_argument(
         "--batch",
         action="append",
@@ -60,6 +66,11 @@ def add(verbs: "Verbs") -> None:
         action="store_true",
         help="keep the builder from fusing attention, for GPUs on which that gives wrong scores",
     )
+    verb.add_argument("--strip", action="store_true", help="leave the weights out of the engine")
+
+
+def _add_builder_options(verb: "Parser") -> None:
+    """How the library builds it, and where it can run."""
     verb.add_argument(
         "--workspace",
         type=byte_count,
@@ -90,7 +101,6 @@ def add(verbs: "Verbs") -> None:
         help="other GPUs that can run the engine, perhaps more slowly, with tensorrt "
         "(default: none)",
     )
-    verb.add_argument("--strip", action="store_true", help="leave the weights out of the engine")
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
