@@ -180,13 +180,13 @@ def test_a_transfer_is_tested_on_all_of_its_target_and_on_a_part(work: Work) -> 
     test = json.loads((work.out / "splits" / "livec.json").read_text())["splits"][0]["test"]
     assert 1 < len(test) < IMAGES
     best = open_model(work.folder("koniq10k-full") / "best.safetensors")
+    # All at once: an eager model's scores round differently beside other images.
+    scored = predict(best, target, target.samples, protocol="grid", recipe=RECIPES["livec"]).rows
     for name, names in {"whole target set": target.by_name, "20 % of the target set": test}.items():
-        rows = predict(
-            best, target, target.select(names), protocol="grid", recipe=RECIPES["livec"]
-        ).rows
+        rows = [row for row in scored if row.name in names]
         expected = compute_metrics([row.label for row in rows], [row.score for row in rows])
         assert found[name].images == len(names)
-        assert found[name].plcc == pytest.approx(expected.plcc, abs=1e-4)
+        assert found[name].plcc == pytest.approx(expected.plcc, abs=1e-12)
         assert f"| DR.Experts, here, {name} |" in (work.out / "table2.md").read_text()
 
 
