@@ -65,3 +65,11 @@ def test_a_mistake_keeps_all_its_lines(
     status = measuring._main("bundle", "1", "1", "")
     ended = subprocess.CompletedProcess("", status, capsys.readouterr().out, "")
     assert str(measuring._failure(ended)) == "two lines:\nthis: and that"
+
+
+def test_the_import_that_is_timed_brings_what_loading_needs() -> None:
+    code = "import sys; from drexperts.runtime import load; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert {"numpy", "PIL.Image", "drexperts.runtime.scorer"} <= set(done.stdout.split())
