@@ -11,6 +11,7 @@ from drexperts.bench.cold_start import cold_start
 from drexperts.runtime.errors import InternalError, UserError
 
 
+@pytest.mark.slow
 def test_measured(toy_bundle: Path) -> None:
     cold, memory = cold_start(toy_bundle, 16, 1, None)
     assert min(cold.import_s, cold.load_s, cold.first_inference_s) > 0

@@ -71,6 +71,7 @@ def _save(exported: dict[str, Any], kind: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_flow(kind: str, optimised: Callable[[str], Any]) -> None:
     """From pixels through one tower to the head, never back nor across."""
     graph = optimised(kind)

@@ -50,6 +50,7 @@ class Elements(HTMLParser):
 
 
 @EACH
+@pytest.mark.slow
 def test_nothing_runs_and_nothing_is_fetched(name: str) -> None:
     elements = Elements(html(name))
     assert not elements.of("script")
@@ -95,6 +96,7 @@ def test_everything_is_there() -> None:
     assert all(AGAIN not in label for label in labels)
 
 
+@pytest.mark.slow
 def test_trials_that_were_stopped_are_marked() -> None:
     report = sample_reports.cpu()
     assert "stopped early, of what was answered" in html("cpu")

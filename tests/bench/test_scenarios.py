@@ -213,6 +213,7 @@ def test_those_that_are_named_are_measured(scorer: Scorer, images: list[bytes]) 
         assert {each for each in SCENARIOS if found[each] is not None} == {name}
 
 
+@pytest.mark.slow
 def test_the_server_on_a_real_engine(scorer: Scorer, images: list[bytes]) -> None:
     progress = Recorder()
     single_s = Summary.of(single_stream(scorer, images, queries=20)).p50
@@ -251,6 +252,7 @@ def slow(scorer: Scorer) -> Scorer:
     return with_session(scorer, Slow(scorer.session))
 
 
+@pytest.mark.slow
 def test_a_rate_beyond_the_engine_is_not_met(slow: Scorer, images: list[bytes]) -> None:
     found = server(slow, images, 1.0, FIRST_LOAD / 1000, time_limit=2.0, queries=200)
     first = found.trials[0]

@@ -174,6 +174,7 @@ def test_a_gpu_that_nvml_does_not_know(powercap: Powercap) -> None:
     assert window.memory().device_bytes is None
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_and_stays() -> None:
     before = host_peak_bytes()
     assert before

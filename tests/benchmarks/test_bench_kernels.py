@@ -356,6 +356,7 @@ def test_where_another_implementation_is_faster(
     assert list(receipt.slower()) == [(row, "fast")]
 
 
+@pytest.mark.slow
 def test_run_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,6 +141,7 @@ def test_interrupted_scoring_keeps_its_rows(
     assert len(out.read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c(toy_bundle: Path) -> None:
     pressed = (
         "import os, signal\n"

@@ -106,6 +106,7 @@ def test_only_the_first_process_prints(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_stopped_training_continues_without_repeating_a_step(
     done: Done, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ def test_help_names_every_data_set(verb: str, capsys: pytest.CaptureFixture[str]
     assert {*NAMES, "folder"} <= set(words)
 
 
+@pytest.mark.slow
 def test_without_a_network_the_message_names_what_to_download(
     data: dict[str, Path], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_dividing_a_batch():
 # Crops
 
 
+@pytest.mark.slow
 def test_crops_come_from_everywhere_and_both_mirrorings_occur(dataset):
     store, sample = ImageStore(dataset, ReleasedSize(SIZE, None)), dataset.samples[3]
     places: Counter[tuple[int, int]] = Counter()
@@ -206,6 +207,7 @@ def test_an_image_lost_on_the_way_is_named(workers, copied):
         list(made.epoch(0))
 
 
+@pytest.mark.slow
 def test_signals_do_not_end_the_workers(dataset, capfd, monkeypatch):
     def start_late(worker):
         time.sleep(worker)

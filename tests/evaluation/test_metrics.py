@@ -106,6 +106,7 @@ def test_the_fit_stands_an_outlier() -> None:
 
 
 @pytest.mark.parametrize("seed", [12, 15, 24, 45])
+@pytest.mark.slow
 def test_the_fit_is_the_best_of_many_starts(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.normal(size=60)
@@ -193,6 +194,7 @@ def test_intervals_are_those_of_the_seed() -> None:
     assert compute_metrics(labels, scores, resamples=0).intervals == {}
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_correlation_is_fishers() -> None:
     """For normal values, atanh of Pearson's is normal with standard deviation 1 / sqrt(n - 3)."""
     rng = np.random.default_rng(1)
@@ -224,6 +226,7 @@ def test_intervals_are_percentiles_of_metrics_over_resampled_images(count: int) 
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 9])
+@pytest.mark.slow
 def test_few_images_have_wide_intervals_or_none(count: int) -> None:
     metrics = compute_metrics(np.arange(count), np.arange(count) ** 2)
     assert metrics.srcc == pytest.approx(1)

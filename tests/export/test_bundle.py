@@ -68,6 +68,7 @@ def test_presets_and_precisions_are_proven_under_their_own_limits(
     assert engine.proven
 
 
+@pytest.mark.slow
 def test_a_checkpoints_file_and_a_scale_are_taken(ready_graph, checkpoint_file, pictures, tmp_path):
     scale, progress = ScoreScale(-500.0, 500.0, higher_is_better=False), Recorder()
     manifest = export_bundle(
@@ -78,6 +79,7 @@ def test_a_checkpoints_file_and_a_scale_are_taken(ready_graph, checkpoint_file, 
     assert str(checkpoint_file) in progress.messages[0]
 
 
+@pytest.mark.slow
 def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
     ready_graph, checkpoint, pictures, tmp_path
 ):
@@ -102,6 +104,7 @@ def test_a_broken_export_leaves_what_was_there(bundle, checkpoint, monkeypatch):
     assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
 
 
+@pytest.mark.slow
 def test_the_target_of_a_link_is_replaced_and_abandoned_folders_are_removed(
     ready_graph, bundle, checkpoint, pictures, tmp_path, monkeypatch
 ):

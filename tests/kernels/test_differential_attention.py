@@ -116,6 +116,7 @@ def test_the_definition_row_by_row():
         pytest.param(640, 640, 64, 1.0, marks=slow),
     ],
 )
+@pytest.mark.slow
 def test_kernels(n, m, d, alpha, dtype):
     tensors = case(n, m, d, dtype)
     weight = torch.tensor(alpha)
@@ -138,6 +139,7 @@ def test_kernels(n, m, d, alpha, dtype):
         pytest.param(18, 257, 384, marks=slow),
     ],
 )
+@pytest.mark.slow
 def test_gradients(n, m, d, dtype):
     check_gradients([*case(n, m, d, dtype), torch.tensor([0.37, -0.5])])
 
@@ -164,6 +166,7 @@ def test_training_and_inference_agree_to_the_bit():
 
 @needs_triton
 @pytest.mark.parametrize("m", [40, 260])
+@pytest.mark.slow
 def test_repeatable_and_independent_of_the_batch(m):
     tensors = [*case(9, m, 64, torch.float16, (2, 1)), torch.tensor([[0.4], [0.2]])]
     slope = slope_like(tensors)
@@ -176,6 +179,7 @@ def test_repeatable_and_independent_of_the_batch(m):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_strided_and_expanded_inputs():
     """Heads inside rows, one query for all rows, keys of one batch entry, an unaligned slice."""
 
@@ -216,6 +220,7 @@ def test_scale(backend):
 
 @needs_triton
 @pytest.mark.parametrize("m", [70, 300])
+@pytest.mark.slow
 def test_extreme_logits(m):
     """In some rows one key has all the weight. float32 logits of 1e3 are exact to 1e-4."""
     q1, k1, q2, k2, v = case(20, m, 64, torch.float32)
@@ -227,6 +232,7 @@ def test_extreme_logits(m):
 @needs_triton
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # in the interpreter
 @pytest.mark.parametrize("m", [70, 260])
+@pytest.mark.slow
 def test_logits_far_below_zero_leave_finite_gradients(m):
     """exp of minus the log-sum-exp overflows, so keys beyond the last must not contribute."""
     q1, k1, q2, k2, v = case(5, m, 64, torch.float32)
@@ -279,6 +285,7 @@ def test_gradcheck():
     ("m", "training"),
     [pytest.param(7, True, marks=slow), (7, False), pytest.param(260, False, marks=slow)],
 )
+@pytest.mark.slow
 def test_opcheck(m, training):
     tensors = [*case(2, m, 64, torch.float32), torch.tensor([[0.3, -0.2]])]
     leaves = [t.requires_grad_(training) for t in tensors]
@@ -288,6 +295,7 @@ def test_opcheck(m, training):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_opcheck_of_the_backward():
     tensors = [*case(5, 7, 64, torch.float32), torch.tensor([[0.3, -0.2]])]
     saved = torch.ops.drexperts.differential_attention(*tensors, 0.125, True)

@@ -186,6 +186,7 @@ def test_the_reference_computes_in_float32_under_autocast():
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @NORMS
+@pytest.mark.slow
 def test_kernels_at_any_number_of_tokens(tokens, dtype, iterated):
     compare(inputs(2, tokens, 64, experts=3, dtype=dtype), iterated)
 
@@ -196,6 +197,7 @@ def test_kernels_at_any_number_of_tokens(tokens, dtype, iterated):
     + [pytest.param(True, width, marks=slow) for width in (128, 384, 768)],
 )
 @DTYPES
+@pytest.mark.slow
 def test_kernels_at_any_width(width, dtype, iterated):
     compare(inputs(1, 33, width, experts=4, dtype=dtype), iterated)
 
@@ -217,12 +219,14 @@ def test_kernels_at_any_alpha(alpha, shared, iterated):
 
 @pytest.mark.parametrize("experts", [1, 16])
 @NORMS
+@pytest.mark.slow
 def test_kernels_at_any_number_of_experts(experts, iterated):
     compare(inputs(1, 18, 32, experts), iterated)
 
 
 @pytest.mark.parametrize("split", [16, 48, 1000])
 @NORMS
+@pytest.mark.slow
 def test_the_splits_do_not_show(split, iterated, monkeypatch):
     from drexperts.kernels import differential_pooling_triton as kernels
 
@@ -239,6 +243,7 @@ def test_the_splits_do_not_show(split, iterated, monkeypatch):
 
 
 @NORMS
+@pytest.mark.slow
 def test_empty_splits_are_neutral(iterated, monkeypatch):
     from drexperts.kernels import differential_pooling_triton as kernels
 
@@ -338,6 +343,7 @@ def test_without_maps(iterated):
 
 
 @pytest.mark.parametrize("iterated", [False, pytest.param(True, marks=slow)])
+@pytest.mark.slow
 def test_an_images_numbers_depend_neither_on_the_run_nor_on_its_batch(iterated):
     def run(given: list[Tensor]) -> list[Tensor]:
         leaves = [x.detach().requires_grad_() for x in given]
@@ -373,6 +379,7 @@ def test_opcheck(iterated):
     torch.library.opcheck(operation, (*given, 1e-5, iterated, True))
 
 
+@pytest.mark.slow
 def test_compiled_it_has_the_same_values_and_gradients():
     def run(*given: Tensor) -> Tensor:
         return differential_pooling(*pack(given), backend="triton")[0].sin()

@@ -198,6 +198,7 @@ def test_whole_maps_give_the_dense_features(preset, tiny):
         torch.testing.assert_close(features[:, i], whole[:, i] @ values)
 
 
+@pytest.mark.slow
 def test_the_exported_literal_form_has_no_operation_of_ours(tiny, monkeypatch):
     """Also where the device would choose the kernel, as a GPU does."""
 

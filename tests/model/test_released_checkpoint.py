@@ -41,6 +41,7 @@ def test_layout_has_the_published_number_of_keys():
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 0.3), (1, 0.8), (2, 0.05)])
+@pytest.mark.slow
 def test_score_in_float64(seed, spread):
     state = small_state(seed, spread)
     images = torch.randn(3, 3, 64, 64, dtype=torch.float64)

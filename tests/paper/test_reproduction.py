@@ -161,6 +161,7 @@ def test_modules_are_trained_tested_and_shown_beside_the_reported(work: Work) ->
     assert {each["model"] for each in documents} == {start_digest(work.options.new_model, 0)}
 
 
+@pytest.mark.slow
 def test_a_training_serves_every_table_and_is_made_once(work: Work) -> None:
     work.run("table4", "full")
     before = work.finished()
@@ -174,6 +175,7 @@ def test_a_training_serves_every_table_and_is_made_once(work: Work) -> None:
     assert row.count("missing") == 2
 
 
+@pytest.mark.slow
 def test_a_transfer_is_tested_on_all_of_its_target_and_on_a_part(work: Work) -> None:
     found = column(work.run("table2", "koniq10k"), "koniq10k to livec").runs[0].tests
     target = open_dataset("livec", work.root / "livec")
@@ -190,6 +192,7 @@ def test_a_transfer_is_tested_on_all_of_its_target_and_on_a_part(work: Work) -> 
         assert f"| DR.Experts, here, {name} |" in (work.out / "table2.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_share_learns_from_less_and_is_tested_on_the_same(work: Work) -> None:
     work.run("table1", "livec")
     done = work.run("table3", "livec", "20")
@@ -203,6 +206,7 @@ def test_a_share_learns_from_less_and_is_tested_on_the_same(work: Work) -> None:
     assert [line.split(",")[0] for line in few] == [line.split(",")[0] for line in many]
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_listed_and_the_others_continue(work: Work) -> None:
     done = work.run("table2", "livefb", "livec")
     assert [failure.job for failure in done.failures] == [
@@ -216,6 +220,7 @@ def test_a_failed_training_is_listed_and_the_others_continue(work: Work) -> None
     assert failed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_authors_practice_is_followed_on_request_and_stated(work: Work, tmp_path: Path) -> None:
     theirs = replace(work, out=tmp_path).but(protocol="released", select_on_test=True)
     (run,) = column(theirs.run("table1", "bid"), "bid").runs
@@ -261,6 +266,7 @@ def test_runs_with_other_labels_or_without_data_are_not_shown(work: Work, tmp_pa
     assert replace(work, root=tmp_path / "none").shown() == []
 
 
+@pytest.mark.slow
 def test_a_transfer_to_other_labels_is_not_shown(work: Work) -> None:
     work.run("table2", "koniq10k")
     path = work.folder("koniq10k-full") / "on-livec.json"
@@ -296,6 +302,7 @@ def test_a_damaged_result_costs_only_its_cell(work: Work, tmp_path: Path, conten
     assert str(bad) in failure.error
 
 
+@pytest.mark.slow
 def test_a_target_without_usable_images_costs_only_its_cell(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

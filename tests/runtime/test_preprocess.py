@@ -165,6 +165,7 @@ def test_bound_holds_for_images_and_arrays(monkeypatch, photo):
             decode(source)
 
 
+@pytest.mark.slow
 def test_bomb_warning_does_not_print():
     # In another process, because pytest replaces the warning filters of this one.
     code = (

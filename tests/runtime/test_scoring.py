@@ -35,7 +35,9 @@ def test_scores_are_returned_in_the_order_of_the_paths(scorer: Scorer, folder: P
     summary = score_files(scorer, [folder], progress=progress, on_score=seen.append)
     assert (summary.images, summary.scored, summary.failed, summary.any_scored) == (3, 2, 1, True)
     assert (summary.already_there, summary.out) == (0, None)
-    assert summary.scores == tuple(scorer.score_stream(sorted(folder.iterdir())))
+    # As rows: the NaN of the broken image equals no other, itself included.
+    expected = [score.as_row() for score in scorer.score_stream(sorted(folder.iterdir()))]
+    assert [score.as_row() for score in summary.scores or ()] == expected
     assert [score.source for score in seen] == [score.source for score in summary.scores or ()]
     assert progress.messages == ["scoring"] * 4
     document = json.loads(json.dumps(summary.as_json()))
@@ -84,6 +86,7 @@ def test_a_result_file_of_another_bundle_is_refused(
 
 
 @pytest.mark.parametrize("pictures", ["explained", "."])
+@pytest.mark.slow
 def test_pictures_of_an_earlier_run_are_not_scored(
     pictures: str, scorer: Scorer, folder: Path
 ) -> None:

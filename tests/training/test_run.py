@@ -123,6 +123,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("phase", ["reading", "validating epoch 2", "testing"])
+@pytest.mark.slow
 def test_a_signal_stops_every_phase(phase: str, done: Path, root: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     train_until(run_of(root), out, phase)
@@ -231,6 +232,7 @@ def test_a_damaged_result_is_named(done: Path, root: Path, tmp_path: Path) -> No
             train(run_of(root), out)
 
 
+@pytest.mark.slow
 def test_the_epoch_can_be_chosen_as_the_released_code_does(root: Path, tmp_path: Path) -> None:
     run = replace(run_of(root, epochs=2), select_on_test=True)
     found = train(run, tmp_path / "run")

@@ -114,6 +114,7 @@ def reader(proto: onnx.ModelProto, suffix: str) -> str:
         ("encoder.patches.weight", lambda values: values * 1.1),
     ],
 )
+@pytest.mark.slow
 def test_a_changed_weight_is_found_where_it_is_read(suffix, change, made, monkeypatch):
     monkeypatch.setattr(debug_layers, "WINDOW", 40)
     proto = made("fp16")
@@ -165,6 +166,7 @@ def test_a_fault_that_disappears_when_shown_is_in_a_fused_kernel(made):
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.slow
 def test_rounding_is_not_a_divergence(precision, made):
     proto = made(precision)
     report = search(proto, precision, evaluator)
@@ -183,6 +185,7 @@ def test_the_shipping_graph_does_not_diverge(made):
 
 @pytest.mark.usefixtures("polygraphy")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could run the engine")
+@pytest.mark.slow
 def test_an_engine_that_cannot_run_here_is_refused(made):
     """It is parsed and built with extra outputs; only running it needs a GPU."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

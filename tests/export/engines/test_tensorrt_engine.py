@@ -56,6 +56,7 @@ def linear(op: str = "Relu") -> onnx.ModelProto:
 
 
 @rtx
+@pytest.mark.slow
 def test_a_plan(graph, tmp_path):
     told: list[tuple[str, int, int | None]] = []
     out = tmp_path / "model.engine"
@@ -314,6 +315,7 @@ def inspector(kind: str) -> Callable[..., str]:
     return describe
 
 
+@pytest.mark.slow
 def test_tensorrt(stand_in, graph, tmp_path, monkeypatch):
     monkeypatch.setattr(engine._Build, "_inspector_document", inspector(""))
     options = EngineOptions(optimization_level=2, plugin="off")

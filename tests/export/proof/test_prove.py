@@ -42,6 +42,7 @@ def test_another_model_is_refused_by_what_differs(exported, checkpoint, pictures
         verify(exported, checkpoint=checkpoint._replace(model=changed), images=pictures)
 
 
+@pytest.mark.slow
 def test_the_proof_is_rewritten(bundle, checkpoint_file, pictures, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
