@@ -39,14 +39,9 @@ from drexperts.benchmarks.drift_readers import (
 from drexperts.benchmarks.receipt_types.drift_receipt import DriftReceipt, FileSet, Read, parts
 from drexperts.benchmarks.receipt_types.receipt import WEIGHTS, add_receipt_option, markdown
 from drexperts.export.proof.photographs import verification_images
+from drexperts.runtime.decoding import Source, decode, decoder_version
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.preprocess import (
-    LONGEST_RATIO,
-    Source,
-    decode,
-    decoder_version,
-    resized,
-)
+from drexperts.runtime.preprocess import LONGEST_RATIO, resized
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import MissingDependencyError
-from drexperts.runtime.preprocess import decode
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
 Size = tuple[int, int]  # width, height

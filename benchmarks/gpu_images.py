@@ -11,8 +11,9 @@ from drexperts.bench import timing
 from drexperts.export.proof.photographs import NAMES, distorted_crops, photograph
 from drexperts.model.checkpoint import default_preprocessing
 from drexperts.model.config import DRExpertsConfig
+from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FEWEST = 3

@@ -317,7 +317,8 @@ An image's score is the mean of its crops' `score`, from {low} to {high}; {bette
 ```python
 import numpy as np
 import tritonclient.http
-from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 preprocessing = {preprocessing!r}
 server = tritonclient.http.InferenceServerClient("localhost:8000")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from drexperts.runtime.decoding import Source, decode, decoder_version, describe
 from drexperts.runtime.errors import (
     DrexpertsError,
     ImageError,
@@ -21,15 +22,7 @@ from drexperts.runtime.errors import (
     UserError,
 )
 from drexperts.runtime.manifest import Engine, Manifest, ScoreScale
-from drexperts.runtime.preprocess import (
-    Crops,
-    Source,
-    crops_from_image,
-    decode,
-    decoder_version,
-    describe,
-    resampler_version,
-)
+from drexperts.runtime.preprocess import Crops, crops_from_image, resampler_version
 
 _DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
 _AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream

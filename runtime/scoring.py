@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.explain import explanation, file_name, is_picture
-from drexperts.runtime.preprocess import decode
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import ResultFile, find_images
 from drexperts.runtime.scorer import Score, Scorer

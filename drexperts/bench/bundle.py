@@ -32,10 +32,11 @@ from drexperts.bench.scenarios import SCENARIOS
 from drexperts.bench.telemetry import Window
 from drexperts.bench.timing import SETTLE, WARM_UP, alternately, photograph, seconds
 from drexperts.bench.variants import Run, baseline_names, described, device_of, prepared
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError, UserError
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.onnx_session import OnnxSession
-from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Prefixed, Progress
 from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer

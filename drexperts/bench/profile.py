@@ -23,10 +23,11 @@ from drexperts.bench.graph_parts import (
 from drexperts.bench.reports import Layer, Profile
 from drexperts.bench.timing import SETTLE, seconds
 from drexperts.runtime.compatibility import library
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import InternalError, UserError
 from drexperts.runtime.onnx_providers import cpu_session, new_options
 from drexperts.runtime.onnx_session import OnnxSession
-from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.tensorrt_session import TensorrtSession

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from drexperts import runtime
 from drexperts.bench.reports import ENGINE, EngineDescription
 from drexperts.bench.timing import photograph
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import Engine, read_manifest
-from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.selection import (

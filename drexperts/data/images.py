@@ -24,16 +24,11 @@ from PIL import Image
 
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.data.recipes import Protocol, Recipe, preprocessing, stretched
+from drexperts.runtime.decoding import decode, decoder_version
 from drexperts.runtime.errors import DataError, ImageError, InternalError, UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.places import cache_folder
-from drexperts.runtime.preprocess import (
-    LONGEST_RATIO,
-    Preprocessing,
-    decode,
-    decoder_version,
-    resized,
-)
+from drexperts.runtime.preprocess import LONGEST_RATIO, Preprocessing, resized
 
 # One patch of the encoder. Smaller images, such as the 1x1 files that failed downloads leave, would
 # be enlarged into a flat colour and trained on.

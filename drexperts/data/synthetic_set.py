@@ -30,9 +30,10 @@ from torch.nn import functional as F
 
 from drexperts import __version__
 from drexperts.data.distortions import MIN_SIDE, SYNTHETIC_TYPES, compose_blocks, distort
+from drexperts.runtime.decoding import decode, decoder_version
 from drexperts.runtime.errors import ConfigError, DataError, ImageError, UserError
 from drexperts.runtime.files import written_whole
-from drexperts.runtime.preprocess import LONGEST_RATIO, decode, decoder_version
+from drexperts.runtime.preprocess import LONGEST_RATIO
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import find_images
 

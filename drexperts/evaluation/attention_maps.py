@@ -20,6 +20,7 @@ from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.model.config import DISTORTIONS
 from drexperts.model.dr_experts import DRExperts
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.explain import (
     FAINT,
@@ -39,7 +40,7 @@ from drexperts.runtime.explain import (
     strongest,
 )
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.scorer import DistortionMaps
 
 Floats = NDArray[np.float32]
@@ -128,7 +129,7 @@ def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.
 
     Args:
         checkpoint: the model in evaluation mode, with the preprocessing it was trained for.
-        image: the photograph, RGB and upright, as `runtime.preprocess.decode` returns it.
+        image: the photograph, RGB and upright, as `runtime.decoding.decode` returns it.
         title: the photograph's name.
     """
     found = attentions(checkpoint, image)

@@ -22,6 +22,7 @@ from drexperts.export.proof.parity import Reference
 from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint, prove_engine
 from drexperts.model.checkpoint import Checkpoint
+from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import ABANDONED_AFTER, replace_file
 from drexperts.runtime.manifest import (
@@ -32,7 +33,6 @@ from drexperts.runtime.manifest import (
     sha256_of,
     write_manifest,
 )
-from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.trust import note_built_here
 

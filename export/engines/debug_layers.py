@@ -28,9 +28,10 @@ from drexperts import runtime
 from drexperts.export.engines.source_graph import engine_graph
 from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import check_same_model, loaded_checkpoint
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
-from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 
 Pixels = NDArray[np.uint8]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from drexperts.export.graph.fold import encoder_blocks
 from drexperts.export.proof.photographs import distorted_crops
 from drexperts.model.dr_experts import DRExperts
-from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+from drexperts.runtime.decoding import Source, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 STRENGTH = 0.5  # of smoothing: 0 leaves the activations unchanged, 1 makes all channels equal
 CHUNK = 4  # crops at a time

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from drexperts.export.proof.agreement import finite, largest_difference
 from drexperts.export.proof.parity import largest
+from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.manifest import (
     BatchInvariance,
     BatchProfile,
@@ -18,7 +19,7 @@ from drexperts.runtime.manifest import (
     invariance_limits,
     within,
 )
-from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Session
 

@@ -19,9 +19,10 @@ from drexperts.export.proof.agreement import (
 )
 from drexperts.export.proof.photographs import distorted_crops
 from drexperts.model.dr_experts import DRExperts
+from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import MIN_IMAGES, Parity, ScoreScale
-from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
 

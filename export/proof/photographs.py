@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drexperts.data.distortions import SYNTHETIC_TYPES, distort
+from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
-from drexperts.runtime.preprocess import Preprocessing, Source, crops_from_image, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 # A folder of photographs, the images themselves, or None for `verification_images`.
 Images: TypeAlias = str | Path | Sequence[Source] | None

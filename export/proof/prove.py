@@ -12,6 +12,7 @@ from drexperts.export.proof.batch_invariance import measure_invariance
 from drexperts.export.proof.parity import LIMITS, Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import (
     BundleError,
     DeviceError,
@@ -20,7 +21,6 @@ from drexperts.runtime.errors import (
     UserError,
 )
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
-from drexperts.runtime.preprocess import Source
 from drexperts.runtime.progress import SILENT, Progress
 
 COMPARED_ON = 3  # pictures, when a checkpoint is compared with a bundle

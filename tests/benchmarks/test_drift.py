@@ -16,9 +16,10 @@ from drexperts.benchmarks.drift_readers import DECODERS, JPEG, PNG, decoders, re
 from drexperts.benchmarks.receipt_types.answers import agreement
 from drexperts.benchmarks.receipt_types.drift_receipt import DriftReceipt, FileSet, Read, parts
 from drexperts.benchmarks.receipt_types.receipt import markdown
-from drexperts.runtime import preprocess
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.image import _decoders
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.preprocess import decode, resized
+from drexperts.runtime.preprocess import resized
 from drexperts.runtime.progress import SILENT
 
 # It is installed wherever PyTorch is; its successor would be one more library.
@@ -325,9 +326,9 @@ def test_a_fingerprint_changes_with_the_decoder_s_libraries(library, scorer, mon
     version = features.version
     newer = {library: "999.0"}
     monkeypatch.setattr(features, "version", lambda name: newer.get(name) or version(name))
-    preprocess._pillow_decoder.cache_clear()
+    _decoders.cache_clear()
     try:
         assert "999.0" in scorer.fingerprint_parts(b"")["decoder"]
         assert scorer.fingerprint(b"") != before
     finally:
-        preprocess._pillow_decoder.cache_clear()
+        _decoders.cache_clear()

@@ -18,9 +18,10 @@ from drexperts.data import images
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.data.images import GridSize, ImageStore, ReleasedSize, Stamp, check_images, sizing
 from drexperts.data.recipes import RECIPES, preprocessing
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import DataError, InternalError, UserError
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import crops_from_image, decode
+from drexperts.runtime.preprocess import crops_from_image
 
 AS_IT_IS = ReleasedSize(16, None)
 

@@ -23,9 +23,9 @@ from drexperts.data.synthetic_set import (
     synthesise,
     tensor_from_image,
 )
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ConfigError, DataError, UserError
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import decode
 
 UNEVEN = ("colour_block", "non_eccentricity_patch", "colour_quantisation")
 FEW = SynthConfig(types=("jpeg", "white_noise", "lens_blur"), levels=(1, 4), blocks=2)

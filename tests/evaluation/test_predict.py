@@ -30,6 +30,7 @@ from drexperts.evaluation.predict import (
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.model.dr_experts import DRExperts
+from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import (
     BundleError,
     ConfigError,
@@ -39,7 +40,7 @@ from drexperts.runtime.errors import (
     WeightsError,
 )
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 PREPROCESSING = Preprocessing(crop=64, short_side_min=64, short_side_max=128, crops_per_side=2)

@@ -11,14 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drexperts.runtime import preprocess
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.limits import DecodingLimits
 from drexperts.runtime.errors import BundleError, ImageError
 from drexperts.runtime.manifest import Manifest, read_manifest
-from drexperts.runtime.preprocess import Preprocessing, crops_from_image, decode
+from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 # Truncated files and broken documents are also in the fast tests of both modules.
 pytestmark = pytest.mark.slow
 
+# A small bound keeps forged sizes quick.
+LIMITS = DecodingLimits(max_pixels=1_000_000)
 SPEC = Preprocessing(crop=16, short_side_min=16, short_side_max=32, crops_per_side=2)
 
 
@@ -78,9 +81,8 @@ def mutated(draw):
 
 
 @pytest.fixture(autouse=True)
-def quick_and_quiet(monkeypatch):
-    # A small bound keeps forged sizes quick; Pillow's warnings about damaged files are expected.
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 1_000_000)
+def quiet():
+    # Pillow's warnings about damaged files are expected.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -88,7 +90,7 @@ def quick_and_quiet(monkeypatch):
 
 def check_decode(content):
     try:
-        image = decode(content)
+        image = decode(content, LIMITS)
     except ImageError:
         return
     assert image.mode == "RGB"

@@ -12,9 +12,9 @@ from PIL import Image
 from support.waiting import HOLD, holding
 
 from drexperts.cli.main import main
+from drexperts.runtime.decoding.layouts import FORMATS
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import FORMATS
 from drexperts.runtime.results import SUFFIXES, ResultFile, find_images
 from drexperts.runtime.scorer import Score
 
