@@ -48,11 +48,12 @@ from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
 from drexperts.export.graph.precision import Int8, PrecisionTest, fewest_islands
 from drexperts.export.graph.to_onnx import onnx_from_model
-from drexperts.export.proof.parity import LIMITS, compare, engine_outputs
+from drexperts.export.proof.parity import compare, engine_outputs
 from drexperts.export.proof.photographs import NAMES, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import Progress
+from drexperts.runtime.proof import LIMITS
 from drexperts.runtime.scorer import Scorer, Session
 from drexperts.ui.screen import Screen
 

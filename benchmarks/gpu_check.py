@@ -12,8 +12,9 @@ from drexperts.benchmarks.gpu_variants import Program, Variant
 from drexperts.benchmarks.receipt_types.answers import Answers, Reference
 from drexperts.benchmarks.receipt_types.model_receipt import BatchDrift, VariantCheck
 from drexperts.export.proof.batch_invariance import batch_drifts, batch_sizes, worst_drift
-from drexperts.export.proof.parity import LIMITS, Outputs, compare
+from drexperts.export.proof.parity import Outputs, compare
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale
+from drexperts.runtime.proof import LIMITS
 
 REPEATS = 3
 

@@ -9,17 +9,19 @@ one, with ONNX Runtime behind its Python backend. Its own ONNX Runtime and Tenso
 not been executed with them.
 """
 
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from google.protobuf.text_encoding import CEscape  # type: ignore[import-untyped]
+
+from drexperts.runtime import trust as trusted
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.files import folder_written_whole
-from drexperts.runtime.manifest import BatchProfile, Engine, Manifest, read_manifest, sha256_of
+from drexperts.runtime.manifest import BatchProfile, Engine, Manifest, read_manifest
+from drexperts.runtime.onnx_file import check_self_contained
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
 
 _MARK = "Written by `drx triton-repo`."
@@ -76,6 +78,8 @@ def write_triton_repository(
     instances: int = 1,
     max_queue_delay: int = 500,
     allow_unverified: bool = False,
+    trust: bool = False,
+    digest: str | None = None,
 ) -> list[Path]:
     """Write a bundle as a model repository to `out`, whole or not at all.
 
@@ -84,12 +88,15 @@ def write_triton_repository(
         instances: how many of each model the server starts on each device.
         max_queue_delay: how long a request may wait for others to share its batch, microseconds.
         allow_unverified: also include engines that have not passed their proof.
+        trust: also include TensorRT engines that were not built here: they can run their maker's
+            code in the server.
+        digest: the only bundle to accept, as `drx info` prints it; None accepts any.
 
     Returns:
         The repository's files.
 
     Raises:
-        BundleError: the bundle is missing or changed, or has nothing to serve.
+        BundleError: the bundle is missing, changed or of another digest, or has nothing to serve.
         ConfigError: a name, a number of instances or a delay that is out of range.
         UserError: `out` is something other than such a repository.
 
@@ -100,8 +107,8 @@ def write_triton_repository(
     """
     bundle, out = Path(bundle), Path(out).resolve()
     _check_arguments(name, instances, max_queue_delay)
-    manifest = read_manifest(bundle)
-    entries, left_out = _entries(manifest, name, allow_unverified)
+    manifest = read_manifest(bundle, digest)
+    entries, left_out = _entries(manifest, name, allow_unverified, trust)
     if not entries:
         raise BundleError(f"{bundle} has nothing to serve: {'; '.join(left_out)}")
     if out.is_relative_to(bundle.resolve()):
@@ -125,14 +132,14 @@ def _check_arguments(name: str, instances: int, max_queue_delay: int) -> None:
 
 
 def _entries(
-    manifest: Manifest, name: str, allow_unverified: bool
+    manifest: Manifest, name: str, allow_unverified: bool, trust: bool
 ) -> tuple[list[_Entry], list[str]]:
     """The entries, and for each engine that is in none of them, why."""
     entries: dict[_Kind, _Entry] = {}
     left_out = []
     # As `runtime.load` prefers them: 16-bit engines before float32.
     for engine in sorted(manifest.engines, key=lambda engine: engine.precision == "fp32"):
-        reason = _objection(engine, allow_unverified)
+        reason = _objection(engine, allow_unverified, trust)
         if reason is None:
             kind = _KINDS[engine.backend]
             entry = entries.setdefault(kind, _Entry(f"{name}_{kind.suffix}", kind, {}))
@@ -142,17 +149,17 @@ def _entries(
     return list(entries.values()), left_out
 
 
-def _objection(engine: Engine, allow_unverified: bool) -> str | None:
+def _objection(engine: Engine, allow_unverified: bool, trust: bool) -> str | None:
     if engine.backend not in _KINDS:
-        return _NOT_SERVED.get(engine.backend, "the server has no backend for it")
+        return _NOT_SERVED[engine.backend]
     if engine.plan is not None and engine.plan.stripped:
         return "it is without its weights, and the server does not put them back"
     if _served_batch(engine) < 1:
         return "none of its profiles allows a batch of 1, which the server may send"
-    if not (engine.proven or allow_unverified):
-        how = "failed its proof" if engine.refuted else f"is {engine.evidence} and not proven"
-        return f"it {how}: run `drx verify`, or pass allow_unverified=True (--allow-unverified)"
-    return None
+    if engine.objection and not allow_unverified:
+        remedy = "run `drx verify`, or pass allow_unverified=True (--allow-unverified)"
+        return f"{engine.objection}: {remedy}"
+    return None if trust else trusted.objection(engine)
 
 
 def _claim(engine: Engine, served: dict[str, Engine]) -> str | None:
@@ -184,6 +191,11 @@ def _served_batch(engine: Engine) -> int:
     return sum(1 for _ in sizes)
 
 
+def _quoted(text: str) -> str:
+    """A string in protobuf's text format."""
+    return f'"{CEscape(text, as_utf8=False)}"'
+
+
 def _config(entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: int) -> str:
     """The entry's ModelConfig, in the text format of the server's model_config.proto."""
     crop = manifest.preprocessing.crop
@@ -191,16 +203,16 @@ def _config(entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: 
     group, batching = f"count: {instances} kind: {entry.kind.device}", ""
     if len(profiles := entry.profiles) > 1:
         # The server uses only the first unless all are named; then it forms batches for each.
-        group += f" profile: {json.dumps([str(i) for i in range(len(profiles))])}"
+        group += f" profile: [{', '.join(_quoted(str(i)) for i in range(len(profiles)))}]"
         preferred = {entry.batch, *(p.opt for p in profiles if p.opt <= entry.batch)}
         batching = f" preferred_batch_size: {sorted(preferred)}"
     lines = [
-        f'name: "{entry.name}"',
-        f'backend: "{entry.kind.backend}"',
+        f"name: {_quoted(entry.name)}",
+        f"backend: {_quoted(entry.kind.backend)}",
         f"max_batch_size: {entry.batch}",
         f'input {{ name: "pixels" {pixels} }}',
         *(
-            f'output {{ name: "{name}" data_type: TYPE_FP32 {_dims(name, manifest)} }}'
+            f"output {{ name: {_quoted(name)} data_type: TYPE_FP32 {_dims(name, manifest)} }}"
             for name in manifest.outputs
         ),
         f"instance_group {{ {group} }}",
@@ -215,7 +227,8 @@ def _config(entry: _Entry, manifest: Manifest, instances: int, max_queue_delay: 
     ]
     if entry.kind == _KINDS["onnx-cuda"]:
         options = " ".join(
-            f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in CUDA_OPTIONS.items()
+            f"parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}"
+            for key, value in CUDA_OPTIONS.items()
         )
         cuda = f'gpu_execution_accelerator {{ name: "cuda" {options} }}'
         lines.append(f"optimization {{ execution_accelerators {{ {cuda} }} }}")
@@ -228,50 +241,36 @@ def _dims(output: str, manifest: Manifest) -> str:
         return "dims: [1] reshape { shape: [] }"
     if output == "weights":
         return f"dims: [{experts}]"
-    grid = manifest.preprocessing.crop // _patch_size(manifest)
-    return f"dims: [{experts}, {grid}, {grid}]"
-
-
-def _patch_size(manifest: Manifest) -> int:
-    try:
-        return int(manifest.config["encoder"]["patch_size"])
-    except (KeyError, TypeError, ValueError) as cause:
+    if manifest.grid is None:
         raise BundleError(
             "the manifest does not say the encoder's patch size: export the bundle again"
-        ) from cause
+        )
+    return f"dims: [{experts}, {manifest.grid}, {manifest.grid}]"
 
 
 def _plan_files(entry: _Entry) -> Iterator[str]:
     """Which plan each GPU gets; on another GPU the server finds no file rather than a wrong one."""
     for capability, engine in sorted(entry.served.items()):
         if capability:
-            yield f'cc_model_filenames {{ key: "{capability}" value: "{engine.file}" }}'
+            pair = f"key: {_quoted(capability)} value: {_quoted(engine.file)}"
+            yield f"cc_model_filenames {{ {pair} }}"
         else:
-            yield f'default_model_filename: "{engine.file}"'
+            yield f"default_model_filename: {_quoted(engine.file)}"
 
 
 def _write_entry(folder: Path, entry: _Entry, config: str, bundle: Path) -> None:
     (folder / _VERSION).mkdir(parents=True)
     for engine in entry.engines:
-        _copy(bundle / engine.file, folder / _VERSION / _served_file(entry, engine), engine)
+        content = engine.read(bundle / engine.file)  # these bytes are served, whatever follows
+        if engine.plan is None:
+            check_self_contained(content, engine.file)
+        (folder / _VERSION / _served_file(entry, engine)).write_bytes(content)
     comments = [f"# {line}\n" for line in (_MARK, *map(_evidence, entry.engines))]
     (folder / _CONFIG).write_text("".join(comments) + config + "\n", encoding="utf-8")
 
 
 def _served_file(entry: _Entry, engine: Engine) -> str:
     return engine.file if entry.kind.backend == "tensorrt" else "model.onnx"
-
-
-def _copy(source: Path, target: Path, engine: Engine) -> None:
-    if not source.is_file():
-        raise BundleError(f"{str(source)!r} is missing: restore it, or make the bundle again")
-    shutil.copyfile(source, target)
-    # The copy is checked, since that is what is served.
-    if sha256_of(target) != engine.sha256:
-        raise BundleError(
-            f"{str(source)!r} is not the file that was verified: its SHA-256 differs from the "
-            "manifest's; restore it, or make the bundle again"
-        )
 
 
 def _evidence(engine: Engine) -> str:

@@ -12,6 +12,7 @@ from drexperts.runtime.errors import (
     NotTakenError,
     UserError,
 )
+from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.scorer import PassedOver, Scorer
 from drexperts.runtime.selection import (
@@ -33,6 +34,7 @@ def load(
     threads: int | None = None,
     allow_unverified: bool = False,
     trust: bool = False,
+    digest: str | None = None,
 ) -> Scorer:
     """A Scorer on the best engine of a bundle folder that this machine can run.
 
@@ -45,15 +47,16 @@ def load(
     threads: CPU threads of the engine; None leaves its default
     allow_unverified: also take an engine without a passed proof
     trust: also take a TensorRT engine that was not built here, which can run its maker's code
+    digest: the only bundle to accept, as `drx info` prints it; None accepts any
 
-    Raises BundleError for a bundle that is missing, changed, or has no proven engine that runs
-    here; MissingDependencyError if the library of its only engine is not installed; DeviceError
-    for a GPU that cannot be used; UserError for invalid arguments.
+    Raises BundleError for a bundle that is missing, changed, of another digest, or has no proven
+    engine that runs here; MissingDependencyError if the library of its only engine is not
+    installed; DeviceError for a GPU that cannot be used; UserError for invalid arguments.
     """
     wanted = parse_device(device)
     if not isinstance(bundle, (str, os.PathLike)):
         raise UserError(f"bundle must be the path of a bundle's folder, got {bundle!r}")
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, digest)
     failures: list[tuple[Engine, UserError]] = []
     for engine in by_preference(manifest.engines):
         try:
@@ -92,17 +95,12 @@ def open_engine(
         raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
     check_allowed(engine, gpu, trust=trust)
     path = Path(bundle) / engine.file
-    if (state := engine.file_state(bundle)) != "intact":
-        why = "is missing" if state == "MISSING" else "has changed: its SHA-256 is another"
-        raise ChangedFileError(
-            f"{str(path)!r} {why}; restore it, or export the bundle again with `drx export`"
-        )
     session = BACKENDS[engine.backend].open(path, engine, threads, gpu)
-    crop = manifest.preprocessing.crop
-    if session.image_size not in (None, crop):
+    if difference := misfit(manifest, engine, session.inputs, session.outputs):
+        session.close()
         raise BundleError(
-            f"{str(bundle)!r} cuts crops of {crop} px for an engine that takes "
-            f"{session.image_size} px: export it again with `drx export`"
+            f"{str(path)!r} does not fit its manifest: {difference}; export the bundle again with "
+            "`drx export`"
         )
     return Scorer(manifest, engine, session, batch=batch)
 

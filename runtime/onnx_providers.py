@@ -6,6 +6,7 @@ The GPU providers have not been executed on a GPU; their refusal without one has
 """
 
 import contextlib
+import hashlib
 import importlib
 import io
 import os
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drexperts.runtime.errors import BundleError, DeviceError
-from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.places import cache_folder
 
 _ERRORS_ONLY = 3
@@ -57,10 +57,11 @@ _standard_error = threading.Lock()
 class _Job(NamedTuple):
     """What the options of a provider depend on.
 
+    model: the bytes of the ONNX file
     shape: of the graph's input, with a name for each dynamic dimension
     """
 
-    path: str
+    model: bytes
     version: str
     max_batch: int
     gpu: int
@@ -74,43 +75,65 @@ def new_options(runtime: Any, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
+    # Otherwise the bytes may be in ONNX Runtime's own format, which `onnx_file` does not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # Where weights outside the model would be, which `onnx_file` refuses: no file is inside it.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
 
 
-def cpu_session(runtime: Any, path: str, options: Any) -> Any:
-    """A session on the CPU. Raises BundleError for a file that cannot be loaded."""
+def cpu_session(runtime: Any, model: bytes, options: Any, name: str) -> Any:
+    """A session on the CPU. Raises BundleError for a model that cannot be loaded.
+
+    name: of the model's file, for the message
+    """
     try:
-        return runtime.InferenceSession(path, options, providers=[NAMES["cpu"]])
+        return _new_session(runtime, model, options, [NAMES["cpu"]])
     except Exception as cause:
         raise BundleError(
-            f"ONNX Runtime cannot load {path!r}: {cause}; export the bundle again with `drx export`"
+            f"ONNX Runtime cannot load {name}: {cause}; export the bundle again with `drx export`"
         ) from cause
 
 
 def gpu_session(
-    runtime: Any, path: str, options: Any, provider: str, gpu: int, max_batch: int
+    runtime: Any, model: bytes, options: Any, name: str, provider: str, gpu: int, max_batch: int
 ) -> Any:
     """A session on a GPU. Raises DeviceError if the provider cannot be used."""
-    name = NAMES[provider]
-    _check_opens(runtime, name, gpu)
+    kind = NAMES[provider]
+    _check_opens(runtime, kind, gpu)
     # On the CPU first: that tells a bad file from a bad device, and refuses a file with an engine
     # inside (EPContext), which the TensorRT provider would deserialise.
-    graph_input = _graph_input(runtime, path)
-    job = _Job(path, runtime.__version__, max_batch, gpu, graph_input.name, graph_input.shape)
+    graph_input = _graph_input(runtime, model, name)
+    job = _Job(model, runtime.__version__, max_batch, gpu, graph_input.name, graph_input.shape)
     options.use_deterministic_compute = True
     # Not "session.disable_cpu_ep_fallback": it also refuses the shape arithmetic that ONNX Runtime
     # keeps on the CPU because it is faster there.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = runtime.InferenceSession(
-            path, options, providers=_PROVIDERS[provider](job), enable_fallback=0
-        )
+        session = _new_session(runtime, model, options, _PROVIDERS[provider](job))
     except Exception as cause:
-        raise _unusable(name, str(cause)) from cause
-    if name not in _nodes_by_provider(session):
-        raise _unusable(name, "it runs no node of this graph")
+        raise _unusable(kind, str(cause)) from cause
+    if kind not in _nodes_by_provider(session):
+        raise _unusable(kind, "it runs no node of this graph")
+    return session
+
+
+def _new_session(runtime: Any, model: bytes, options: Any, providers: list[Any]) -> Any:
+    """A session on these providers and no others, which does not keep the model's bytes."""
+    session = runtime.InferenceSession(
+        model,
+        options,
+        providers=providers,
+        enable_fallback=0,
+        read_config_from_model=0,  # whatever the environment says: options are ours
+    )
+    # ONNX Runtime's Python class keeps them for a fallback to other providers.
+    if hasattr(session, "_model_bytes"):
+        session._model_bytes = None
     return session
 
 
@@ -126,9 +149,7 @@ def _check_opens(runtime: Any, name: str, gpu: int) -> None:
     refusal = ""
     with _caught_standard_error() as caught:
         try:
-            session = runtime.InferenceSession(
-                _IDENTITY, new_options(runtime, None), providers=asked, enable_fallback=0
-            )
+            session = _new_session(runtime, _IDENTITY, new_options(runtime, None), asked)
             opened = session.get_providers()[0] == name
         except Exception as cause:
             opened, refusal = False, str(cause)
@@ -174,10 +195,10 @@ def _unusable(name: str, cause: str) -> DeviceError:
     return DeviceError(f"ONNX Runtime cannot use {name}: {cause.strip()}; {remedy}, or use the CPU")
 
 
-def _graph_input(runtime: Any, path: str) -> Any:
+def _graph_input(runtime: Any, model: bytes, name: str) -> Any:
     options = new_options(runtime, None)
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return cpu_session(runtime, path, options).get_inputs()[0]
+    return cpu_session(runtime, model, options, name).get_inputs()[0]
 
 
 def _cuda(job: _Job) -> list[tuple[str, dict[str, str]]]:
@@ -203,7 +224,8 @@ def _tensorrt(job: _Job) -> list[tuple[str, dict[str, str]]]:
 
 def _engine_cache(job: _Job) -> Path:
     """A folder per model and version, because ONNX Runtime would reuse engines across them."""
-    key = f"{sha256_of(job.path)[:16]}-{job.version}-batch{job.max_batch}"
+    digest = hashlib.sha256(job.model).hexdigest()
+    key = f"{digest[:16]}-{job.version}-batch{job.max_batch}"
     folder = cache_folder() / "onnx-tensorrt" / key
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

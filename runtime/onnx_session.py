@@ -3,6 +3,7 @@
 import importlib
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from drexperts.runtime.errors import (
     MissingDependencyError,
     UserError,
 )
+from drexperts.runtime.interface import Tensor
+from drexperts.runtime.onnx_file import check_self_contained
 from drexperts.runtime.onnx_providers import (
     NAMES,
     cpu_session,
@@ -22,20 +25,24 @@ from drexperts.runtime.onnx_providers import (
     shared_with,
 )
 
+_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
 
 class OnnxSession:
     """Runs uint8 pixels through `model.onnx`.
 
-    path: path of the model
+    path: path of the model, for messages, and to read it unless `content` is given
+    content: the bytes of the model, which are not kept
     threads: CPU threads per operator; None leaves the default, one per physical core
     provider: "cpu", "cuda" or "tensorrt"; "tensorrt" builds an engine at the first start, which
         takes minutes, and keeps it in the user's cache folder
     gpu: number of the GPU, unless the provider is "cpu"
-    image_size: side of the images that the model takes; None if the graph leaves it free
+    inputs, outputs: of the graph
     description: ONNX Runtime's version, the provider, and how many nodes other providers run
 
     Raises MissingDependencyError without onnxruntime, BundleError for a file that cannot be
-    loaded, DeviceError if a GPU provider cannot be used, UserError for an unknown provider.
+    loaded or that keeps weights outside itself, DeviceError if a GPU provider cannot be used,
+    UserError for an unknown provider.
     """
 
     # A call on the CPU uses every core, and calls on a GPU share one stream: concurrent calls would
@@ -47,6 +54,7 @@ class OnnxSession:
         path: str | os.PathLike[str],
         *,
         max_batch: int,
+        content: bytes | None = None,
         threads: int | None = None,
         provider: str = "cpu",
         gpu: int = 0,
@@ -55,25 +63,25 @@ class OnnxSession:
             raise UserError(f"provider must be one of {', '.join(NAMES)}, got {provider!r}")
         runtime = _import_onnxruntime()
         options = new_options(runtime, threads)
-        self.path = file = os.fspath(path)
+        self.path, name = os.fspath(path), repr(os.fspath(path))
+        model = Path(path).read_bytes() if content is None else content
+        check_self_contained(model, name)
         self.threads, self.provider = threads, provider
         self._on_cpu = provider == "cpu"
         self._place = ("cpu", 0) if self._on_cpu else ("cuda", gpu)
         if self._on_cpu:
-            self._session = cpu_session(runtime, file, options)
+            self._session = cpu_session(runtime, model, options, name)
         else:
-            self._session = gpu_session(runtime, file, options, provider, gpu, max_batch)
+            self._session = gpu_session(runtime, model, options, name, provider, gpu, max_batch)
         self.max_batch = max_batch
         self.description = f"onnxruntime {runtime.__version__} {NAMES[provider]}"
         if not self._on_cpu:
             self.description += shared_with(self._session, NAMES[provider])
-        graph_input = self._session.get_inputs()[0]
-        self._input: str = graph_input.name
-        self._image_shape: list[Any] = graph_input.shape[1:]  # names stand for free sizes
-        self.image_size: int | None = (
-            size if isinstance(size := graph_input.shape[-1], int) else None
-        )
-        self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
+        self.inputs = [_tensor(node) for node in self._session.get_inputs()]
+        self.outputs = [_tensor(node) for node in self._session.get_outputs()]
+        self._input = self.inputs[0].name if self.inputs else ""
+        self._image_shape = self.inputs[0].shape[1:] if self.inputs else ()
+        self._outputs = [output.name for output in self.outputs]
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """pixels: uint8 [B, 3, H, W], 1 <= B <= max_batch; returns the graph's outputs by name.
@@ -122,7 +130,7 @@ class OnnxSession:
 
     def _check(self, pixels: NDArray[np.uint8]) -> None:
         fits = pixels.ndim == 4 and all(
-            size == wanted or not isinstance(wanted, int)
+            wanted in (None, size)
             for size, wanted in zip(pixels.shape[1:], self._image_shape, strict=True)
         )
         if pixels.dtype != np.uint8 or not fits or not 1 <= len(pixels) <= self.max_batch:
@@ -130,6 +138,12 @@ class OnnxSession:
                 f"the session takes uint8 [1..{self.max_batch}, {self._image_shape}], "
                 f"got {pixels.dtype} {list(pixels.shape)}"
             )
+
+
+def _tensor(node: Any) -> Tensor:
+    kind = _TYPES.get(node.type, node.type)
+    # ONNX Runtime gives free sizes a name, or None.
+    return Tensor(node.name, kind, tuple(s if isinstance(s, int) else None for s in node.shape))
 
 
 def _import_onnxruntime() -> Any:

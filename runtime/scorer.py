@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from drexperts.runtime.decoding import Source, decode, decoder_version, describe
 from drexperts.runtime.errors import (
+    BundleError,
     DrexpertsError,
     ImageError,
     InternalError,
@@ -34,13 +35,11 @@ class Session(Protocol):
     max_batch: the largest batch that `run` takes
     concurrency: the largest number of threads that may call `run` at the same time
     description: library, version and device
-    image_size: side of the images that it takes; None for any
     """
 
     max_batch: int
     concurrency: int
     description: str
-    image_size: int | None
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Score crops.
@@ -198,13 +197,16 @@ class Scorer:
         return {
             "engine": self.engine.sha256,
             "preprocessing": dataclasses.asdict(self.manifest.preprocessing),
+            "scale": dataclasses.asdict(self.manifest.scale),
+            "distortions": list(self.manifest.distortions),
+            "outputs": list(self.manifest.outputs),
             "decoder": decoder_version(source),
             "resampler": resampler_version(),
             "session": self.session.description,
         }
 
     def fingerprint(self, source: Source | None = None) -> str:
-        """16 hex digits; equal for scores made by the same weights, preprocessing and software.
+        """16 hex digits; equal for scores that mean the same and are made by the same software.
 
         source: None stands for files and bytes, which all have the same fingerprint. A PIL image
             and an array have another one, because the caller decoded them.
@@ -265,11 +267,18 @@ class Scorer:
                 work.failure = InternalError("the engine returned a non-finite score")
 
     def _check_outputs(self, outputs: dict[str, NDArray[np.float32]], count: int) -> None:
-        wanted = {"score": (count,), "weights": (count, len(self.manifest.distortions))}
+        """Raise BundleError for other shapes, which a graph with free sizes shows only now."""
+        experts, grid = len(self.manifest.distortions), self.manifest.grid
+        maps = outputs["maps"].shape[2:] if grid is None and "maps" in outputs else (grid, grid)
+        wanted = {"score": (count,), "weights": (count, experts), "maps": (count, experts, *maps)}
         for name in self.manifest.outputs:
-            shape = outputs[name].shape if name in outputs else None
-            if shape is None or shape != wanted.get(name, shape):
-                raise InternalError(f"the engine's output {name!r} has shape {shape}")
+            if name not in outputs:
+                raise InternalError(f"the engine has no output {name!r}")
+            if (shape := outputs[name].shape) != wanted[name]:
+                raise BundleError(
+                    f"the engine's output {name!r} has the shape {shape}, its bundle says "
+                    f"{wanted[name]}: export the bundle again with `drx export`"
+                )
 
     def _score(self, work: _Work, maps: bool) -> Score:
         raw, weights, found = np.empty(0), dict[str, float](), None

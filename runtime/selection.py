@@ -4,17 +4,18 @@ import ctypes
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import NotTakenError, UserError
-from drexperts.runtime.manifest import TENSORRT_BACKENDS, Engine
+from drexperts.runtime.interface import Tensor
+from drexperts.runtime.manifest import Engine
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.scorer import Session
 from drexperts.runtime.tensorrt_session import TensorrtSession
-from drexperts.runtime.trust import built_here
+from drexperts.runtime.trust import objection
 
 
 class Device(NamedTuple):
@@ -24,22 +25,40 @@ class Device(NamedTuple):
     gpu: int
 
 
+class EngineSession(Session, Protocol):
+    """A session on an engine of a bundle, which has the inputs and outputs named here."""
+
+    @property
+    def inputs(self) -> Sequence[Tensor]: ...
+
+    @property
+    def outputs(self) -> Sequence[Tensor]: ...
+
+
 class Backend(NamedTuple):
-    """The kind of device that runs an engine, and the function that opens it."""
+    """The kind of device that runs an engine, and the function that opens it.
+
+    `open` reads the engine's file once, and raises ChangedFileError unless it is the recorded one.
+    """
 
     device: str
-    open: Callable[[Path, Engine, int | None, int], Session]
+    open: Callable[[Path, Engine, int | None, int], EngineSession]
 
 
 def _open_onnx(
     path: Path, engine: Engine, threads: int | None, gpu: int, *, provider: str
-) -> Session:
+) -> EngineSession:
     return OnnxSession(
-        path, max_batch=engine.certified_batch, threads=threads, provider=provider, gpu=gpu
+        path,
+        content=engine.read(path),
+        max_batch=engine.certified_batch,
+        threads=threads,
+        provider=provider,
+        gpu=gpu,
     )
 
 
-def _open_plan(path: Path, engine: Engine, threads: int | None, gpu: int) -> Session:
+def _open_plan(path: Path, engine: Engine, threads: int | None, gpu: int) -> EngineSession:
     return TensorrtSession(path, engine, gpu=gpu)
 
 
@@ -85,9 +104,8 @@ def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
 
 def _check_proven(engine: Engine, device: Device) -> None:
     remedy = "run `drx verify` here, or pass allow_unverified=True"
-    if not engine.proven:
-        how = "failed its proof" if engine.refuted else f"was {engine.evidence}, but is not proven"
-        raise NotTakenError(f"it {how} equal to the model: {remedy}")
+    if reason := engine.objection:
+        raise NotTakenError(f"{reason}, so it may differ from the model: {remedy}")
     here = capability(device.gpu)
     # A GPU of another compute capability runs other kernels of the same engine.
     if engine.proven_on not in (None, here):
@@ -99,19 +117,14 @@ def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
 
     `drexperts.runtime.trust` says what `trust` means.
     """
-    if engine.backend in TENSORRT_BACKENDS and not trust and not built_here(engine.sha256):
-        raise NotTakenError(
-            "it was not built here, and a TensorRT engine can run its maker's code: rebuild it "
-            "with `drx build`, or pass trust=True (--trust) if you trust its source"
-        )
+    if not trust and (distrust := objection(engine)):
+        raise NotTakenError(distrust)
     if reason := obstacle(engine, gpu):
         raise NotTakenError(reason)
 
 
 def obstacle(engine: Engine, gpu: int = 0) -> str | None:
     """Why this machine cannot run an engine; None if no reason is known before trying."""
-    if engine.backend not in BACKENDS:
-        return f"the backend {engine.backend!r} is unknown: install a later drexperts"
     if engine.plan is not None:
         found = compatibility.gpus()
         chosen = found[gpu] if gpu < len(found) else None

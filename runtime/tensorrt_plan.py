@@ -7,7 +7,6 @@ Deserialising and everything after it needs a GPU, and has not been executed.
 import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
 import math
 import os
@@ -20,9 +19,15 @@ from typing import Any
 
 from drexperts.runtime.compatibility import Gpu
 from drexperts.runtime.cuda import Stream
-from drexperts.runtime.errors import BundleError, DeviceError, OutOfMemoryError
+from drexperts.runtime.errors import (
+    BundleError,
+    ChangedFileError,
+    DeviceError,
+    OutOfMemoryError,
+)
 from drexperts.runtime.files import written_whole
-from drexperts.runtime.manifest import Engine, EnginePlan, sha256_of
+from drexperts.runtime.manifest import Engine, EnginePlan, read_recorded
+from drexperts.runtime.onnx_file import check_self_contained
 from drexperts.runtime.places import cache_folder
 
 _log = logging.getLogger("drexperts.runtime")
@@ -123,7 +128,7 @@ class LoadedPlan:
         )
 
     def _deserialised(self, plan: EnginePlan) -> Any:
-        content = self._content()
+        content = self._record.read(self._path)
         if plan.version_compatible:
             # Such a plan contains the lean runtime of its own version, which is machine code.
             self._runtime.engine_host_code_allowed = True
@@ -133,28 +138,21 @@ class LoadedPlan:
             raise self._refusal(f"was refused by TensorRT: {_reason()}")
         return engine
 
-    def _content(self) -> bytes:
-        """The bytes of the recorded file and of no other, because they can be code."""
-        try:
-            content = self._path.read_bytes()
-        except OSError as cause:
-            raise self._refusal(f"cannot be read: {cause}") from cause
-        if hashlib.sha256(content).hexdigest() != self._record.sha256:
-            raise self._refusal("is not the recorded file: its SHA-256 differs, restore it")
-        return content
-
     def _refit(self, plan: EnginePlan) -> None:
         """Put the weights of the bundle's graph back into a plan without weights."""
         model = self._path.with_name("model.onnx")
         if not hasattr(self._library, "OnnxParserRefitter"):
             raise self._refusal("has no weights, and the lean runtime cannot restore them")
-        # The weights of another graph would give other scores and no error.
-        if not model.is_file() or sha256_of(model) != plan.onnx_sha256:
-            raise self._refusal(f"has no weights, and was not built from this {model.name}")
+        try:  # the weights of another graph would give other scores and no error
+            content = read_recorded(model, plan.onnx_sha256, "restore it")
+        except ChangedFileError as cause:
+            other = f"has no weights, and was not built from this {model.name}"
+            raise self._refusal(other) from cause
+        check_self_contained(content, repr(str(model)))
         _said.errors.clear()
         refitter = self._library.Refitter(self._engine, self._logger)
         parser = self._library.OnnxParserRefitter(refitter, self._logger)
-        if not (parser.refit_from_file(str(model)) and refitter.refit_cuda_engine()):
+        if not (parser.refit_from_bytes(content) and refitter.refit_cuda_engine()):
             raise self._refusal(f"has no weights, and refused those of {model.name}: {_reason()}")
 
     def _tensors(self) -> tuple[Tensor, tuple[Tensor, ...]]:

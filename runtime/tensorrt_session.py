@@ -41,6 +41,7 @@ from drexperts.runtime.errors import (
     UserError,
 )
 from drexperts.runtime.gpu_array import GpuArray
+from drexperts.runtime.interface import Tensor
 from drexperts.runtime.manifest import Engine
 from drexperts.runtime.tensorrt_plan import Execution, LoadedPlan
 
@@ -59,7 +60,7 @@ class TensorrtSession:
     contexts: how many batches may be on the GPU at once; each has its own stream, buffers and
         scratch memory, of the size that its largest batch so far needs
     max_batch: the largest batch per call of the engine; `run` splits larger ones
-    image_size: side of the images that it takes
+    inputs, outputs: of the engine
     concurrency: `contexts`; further callers wait
 
     Raises MissingDependencyError without TensorRT or cuda-python, DeviceError without a GPU,
@@ -81,8 +82,8 @@ class TensorrtSession:
         largest = max(profile.max for profile in self._plan.profiles)
         self.max_batch = min(engine.certified_batch, largest)
         self.concurrency = contexts
-        height, width = self._plan.input.shape[1:]
-        self.image_size: int | None = height if height == width else None
+        self.inputs = [Tensor(self._plan.input.name, "uint8", (None, *self._plan.input.shape))]
+        self.outputs = [Tensor(t.name, "float32", (None, *t.shape)) for t in self._plan.outputs]
         self.description = (
             f"{module.__name__} {module.__version__} on {device.name} ({device.capability})"
         )

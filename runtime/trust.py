@@ -7,9 +7,20 @@ records each engine that it writes in a file of the user, and any other engine n
 
 from pathlib import Path
 
+from drexperts.runtime.manifest import TENSORRT_BACKENDS, Engine
 from drexperts.runtime.places import state_folder
 
 _FILE = "engines-built-here"
+
+
+def objection(engine: Engine) -> str | None:
+    """Why an engine is not to be run unless its maker is trusted; None if it can be."""
+    if engine.backend not in TENSORRT_BACKENDS or built_here(engine.sha256):
+        return None
+    return (
+        "it was not built here, and a TensorRT engine can run its maker's code: rebuild it with "
+        "`drx build`, or pass trust=True (--trust) if you trust its source"
+    )
 
 
 def built_here(sha256: str) -> bool:

@@ -19,17 +19,16 @@ from PIL import Image
 
 from drexperts.runtime.manifest import (
     SCHEMA,
-    BatchInvariance,
     BatchProfile,
     Engine,
     EnginePlan,
     Manifest,
-    Parity,
     ScoreScale,
     sha256_of,
     write_manifest,
 )
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.proof import LIMITS, BatchInvariance, ConfidenceInterval, Parity
 
 TESTS = Path(__file__).parent
 
@@ -89,8 +88,8 @@ def toy_graph() -> onnx.ModelProto:
 
 def toy_manifest(sha256: str) -> Manifest:
     parity = Parity(
-        images=4,
-        rows=16,
+        images=100,
+        rows=400,
         reference="PyTorch float32 eager",
         score_max=1e-6,
         score_mean=1e-7,
@@ -98,10 +97,13 @@ def toy_manifest(sha256: str) -> Manifest:
         srcc=1.0,
         plcc=1.0,
         order_flips=0,
-        pairs=6,
+        pairs=4950,
         weights_max=1e-6,
         maps_max=1e-6,
-        limits={"score_max": 1e-3},
+        srcc_interval=ConfidenceInterval(1.0, 1.0),
+        plcc_interval=ConfidenceInterval(1.0, 1.0),
+        leading_flips=0,
+        limits=LIMITS["fp32"],
         passed=True,
     )
     invariance = BatchInvariance(
@@ -115,7 +117,7 @@ def toy_manifest(sha256: str) -> Manifest:
         backend="onnx",
         file="model.onnx",
         sha256=sha256,
-        precision="float32",
+        precision="fp32",
         max_batch=16,
         versions={"onnx": "1"},
         parity=parity,

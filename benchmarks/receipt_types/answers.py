@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from drexperts.export.proof.agreement import score_agreement
-from drexperts.export.proof.parity import LIMITS, Outputs
-from drexperts.runtime.manifest import MIN_IMAGES, Parity, SetParity, within
+from drexperts.export.proof.parity import Outputs
+from drexperts.runtime.proof import LIMITS, MIN_IMAGES, Parity, SetParity, within
 
 Scores = tuple[float | None, ...]
 

@@ -8,7 +8,7 @@ from drexperts.bench.provenance import Machine, Source
 from drexperts.bench.reports import ENGINE, BatchTimes, BenchReport
 from drexperts.bench.timing import Ratio, Summary
 from drexperts.benchmarks.receipt_types.receipt import Part, left_out, machine_line, three_digits
-from drexperts.runtime.manifest import BatchInvariance, Parity
+from drexperts.runtime.proof import BatchInvariance, Parity
 from drexperts.ui.markdown import Table, markdown_text
 
 RELEASED, INT8 = "eager-dense", "engine-int8"

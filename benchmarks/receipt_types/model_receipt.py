@@ -15,8 +15,7 @@ from drexperts.benchmarks.receipt_types.receipt import (
     require_gpu,
     three_digits,
 )
-from drexperts.export.proof.batch_invariance import TOLERANCES
-from drexperts.runtime.manifest import invariance_limits, within
+from drexperts.runtime.proof import TOLERANCES, invariance_limits, within
 from drexperts.ui.markdown import Table
 
 DENSE, REDUCED, FOLDED = "dense", "reduced", "folded"

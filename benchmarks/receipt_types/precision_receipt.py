@@ -13,7 +13,7 @@ from drexperts.benchmarks.receipt_types.receipt import (
     machine_line,
     three_digits,
 )
-from drexperts.export.proof.batch_invariance import TOLERANCES
+from drexperts.runtime.proof import TOLERANCES
 from drexperts.ui.markdown import Table
 
 FLOAT, SMOOTHED, CHOSEN = "float32", "static, smoothed", "auto"

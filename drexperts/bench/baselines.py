@@ -288,10 +288,10 @@ def _batch(subject: Subject) -> torch.export.Dim:
 def _session(path: str, subject: Subject) -> Any:
     """ONNX Runtime on a graph without our inputs and outputs."""
     runtime = importlib.import_module("onnxruntime")
-    options = new_options(runtime, subject.threads)
+    options, model = new_options(runtime, subject.threads), Path(path).read_bytes()
     if subject.device == "cpu":
-        return cpu_session(runtime, path, options)
-    return gpu_session(runtime, path, options, "cuda", 0, subject.max_batch)
+        return cpu_session(runtime, model, options, path)
+    return gpu_session(runtime, model, options, path, "cuda", 0, subject.max_batch)
 
 
 BASELINES: dict[str, Callable[[Subject], Baseline]] = {

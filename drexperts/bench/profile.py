@@ -116,7 +116,8 @@ def _onnx_times(session: OnnxSession, pixels: NDArray[np.uint8], rounds: int) ->
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "weights"
         )
-        profiled = cpu_session(runtime, session.path, options)
+        model = Path(session.path).read_bytes()
+        profiled = cpu_session(runtime, model, options, session.path)
         name = profiled.get_inputs()[0].name
         plain, called = _alternately(
             lambda: session.run(pixels), lambda: profiled.run(None, {name: pixels}), rounds

@@ -96,6 +96,15 @@ def add_trust(verb: "Parser") -> None:
     )
 
 
+def add_digest(verb: "Parser") -> None:
+    """Declare `--digest`."""
+    verb.add_argument(
+        "--digest",
+        metavar="sha256:HEX",
+        help="refuse any bundle but the one of which `drx info` prints this digest (default: none)",
+    )
+
+
 def byte_count(text: str) -> int:
     """An argument such as 512M or 4G, in bytes."""
     match = re.fullmatch(r"(\d+)([KMGT]?)", text)

@@ -19,6 +19,7 @@ def add(verbs: "Verbs") -> None:
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.runtime import obstacle, read_manifest
+    from drexperts.runtime.manifest import digest
     from drexperts.ui.tables import bundle_table, engine_table, proof_table
 
     bundle: Path = arguments.bundle
@@ -32,4 +33,5 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         screen.tables.print(table, proof_table(engine))
     intact = all(state == "intact" for state in states.values())
     document = bundle_document(bundle, manifest) | {"files": states, "intact": intact}
+    document["digest"] = digest(manifest)
     return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from drexperts import __version__
 from drexperts.cli import (
@@ -28,6 +28,7 @@ from drexperts.cli import (
     verify,
 )
 from drexperts.cli.arguments import INTERRUPTED, OUR_BUG, USER_MISTAKE, Outcome
+from drexperts.ui.printable import printable
 
 if TYPE_CHECKING:
     from drexperts.ui.screen import Screen
@@ -53,9 +54,16 @@ VERBS = (
 # Libraries that only some verbs need. Those of _EXTRAS always come with the same extra; the others
 # come with the extra of the verb.
 _OPTIONAL = {"torch", "torchvision", "timm", "open_clip", "safetensors", "onnx", "onnxscript"}
-_OPTIONAL |= {"onnx_ir", "skimage", "pandas", "scipy", "openpyxl", "pyarrow"}
+_OPTIONAL |= {"google", "onnx_ir", "skimage", "pandas", "scipy", "openpyxl", "pyarrow"}
 _REPORT = ("jinja2", "matplotlib", "psutil", "pydantic", "pynvml")
 _EXTRAS = {"rich": "cli"} | dict.fromkeys(_REPORT, "report")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors quote the command line, where a shell's pattern puts file names."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `drx` with all its verbs."""
-    drx = argparse.ArgumentParser(
+    drx = _Parser(
         prog="drx",
         description="Blind image-quality assessment with DR.Experts: train, export, verify, score.",
     )
@@ -136,14 +144,14 @@ def _missing_library(arguments: argparse.Namespace, error: Exception) -> Outcome
 
 
 def _failed(status: int, message: str) -> Outcome:
-    print(f"drx: {message}", file=sys.stderr)
+    print("drx: " + printable(message, kept="\n"), file=sys.stderr)
     return Outcome(status, {"error": message})
 
 
 def _bug(error: Exception) -> Outcome:
     from drexperts.runtime.errors import InternalError
 
-    traceback.print_exc()
+    print(printable(traceback.format_exc(), kept="\n"), file=sys.stderr)
     ours = error if isinstance(error, InternalError) else InternalError(repr(error))
     return _failed(OUR_BUG, str(ours))
 

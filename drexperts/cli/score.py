@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_trust, add_verb
+from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_digest, add_trust, add_verb
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -35,6 +35,7 @@ def add(verbs: "Verbs") -> None:
         help="where the engine runs: auto, cpu, cuda, or a GPU such as cuda:1 (default: auto)",
     )
     add_trust(verb)
+    add_digest(verb)
     verb.add_argument(
         "--threads",
         type=int,
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             batch=arguments.batch,
             threads=arguments.threads,
             trust=arguments.trust,
+            digest=arguments.digest,
         ) as scorer,
         screen.progress() as progress,
     ):

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_verb
+from drexperts.cli.arguments import DONE, Outcome, add_digest, add_trust, add_verb
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -40,6 +40,8 @@ def add(verbs: "Verbs") -> None:
         action="store_true",
         help="also include engines that have not passed their proof",
     )
+    add_trust(verb)
+    add_digest(verb)
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         instances=arguments.instances,
         max_queue_delay=arguments.max_queue_delay,
         allow_unverified=arguments.allow_unverified,
+        trust=arguments.trust,
+        digest=arguments.digest,
     )
     screen.tables.print(f"wrote {arguments.out}; its README.md says which engines it serves")
     return Outcome(DONE, {"out": str(arguments.out), "files": [str(file) for file in files]})

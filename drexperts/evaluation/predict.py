@@ -58,7 +58,6 @@ class TorchSession:
         self._model, self._autocast = model, autocast
         self._prepare, self.max_batch = prepare, max_batch
         self._device = model.score.weight.device
-        self.image_size: int | None = model.config.encoder.image_size
         where = "CPU"
         if self._device.type == "cuda":
             where = torch.cuda.get_device_name(self._device)

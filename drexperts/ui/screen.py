@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,10 +17,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from drexperts.runtime.progress import Progress
+from drexperts.ui.printable import printable
 
 _QUIET = 5.0  # seconds between two progress lines where there is no terminal
+
+
+class _Console(Console):
+    """A console that shows control characters in a text, and obeys none but the line's end."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Called by rich for every string, in tables as well."""
+        return super().render_str(printable(text, kept="\n"), **options)
 
 
 class Screen:
@@ -32,7 +43,7 @@ class Screen:
     def __init__(self, json_last: bool = False, quiet: bool = False) -> None:
         self.tables, self.notes = (
             # File names are not markup: `[a]` and `:smile:` stay as they are.
-            Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
+            _Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
             for stderr in (json_last, True)
         )
 
@@ -48,7 +59,7 @@ class Screen:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -63,7 +74,8 @@ class _ProgressBar:
         self._screen, self._bar, self._task = screen, bar, task
 
     def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
-        self._bar.update(self._task, description=message, completed=done, total=total)
+        description = printable(message)
+        self._bar.update(self._task, description=description, completed=done, total=total)
 
     def note(self, message: str) -> None:
         self._screen.note(message)

@@ -11,20 +11,24 @@ from rich.table import Table
 
 from drexperts.runtime.explain import strongest
 from drexperts.runtime.manifest import (
+    Engine,
+    EnginePlan,
+    Manifest,
+    PrecisionTrial,
+    ScoreScale,
+    digest,
+)
+from drexperts.runtime.proof import (
     LOWER_LIMITS,
     MIN_IMAGES,
     OPTIONAL_MEASURES,
     BatchInvariance,
-    Engine,
-    EnginePlan,
-    Manifest,
     Parity,
-    PrecisionTrial,
-    ScoreScale,
     SetParity,
     invariance_limits,
 )
 from drexperts.runtime.scorer import Score
+from drexperts.ui.printable import printable
 from drexperts.ui.screen import Screen
 
 _ALL = 20  # a table shows up to this many scores,
@@ -126,7 +130,12 @@ def score_table(tally: Tally) -> Table:
     for place, score in enumerate(kept):
         experts = [f"{n} {score.distortions[n]:+.3g}" for n in strongest(score.distortions, 2)]
         last_worst = not tally.is_complete and place == _ENDS - 1
-        row = (score.source, f"{score.value:.4g}", f"{score.std:.2g}", ", ".join(experts))
+        row = (
+            printable(score.source),
+            f"{score.value:.4g}",
+            f"{score.std:.2g}",
+            ", ".join(experts),
+        )
         table.add_row(*row, end_section=last_worst)
     return table
 
@@ -137,7 +146,7 @@ def error_table(tally: Tally) -> Table:
     table.add_column("image", overflow="fold")
     table.add_column("error", overflow="fold")
     for score in tally.errors:
-        table.add_row(score.source, score.error)
+        table.add_row(printable(score.source), score.error)
     if tally.failed > len(tally.errors):
         table.add_row(f"and {tally.failed - len(tally.errors)} more", "")
     return table
@@ -153,6 +162,7 @@ def bundle_table(bundle: str, manifest: Manifest) -> Table:
     """The model, the input and the outputs of a bundle."""
     spec = manifest.preprocessing
     table = Table("", "", title=bundle, show_header=False)
+    table.add_row("digest", digest(manifest))
     table.add_row("preset", manifest.preset)
     table.add_row("score", scale_text(manifest.scale))
     table.add_row("outputs", ", ".join(manifest.outputs))
@@ -247,7 +257,7 @@ def metrics_table(splits: Sequence[MetricsOfSplit]) -> Table:
 
 def proof_table(engine: Engine) -> Table:
     """What was measured to prove an engine, against its limits: parity, and batch invariance."""
-    verdict = "proven" if engine.proven else "NOT PROVEN"
+    verdict = "proven" if engine.proven else f"NOT PROVEN, {engine.objection}"
     if engine.evidence != "executed":
         verdict = f"{engine.evidence}, never executed"
     table = Table(

@@ -8,7 +8,8 @@ from drexperts.export.graph.attention_fusion import without_fused_attention
 from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, UserError
-from drexperts.runtime.manifest import Engine, Manifest, sha256_of
+from drexperts.runtime.manifest import Engine, Manifest
+from drexperts.runtime.onnx_file import check_self_contained
 
 
 def source_engine(bundle: Path, manifest: Manifest) -> Engine:
@@ -21,12 +22,19 @@ def source_engine(bundle: Path, manifest: Manifest) -> Engine:
         raise BundleError(
             f"{str(bundle)!r} has no ONNX engine to build from: export it with `drx export`"
         )
-    path = bundle / source.file
-    if not path.is_file() or sha256_of(path) != source.sha256:
-        raise BundleError(
-            f"{str(path)!r} is missing or was changed: export the bundle again with `drx export`"
-        )
+    source.read(bundle / source.file)  # raises now what would end a build after minutes
     return source
+
+
+def source_graph(bundle: Path, source: Engine) -> onnx.ModelProto:
+    """The graph in the recorded bytes of the ONNX engine's file.
+
+    Raises BundleError for a file that is missing, was changed, or has weights outside itself.
+    """
+    path = bundle / source.file
+    content = source.read(path)
+    check_self_contained(content, repr(str(path)))
+    return onnx.load_from_string(content)
 
 
 def engine_graph(
@@ -49,7 +57,7 @@ def engine_graph(
     """
     source = source_engine(bundle, manifest)
     if precision == source.precision:
-        proto = onnx.load(bundle / source.file)
+        proto = source_graph(bundle, source)
     elif checkpoint is not None:
         proto = onnx_from_model(checkpoint.model, "maps" in manifest.outputs, precision)
     else:

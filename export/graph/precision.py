@@ -34,9 +34,10 @@ from drexperts.model.checkpoint import Checkpoint
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.draft import draft_manifest
 from drexperts.runtime.decoding import Source
-from drexperts.runtime.manifest import OUTPUTS, Engine, Manifest, Parity, PrecisionTrial
+from drexperts.runtime.manifest import OUTPUTS, Engine, Manifest, PrecisionTrial
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.proof import Parity
 from drexperts.runtime.scorer import Scorer, Session
 
 MODEL_FILE = "model.onnx"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.evaluation.metrics import correlation_intervals, plcc, srcc
-from drexperts.runtime.manifest import CLEAR_DIFFERENCE, MIN_IMAGES, ConfidenceInterval, SetParity
+from drexperts.runtime.proof import CLEAR_DIFFERENCE, MIN_IMAGES, ConfidenceInterval, SetParity
 
 Array = NDArray[np.float64]
 

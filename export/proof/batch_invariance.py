@@ -10,25 +10,16 @@ from numpy.typing import NDArray
 from drexperts.export.proof.agreement import finite, largest_difference
 from drexperts.export.proof.parity import largest
 from drexperts.runtime.decoding import Source, decode
-from drexperts.runtime.manifest import (
-    BatchInvariance,
-    BatchProfile,
-    Engine,
-    Manifest,
-    ScoreScale,
-    invariance_limits,
-    within,
-)
+from drexperts.runtime.manifest import BatchProfile, Engine, Manifest, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.proof import TOLERANCES, BatchInvariance, invariance_limits, within
 from drexperts.runtime.scorer import Session
 
 Rows = Mapping[str, NDArray[Any]]  # outputs by name, one row for each crop
 Pixels = NDArray[np.uint8]
 
 CASES = ("repeated", "neighbours", "permuted", "extremes")
-# A static int8 graph computes each row alone, on scales that no batch changes.
-TOLERANCES = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3, "int8": 1e-5}
 
 
 class Runs(Protocol):

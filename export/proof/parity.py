@@ -21,49 +21,16 @@ from drexperts.export.proof.photographs import distorted_crops
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import MIN_IMAGES, Parity, ScoreScale
+from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.proof import LIMITS, MIN_IMAGES, Parity
 from drexperts.runtime.scorer import Scorer
 
 Array = NDArray[np.float64]
 
 REFERENCE = "PyTorch float32 eager, CLS-row form"
 AT_ONCE = 4 * 3 * 384**2  # samples in one eager call; more only costs memory on a CPU
-
-# What an engine may differ by, for each precision of the graph. Distances are the largest ones: of
-# scores as a share of the span, of weights as a share of the largest reference weight. Flips are
-# shares: of pairs, of pairs clearly apart, of images whose leading distortion changes. `_low` is
-# the low end of a correlation's interval over images, which exists for enough of them.
-# float32 leaves only the order of summation. The blocks' activations keep 11 bits in float16 and 8
-# in bfloat16, and a dozen blocks add up their rounding. int8 has 8 bits per operand, on scales that
-# are fixed for each tensor: it is asked to rank as float32 does.
-# Correlations of weights are those of the worst expert, correlations of maps those of the worst
-# crop. For the model of `drx demo`, whose maps are sharp, the lowest were 0.99999 and 0.9998 in
-# float16, 0.9976 (SRCC) and 0.949 in int8; a crop with maps of its own has about 0. bfloat16 rounds
-# eight times coarser than float16, which puts correlations up to 64 times as far from 1. Single
-# places of a map differ most, where a sharp softmax chooses between two logits that tie: by 1e-4 in
-# float32, 0.026 in float16, and 0.54 in int8, which has no limit on them.
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-_LIMITS: dict[str, tuple[float | None, ...]] = {
-    "score_max": (1e-4, 1e-2, 4e-2, 3e-2),
-    "srcc": (0.9999, 0.995, 0.98, 0.999),
-    "srcc_low": (0.9995, 0.99, 0.97, 0.998),
-    "plcc": (0.9999, 0.999, 0.99, 0.999),
-    "plcc_low": (0.9995, 0.998, 0.98, 0.998),
-    "order_flips": (1e-3, 2e-2, 5e-2, 2e-2),
-    "clear_flips": (0.0, 1e-3, 1e-2, 5e-3),
-    "weights_max": (1e-3, 5e-2, 2e-1, 2e-1),
-    "weights_srcc": (0.9999, 0.995, 0.98, 0.99),
-    "weights_plcc": (0.9999, 0.999, 0.99, 0.99),
-    "leading_flips": (1e-2, 5e-2, 1e-1, 1e-1),
-    "maps_max": (3e-4, 5e-2, 4e-1, None),
-    "maps_plcc": (0.9999, 0.999, 0.95, 0.9),
-}
-LIMITS: dict[str, dict[str, float]] = {
-    precision: {name: row[i] for name, row in _LIMITS.items() if row[i] is not None}  # type: ignore[misc]
-    for i, precision in enumerate(_PRECISIONS)
-}
 
 
 class Outputs(NamedTuple):

@@ -9,12 +9,11 @@ from pathlib import Path
 from drexperts import runtime
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
-from drexperts.export.proof.parity import LIMITS, Reference, eager_outputs, engine_outputs
+from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import (
-    BundleError,
     DeviceError,
     MissingDependencyError,
     NotTakenError,
@@ -22,6 +21,7 @@ from drexperts.runtime.errors import (
 )
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.proof import LIMITS
 
 COMPARED_ON = 3  # pictures, when a checkpoint is compared with a bundle
 
@@ -115,13 +115,8 @@ def prove_engine(
 ) -> Engine:
     """One engine with its proofs measured here; its parity stays as it was without a reference.
 
-    Raises BundleError for a precision of which no limits are known; else as `open_engine`.
+    Raises what `open_engine` does.
     """
-    if engine.precision not in LIMITS:
-        raise BundleError(
-            f"{engine.file} is of precision {engine.precision!r}, this version knows "
-            f"{', '.join(LIMITS)}: install a later drexperts, or export the bundle again"
-        )
     # The batches certified before do not bound what is measured now.
     unbound = replace(engine, invariance=None)
     parity = engine.parity

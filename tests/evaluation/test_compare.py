@@ -18,11 +18,11 @@ from drexperts.evaluation import Evaluation, Metrics, compute_metrics, evaluate
 from drexperts.evaluation.metrics import NAMES
 from drexperts.evaluation.predict import ScoredImage
 from drexperts.export.bundle import export_bundle
-from drexperts.export.proof.parity import LIMITS
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.errors import DataError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.proof import LIMITS
 
 pytestmark = pytest.mark.slow  # what they share takes seconds to make
 

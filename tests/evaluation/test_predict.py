@@ -111,7 +111,6 @@ def test_a_session_is_the_model(model: DRExperts) -> None:
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, getattr(expected, name).numpy())
     assert list(got) == ["score", "weights", "maps"]
-    assert session.image_size == 64
     assert "CPU, fp32" in session.description
 
 

@@ -15,12 +15,13 @@ from drexperts import runtime
 from drexperts.export import bundle as bundles
 from drexperts.export import export_bundle
 from drexperts.export.graph.precision import PrecisionChoice
-from drexperts.export.proof.parity import LIMITS, eager_outputs
+from drexperts.export.proof.parity import eager_outputs
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.files import ABANDONED_AFTER
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.proof import LIMITS
 
 
 @pytest.fixture

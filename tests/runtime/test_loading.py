@@ -47,7 +47,7 @@ def test_unverified_engine_needs_permission(bundle, photo):
 
 
 def test_no_engine_for_this_version(bundle):
-    change_engine(bundle, backend="abacus")
+    write_manifest(dataclasses.replace(read_manifest(bundle), engines=()), bundle)
     with pytest.raises(BundleError, match="no engine this version can run"):
         runtime.load(bundle)
 
@@ -77,7 +77,7 @@ def test_crops_of_another_size_than_the_engines(bundle):
         manifest.preprocessing, crop=16, short_side_min=16, short_side_max=64
     )
     write_manifest(dataclasses.replace(manifest, preprocessing=spec), bundle)
-    with pytest.raises(BundleError, match="16 px for an engine that takes 32 px"):
+    with pytest.raises(BundleError, match=r"takes .*32, 32\] and must take .*16, 16\]"):
         runtime.load(bundle)
 
 

@@ -8,14 +8,12 @@ import pytest
 from drexperts.runtime.errors import BundleError, ConfigError
 from drexperts.runtime.manifest import (
     BatchProfile,
-    ConfidenceInterval,
     Manifest,
-    Parity,
-    SetParity,
     read_manifest,
     sha256_of,
     write_manifest,
 )
+from drexperts.runtime.proof import ConfidenceInterval, Parity, SetParity
 
 # The fields of parity that the first manifests had.
 BEFORE = {
@@ -68,7 +66,7 @@ def test_failed_write_keeps_the_old_file(toy_bundle, tmp_path, monkeypatch):
     before = (tmp_path / "manifest.json").read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_manifest(dataclasses.replace(manifest, preset="other"), tmp_path)
+        write_manifest(dataclasses.replace(manifest, preset="official"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
     assert (tmp_path / "manifest.json").read_bytes() == before
 
@@ -98,15 +96,17 @@ def test_a_manifest_from_before_intervals_and_sets_is_read(document, tmp_path):
     assert later <= document["engines"][0]["parity"].keys()
     for name in later:
         del document["engines"][0]["parity"][name]
+    document["engines"][0]["parity"]["limits"] = {"score_max": 1e-4}
     (old,) = read(tmp_path, document).engines
-    assert old.proven
+    assert not old.proven  # an interval is asked for
+    assert not old.refuted
     assert old.parity is not None
     assert (old.parity.srcc_interval, old.parity.sets) == (None, {})
 
 
 def test_a_set_of_enough_images_fails_a_proof(toy_bundle, engine, parity, tmp_path):
     off = SetParity(images=100, score_max=0.5, srcc=1.0, plcc=1.0, order_flips=0, pairs=4950)
-    few = dataclasses.replace(off, images=99)
+    few = dataclasses.replace(off, images=99, pairs=4851)
     with pytest.raises(ConfigError, match="passed"):
         dataclasses.replace(parity, sets={"synthetic": off})
     passed = dataclasses.replace(parity, sets={"synthetic": few})
@@ -116,12 +116,13 @@ def test_a_set_of_enough_images_fails_a_proof(toy_bundle, engine, parity, tmp_pa
 
 
 def test_limits_are_on_shares_and_on_the_low_end(parity):
-    changes = {"order_flips": 3, "clear_flips": 1, "clear_pairs": 4, "leading_flips": 2}
+    changes = {"order_flips": 2475, "clear_flips": 1, "clear_pairs": 4, "leading_flips": 50}
     interval = ConfidenceInterval(0.9, 1.0)
-    got = dataclasses.replace(parity, **changes, srcc_interval=interval).measured()
+    failed = dataclasses.replace(parity, passed=False, plcc_interval=None)
+    got = dataclasses.replace(failed, **changes, srcc_interval=interval).measured()
     assert (got["order_flips"], got["clear_flips"], got["leading_flips"]) == (0.5, 0.25, 0.5)
     assert (got["srcc"], got["srcc_low"], got["plcc_low"]) == (1.0, 0.9, None)
-    no_pairs = dataclasses.replace(parity, clear_flips=0, clear_pairs=0)
+    no_pairs = dataclasses.replace(failed, clear_flips=0, clear_pairs=0)
     assert no_pairs.measured()["clear_flips"] is None
 
 
@@ -318,8 +319,7 @@ def test_impossible_manifests_cannot_be_made(engine):
         ("parity", {"limits": {}}),
         ("parity", {"limits": {"srcc": 0.999}, "srcc": 0.5}),
         ("parity", {"limits": {"srcc_low": 0.999}, "srcc_interval": ConfidenceInterval(0.99, 1.0)}),
-        ("parity", {"limits": {"srcc_low": 0.999}}),  # never measured
-        ("parity", {"limits": {"beauty": 0.5}}),
+        ("parity", {"limits": {"weights_srcc_low": 0.999}}),  # never measured
         ("invariance", {"score_max": 0.9}),
     ],
 )

@@ -155,8 +155,8 @@ def test_failure_on_a_gpu_is_the_device(stand_in, toy_bundle, monkeypatch):
 @pytest.fixture
 def job(toy_bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = str(toy_bundle / "model.onnx")
-    return onnx_providers._Job(path, "1.31.1", 16, 1, "pixels", ["batch", 3, 384, 384])
+    model = (toy_bundle / "model.onnx").read_bytes()
+    return onnx_providers._Job(model, "1.31.1", 16, 1, "pixels", ["batch", 3, 384, 384])
 
 
 def test_cuda_keeps_float32(job):
@@ -178,10 +178,8 @@ def test_tensorrt_profile_and_cache(job, tmp_path):
         assert os.stat(folder).st_mode & 0o077 == 0
 
 
-def test_engine_cache_is_of_one_model_and_version(job, tmp_path):
-    other = tmp_path / "other.onnx"
-    other.write_bytes(b"another")
-    changed = (job, job._replace(path=str(other)), job._replace(version="2"))
+def test_engine_cache_is_of_one_model_and_version(job):
+    changed = (job, job._replace(model=b"another"), job._replace(version="2"))
     folders = [onnx_providers._engine_cache(j) for j in (*changed, job._replace(max_batch=4))]
     assert len(set(folders)) == 4
     assert onnx_providers._engine_cache(job) == folders[0]

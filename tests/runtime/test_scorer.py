@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from drexperts import runtime
-from drexperts.runtime.errors import ImageError, InternalError, UserError
+from drexperts.runtime.errors import BundleError, ImageError, InternalError, UserError
+from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.scorer import Scorer
 
@@ -19,7 +21,6 @@ class FakeSession:
     max_batch = 16
     concurrency = 1
     description = "fake"
-    image_size: int | None = None
 
     def __init__(self):
         self.batches: list[int] = []
@@ -212,12 +213,16 @@ def test_missing_output_is_our_bug(fake, photos, name, monkeypatch):
         fake.score(photos)
 
 
-def test_output_of_another_shape_is_our_bug(fake, photos, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("score", (3, 1)), ("weights", (3, 9)), ("maps", (3, 10, 4, 5))]
+)
+def test_output_of_another_shape_is_the_bundles(fake, photos, name, shape, monkeypatch):
+    """A graph with free sizes is known to have other ones only when it runs."""
     run = fake.session.run
     monkeypatch.setattr(
-        fake.session, "run", lambda pixels: run(pixels) | {"score": np.zeros((3, 1), np.float32)}
+        fake.session, "run", lambda pixels: run(pixels) | {name: np.zeros(shape, np.float32)}
     )
-    with pytest.raises(InternalError, match=r"\(3, 1\)"):
+    with pytest.raises(BundleError, match=re.escape(str(shape))):
         fake.score(photos)
 
 
@@ -248,7 +253,23 @@ def test_fingerprint_follows_everything_that_makes_a_score(scorer, fake, photo, 
     engine = dataclasses.replace(scorer.engine, sha256="0" * 64)
     assert Scorer(scorer.manifest, engine, scorer.session).score(image).fingerprint != base
     parts = set(scorer.fingerprint_parts(image))
-    assert parts == {"engine", "preprocessing", "decoder", "resampler", "session"}
+    meaning = {"scale", "distortions", "outputs"}
+    assert parts == meaning | {"engine", "preprocessing", "decoder", "resampler", "session"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": ScoreScale(0.0, 100.0, higher_is_better=True)},
+        {"scale": ScoreScale(0.0, 255.0, higher_is_better=False)},
+        {"distortions": tuple(f"distortion {i}" for i in reversed(range(10)))},
+        {"outputs": ("score", "weights")},
+    ],
+)
+def test_fingerprint_follows_what_the_numbers_mean(scorer, changes):
+    manifest = dataclasses.replace(scorer.manifest, **changes)
+    other = Scorer(manifest, scorer.engine, scorer.session)
+    assert other.fingerprint() != scorer.fingerprint()
 
 
 def test_files_and_bytes_share_the_fingerprint_that_needs_no_image(scorer, photo, encode, tmp_path):

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import threading
 
+import onnx
 import pytest
+from conftest import toy_graph
 from support import fake_gpu
 from support.fake_gpu import FakeCuda, FakeTensorrt, engine_of, plan_bytes
+from support.swapping import swap_after_hash
 
 from drexperts.runtime import compatibility, tensorrt_plan
 from drexperts.runtime.compatibility import Gpu
@@ -72,7 +75,7 @@ def test_refused_plans(cuda, path, content, said):
 
 
 def test_unreadable_plan(cuda, path):
-    with pytest.raises(BundleError, match=f"cannot be read.*{REBUILD}"):
+    with pytest.raises(BundleError, match=f"is missing.*{REBUILD}"):
         load(path, FakeTensorrt(cuda))
 
 
@@ -145,7 +148,7 @@ def test_errors_quote_only_what_this_call_logged_in_this_thread(cuda, path):
 
 
 def test_stripped_plan_takes_the_weights_of_its_graph(cuda, path):
-    graph = b"graph and weights"
+    graph = toy_graph().SerializeToString()
     path.with_name("model.onnx").write_bytes(graph)
     sha256 = hashlib.sha256(graph).hexdigest()
     trt = FakeTensorrt(cuda)
@@ -161,9 +164,34 @@ def test_stripped_plan_takes_no_other_weights(cuda, path, graph):
         load(path, FakeTensorrt(cuda), plan_bytes(refitted=False), stripped=True)
 
 
+def test_stripped_plan_takes_no_weights_from_elsewhere(cuda, path):
+    graph = onnx.ModelProto()
+    graph.graph.initializer.add().data_location = onnx.TensorProto.EXTERNAL
+    path.with_name("model.onnx").write_bytes(graph.SerializeToString())
+    sha256 = hashlib.sha256(graph.SerializeToString()).hexdigest()
+    with pytest.raises(BundleError, match="outside itself"):
+        load(
+            path, FakeTensorrt(cuda), plan_bytes(refitted=False), stripped=True, onnx_sha256=sha256
+        )
+
+
+def test_refit_takes_the_bytes_that_were_hashed(cuda, path, monkeypatch):
+    """A graph that is exchanged after its hash was taken is not read again."""
+    graph = toy_graph().SerializeToString()
+    model = path.with_name("model.onnx")
+    model.write_bytes(graph)
+    sha256 = hashlib.sha256(graph).hexdigest()
+    swap_after_hash(monkeypatch, model, b"")
+    plan = load(
+        path, FakeTensorrt(cuda), plan_bytes(refitted=False), stripped=True, onnx_sha256=sha256
+    )
+    assert model.read_bytes() == b""
+    assert plan.make_context() is not None
+
+
 def test_refit_that_fails(cuda, path):
-    path.with_name("model.onnx").write_bytes(b"broken")
-    sha256 = hashlib.sha256(b"broken").hexdigest()
+    path.with_name("model.onnx").write_bytes(b"")  # a graph without anything
+    sha256 = hashlib.sha256(b"").hexdigest()
     trt = FakeTensorrt(cuda)
     with pytest.raises(BundleError, match=f"model.onnx: this is no graph; {REBUILD}"):
         load(path, trt, plan_bytes(refitted=False), stripped=True, onnx_sha256=sha256)

@@ -22,7 +22,8 @@ from drexperts.runtime.errors import (
     OutOfMemoryError,
     UserError,
 )
-from drexperts.runtime.manifest import BatchInvariance
+from drexperts.runtime.interface import Tensor
+from drexperts.runtime.proof import BatchInvariance
 from drexperts.runtime.tensorrt_session import TensorrtSession
 
 ILLEGAL = Error.cudaErrorIllegalAddress
@@ -114,7 +115,10 @@ def test_attributes_of_a_session(machine):
     with machine.open(((1, 1, 1), (2, 4, 8)), contexts=3) as session:
         assert session.max_batch == 8
         assert session.concurrency == 3
-        assert session.image_size == SIDE
+        assert session.inputs == [Tensor("pixels", "uint8", (None, 3, SIDE, SIDE))]
+        score, weights = session.outputs
+        assert score == Tensor("score", "float32", (None,))
+        assert weights == Tensor("weights", "float32", (None, 10))
         assert session.description == "tensorrt 11.4.0.106 on Fake GPU (8.9)"
 
 

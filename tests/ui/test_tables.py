@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from drexperts.evaluation.metrics import compute_metrics
-from drexperts.export.proof.parity import LIMITS, Outputs, compare
+from drexperts.export.proof.parity import Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
+from drexperts.runtime.proof import LIMITS
 from drexperts.ui.tables import metrics_table, proof_table
 
 SCALE = ScoreScale(0.0, 50.0, higher_is_better=True)

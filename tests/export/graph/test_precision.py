@@ -24,12 +24,12 @@ from drexperts.export.graph.precision import (
     fewest_islands,
 )
 from drexperts.export.graph.to_onnx import onnx_from_model
-from drexperts.export.proof.parity import LIMITS
 from drexperts.export.proof.photographs import verification_images
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Parity, ScoreScale, read_manifest, write_manifest
+from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.proof import LIMITS, Parity
 
 SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 

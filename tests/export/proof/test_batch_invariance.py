@@ -9,7 +9,8 @@ import pytest
 
 from drexperts.export.proof.agreement import LARGEST_NUMBER
 from drexperts.export.proof.batch_invariance import batch_sizes, measure_invariance
-from drexperts.runtime.manifest import OUTPUTS, BatchInvariance, BatchProfile, Engine, read_manifest
+from drexperts.runtime.manifest import OUTPUTS, BatchProfile, Engine, read_manifest
+from drexperts.runtime.proof import BatchInvariance
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from drexperts.export.proof.agreement import LARGEST_NUMBER
-from drexperts.export.proof.batch_invariance import TOLERANCES
-from drexperts.export.proof.parity import LIMITS, Outputs, check_scores, compare, parity_sets
+from drexperts.export.proof.parity import Outputs, check_scores, compare, parity_sets
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import MIN_IMAGES, Parity, ScoreScale, within
+from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.proof import LIMITS, MIN_IMAGES, TOLERANCES, Parity, within
 
 SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 RANDOM = np.random.default_rng(0)
