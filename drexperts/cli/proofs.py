@@ -34,8 +34,16 @@ def proof_outcome(bundle: Path, manifest: "Manifest", screen: "Screen") -> Outco
 
 
 def bundle_document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
-    """The JSON document. A bundle is proven if one engine is and none failed its proof."""
+    """The JSON document. A bundle is proven if one engine is and none failed its proof.
+
+    objections: why each engine counts as unproven, null if it is proven
+    """
     engines = manifest.engines
     refuted = any(engine.refuted for engine in engines)
     proven = any(engine.proven for engine in engines) and not refuted
-    return {"bundle": str(bundle), "proven": proven, "manifest": dataclasses.asdict(manifest)}
+    return {
+        "bundle": str(bundle),
+        "proven": proven,
+        "objections": [engine.objection for engine in engines],
+        "manifest": dataclasses.asdict(manifest),
+    }

@@ -7,7 +7,7 @@ import pytest
 from support.command_line import change_engine
 
 from drexperts.runtime.compatibility import gpus
-from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
+from drexperts.runtime.manifest import digest, read_manifest, sha256_of, write_manifest
 
 
 def test_info(toy_bundle, call):
@@ -16,6 +16,9 @@ def test_info(toy_bundle, call):
     assert (document["proven"], document["intact"]) == (True, True)
     assert document["files"] == {"model.onnx": "intact"}
     assert document["manifest"]["preset"] == "paper"
+    assert document["objections"] == [None]
+    assert document["digest"] == digest(read_manifest(toy_bundle))
+    assert document["digest"] in tables
     for text in ("alpha", "0 to 255, higher is better", "distortion 9", "batch invariance"):
         assert text in tables
 
@@ -35,15 +38,27 @@ def test_info_of_an_unproven_bundle(bundle, call):
     assert parity is not None
     limits = {"score_max": 1e-3, "srcc": 0.99, "order_flips": 0.1, "plcc": 0.9}
     failed = dataclasses.replace(
-        parity, score_max=0.5, srcc=0.1, order_flips=3, passed=False, limits=limits
+        parity, score_max=0.5, srcc=0.1, order_flips=1000, passed=False, limits=limits
     )
     change_engine(bundle, parity=failed)
     status, document, tables = call("info", bundle)
     assert (status, document["proven"], document["intact"]) == (1, False, True)
     assert "NOT PROVEN" in tables
     assert tables.count("FAILS") == 3
+    assert document["objections"] == ["it failed its proof"]
     change_engine(bundle, parity=None, invariance=None)
     assert call("info", bundle)[2].count("never measured") == 2
+
+
+def test_info_of_a_proof_with_limits_of_its_own(bundle, call):
+    parity = read_manifest(bundle).engines[0].parity
+    assert parity is not None
+    loose = dataclasses.replace(parity, limits=parity.limits | {"score_max": 1e300})
+    change_engine(bundle, parity=loose)
+    status, document, tables = call("info", bundle)
+    assert (status, document["proven"]) == (1, False)
+    assert "score_max" in document["objections"][0]
+    assert "NOT PROVEN" in tables
 
 
 def test_info_without_engines(bundle, call):

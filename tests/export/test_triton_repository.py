@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from support.swapping import swap_after_hash
 
 from drexperts import runtime
 from drexperts.export import triton_repository
@@ -21,7 +23,14 @@ from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.export.triton_repository import write_triton_repository
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.manifest import BatchProfile, EnginePlan, read_manifest, write_manifest
+from drexperts.runtime.manifest import digest as manifest_digest
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.trust import note_built_here
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +101,9 @@ def first(folder):
 
 
 def add(folder, file, *capabilities, profiles=((1, 8, 16),), backend="tensorrt", **changes):
-    """Add a file in place of a plan, with the record of a proven plan."""
+    """Add a file in place of a plan, with the record of a proven plan that was built here."""
     (folder / file).write_bytes(file.encode())
+    note_built_here(digest(folder, file))
     plan: dict[str, Any] = {
         "version": "11.4.0.106",
         "capabilities": capabilities,
@@ -265,13 +275,107 @@ def test_what_cannot_be_served_is_left_out(changes, reason, bundle, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_onnx_tensorrt_and_unknown_backends_are_left_out(bundle, tmp_path):
-    others = [dataclasses.replace(first(bundle), backend=b) for b in ("onnx-tensorrt", "abacus")]
-    rewrite(bundle, [first(bundle), *others])
+def test_onnx_tensorrt_is_left_out(bundle, tmp_path):
+    rewrite(bundle, [first(bundle), dataclasses.replace(first(bundle), backend="onnx-tensorrt")])
     write_triton_repository(bundle, tmp_path / "out")
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "(onnx-tensorrt): ONNX Runtime would build" in readme
-    assert "(abacus): the server has no backend" in readme
+
+
+def test_a_plan_from_elsewhere_needs_trust(bundle, tmp_path, monkeypatch):
+    add(bundle, "a.engine", "8.9")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state of another user"))
+    write_triton_repository(bundle, tmp_path / "out")
+    assert not (tmp_path / "out" / "drexperts_tensorrt").exists()
+    assert "was not built here" in (tmp_path / "out" / "README.md").read_text()
+    write_triton_repository(bundle, tmp_path / "out", trust=True)
+    assert (tmp_path / "out" / "drexperts_tensorrt" / "1" / "a.engine").is_file()
+    rewrite(bundle, read_manifest(bundle).engines[1:])
+    with pytest.raises(BundleError, match="not built here"):
+        write_triton_repository(bundle, tmp_path / "other")
+
+
+def test_a_proof_with_limits_of_its_own_is_none(bundle, tmp_path):
+    parity = first(bundle).parity
+    assert parity is not None
+    loose = dataclasses.replace(parity, limits=parity.limits | {"score_max": 1e300})
+    rewrite(bundle, [dataclasses.replace(first(bundle), parity=loose)])
+    with pytest.raises(BundleError, match="score_max"):
+        write_triton_repository(bundle, tmp_path / "out")
+
+
+def test_only_the_pinned_bundle_is_written(bundle, tmp_path):
+    pinned = manifest_digest(read_manifest(bundle))
+    write_triton_repository(bundle, tmp_path / "out", digest=pinned)
+    with pytest.raises(BundleError, match=pinned):
+        write_triton_repository(bundle, tmp_path / "other", digest=f"sha256:{'0' * 64}")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_file_swapped_after_its_hash_is_not_written(bundle, tmp_path, monkeypatch):
+    content = (bundle / "model.onnx").read_bytes()
+    swap_after_hash(monkeypatch, bundle / "model.onnx", b"another")
+    write_triton_repository(bundle, tmp_path / "out")
+    assert (bundle / "model.onnx").read_bytes() == b"another"
+    assert (tmp_path / "out" / "drexperts_onnx" / "1" / "model.onnx").read_bytes() == content
+
+
+def test_a_graph_with_weights_elsewhere_is_refused(bundle, tmp_path):
+    graph = onnx.load(bundle / "model.onnx")
+    onnx.save(graph, bundle / "model.onnx", save_as_external_data=True, size_threshold=0)
+    changed = dataclasses.replace(first(bundle), sha256=digest(bundle, "model.onnx"))
+    rewrite(bundle, [changed])
+    with pytest.raises(BundleError, match="outside itself"):
+        write_triton_repository(bundle, tmp_path / "out")
+
+
+INJECTED = 'fp32\n}\nmodel_operations { op_library_filename: "evil.so" }\n#'
+
+
+def test_no_text_of_a_manifest_adds_to_a_configuration(bundle, tmp_path, parsed):
+    """Every string of the manifest, one by one: refused, or of no effect on what the server reads.
+
+    The comments of the configuration hold words of the manifest too.
+    """
+    add(bundle, "a.engine", "8.9")
+    original = (bundle / "manifest.json").read_text()
+    document = json.loads(original)
+    entries = ("drexperts_onnx", "drexperts_tensorrt")
+    refused = 0
+    for *parents, last in list(string_places(document)):
+        changed = json.loads(original)
+        target = changed
+        for part in parents:
+            target = target[part]
+        target[last] = INJECTED
+        (bundle / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(BundleError):
+            write_triton_repository(bundle, tmp_path / "out", allow_unverified=True)
+        refused += 1
+    assert refused > 40
+    (bundle / "manifest.json").write_text(original)
+    write_triton_repository(bundle, tmp_path / "out")
+    for entry in entries:
+        assert not parsed(tmp_path / "out", entry).HasField("model_operations")
+
+
+def string_places(document, path=()):
+    """The path of every string inside a document."""
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, value in items:
+        if isinstance(value, str):
+            yield (*path, key)
+        elif isinstance(value, (dict, list)):
+            yield from string_places(value, (*path, key))
+
+
+@pytest.mark.parametrize("text", ["a", 'a"b', "a\\b", "a\nb", "a'b", "\x00\x7f", "é\u2028"])
+def test_a_quoted_string_is_read_back(text, schema):
+    from google.protobuf import text_format
+
+    written = f"name: {triton_repository._quoted(text)}"
+    assert written.isprintable()
+    assert text_format.Parse(written, schema.ModelConfig()).name == text
 
 
 def test_plans_of_other_profiles_do_not_share_an_entry(bundle, tmp_path, parsed):
@@ -289,7 +393,7 @@ def test_unverified_engines_are_included_on_request_and_marked(bundle, tmp_path,
     text = (out / "drexperts_tensorrt" / "config.pbtxt").read_text()
     assert "# a.engine: tensorrt, fp16, built, not proven equal to the model\n" in text
     proven = (out / "drexperts_onnx" / "config.pbtxt").read_text()
-    assert "# model.onnx: onnx, float32, executed, proven equal to the model\n" in proven
+    assert "# model.onnx: onnx, fp32, executed, proven equal to the model\n" in proven
     assert parsed(out, "drexperts_tensorrt").max_batch_size == 16
 
 

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.decoding.limits import DecodingLimits
 from drexperts.runtime.errors import BundleError, ImageError
-from drexperts.runtime.manifest import Manifest, read_manifest
+from drexperts.runtime.manifest import Manifest, digest, read_manifest
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
+from drexperts.ui.tables import bundle_table, engine_table, proof_table
 
 # Truncated files and broken documents are also in the fast tests of both modules.
 pytestmark = pytest.mark.slow
@@ -114,10 +116,23 @@ def test_random_bytes_behind_a_magic_number(magic, content):
 
 def check_manifest(folder, content):
     (folder / "manifest.json").write_bytes(content)
+    refusal = ""
     try:
-        assert isinstance(read_manifest(folder), Manifest)
+        manifest = read_manifest(folder)
     except BundleError as error:
-        str(error).encode()
+        refusal = str(error)
+    assert refusal.isprintable()
+    if refusal:
+        return
+    assert isinstance(manifest, Manifest)
+    assert str(manifest).isprintable()
+    assert digest(manifest).startswith("sha256:")
+    stream = io.StringIO()
+    console = Console(file=stream, width=200, markup=False)
+    console.print(bundle_table("bundle", manifest))
+    for engine in manifest.engines:
+        console.print(engine_table(engine, "intact", 1, None), proof_table(engine))
+    assert stream.getvalue().replace("\n", "").isprintable()
 
 
 def json_values():
@@ -127,7 +142,8 @@ def json_values():
         | st.integers()
         | st.floats()
         | st.text(st.characters(exclude_categories=()), max_size=8)
-        | st.sampled_from([10**400, -1, 2**63, "../x", "model.onnx"])
+        | st.sampled_from([10**400, -1, 2**63, 1e300, 0, 1, "../x", "model.onnx"])
+        | st.sampled_from(["fp32", "int8", "onnx", "tensorrt", "torch", "8.9", "\x1b[31m", "a\nb"])
     )
     return st.recursive(
         leaves,

@@ -3,13 +3,17 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
+import onnx
 import pytest
+from conftest import toy_graph
 from support.command_line import NO_TRAINING_LIBRARY, change_engine
+from support.swapping import swap_after_hash
 
 from drexperts import runtime
-from drexperts.runtime.errors import BundleError, UserError
-from drexperts.runtime.manifest import read_manifest, write_manifest
+from drexperts.runtime.errors import BundleError, ChangedFileError, UserError
+from drexperts.runtime.manifest import digest, read_manifest, sha256_of, write_manifest
 
 
 @pytest.fixture
@@ -31,6 +35,67 @@ def test_changed_file_is_refused_before_it_is_loaded(bundle, change, monkeypatch
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(BundleError, match="SHA-256"):
         runtime.load(bundle)
+
+
+def test_a_file_swapped_after_its_hash_never_runs(bundle, photo, monkeypatch):
+    """What scores is what was hashed, whatever the path holds when the library gets to it."""
+    other = toy_graph()
+    other.graph.node[1].input[0] = "doubled"
+    other.graph.node.insert(1, onnx.helper.make_node("Add", ["floats", "floats"], ["doubled"]))
+    image = photo(40, 40)
+    expected = runtime.load(bundle).score(image)
+    path = bundle / "model.onnx"
+    swap_after_hash(monkeypatch, path, other.SerializeToString())
+    found = runtime.load(bundle).score(image)
+    assert path.read_bytes() == other.SerializeToString()
+    assert (found.value, found.fingerprint) == (expected.value, expected.fingerprint)
+    with pytest.raises(BundleError, match="SHA-256"):
+        runtime.load(bundle)
+
+
+def test_the_bytes_of_the_model_are_not_kept(bundle):
+    session: Any = runtime.load(bundle).session
+    held = [*vars(session).values(), *vars(session._session).values()]
+    assert not [value for value in held if isinstance(value, bytes)]
+
+
+def test_weights_outside_the_file_are_refused_before_a_session_is_made(bundle, monkeypatch):
+    graph = toy_graph()
+    graph.graph.initializer[3].data_location = onnx.TensorProto.EXTERNAL
+    (bundle / "model.onnx").write_bytes(graph.SerializeToString())
+    change_engine(bundle, sha256=sha256_of(bundle / "model.onnx"))
+    monkeypatch.setattr("onnxruntime.InferenceSession", None)
+    with pytest.raises(BundleError, match="outside itself"):
+        runtime.load(bundle)
+
+
+def test_only_the_pinned_bundle_is_opened(bundle, monkeypatch):
+    pinned = digest(read_manifest(bundle))
+    assert runtime.load(bundle, digest=pinned).engine.file == "model.onnx"
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(ChangedFileError):
+        runtime.load(bundle, digest=pinned)
+    with pytest.raises(BundleError, match=pinned):  # before the file is looked for
+        runtime.load(bundle, digest=f"sha256:{'0' * 64}")
+    for text in ("0" * 64, "sha256:", pinned.upper(), ""):
+        with pytest.raises(UserError, match="digest"):
+            runtime.load(bundle, digest=text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p, i: {"parity": dataclasses.replace(p, limits={"score_max": 1e300})}, "score_max"),
+        (lambda p, i: {"parity": dataclasses.replace(p, images=1, pairs=0)}, "1 images"),
+        (lambda p, i: {"invariance": dataclasses.replace(i, tolerance=1e300)}, "tolerance"),
+    ],
+)
+def test_a_proof_that_this_version_would_not_accept(change, said, bundle):
+    engine = read_manifest(bundle).engines[0]
+    change_engine(bundle, **change(engine.parity, engine.invariance))
+    with pytest.raises(BundleError, match=f"{said}.*drx verify"):
+        runtime.load(bundle)
+    assert runtime.load(bundle, allow_unverified=True).engine.objection
 
 
 def test_missing_engine_file(bundle):

@@ -1,0 +1,66 @@
+import io
+
+import pytest
+from rich.table import Table
+
+from drexperts.ui.printable import printable
+from drexperts.ui.screen import Screen
+from drexperts.ui.screen import _Console as Console
+
+HOSTILE = "a\x1b]0;title\x07\x9b31m\u202eb\rc[red]:smile:"
+SHOWN = r"a\x1b]0;title\x07\x9b31m\u202eb\rc[red]:smile:"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain Größe", "plain Größe"),
+        (HOSTILE, SHOWN),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\u2028\x85\ud800", r"\u2028\x85\ud800"),
+        ("a\\x1b", "a\\x1b"),
+    ],
+)
+def test_printable(text, shown):
+    assert printable(text) == shown
+    assert printable(text).isprintable()
+
+
+def test_kept_characters():
+    assert printable("a\nb\x1b", kept="\n") == "a\nb\\x1b"
+
+
+def hostile_table():
+    table = Table("image", HOSTILE, title=HOSTILE, caption=HOSTILE)
+    table.add_row(HOSTILE, "1")
+    return table
+
+
+@pytest.mark.parametrize("what", [HOSTILE, hostile_table()])
+def test_a_console_shows_what_a_terminal_would_obey(what):
+    stream = io.StringIO()
+    console = Console(file=stream, width=200, markup=False, emoji=False, highlight=False)
+    console.print(what)
+    assert SHOWN in stream.getvalue()
+    assert stream.getvalue().replace("\n", "").isprintable()
+
+
+def test_notes_and_progress_too(capsys):
+    screen = Screen()
+    screen.note(HOSTILE)
+    with screen.progress() as progress:
+        progress(HOSTILE, 1, 2)
+    shown = capsys.readouterr().err
+    assert shown.replace("\n", "").isprintable()
+    assert shown.count(r"\x1b]0;title") == 2
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    screen = Screen()
+    screen.notes = Console(file=stream, width=200, force_terminal=True, color_system=None)
+    with screen.progress() as progress:
+        progress("scoring " + HOSTILE, 1, 2)
+    assert "\x1b]0" not in stream.getvalue()
+    assert "[red]:smile:" in stream.getvalue()
