@@ -157,7 +157,9 @@ def _objection(engine: Engine, allow_unverified: bool, trust: bool) -> str | Non
     if _served_batch(engine) < 1:
         return "none of its profiles allows a batch of 1, which the server may send"
     if engine.objection and not allow_unverified:
-        remedy = "run `drx verify`, or pass allow_unverified=True (--allow-unverified)"
+        remedy = (
+            "run `drx verify --checkpoint FILE`, or pass allow_unverified=True (--allow-unverified)"
+        )
         return f"{engine.objection}: {remedy}"
     return None if trust else trusted.objection(engine)
 

@@ -14,7 +14,7 @@ from drexperts.runtime.errors import BundleError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types of protobuf that ONNX uses
 _DEEPEST = 100  # messages inside each other; protobuf itself reads no more
-_MOST_FIELDS = 2_000_000  # the full-size model has FULLSIZE; a stranger's file costs seconds
+_MOST_FIELDS = 2_000_000  # the full-size model has 10,513
 _LARGEST_TAG = 2**32 - 1
 
 # The messages that can hold a tensor: which of their fields do, by number, and the message there.

@@ -103,7 +103,7 @@ def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
 
 
 def _check_proven(engine: Engine, device: Device) -> None:
-    remedy = "run `drx verify` here, or pass allow_unverified=True"
+    remedy = "run `drx verify --checkpoint FILE` here, or pass allow_unverified=True"
     if reason := engine.objection:
         raise NotTakenError(f"{reason}, so it may differ from the model: {remedy}")
     here = capability(device.gpu)

@@ -1,4 +1,4 @@
-"""Fills reference/manifest.md with every field of the dataclasses in runtime/manifest.py."""
+"""Fills reference/manifest.md with every field of the dataclasses that make a manifest."""
 
 import dataclasses
 import inspect

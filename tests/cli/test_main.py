@@ -254,6 +254,10 @@ def test_triton_repo(bundle, call, tmp_path):
     status, document, _ = call("triton-repo", bundle, "--out", out, "--name", "iqa")
     assert status == 0
     assert str(out / "iqa_onnx" / "config.pbtxt") in document["files"]
+    other = f"sha256:{'0' * 64}"
+    status, document, _ = call("triton-repo", bundle, "--out", out, "--digest", other)
+    assert status == 2
+    assert other in document["error"]
 
 
 def test_demo(call, monkeypatch, bundle):

@@ -13,7 +13,7 @@ from support.command_line import drx
 
 from drexperts.cli.main import main
 from drexperts.runtime.compatibility import gpus
-from drexperts.runtime.manifest import Engine, read_manifest, write_manifest
+from drexperts.runtime.manifest import Engine, digest, read_manifest, write_manifest
 from drexperts.runtime.scorer import Scorer
 
 Call = Callable[..., tuple[int, Any, str]]
@@ -167,3 +167,32 @@ def test_engines_that_are_not_used_are_named(
     assert (passed["file"], passed["backend"]) == ("tensorrt-rtx.engine", "tensorrt-rtx")
     assert "tensorrt-rtx.engine (tensorrt-rtx)" in notes
     assert call("score", bundle, photos, "--device", "cuda")[0] == 2
+
+
+HOSTILE = "a\x1b]0;owned\x07\u202e[red].png"
+
+
+def test_file_names_do_not_reach_the_terminal_as_they_are(
+    toy_bundle: Path,
+    tmp_path: Path,
+    photo: Callable[..., Image.Image],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photo(40, 40).save(tmp_path / HOSTILE)
+    (tmp_path / f"broken {HOSTILE}").write_bytes(b"no picture")
+    assert main(["score", str(toy_bundle), str(tmp_path)]) == 0
+    with pytest.raises(SystemExit):  # as a shell's pattern would put it there
+        main(["score", f"--{HOSTILE}"])
+    assert main(["score", str(tmp_path / HOSTILE), str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    for shown in (out, err):
+        assert shown.replace("\n", "").isprintable()
+        assert r"\x1b]0;" in shown
+
+
+def test_only_the_pinned_bundle_scores(toy_bundle: Path, photos: Path, call: Call) -> None:
+    pinned = digest(read_manifest(toy_bundle))
+    assert call("score", toy_bundle, photos, "--digest", pinned)[0] == 0
+    status, document, _ = call("score", toy_bundle, photos, "--digest", f"sha256:{'0' * 64}")
+    assert status == 2
+    assert pinned in document["error"]

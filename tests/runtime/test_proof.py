@@ -74,7 +74,7 @@ def test_the_tolerance_of_batch_invariance_counts(engine, precision):
 
 def part(**changes):
     whole = {"images": 50, "score_max": 1e-6, "srcc": 1.0, "plcc": 1.0, "order_flips": 0}
-    return SetParity(**whole | {"pairs": 1225} | changes)  # type: ignore[arg-type]
+    return SetParity(**whole | {"pairs": 1225} | changes)
 
 
 @pytest.mark.parametrize(
