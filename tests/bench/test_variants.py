@@ -128,7 +128,7 @@ def test_another_bundle_must_hold_the_same_model(
 
 def test_names_of_other_bundles(bundle: Path, toy_bundle: Path) -> None:
     found = names_of([bundle, toy_bundle])
-    assert found == {"engine-float32": bundle, "engine-float32-2": toy_bundle}
+    assert found == {"engine-fp32": bundle, "engine-fp32-2": toy_bundle}
 
 
 def test_baselines_by_name() -> None:

@@ -147,9 +147,3 @@ def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
     with_engines(bundle, elsewhere)
     with pytest.raises(NotTakenError, match="--trust"):
         verify(bundle, images=pictures)
-
-
-def test_a_precision_of_a_later_version(bundle, pictures):
-    with_engines(bundle, replace(only_engine(bundle), precision="fp4"))
-    with pytest.raises(BundleError, match="fp4"):
-        verify(bundle, images=pictures)
