@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -45,7 +44,7 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 def _check_value(name: str, value: Any, kind: Any, limits: tuple[float, float] | None) -> None:
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits or (kind is float and not abs(value) < math.inf):
-        wanted = kind.__name__ if is_dataclass(kind) else _KINDS[kind]
+        wanted = _KINDS.get(kind, f"a {kind}")
         raise ConfigError(f"{name} must be {wanted}, got {quoted(value)}")
     if limits is not None and not limits[0] <= value <= limits[1]:
         least, most = limits

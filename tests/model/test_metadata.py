@@ -131,7 +131,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_le
 def test_any_value_gives_metadata_or_an_error(place, value):
     read, message = None, ""
     try:
-        read = read_metadata(texts_with(*place, value))
+        read = read_metadata(texts_with(place[0], place[1], value))
     except ConfigError as error:
         message = str(error)
     assert isinstance(read, Metadata) or 0 < len(message) < 1000

@@ -221,7 +221,8 @@ def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
 
 
 def test_hub_names_lead_to_the_published_files(monkeypatch, tmp_path, tiny):
-    asked, notes = [], []
+    asked: list[tuple[str, object]] = []
+    notes: list[str] = []
     model = new_model(small_config())
     commit = tmp_path / ("0" * 40)
     commit.mkdir()
