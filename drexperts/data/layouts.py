@@ -368,11 +368,11 @@ def _csiq_ratings(root: Path) -> Iterator[tuple[str, str, Any]]:
     columns = ("image", "dst_type", "dst_lev", "dmos")
     places = [column_place(path, names, column) for column in columns]
     for number, row in rows:
-        image, kind, level, label = (row[i] if i < len(row) else None for i in places)
-        if any(map(text_in, (image, kind, level, label))):
+        image, kind, level, dmos = (row[i] if i < len(row) else None for i in places)
+        if any(map(text_in, (image, kind, level, dmos))):
             kind = _CSIQ_TYPES.get(text_in(kind).strip(), text_in(kind))
             leaf = f"{_whole(image)}.{kind}.{_whole(level)}.png"
-            yield f"{path.name} row {number}", leaf, label
+            yield f"{path.name} row {number}", leaf, dmos
 
 
 def _whole(cell: Any) -> str:

@@ -1,82 +1,70 @@
-"""Vectors in MATLAB files, whose sizes are checked before SciPy makes arrays of them.
+"""Vectors in MATLAB files: numbers, and cell arrays of text, as label files have them.
 
-A compressed variable may unpack to a thousand times its size, and an array of cells takes memory
-for as many as its header claims. The format is MathWorks' "MAT-File Level 5".
+Read here and not by SciPy, whose reader takes memory for as many cells as a header claims, and dies
+of a segmentation fault in some damaged files. The format is MathWorks' "MAT-File Level 5".
 """
 
-import io
 import math
 import struct
 import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.io import loadmat
 
 from drexperts.data.table_files import MAX_BYTES, MAX_CELLS, parsed
 from drexperts.runtime.errors import DataError
 
+# Types of elements, and classes of arrays.
 _COMPRESSED, _MATRIX = 15, 14
-_CELL, _CHAR, _NUMBERS = 1, 4, range(6, 16)  # classes of arrays
+_CELL, _TEXT, _NUMBERS = 1, 4, range(6, 16)
+_DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
+_DTYPES |= {12: "i8", 13: "u8"}
+_ENCODINGS = {1: "latin-1", 2: "latin-1", 16: "utf-8", 4: "utf-16", 17: "utf-16", 18: "utf-32"}
+_COMPLEX = 0x0800
 _HEADER = 128
 _DEEPEST = 4  # cells in cells; the published files have one level
 
 
+class _Element(NamedTuple):
+    kind: int
+    data: memoryview
+
+
 def read_matlab(path: Path, variable: str) -> list[Any]:
-    """The elements of a vector or cell array in a .mat file. Raises DataError."""
-    content = parsed(path, partial(_loaded, variable=variable))
-    if variable not in content:
+    """The elements of a vector or cell array in a .mat file, column by column.
+
+    Raises DataError if the file is damaged, too large or lacks the variable.
+    """
+    values = parsed(path, partial(_variable, name=variable.encode()))
+    if values is None:
         raise DataError(f"{path} has no variable {variable}: replace it")
-    return np.atleast_1d(content[variable]).ravel().tolist()
+    return values
 
 
-def _loaded(content: bytes, variable: str) -> dict[str, Any]:
+def _variable(content: bytes, name: bytes) -> list[Any] | None:
     order = {b"IM": "<", b"MI": ">"}.get(content[_HEADER - 2 : _HEADER])
     if order is None:
         raise ValueError("it is not a MATLAB file of level 5: save it with -v7")
-    _check(memoryview(content)[_HEADER:], order, 0)
-    return loadmat(io.BytesIO(content), squeeze_me=True, variable_names=[variable])
+    for element in _elements(memoryview(content)[_HEADER:], order):
+        if element.kind == _COMPRESSED:
+            element = next(_elements(_unpacked(element.data), order), element)
+        if element.kind == _MATRIX and _name(element.data, order) == name:
+            return _values(element.data, order, 0)
+    return None
 
 
-def _check(data: memoryview, order: str, depth: int) -> None:
-    """Raise a ValueError unless all arrays are of numbers, text or cells, and of bounded size."""
-    for kind, element in _elements(data, order):
-        if kind == _COMPRESSED and depth == 0:
-            unpacker = zlib.decompressobj()
-            unpacked = unpacker.decompress(element, MAX_BYTES)
-            if unpacker.unconsumed_tail:
-                raise ValueError(f"a variable unpacks to more than {MAX_BYTES >> 20} MiB")
-            _check(memoryview(unpacked), order, 1)
-        elif kind == _MATRIX:
-            _check_array(element, order, depth)
+def _unpacked(data: memoryview) -> memoryview:
+    unpacker = zlib.decompressobj()
+    unpacked = unpacker.decompress(data, MAX_BYTES)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"a variable unpacks to more than {MAX_BYTES >> 20} MiB")
+    return memoryview(unpacked)
 
 
-def _check_array(data: memoryview, order: str, depth: int) -> None:
-    parts = _elements(data, order)
-    flags = next(parts, (0, data[:0]))[1]
-    shape = next(parts, (0, data[:0]))[1]
-    if not len(data):  # an empty cell
-        return
-    kind = struct.unpack_from(order + "I", flags)[0] & 0xFF
-    sides = struct.unpack(f"{order}{len(shape) // 4}i", shape)
-    if min(sides, default=-1) < 0 or math.prod(sides) > MAX_CELLS or len(sides) > 32:
-        raise ValueError(f"an array claims more than {MAX_CELLS} elements")
-    if depth > _DEEPEST:
-        raise ValueError("it has cells within cells within cells")
-    if kind == _CELL:
-        next(parts)  # its name
-        for inner, element in parts:
-            if inner == _MATRIX:
-                _check_array(element, order, depth + 1)
-    elif kind != _CHAR and kind not in _NUMBERS:
-        raise ValueError("it holds more than numbers, text and cells")
-
-
-def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """The type and the content of each element."""
+def _elements(data: memoryview, order: str) -> Iterator[_Element]:
     place = 0
     while place + 8 <= len(data):
         kind, size = struct.unpack_from(order + "II", data, place)
@@ -85,6 +73,52 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
             kind, size, start = kind & 0xFFFF, kind >> 16, place + 4
         if size > len(data) - start:
             raise ValueError("an element is longer than the file")
-        yield kind, data[start : start + size]
+        yield _Element(kind, data[start : start + size])
         place = start + size
         place += 0 if kind == _COMPRESSED else -place % 8
+
+
+def _name(data: memoryview, order: str) -> bytes:
+    """The name of an array, which is its third part."""
+    parts = list(zip(range(3), _elements(data, order), strict=False))
+    return bytes(parts[2][1].data) if len(parts) == 3 else b""
+
+
+def _values(data: memoryview, order: str, depth: int) -> list[Any]:
+    """The elements of an array. Raises a ValueError unless it has as many as it claims."""
+    flags, shape, _, *parts = _elements(data, order)
+    flag = struct.unpack_from(order + "I", flags.data)[0]
+    sides = struct.unpack(f"{order}{len(shape.data) // 4}i", shape.data)
+    count, kind = math.prod(sides), flag & 0xFF
+    if min(sides, default=-1) < 0 or count > MAX_CELLS or depth > _DEEPEST:
+        raise ValueError(f"an array claims {count} elements, {depth} levels deep")
+    if kind == _CELL:
+        values = [_cell(part.data, order, depth + 1) for part in parts]
+    elif kind == _TEXT:
+        text = "".join(_decoded(part, order) for part in parts)
+        values, count = [text[row :: sides[0]] for row in range(sides[0])], sides[0]
+    elif kind in _NUMBERS and not flag & _COMPLEX:
+        arrays = [
+            np.frombuffer(p.data, np.dtype(_DTYPES[p.kind]).newbyteorder(order)) for p in parts
+        ]
+        values = [value for array in arrays for value in array.tolist()]
+    else:
+        raise ValueError("an array is not of numbers, text or cells")
+    if len(values) != count:
+        raise ValueError(f"an array of {count} elements has {len(values)}")
+    return values
+
+
+def _cell(data: memoryview, order: str, depth: int) -> Any:
+    """A text or a number; None for an empty cell."""
+    values = _values(data, order, depth) if len(data) else []
+    if len(values) > 1:
+        return values
+    return values[0] if values else None
+
+
+def _decoded(part: _Element, order: str) -> str:
+    encoding = _ENCODINGS[part.kind]
+    if encoding in ("utf-16", "utf-32"):
+        encoding += "-le" if order == "<" else "-be"
+    return str(part.data, encoding)

@@ -57,14 +57,28 @@ def test_numbers_and_cells_of_text_are_read(packed, oned_as, tmp_path):
     savemat(path, content, do_compression=packed, oned_as=oned_as)
     assert read_matlab(path, "scores") == [1.5, 2.0, 3.0]
     assert read_matlab(path, "on") == [0, 1, 1]
-    assert read_matlab(path, "names")[:2] == ["a.bmp", "\u00e4 long name.bmp"]
+    assert read_matlab(path, "names") == ["a.bmp", "\u00e4 long name.bmp", None]
 
 
 def test_an_array_written_by_hand_is_read(tmp_path):
     """So that the refusals below are for what they say."""
     assert read_matlab(write(tmp_path, matrix(DOUBLE, (1, 1), ONE)), "x") == [1.5]
     assert read_matlab(write(tmp_path, compressed(matrix(DOUBLE, (1, 1), ONE))), "x") == [1.5]
-    assert read_matlab(write(tmp_path, nested(2)), "x") is not None
+    assert read_matlab(write(tmp_path, nested(2)), "x") == [0.0]
+    struct_first = write(
+        tmp_path, matrix(STRUCT, (1, 1), name=b"about"), matrix(DOUBLE, (1, 1), ONE)
+    )
+    assert read_matlab(struct_first, "x") == [1.5]
+
+
+def test_numbers_of_every_type_and_order_are_read(tmp_path):
+    for kind, code in {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d"}.items():
+        body = element(kind, struct.pack(f"<3{code}", 1, 2, 3))
+        assert read_matlab(write(tmp_path, matrix(DOUBLE, (1, 3), body)), "x") == [1, 2, 3]
+    small = struct.pack(
+        "<HH4s", 2, 3, bytes((1, 2, 3))
+    )  # inside the tag, as MATLAB saves few bytes
+    assert read_matlab(write(tmp_path, matrix(DOUBLE, (3, 1), small)), "x") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +92,13 @@ def test_an_array_written_by_hand_is_read(tmp_path):
         compressed(matrix(DOUBLE, (1, 5 * 10**6), element(9, bytes(40 * 10**6)))),
         nested(500),
         struct.pack("<II", 14, 2**31) + bytes(64),
-        element(14, b""),
+        matrix(DOUBLE, (2, 1), ONE),
+        matrix(DOUBLE, (1, 1), element(99, bytes(8))),
     ],
-    ids=["cells", "inner", "area", "negative", "struct", "packed", "deep", "long", "empty"],
+    ids=[
+        *("cells", "inner", "area", "negative", "struct", "packed", "deep", "long", "fewer"),
+        "unknown",
+    ],
 )
 def test_an_array_that_claims_more_than_there_is_is_refused(content, tmp_path):
     path = write(tmp_path, content)
