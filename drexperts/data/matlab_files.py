@@ -98,15 +98,22 @@ def _values(data: memoryview, order: str, depth: int) -> list[Any]:
         text = "".join(_decoded(part, order) for part in parts)
         values, count = [text[row :: sides[0]] for row in range(sides[0])], sides[0]
     elif kind in _NUMBERS and not flag & _COMPLEX:
-        arrays = [
-            np.frombuffer(p.data, np.dtype(_DTYPES[p.kind]).newbyteorder(order)) for p in parts
-        ]
-        values = [value for array in arrays for value in array.tolist()]
+        values = [value for part in parts for value in _numbers(part, order)]
     else:
         raise ValueError("an array is not of numbers, text or cells")
     if len(values) != count:
         raise ValueError(f"an array of {count} elements has {len(values)}")
     return values
+
+
+def _numbers(part: _Element, order: str) -> list[Any]:
+    return np.frombuffer(part.data, np.dtype(order + _coded(part, _DTYPES))).tolist()
+
+
+def _coded(part: _Element, codes: dict[int, str]) -> str:
+    if part.kind not in codes:
+        raise ValueError(f"its elements are of the unknown type {part.kind}")
+    return codes[part.kind]
 
 
 def _cell(data: memoryview, order: str, depth: int) -> Any:
@@ -118,7 +125,7 @@ def _cell(data: memoryview, order: str, depth: int) -> Any:
 
 
 def _decoded(part: _Element, order: str) -> str:
-    encoding = _ENCODINGS[part.kind]
+    encoding = _coded(part, _ENCODINGS)
     if encoding in ("utf-16", "utf-32"):
         encoding += "-le" if order == "<" else "-be"
     return str(part.data, encoding)
