@@ -7,7 +7,7 @@ of a segmentation fault in some damaged files. The format is MathWorks' "MAT-Fil
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,8 +95,8 @@ def _values(data: memoryview, order: str, depth: int) -> list[Any]:
     if kind == _CELL:
         values = [_cell(part.data, order, depth + 1) for part in parts]
     elif kind == _TEXT:
-        text = "".join(_decoded(part, order) for part in parts)
-        values, count = [text[row :: sides[0]] for row in range(sides[0])], sides[0]
+        values = _rows("".join(_decoded(part, order) for part in parts), sides)
+        count = len(values)
     elif kind in _NUMBERS and not flag & _COMPLEX:
         values = [value for part in parts for value in _numbers(part, order)]
     else:
@@ -104,6 +104,13 @@ def _values(data: memoryview, order: str, depth: int) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"an array of {count} elements has {len(values)}")
     return values
+
+
+def _rows(text: str, sides: Sequence[int]) -> list[str]:
+    """The rows of an array of characters, which lie column by column."""
+    if len(text) != math.prod(sides):
+        raise ValueError(f"a text of {math.prod(sides)} characters has {len(text)}")
+    return [text[row :: sides[0]] for row in range(sides[0])] if text else []
 
 
 def _numbers(part: _Element, order: str) -> list[Any]:

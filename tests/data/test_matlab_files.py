@@ -14,7 +14,7 @@ from drexperts.data.matlab_files import read_matlab
 from drexperts.runtime.errors import DataError
 
 HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
-CELL, STRUCT, DOUBLE = 1, 2, 6
+CELL, STRUCT, TEXT, DOUBLE = 1, 2, 4, 6
 
 
 def element(kind: int, data: bytes) -> bytes:
@@ -93,10 +93,12 @@ def test_numbers_of_every_type_and_order_are_read(tmp_path):
         nested(500),
         struct.pack("<II", 14, 2**31) + bytes(64),
         matrix(DOUBLE, (2, 1), ONE),
+        matrix(TEXT, (10**6, 1), element(16, b"a.bmp")),
         matrix(DOUBLE, (1, 1), element(99, bytes(8))),
     ],
     ids=[
         *("cells", "inner", "area", "negative", "struct", "packed", "deep", "long", "fewer"),
+        "rows",
         "unknown",
     ],
 )
