@@ -1,8 +1,15 @@
 """Every error that this package raises on purpose: the user's mistakes, and our own bugs."""
 
+from drexperts.runtime.quoting import printable, shortened
+
+_LONGEST = 4000  # characters of a message: it may quote a file, which may hold anything
+
 
 class DrexpertsError(Exception):
     """The base class of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        return printable(shortened(super().__str__(), _LONGEST))
 
 
 class UserError(DrexpertsError):

@@ -242,7 +242,7 @@ class ResultFile:
     def _decoded(self, number: int, record: bytes) -> _Done:
         try:
             done = self._format.decode(record)
-        except (ValueError, KeyError, TypeError, csv.Error) as cause:
+        except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as cause:
             where = f"row {number} of {str(self._path)!r}"
             raise UserError(f"{where} is not a score: {_REMEDY}") from cause
         if done.fingerprint != self._fingerprint:

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.paper import ReproductionOptions, reproduce
 
     screen = screen_of_first_process(arguments, screen)
-    config, new_model = model_from(arguments, "small")
+    config, new_model = model_from(arguments, "small", screen.note)
     options = ReproductionOptions(
         new_model=new_model,
         start=_start(arguments, config),

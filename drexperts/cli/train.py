@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     count, one = len(splits.splits), arguments.split
     if one is not None and not 0 <= one < count:
         raise UserError(f"--split {one} does not exist: there are splits 0 to {count - 1}")
-    config, new_model = model_from(arguments, recipe.size)
+    config, new_model = model_from(arguments, recipe.size, screen.note)
     results = {}
     for number in range(count) if one is None else [one]:
         split = splits.splits[number]

@@ -197,9 +197,12 @@ def recipe_from(arguments: argparse.Namespace) -> "Recipe":
 
 
 def model_from(
-    arguments: argparse.Namespace, size: str
+    arguments: argparse.Namespace, size: str, note: "Callable[[str], None]"
 ) -> "tuple[DRExpertsConfig, Callable[[], DRExperts]]":
-    """The configuration, and what makes a model of it with published or given weights."""
+    """The configuration, and what makes a model of it with published or given weights.
+
+    note: told what is recorded of weights that are downloaded
+    """
     from drexperts.model.checkpoint import load_checkpoint, load_encoder
     from drexperts.model.config import DRExpertsConfig
     from drexperts.model.daclip import load_prior
@@ -215,8 +218,8 @@ def model_from(
 
     def make() -> "DRExperts":
         model = new_model(config)
-        load_encoder(model, arguments.encoder)
-        load_prior(model, arguments.prior)
+        load_encoder(model, arguments.encoder, note)
+        load_prior(model, arguments.prior, note)
         return model
 
     return config, make

@@ -1,18 +1,13 @@
-"""Files of labels: CSV, Excel, Parquet and MATLAB tables, and plain lists, as rows of ratings."""
+"""Ratings as label files have them: from the columns of a table, or from the lines of a list."""
 
-import codecs
-import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas
-from scipy.io import loadmat
-
+from drexperts.data.table_files import Table, decoded, parsed, text_in
 from drexperts.runtime.errors import DataError
+from drexperts.runtime.quoting import shortened
 
 
 class Row(NamedTuple):
@@ -33,92 +28,21 @@ class Row(NamedTuple):
 
 def number_in(cell: Any) -> float | None:
     """A cell as a number, None if it is not one."""
-    if isinstance(cell, bool) or "_" in str(cell):  # Python reads 1_5 as 15
+    if isinstance(cell, bool):
         return None
+    if isinstance(cell, str | bytes) and (len(cell) > 64 or "_" in str(cell)):
+        return None  # Python reads 1_5 as 15
     try:
         return float(cell)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def text_in(cell: Any) -> str:
-    """A cell's content, "" for an empty cell."""
-    text = "" if cell is None else str(cell)
-    return text if text.strip() else ""
-
-
-def _parsed(path: Path, parse: Callable[[Path], Any]) -> Any:
-    try:
-        return parse(path)
-    except Exception as cause:  # which exceptions the parsers raise depends on the damage
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise DataError(f"{path} cannot be read: {reason}; repair or replace it") from cause
-
-
-def _decoded(path: Path) -> str:
-    """A text in UTF-8 or UTF-16; anything else is read as Windows' western encoding."""
-    content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
-
-
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     """Where each line is, and its text. Empty lines are left out."""
-    for number, line in enumerate(_parsed(path, _decoded).splitlines(), 1):
+    for number, line in enumerate(io.StringIO(parsed(path, decoded), newline=None), 1):
         if line.strip():
             yield f"{path.name} line {number}", line.strip()
-
-
-class Table(NamedTuple):
-    """A table: its column names, and every other row that is not empty, with its number.
-
-    Rows are counted from the top of the file. A .parquet file has no row of names: its rows are
-    counted from 1.
-    """
-
-    names: list[str]
-    rows: list[tuple[int, Sequence[Any]]]
-
-
-def _csv(path: Path) -> list[list[str]]:
-    """Rows of text, without empty cells at their ends."""
-    # Without `strict`, an unclosed quotation mark would swallow the rest of the file.
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
-    rows = list(reader)
-    for row in rows:
-        while row and not text_in(row[-1]):
-            row.pop()
-    return rows
-
-
-def _xlsx(path: Path, sheet: int | str) -> list[Sequence[Any]]:
-    # Without a header, because pandas renames the second of two equal columns.
-    cells = pandas.read_excel(
-        path, sheet, header=None, dtype=object, keep_default_na=False, engine="openpyxl"
-    )
-    return list(cells.itertuples(index=False, name=None))
-
-
-def _parquet(path: Path) -> list[Sequence[Any]]:
-    frame = pandas.read_parquet(path)
-    cells = frame.astype(object).where(frame.notna(), None)
-    return [list(frame.columns), *cells.itertuples(index=False, name=None)]
-
-
-def read_table(path: Path, sheet: int | str = 0) -> Table:
-    """Read a .csv, .xlsx or .parquet file. Raises DataError if it is damaged or empty."""
-    kind = path.suffix.lower()
-    parsers: dict[str, Callable[[Path], Any]]
-    parsers = {".csv": _csv, ".xlsx": partial(_xlsx, sheet=sheet), ".parquet": _parquet}
-    rows = enumerate(_parsed(path, parsers[kind]), 0 if kind == ".parquet" else 1)
-    filled = [(number, row) for number, row in rows if any(map(text_in, row))]
-    if not filled:
-        raise DataError(f"{path} is empty: replace it")
-    return Table([text_in(name).strip() for name in filled[0][1]], filled[1:])
 
 
 def ratings_in(
@@ -147,8 +71,8 @@ def column_place(path: Path, names: list[str], column: str) -> int:
     if names.count(column) != 1:
         commas = ", and separate them by commas" if path.suffix.lower() == ".csv" else ""
         raise DataError(
-            f"{path} needs one column {column!r} but has {', '.join(names)}: correct the column "
-            f"names{commas}"
+            f"{path} needs one column {column!r} but has {shortened(', '.join(names), 500)}: "
+            f"correct the column names{commas}"
         )
     return names.index(column)
 
@@ -161,14 +85,6 @@ def _surplus(names: list[str], row: Sequence[Any]) -> str:
         f"{len(row)} cells for {len(names)} columns: write a decimal point, not a comma, and put "
         "quotation marks around a name that contains a comma"
     )
-
-
-def read_matlab(path: Path, variable: str) -> list[Any]:
-    """The elements of a vector or cell array in a .mat file."""
-    content = _parsed(path, partial(loadmat, squeeze_me=True))
-    if variable not in content:
-        raise DataError(f"{path} has no variable {variable}: replace it")
-    return np.atleast_1d(content[variable]).ravel().tolist()
 
 
 def check_lengths(lengths: dict[str, int]) -> None:

@@ -4,7 +4,7 @@ Labels are kept as published. Their scales and directions:
 
     set       label                        scale    better
     livec     AllMOS_release               0-100    higher
-    koniq10k  MOS_zscore                   0-100    higher
+    koniq10k  MOS_zscore, or MOS           0-100    higher
     spaq      MOS                          0-100    higher
     livefb    mos                          0-100    higher
     bid       Average Subjective Grade     0-5      higher
@@ -20,11 +20,12 @@ scores may lie outside their nominal scale.
 Reference images are never read, so their folder may be missing.
 """
 
+import errno
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -32,19 +33,18 @@ from typing import Any, NamedTuple
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.data.label_tables import (
     Row,
-    Table,
     below,
     check_lengths,
     column_place,
     lines_of,
     number_in,
     ratings_in,
-    read_matlab,
-    read_table,
-    text_in,
 )
+from drexperts.data.matlab_files import read_matlab
+from drexperts.data.table_files import Table, read_table, text_in
 from drexperts.runtime.errors import DataError
 from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.quoting import printable, quoted
 
 # LIVE's images, in the order of its labels.
 _LIVE_COUNTS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
@@ -59,6 +59,13 @@ _CSIQ_TYPES = {
 }
 _LIVEC_PRACTICE = 7  # the first entries are pictures with which the observers practised
 _NAMED = 5  # faults that a message names; the others are counted
+_LONGEST = 1000  # characters of a path or a group
+_BID = ("DatabaseGrades.xlsx", "DatabaseGrades.xls")
+_KONIQ10K = {  # the scores' column by file; the second also says who trains on what
+    "koniq10k_scores_and_distributions.csv": "MOS_zscore",
+    "koniq10k_distributions_sets.csv": "MOS",
+}
+_CSIQ = ("csiq_label.txt", "csiq.DMOS.xlsx", "csiq.beta.xlsx")
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,8 @@ def _repeats(ratings: list[_Rated]) -> list[str]:
     first, *others = ratings
     if _agree(ratings):
         return [f"{where}: {sample.name} is at {first.where} already" for where, sample in others]
-    labels = ", ".join(f"{sample.label:g} at {where}" for where, sample in ratings)
+    labels = ", ".join(f"{sample.label:g} at {where}" for where, sample in ratings[:_NAMED])
+    labels += f" and {len(ratings) - _NAMED} more" if len(ratings) > _NAMED else ""
     return [f"{first.sample.name} has more than one rating or group: {labels}"]
 
 
@@ -210,14 +218,16 @@ def _label(row: Row, limits: tuple[float, float]) -> float | str:
     if not row.name:
         return "no image is named"
     if not _is_plain(row.name):
-        return f"{row.name!r} is not a path below the data set's folder with forward slashes"
+        return f"{quoted(row.name)} is not a path below the data set's folder with forward slashes"
     if row.group == "":
         return f"{row.name} has no group"
+    if len(row.group or "") > _LONGEST:
+        return f"{row.name} has a group of {len(row.group or '')} characters"
     if not text_in(row.label):
         return f"{row.name} has no label"
     label = number_in(row.label)
     if label is None or not math.isfinite(label):
-        return f"{row.name} has the label {row.label!r}, which is not a finite number"
+        return f"{row.name} has the label {quoted(row.label)}, which is not a finite number"
     if not low <= label <= high:
         return f"{row.name} has the label {label:g}, outside {low:g} to {high:g}"
     return label
@@ -225,7 +235,9 @@ def _label(row: Row, limits: tuple[float, float]) -> float | str:
 
 def _is_plain(name: str) -> bool:
     """Whether a path stays below its folder and has only one spelling."""
-    foreign = PureWindowsPath(name).drive or "\\" in name or "\0" in name
+    if len(name) > _LONGEST or printable(name) != name:
+        return False
+    foreign = PureWindowsPath(name).drive or "\\" in name
     return not foreign and not {"", ".", ".."} & {part.strip() for part in name.split("/")}
 
 
@@ -266,6 +278,8 @@ def _listed(folder: Path, folders: bool = False) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:  # no folder has such a name
+            return []
         raise DataError(f"cannot list {folder}: {cause.strerror}") from cause
 
 
@@ -281,18 +295,23 @@ def _livec(root: Path) -> Iterator[Row]:
             yield Row(f"AllMOS_release.mat entry {i + 1}", below("Images/", image), label)
 
 
+def _koniq10k(root: Path) -> Iterator[Row]:
+    path = _present(root, tuple(_KONIQ10K))
+    return ratings_in(path, read_table(path), "1024x768/", "image_name", _KONIQ10K[path.name])
+
+
 def _bid(root: Path) -> Iterator[Row]:
-    path, known = root / "DatabaseGrades.xlsx", ["Image Number", "Average Subjective Grade"]
+    path, known = _present(root, _BID), ["Image Number", "Average Subjective Grade"]
     table = read_table(path)
     if not set(known) <= set(table.names):
         # The released code identifies the columns by their places alone.
         table = Table([*known, *table.names[2:]], table.rows)
     for row in ratings_in(path, table, "", *known):
         number = number_in(row.name)
-        if number is not None and number.is_integer():
+        if number is not None and number.is_integer() and 0 <= number < 10**6:
             yield row._replace(name=f"DatabaseImage{int(number):04d}.JPG")
         else:
-            fault = f"{row.name!r} is not the number of an image" if row.name else ""
+            fault = f"{quoted(row.name)} is not the number of an image" if row.name else ""
             yield row._replace(fault=fault)
 
 
@@ -311,6 +330,11 @@ def _live(root: Path) -> Iterator[Row]:
     for i, (name, label, original, reference) in enumerate(ratings, 1):
         if not original:
             yield Row(f"dmos_realigned.mat entry {i}", name, label, text_in(reference))
+
+
+def _present(root: Path, names: Sequence[str]) -> Path:
+    """The first of these files that is there, otherwise the first."""
+    return next((root / name for name in names if (root / name).is_file()), root / names[0])
 
 
 def _highest(folder: Path) -> int:
@@ -334,9 +358,9 @@ def _csiq_ratings(root: Path) -> Iterator[tuple[str, str, Any]]:
 
     The authors' sheet has no file names, only the parts that they are made of.
     """
-    listed, path = root / "csiq_label.txt", root / "csiq.DMOS.xlsx"
-    if listed.is_file():
-        for where, line in lines_of(listed):
+    path = _present(root, _CSIQ)
+    if path.suffix == ".txt":
+        for where, line in lines_of(path):
             leaf, *label = line.rsplit(maxsplit=1)
             yield where, leaf, "".join(label)
         return
@@ -344,11 +368,11 @@ def _csiq_ratings(root: Path) -> Iterator[tuple[str, str, Any]]:
     columns = ("image", "dst_type", "dst_lev", "dmos")
     places = [column_place(path, names, column) for column in columns]
     for number, row in rows:
-        image, kind, level, label = (row[place] for place in places)
-        if any(map(text_in, (image, kind, level, label))):
+        image, kind, level, dmos = (row[i] if i < len(row) else None for i in places)
+        if any(map(text_in, (image, kind, level, dmos))):
             kind = _CSIQ_TYPES.get(text_in(kind).strip(), text_in(kind))
             leaf = f"{_whole(image)}.{kind}.{_whole(level)}.png"
-            yield f"{path.name} row {number}", leaf, label
+            yield f"{path.name} row {number}", leaf, dmos
 
 
 def _whole(cell: Any) -> str:
@@ -397,8 +421,11 @@ _LAYOUTS = {
         "Images/<name>",
         _PERCENT,
     ),
-    "koniq10k": _tabular(
-        "koniq10k_scores_and_distributions.csv", "1024x768/", "image_name", "MOS_zscore"
+    "koniq10k": _Layout(
+        _koniq10k,
+        (" or ".join(_KONIQ10K), "1024x768/"),
+        "1024x768/<image_name>",
+        _PERCENT,
     ),
     "spaq": _tabular(
         "Annotations/MOS and Image attribute scores.xlsx", "TestImage/", "Image name", "MOS"
@@ -406,7 +433,7 @@ _LAYOUTS = {
     "livefb": _tabular("labels_image.csv", "database/", "name", "mos"),
     "bid": _Layout(
         _bid,
-        ("DatabaseGrades.xlsx",),
+        (" or ".join(_BID),),
         "DatabaseImage0001.JPG and so on",
         ScoreScale(0.0, 5.0, higher_is_better=True),
         beyond=0.5,  # other readers take the absolute value, so some grades may be negative
@@ -420,7 +447,7 @@ _LAYOUTS = {
     ),
     "csiq": _Layout(
         _csiq,
-        ("csiq_label.txt or csiq.DMOS.xlsx", "dst_imgs/"),
+        (" or ".join(_CSIQ), "dst_imgs/"),
         "dst_imgs/<name>",
         ScoreScale(0.0, 1.0, higher_is_better=False),
     ),

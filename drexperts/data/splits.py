@@ -12,9 +12,11 @@ from typing import Any
 from drexperts.data.dataset import Dataset
 from drexperts.runtime.errors import DataError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.quoting import quoted, shortened
 
 SCHEMA = 1
 
+_LONGEST = 2**28  # characters of a file; ten splits of LIVE-FB have sixteen million
 _AGAIN = "make the splits again"
 _BY_HAND = "was changed by hand: its digest does not match its content"
 
@@ -135,7 +137,11 @@ def write_splits(splits: Splits, path: str | Path) -> None:
 def read_splits(path: str | Path) -> Splits:
     """Read a split file. Raises DataError, and nothing else, if it is invalid."""
     try:
-        return _from_document(json.loads(Path(path).read_text(encoding="utf-8")))
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise DataError(f"it has more than {_LONGEST} characters")
+        return _from_document(json.loads(text))
     except (OSError, ValueError, RecursionError, DataError) as cause:
         raise DataError(f"{path} is not a valid split file: {cause}; {_AGAIN}") from cause
 
@@ -169,7 +175,7 @@ def _check_parts(which: str, split: Split, dataset: Dataset) -> None:
     for first, second in itertools.combinations(parts, 2):
         if both := sorted(first & second):
             raise DataError(
-                f"{which} has {len(both)} groups in two parts, such as {both[0]!r}: {_AGAIN}"
+                f"{which} has {len(both)} groups in two parts, such as {quoted(both[0])}: {_AGAIN}"
             )
     if lost := sorted(dataset.by_name.keys() - {name for part in names for name in part}):
         raise DataError(f"{which} lacks {len(lost)} images, first {lost[0]}: {_AGAIN}")
@@ -226,10 +232,10 @@ def _entries(document: object, where: str, wanted: set[str]) -> dict[str, Any]:
         raise DataError(f"{where} is not a JSON object")
     # Checked before the fields, because another schema has other fields.
     if "schema" in wanted and document.get("schema") != SCHEMA:
-        raise DataError(f"{where} has the schema {document.get('schema')!r:.40}, not {SCHEMA}")
+        raise DataError(f"{where} has the schema {quoted(document.get('schema'))}, not {SCHEMA}")
     if document.keys() != wanted:
         wrong = sorted(document.keys() ^ wanted)
-        raise DataError(f"{where} has missing or unknown fields: {wrong}")
+        raise DataError(f"{where} has missing or unknown fields: {shortened(str(wrong), 300)}")
     return document
 
 

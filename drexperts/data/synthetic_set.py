@@ -258,7 +258,7 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
         return
     try:
         there = json.loads(path.read_bytes())
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise UserError(f"{path} cannot be read: choose another --out") from cause
     for part, difference in _DIFFERENCES.items():
         if not isinstance(there, dict) or there.get(part) != about[part]:

@@ -8,16 +8,19 @@ from typing import NamedTuple
 from timm.models.deit import checkpoint_filter_fn
 
 from drexperts.model.config import DRExpertsConfig
-from drexperts.model.dr_experts import DRExperts, new_model
+from drexperts.model.downloads import Note, fetch
+from drexperts.model.dr_experts import DRExperts, layout_of, new_model
+from drexperts.model.metadata import PARTS, read_metadata
 from drexperts.model.released_checkpoint import model_from_upstream
 from drexperts.model.weight_files import (
-    fetch,
+    State,
+    compare_layout,
     load_strictly,
     read_safetensors,
-    read_torch_file,
+    read_torch_tensors,
     write_safetensors,
 )
-from drexperts.runtime.errors import WeightsError
+from drexperts.runtime.errors import ConfigError, WeightsError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 
@@ -42,7 +45,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "scale": checkpoint.scale and asdict(checkpoint.scale),
         "preprocessing": asdict(checkpoint.preprocessing),
     }
-    metadata = {name: json.dumps(part) for name, part in parts.items()}
+    metadata = {name: json.dumps(parts[name]) for name in PARTS}
     write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
 
 
@@ -51,26 +54,30 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
         model, scale, preprocessing = load_checkpoint("model.safetensors")
 
-    Raises WeightsError, which names the file, if it cannot be read as either.
+    Raises WeightsError, which names the file, if it cannot be read as either, if its metadata
+    describes no model of a supported kind and size, or if its weights do not fit or are not finite.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        model = model_from_upstream(read_torch_file(path))
-        return Checkpoint(model, None, default_preprocessing(model.config))
-    state, metadata = read_safetensors(path)
-    if "variant" in metadata:
-        raise WeightsError(
-            f"{path} is the ablation {metadata['variant']}: `drx reproduce` trains and tests it"
-        )
-    if metadata.get("format") != FORMAT:
-        raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
     try:
-        parts = {name: json.loads(metadata[name]) for name in ("config", "scale", "preprocessing")}
-        config = DRExpertsConfig.from_dict(parts["config"])
-        scale = None if parts["scale"] is None else ScoreScale(**parts["scale"])
-        preprocessing = Preprocessing(**parts["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} was changed: its metadata cannot be read") from error
+        if path.suffix != ".safetensors":
+            model = model_from_upstream(read_torch_tensors(path, "model"), source=str(path))
+            return Checkpoint(model, None, default_preprocessing(model.config))
+        return _own_checkpoint(path)
+    except ConfigError as error:
+        raise WeightsError(f"{path} describes no model that can be made: {error}") from error
+
+
+def _own_checkpoint(path: Path) -> Checkpoint:
+    state, texts = read_safetensors(path)
+    if "variant" in texts:
+        raise WeightsError(
+            f"{path} is the ablation {texts['variant']}: `drx reproduce` trains and tests it"
+        )
+    if texts.pop("format", None) != FORMAT:
+        raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
+    config, scale, preprocessing = read_metadata(texts)
+    # Before the model is made, because its size is only what the metadata claims.
+    compare_layout(state, layout_of(config), str(path))
     model = new_model(config)
     load_strictly(model, state, str(path))
     return Checkpoint(model, scale, preprocessing)
@@ -82,19 +89,31 @@ def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:
     return Preprocessing(size, short_side_min=size, short_side_max=2 * size, crops_per_side=3)
 
 
-def load_encoder(model: DRExperts, source: Path | None = None) -> None:
+def load_encoder(model: DRExperts, source: Path | None = None, note: Note = lambda _: None) -> None:
     """Load published DeiT-III weights into the encoder.
 
     Args:
         source: a local file, timm's `model.safetensors` or the original `deit_3_*.pth`. None
             downloads timm's, which the configuration names, from the hub.
+        note: told what is recorded of a download, see `fetch`.
+
+    Raises:
+        WeightsError: the file cannot be had or read, or its weights do not fit or are not finite.
     """
     config = model.config.encoder
     if source is None:
-        source = fetch(f"timm/{config.architecture}.{config.weights}", "model.safetensors")
+        source = fetch(f"timm/{config.architecture}.{config.weights}", "model.safetensors", note)
     safe = source.suffix == ".safetensors"
-    state = read_safetensors(source)[0] if safe else read_torch_file(source)
-    vit = model.encoder.vit
-    renamed = checkpoint_filter_fn(state, vit, adapt_layer_scale=True)
-    kept = {k: v for k, v in renamed.items() if not k.startswith("head.")}
-    load_strictly(vit, kept, str(source))
+    state = read_safetensors(source)[0] if safe else read_torch_tensors(source, "model")
+    load_strictly(model.encoder.vit, _timm_names(state, model, source), str(source))
+
+
+def _timm_names(state: State, model: DRExperts, source: Path) -> State:
+    """DeiT-III's weights under timm's names, without its classifier."""
+    try:
+        renamed = checkpoint_filter_fn(dict(state), model.encoder.vit, adapt_layer_scale=True)
+    except Exception as error:  # which ones it raises depends on what it takes the file for
+        raise WeightsError(
+            f"{source} is not a file of DeiT-III ({type(error).__name__})"
+        ) from error
+    return {key: value for key, value in renamed.items() if not key.startswith("head.")}

@@ -1,9 +1,11 @@
 """The model's configuration: one frozen dataclass and two presets of it."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
 
+from drexperts.model.field_types import check_fields
 from drexperts.runtime.errors import ConfigError
+from drexperts.runtime.quoting import quoted
 
 # The ten distortions in the order of the paper; the words are DA-CLIP's own prompts.
 DISTORTIONS = (
@@ -20,18 +22,51 @@ DISTORTIONS = (
 )
 PRESETS = ("paper", "official")
 
+# The only names that reach timm: any other could name a folder, or a repository to download.
+Architecture = Literal[
+    "deit3_small_patch16_224",
+    "deit3_small_patch16_384",
+    "deit3_base_patch16_224",
+    "deit3_base_patch16_384",
+]
+Weights = Literal["fb_in22k_ft_in1k", "fb_in1k"]
+
+# A configuration can come from a stranger's file. These limits allow ViT-H and refuse what would
+# fill the memory; the files of weights are compared with the sizes before a model is made.
+_LIMITS = {
+    "image_size": (1, 2048),
+    "patch_size": (1, 128),
+    "width": (1, 2048),
+    "depth": (1, 64),
+    "heads": (1, 64),
+    "embedding": (1, 2048),
+    "warmup_epochs": (0, 1000),
+    "grid": (1, 128),
+    "attention_scale": (-1e4, 1e4),
+    "alpha_init": (-1e4, 1e4),
+    "lambda_init": (-1e4, 1e4),
+}
+_MOST_PARAMETERS = 1e9  # of one transformer's blocks; ViT-H has 0.63e9
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The DeiT-III image encoder. `architecture` is timm's name; the sizes override it."""
+    """The DeiT-III image encoder. `architecture` is timm's name; the sizes override it.
 
-    architecture: str = "deit3_small_patch16_384"
-    weights: str = "fb_in22k_ft_in1k"
+    Raises ConfigError for sizes that contradict each other or are beyond all published models.
+    """
+
+    architecture: Architecture = "deit3_small_patch16_384"
+    weights: Weights = "fb_in22k_ft_in1k"
     image_size: int = 384
     patch_size: int = 16
     width: int = 384
     depth: int = 12
     heads: int = 6
+
+    def __post_init__(self) -> None:
+        check_fields(EncoderConfig, vars(self), "encoder.", _LIMITS)
+        _check_sizes("encoder", self)
 
     @property
     def grid(self) -> int:
@@ -41,7 +76,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """DA-CLIP's image controller, a CLIP ViT-B/32 image tower."""
+    """DA-CLIP's image controller, a CLIP ViT-B/32 image tower. Raises as `EncoderConfig` does."""
 
     image_size: int = 224
     patch_size: int = 32
@@ -49,6 +84,10 @@ class ControllerConfig:
     depth: int = 12
     heads: int = 12
     embedding: int = 512
+
+    def __post_init__(self) -> None:
+        check_fields(ControllerConfig, vars(self), "controller.", _LIMITS)
+        _check_sizes("controller", self)
 
     @property
     def grid(self) -> int:
@@ -95,8 +134,7 @@ class DRExpertsConfig:
     grid: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_sizes(self.encoder, self.controller)
+        check_fields(DRExpertsConfig, vars(self), "", _LIMITS)
         if self.grid not in (None, self.encoder.grid):
             raise ConfigError(
                 f"the grid is fixed at {self.grid}x{self.grid}, but {self.encoder.image_size} px "
@@ -132,7 +170,7 @@ class DRExpertsConfig:
     def preset_named(cls, name: str, size: str = "small", image_size: int = 384) -> Self:
         """One of `PRESETS`; any other name is a ConfigError."""
         if name not in PRESETS:
-            raise ConfigError(f"preset {name!r}: choose {' or '.join(PRESETS)}")
+            raise ConfigError(f"preset {quoted(name)}: choose {' or '.join(PRESETS)}")
         made: Self = getattr(cls, name)(size, image_size)
         return made
 
@@ -160,7 +198,7 @@ class DRExpertsConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `as_dict`. Raises ConfigError for unknown fields."""
+        """The inverse of `as_dict`. Raises ConfigError for unknown fields and invalid values."""
         sizes = {"encoder": EncoderConfig, "controller": ControllerConfig}
         try:
             nested = {name: kind(**values[name]) for name, kind in sizes.items() if name in values}
@@ -169,33 +207,35 @@ class DRExpertsConfig:
             raise ConfigError(f"not a DRExpertsConfig: {error}") from error
 
 
+_PUBLISHED: dict[tuple[str, int], tuple[Architecture, int, int]] = {
+    ("small", 224): ("deit3_small_patch16_224", 384, 6),
+    ("small", 384): ("deit3_small_patch16_384", 384, 6),
+    ("base", 224): ("deit3_base_patch16_224", 768, 12),
+    ("base", 384): ("deit3_base_patch16_384", 768, 12),
+}
+
+
 def encoder_config(size: str, image_size: int) -> EncoderConfig:
     """DeiT-III `small` or `base` at 384 or 224 px."""
-    widths = {"small": (384, 6), "base": (768, 12)}
-    if size not in widths or image_size not in (224, 384):
+    if (size, image_size) not in _PUBLISHED:
         raise ConfigError(
             f"no DeiT-III {size!r} at {image_size} px: choose small or base, 384 or 224"
         )
-    width, heads = widths[size]
-    name = f"deit3_{size}_patch16_{image_size}"
+    name, width, heads = _PUBLISHED[size, image_size]
     return EncoderConfig(architecture=name, image_size=image_size, width=width, heads=heads)
 
 
-def _check_sizes(encoder: EncoderConfig, controller: ControllerConfig) -> None:
-    for name, part in (("encoder", encoder), ("controller", controller)):
-        sizes = {f.name: getattr(part, f.name) for f in fields(part) if f.type in (int, "int")}
-        for field_name, size in sizes.items():
-            if type(size) is not int or size < 1:
-                raise ConfigError(f"{name}.{field_name} must be a positive integer, got {size!r}")
-        if part.image_size % part.patch_size or part.width % part.heads:
-            raise ConfigError(
-                f"{name}: image_size {part.image_size} must be a multiple of patch_size "
-                f"{part.patch_size}, and width {part.width} a multiple of heads {part.heads}"
-            )
-
-
-def _check_choices(config: DRExpertsConfig) -> None:
-    for name, kind in get_type_hints(DRExpertsConfig).items():
-        value, choices = getattr(config, name), get_args(kind)
-        if get_origin(kind) is Literal and value not in choices:
-            raise ConfigError(f"{name}={value!r}: choose {' or '.join(choices)}")
+def _check_sizes(name: str, part: EncoderConfig | ControllerConfig) -> None:
+    if part.image_size % part.patch_size or part.width % part.heads:
+        raise ConfigError(
+            f"{name}: image_size {part.image_size} must be a multiple of patch_size "
+            f"{part.patch_size}, and width {part.width} a multiple of heads {part.heads}"
+        )
+    most_patches = _LIMITS["grid"][1]
+    if part.grid > most_patches or 12 * part.depth * part.width**2 > _MOST_PARAMETERS:
+        raise ConfigError(
+            f"{name} is too large: patch_size {part.patch_size} gives {part.grid}x{part.grid} "
+            f"patches of at most {most_patches}x{most_patches}, and depth {part.depth} at width "
+            f"{part.width} gives {12 * part.depth * part.width**2:.1e} parameters of at most "
+            f"{_MOST_PARAMETERS:.0e}"
+        )

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from drexperts.model.backbones import Controller, PromptEncoder, constant_prompts
 from drexperts.model.config import ControllerConfig
+from drexperts.model.downloads import Note, fetch
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.weight_files import (
     State,
+    check_finite,
     compare_layout,
     depth_of,
-    fetch,
     load_strictly,
     read_safetensors,
-    read_torch_file,
+    read_torch_tensors,
     shape_of,
     subset,
-    tensors_of,
     write_safetensors,
 )
-from drexperts.runtime.errors import WeightsError
+from drexperts.runtime.errors import ConfigError, WeightsError
 
 REPOSITORY, FILENAME = "weblzw/daclip-uir-ViT-B-32-irsde", "daclip_ViT-B-32.pt"
 FORMAT = "drexperts-prior-1"
@@ -34,14 +34,19 @@ _CONTROL = "visual_control."
 _BLOCKS, _ZEROS = "transformer.transformer.resblocks.", "transformer.zero_modules."
 
 
-def load_prior(model: DRExperts, source: Path | None = None) -> None:
+def load_prior(model: DRExperts, source: Path | None = None, note: Note = lambda _: None) -> None:
     """Load DA-CLIP's controller and the ten prompts into a model.
 
     Args:
         source: the slim file that `convert_daclip` writes, or the published `.pt`. None downloads
             the published one, 1.7 GB, from the hub.
+        note: told what is recorded of a download, see `fetch`.
+
+    Raises:
+        WeightsError: the file cannot be had or read, or its weights do not fit or are not finite.
     """
-    state = read_prior(fetch(REPOSITORY, FILENAME) if source is None else source)
+    source = fetch(REPOSITORY, FILENAME, note) if source is None else source
+    state = read_prior(source)
     prompts = {"prompts": state.pop("prompts")}
     if model.controller.zero is None:
         state = {k: v for k, v in state.items() if not k.startswith("zero.")}
@@ -52,7 +57,10 @@ def load_prior(model: DRExperts, source: Path | None = None) -> None:
 def read_prior(source: Path) -> dict[str, Tensor]:
     """`Controller`'s keys and `prompts`, from the slim file or the published one."""
     if source.suffix != ".safetensors":
-        return prior_from_daclip(tensors_of(read_torch_file(source), "state_dict"), str(source))
+        try:
+            return prior_from_daclip(read_torch_tensors(source, "state_dict"), str(source))
+        except ConfigError as error:
+            raise WeightsError(f"{source} is no DA-CLIP that can be made: {error}") from error
     state, metadata = read_safetensors(source)
     if metadata.get("format") != FORMAT or "prompts" not in state:
         raise WeightsError(f"{source} is not a slim DA-CLIP file: `drx convert-prior` writes one")
@@ -80,7 +88,9 @@ def prior_from_daclip(state: State, source: str, prefix: str = "") -> dict[str, 
         prefix: what DA-CLIP's keys begin with in `state`, where it is part of a larger model.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape. The message names them.
+        WeightsError: keys are missing, unexpected or of another shape, or weights are not finite.
+            The message names them.
+        ConfigError: the shapes are beyond those of any published model.
     """
     config = controller_config(state, source, prefix)
     ours = {k: v for k, v in state.items() if k.startswith(prefix)}
@@ -93,7 +103,9 @@ def prior_from_daclip(state: State, source: str, prefix: str = "") -> dict[str, 
     }
     last = f"{_ZEROS}{config.depth - 1}."
     prior |= {f"zero.{end}": value for end, value in subset(control, last).items()}
-    return prior | {"prompts": _prompts(state, source, prefix + "clip.")}
+    prior |= {"prompts": _prompts(state, source, prefix + "clip.")}
+    check_finite(prior, source)
+    return prior
 
 
 def controller_config(state: State, source: str, prefix: str = "") -> ControllerConfig:
@@ -133,6 +145,12 @@ def text_tower(state: State, source: str, prefix: str) -> TextTransformer:
     _, outputs = shape_of(state, prefix + "text_projection", 2, source)
     depth = depth_of(state, prefix + "transformer.resblocks.", source)
     heads = max(1, width // 64)
+    # CLIP's vocabulary and the longest text; a mask is context x context.
+    if (context, vocabulary) != (77, 49408) or width % heads or width > 2048 or depth > 64:
+        raise WeightsError(
+            f"{source}: {prefix} is not CLIP's text tower: {context} positions and {vocabulary} "
+            f"words, expected 77 and 49408, at width {width} and depth {depth}"
+        )
     return TextTransformer(context, vocabulary, width, heads, depth, output_dim=outputs)
 
 

@@ -15,6 +15,7 @@ from drexperts.model.backbones import (
 )
 from drexperts.model.config import DRExpertsConfig
 from drexperts.model.experts import DistortionSaliency, ExpertWeighting
+from drexperts.model.weight_files import shapes_of
 
 
 class Prediction(NamedTuple):
@@ -112,3 +113,9 @@ def new_model(config: DRExpertsConfig) -> DRExperts:
     """A model with random weights and random unit prompts, in evaluation mode."""
     prompts = nn.functional.normalize(torch.randn(10, config.controller.embedding), dim=-1)
     return DRExperts(config, ConstantPrompts(prompts)).eval()
+
+
+def layout_of(config: DRExpertsConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of such a model's weights, for which no memory is taken."""
+    with torch.device("meta"):
+        return shapes_of(new_model(config))

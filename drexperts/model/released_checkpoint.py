@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from drexperts.model.config import DRExpertsConfig, EncoderConfig
 from drexperts.model.daclip import controller_config, daclip_layout, prior_from_daclip
-from drexperts.model.dr_experts import DRExperts, new_model
+from drexperts.model.dr_experts import DRExperts, layout_of, new_model
 from drexperts.model.weight_files import (
     State,
     compare_layout,
@@ -48,7 +47,9 @@ _LINEARS = "saliency.features.linear."
 
 
 def model_from_upstream(
-    state_dict: Mapping[str, Any], config: DRExpertsConfig | None = None
+    state_dict: Mapping[str, Any],
+    config: DRExpertsConfig | None = None,
+    source: str = "the checkpoint",
 ) -> DRExperts:
     """The preset `official` with the weights of the authors' released code.
 
@@ -59,22 +60,24 @@ def model_from_upstream(
         state_dict: their state dict, or their whole checkpoint, which has it under `model`. The
             model gets its dtype, float32 or float64.
         config: None reads all sizes from the shapes, with attention heads 64 wide as released.
+        source: what messages call the checkpoint.
 
     Raises:
-        WeightsError: keys are missing, unexpected or of another shape. The message names them.
+        WeightsError: keys are missing, unexpected or of another shape, or weights are not finite.
+            The message names them.
+        ConfigError: the shapes are beyond those of any published model.
     """
-    source = "the checkpoint"
     state = tensors_of(state_dict, "model")
     config = upstream_config(state, source) if config is None else config
+    own = {key: shape for key, shape in layout_of(config).items() if _is_own(key)}
+    head = daclip_layout(state, config.controller, source, _HEAD)
+    compare_layout(state, head | _dead_layout(config) | _own_layout(own), source)
     model = new_model(config)
     if state["backbone.patch_embed.proj.weight"].dtype == torch.float64:
         model.double()
-    own = {k: v for k, v in model.state_dict().items() if _is_own(k)}
-    head = daclip_layout(state, config.controller, source, _HEAD)
-    compare_layout(state, head | _dead_layout(config) | _own_layout(own), source)
     renamed = {
-        ours: torch.stack([state[name] for name in _theirs(ours)]).reshape(value.shape)
-        for ours, value in own.items()
+        ours: torch.stack([state[name] for name in _theirs(ours)]).reshape(shape)
+        for ours, shape in own.items()
     }
     prior = prior_from_daclip(state, source, _HEAD)
     prompts = {"prompts.prompts": prior.pop("prompts")}
@@ -89,7 +92,7 @@ def upstream_config(state: State, source: str) -> DRExpertsConfig:
     _, patches, _ = shape_of(state, "backbone.pos_embed", 3, source)
     image_size = round(patches**0.5) * patch
     encoder = EncoderConfig(
-        architecture=f"deit3_{'base' if width == 768 else 'small'}_patch16_384",
+        architecture="deit3_base_patch16_384" if width == 768 else "deit3_small_patch16_384",
         image_size=image_size,
         patch_size=patch,
         width=width,
@@ -114,13 +117,13 @@ def _theirs(ours: str) -> list[str]:
     return [re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", name)]
 
 
-def _own_layout(own: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _own_layout(own: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Their keys and shapes for the parameters that have a counterpart here."""
     layout: dict[str, tuple[int, ...]] = {}
     branches = ("saliency.distortion.", "saliency.semantic.")
     experts = (_LINEARS, *branches, "saliency.value.", "saliency.alpha")
-    for ours, value in own.items():
-        shape = tuple(value.shape[1:] if ours.startswith(experts) else value.shape)
+    for ours, full in own.items():
+        shape = full[1:] if ours.startswith(experts) else full
         shape = (1, *shape) if ours == "weighting.lambda_" else shape
         layout |= {name: shape for name in _theirs(ours)}
     return layout

@@ -1,4 +1,4 @@
-"""Files of weights: reading them safely, comparing them key by key, downloading them by name.
+"""Files of weights: reading them safely, and comparing them key by key.
 
 No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only unpickler, which also
 accepts a short list of inert types.
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from numpy._core.multiarray import scalar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,14 +23,37 @@ from torch import Tensor, nn
 
 from drexperts.runtime.errors import WeightsError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.quoting import shortened
 
 State = Mapping[str, Tensor]
 
+_MOST_SHARING = (
+    2  # bytes of tensors for each byte of a file; published files hold more than they use
+)
+
 
 def load_strictly(module: nn.Module, state: State, source: str) -> None:
-    """Load `state`. Raises a WeightsError that names missing, extra and misshapen keys."""
-    compare_layout(state, {k: tuple(v.shape) for k, v in module.state_dict().items()}, source)
+    """Load `state`.
+
+    Raises a WeightsError that names missing, extra and misshapen keys, or a tensor that is not of
+    floating-point numbers or has one that is not finite in the module's dtype.
+    """
+    compare_layout(state, shapes_of(module), source)
+    if odd := [f"{k} ({v.dtype})" for k, v in state.items() if not v.is_floating_point()]:
+        raise WeightsError(f"{source} has weights that are not floating-point: {_listed(odd)}")
     module.load_state_dict(state)
+    check_finite(module.state_dict(), source)
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter and buffer, by name."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def check_finite(state: State, source: str) -> None:
+    """Raise a WeightsError that names the tensors which hold NaN or infinity."""
+    if odd := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(f"{source} has weights that are not finite: {_listed(odd)}")
 
 
 def compare_layout(state: State, layout: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -52,7 +74,7 @@ def compare_layout(state: State, layout: Mapping[str, tuple[int, ...]], source: 
 
 def _listed(keys: list[str], most: int = 20) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+    return ", ".join(shortened(key) for key in keys[:most]) + more
 
 
 def shape_of(state: State, key: str, rank: int, source: str) -> tuple[int, ...]:
@@ -96,17 +118,38 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     """
     try:
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            _check_archive(path)
         with torch.serialization.safe_globals(_INERT):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no file {path}: check the path") from error
-    except (
-        Exception
-    ) as error:  # zip, pickle, end-of-file or runtime errors, depending on the damage
+    except Exception as error:  # of zip, pickle, the system or torch, depending on the damage
         raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raise a ValueError for an archive that unpacks to more than it is; torch packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    size = path.stat().st_size
+    if sum(max(m.file_size, m.compress_size) for m in members) > size:
+        raise ValueError(f"its parts unpack to more than its {size} bytes")
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise ValueError("its parts are compressed, which torch.save never does")
+
+
+def _check_extent(state: State, path: Path) -> None:
+    """Raise a WeightsError for tensors that are far larger together than their file.
+
+    Many keys may share one storage, and a view may repeat one number: copies of them have no bound.
+    """
+    size, claimed = path.stat().st_size, sum(v.numel() * v.element_size() for v in state.values())
+    if claimed > _MOST_SHARING * size:
+        raise WeightsError(f"{path} has {size} bytes, but its tensors claim {claimed}")
 
 
 def _reason(error: Exception) -> str:
@@ -116,7 +159,17 @@ def _reason(error: Exception) -> str:
         return told.group(1)
     if str(error).startswith("Weights only load failed"):
         return "it holds objects other than weights"
-    return str(error).split("\n")[0] or type(error).__name__
+    return shortened(str(error).split("\n")[0], 200) or type(error).__name__
+
+
+def read_torch_tensors(path: Path, *wrappers: str) -> dict[str, Tensor]:
+    """The tensors in a file of `torch.save`, see `tensors_of`."""
+    try:
+        state = tensors_of(read_torch_file(path), *wrappers)
+    except WeightsError as error:
+        raise error if str(path) in str(error) else WeightsError(f"{path}: {error}") from error
+    _check_extent(state, path)
+    return state
 
 
 def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tensor]:
@@ -126,10 +179,17 @@ def tensors_of(checkpoint: Mapping[str, Any], *wrappers: str) -> dict[str, Tenso
     inner = next((checkpoint[name] for name in wrappers if name in checkpoint), checkpoint)
     if not isinstance(inner, Mapping):
         raise WeightsError(f"expected a state dict of tensors, got a {type(inner).__name__}")
-    odd = [str(k) for k, v in inner.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    odd = [k for k, v in inner.items() if not (isinstance(k, str) and _is_dense(v))]
     if odd:
-        raise WeightsError(f"expected a state dict of tensors, but {_listed(odd)} are not tensors")
+        names = _listed([k if isinstance(k, str) else type(k).__name__ for k in odd])
+        raise WeightsError(f"expected a state dict of tensors, but {names} are not tensors")
     return {key.removeprefix("module."): value for key, value in inner.items()}
+
+
+def _is_dense(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,7 +201,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise WeightsError(f"there is no file {path}: check the path") from error
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+        raise WeightsError(f"{path} cannot be read as safetensors: {_reason(error)}") from error
 
 
 def write_safetensors(state: State, metadata: dict[str, str], path: Path) -> None:
@@ -172,15 +232,3 @@ def _sort_header(path: Path) -> None:
         assert len(text) <= length
         file.seek(8)
         file.write(text.ljust(length))
-
-
-def fetch(repository: str, filename: str) -> Path:
-    """The path of a Hugging Face repository's file, downloaded unless it is in the cache."""
-    try:
-        return Path(hf_hub_download(repository, filename))
-    except Exception as error:  # the hub's own errors, its HTTP client's or the system's
-        url = f"https://huggingface.co/{repository}/resolve/main/{filename}"
-        raise WeightsError(
-            f"could not download {filename} of {repository} ({type(error).__name__}). "
-            f"Download {url} on a machine with a network and pass the file's path instead"
-        ) from error

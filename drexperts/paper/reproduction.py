@@ -300,7 +300,7 @@ class _Runs:
             tests = {each: metrics_from_json(there["tests"][each]) for each in _TRANSFER_TESTS}
             same = there.items() >= self._transfer_facts(folder, target, split).items()
             return _Transfer(there["skipped"], tests) if same else None
-        except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
+        except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             return None  # nothing is there, or nothing that `_transfer` wrote
 
     def _transfer_facts(self, folder: Path, target: _Data, split: int) -> dict[str, Any]:

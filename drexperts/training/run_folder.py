@@ -191,7 +191,7 @@ def _values(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The values of a state; empty if they are damaged."""
     try:
         values = json.loads(metadata.get("values", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -203,7 +203,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
             return content
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise UserError(f"{path} is damaged: remove its folder, or choose another --out")
 

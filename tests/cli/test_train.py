@@ -267,10 +267,10 @@ def test_help_names_every_data_set(verb: str, capsys: pytest.CaptureFixture[str]
 def test_without_a_network_the_message_names_what_to_download(
     data: dict[str, Path], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(repository: str, filename: str) -> str:
+    def offline(repository: str, filename: str, **options: object) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("drexperts.model.weight_files.hf_hub_download", offline)
+    monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", offline)
     ended = call("train", "--data", "livec", data["livec"], "--out", tmp_path / "run")
     refused(ended, "deit3_small_patch16_384", "https://huggingface.co/", "model.safetensors")
     assert not (tmp_path / "run").exists()

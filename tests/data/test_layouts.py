@@ -19,6 +19,7 @@ from support.label_files import (
     ratings,
     write_table,
 )
+from support.old_excel import write_xls
 
 from drexperts.data.layouts import NAMES, open_dataset
 from drexperts.runtime.errors import DataError
@@ -140,7 +141,9 @@ def test_csiq_as_its_authors_have_it(miniatures: Callable[[str], Path], blank: i
     (root / "csiq_label.txt").unlink()
     with pytest.raises(DataError, match=r"csiq_label\.txt or csiq\.DMOS\.xlsx"):
         open_dataset("csiq", root)
-    book.save(root / "csiq.DMOS.xlsx")
+    book.save(root / "csiq.beta.xlsx")  # as older downloads call it
+    assert open_dataset("csiq", root).samples == before.samples
+    (root / "csiq.beta.xlsx").rename(root / "csiq.DMOS.xlsx")
     assert open_dataset("csiq", root).samples == before.samples
     sheet.cell(2 + blank, 3 + blank, "jpeg 2000")
     book.save(root / "csiq.DMOS.xlsx")
@@ -151,6 +154,35 @@ def test_csiq_as_its_authors_have_it(miniatures: Callable[[str], Path], blank: i
     book.save(root / "csiq.DMOS.xlsx")
     with pytest.raises(DataError, match=f"csiq.DMOS.xlsx row {place}: .*high"):
         open_dataset("csiq", root)
+
+
+def test_bid_as_its_authors_have_it(miniatures: Callable[[str], Path]) -> None:
+    """An .xls file whose numbers are floats, with a column per observer and empty cells."""
+    root = miniatures("bid")
+    before = open_dataset("bid", root)
+    sheet = openpyxl.load_workbook(root / LABELS["bid"]).active
+    rows: list[list[object]] = [list(row[:2]) for row in sheet.iter_rows(values_only=True)]
+    rows[0] += ["Number of Grades", "Grade #1", "Grade #2"]
+    rows[1:] = [[*row, 2.0, row[1], None] for row in rows[1:]]
+    (root / LABELS["bid"]).unlink()
+    write_xls(root / "DatabaseGrades.xls", "Plan1", rows)
+    assert open_dataset("bid", root).samples == before.samples
+    rows[2][1] = b"\x07"  # a division by zero, which would read as the grade 7
+    write_xls(root / "DatabaseGrades.xls", "Plan1", rows)
+    with pytest.raises(DataError, match=r"DatabaseGrades\.xls row 3: .*#DIV/0!"):
+        open_dataset("bid", root)
+
+
+def test_koniq10k_may_have_the_file_of_its_split(miniatures: Callable[[str], Path]) -> None:
+    """Its scores are the z-scores of the other file, in the column MOS."""
+    root = miniatures("koniq10k")
+    before = open_dataset("koniq10k", root)
+    lines = ["image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,set"]
+    for sample in before.samples:
+        lines.append(f"{sample.name.split('/')[1]},0,0,0.25,0.7,0.05,105,{sample.label},0.5,test")
+    (root / LABELS["koniq10k"]).unlink()
+    (root / "koniq10k_distributions_sets.csv").write_text("\n".join(lines) + "\n")
+    assert open_dataset("koniq10k", root).samples == before.samples
 
 
 def test_csiq_numbers_that_name_scenes_are_whole(miniatures: Callable[[str], Path]) -> None:
@@ -436,6 +468,39 @@ def test_conflicting_ratings_are_all_left_out(tmp_path: Path) -> None:
     assert ratings(dataset) == {"b.png": 2, "c.png": 4}
     (reason,) = dataset.skipped
     assert named in reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["\x1b[31mred.png,2", "a\x00.png,2", f"{'a' * 5000},2", "b.png," + "9" * 5000, "b.png,1e999"],
+)
+def test_what_a_stranger_wrote_is_quoted_shortly_and_without_codes(
+    row: str, tmp_path: Path
+) -> None:
+    path = write_table(tmp_path, f"path,score\na.png,1\n{row}\n")
+    with pytest.raises(DataError, match=r"labels\.csv row 3") as caught:
+        open_dataset("folder", path)
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+
+
+def test_an_image_rated_a_thousand_times_is_named_shortly(tmp_path: Path) -> None:
+    rows = "".join(f"a.png,{i}\n" for i in range(1000))
+    with pytest.raises(DataError, match=r"0 at .*row 2.* 995 more") as caught:
+        open_dataset("folder", write_table(tmp_path, f"path,score\n{rows}"))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("group", ["g" * 5000])
+def test_a_group_is_a_short_name(group: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path, f"path,score,group\na.png,1,{group}\nb.png,2,h\n")
+    with pytest.raises(DataError, match=r"labels\.csv row 2: a\.png .*5000"):
+        open_dataset("folder", path)
+
+
+def test_a_path_with_a_long_part_is_missing(tmp_path: Path) -> None:
+    path = write_table(tmp_path, f"path,score\na.png,1\nb.png,2\n{'d' * 300}/c.png,3\n")
+    assert len(open_dataset("folder", path, skip_bad=True).samples) == 2
 
 
 def test_many_bad_ratings_are_counted(tmp_path: Path) -> None:

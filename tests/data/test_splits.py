@@ -285,3 +285,22 @@ def test_mirrored_labels_have_the_same_splits() -> None:
     assert make_splits(mirrored) == make_splits(published)
     check_splits(make_splits(published), mirrored)
     check_splits(make_splits(mirrored), published)
+
+
+def test_what_a_file_holds_is_quoted_shortly(tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps({"schema": 1} | {f"\x1b{i}" * 100: i for i in range(10_000)}))
+    with pytest.raises(DataError, match=r"splits\.json.*unknown fields") as caught:
+        read_splits(path)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_beyond_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_splits(rated(10), count=1)
+    write_splits(made, tmp_path / "splits.json")
+    monkeypatch.setattr("drexperts.data.splits._LONGEST", 100)
+    with pytest.raises(DataError, match=r"splits\.json.*100 characters"):
+        read_splits(tmp_path / "splits.json")

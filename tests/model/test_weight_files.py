@@ -1,10 +1,13 @@
 """Weight files: reading published ones safely and in their exact layouts, and our checkpoints."""
 
 import collections
+import json
 import os
 import pickle
 import sys
 import types
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +209,10 @@ def test_deit_weights_with_a_key_missing(tmp_path, tiny):
 
 
 def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
-    def offline(repository: str, filename: str) -> str:
+    def offline(repository: str, filename: str, **options: Any) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("drexperts.model.weight_files.hf_hub_download", offline)
+    monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", offline)
     model = new_model(tiny())
     with pytest.raises(WeightsError, match=r"deit3_small_patch16_384\.fb_in22k_ft_in1k/.*safetens"):
         load_encoder(model)
@@ -218,41 +221,133 @@ def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
 
 
 def test_hub_names_lead_to_the_published_files(monkeypatch, tmp_path, tiny):
-    asked = []
+    asked: list[tuple[str, object]] = []
+    notes: list[str] = []
     model = new_model(small_config())
-    save_file(deit_state(model, False), tmp_path / "model.safetensors")
-    files = {
-        "model.safetensors": tmp_path / "model.safetensors",
-        daclip.FILENAME: daclip_file(tmp_path),
-    }
+    commit = tmp_path / ("0" * 40)
+    commit.mkdir()
+    save_file(deit_state(model, False), commit / "model.safetensors")
+    daclip_file(commit).rename(commit / daclip.FILENAME)
 
-    def hub(repository: str, filename: str) -> str:
-        asked.append(repository)
-        return str(files[filename])
+    def hub(repository: str, filename: str, **options: Any) -> str:
+        asked.append((repository, options["token"]))
+        return str(commit / filename)
 
-    monkeypatch.setattr("drexperts.model.weight_files.hf_hub_download", hub)
-    load_encoder(model)
-    daclip.load_prior(model)
-    assert asked == ["timm/deit3_small_patch16_384.fb_in22k_ft_in1k", daclip.REPOSITORY]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", hub)
+    load_encoder(model, note=notes.append)
+    daclip.load_prior(model, note=notes.append)
+    published = "timm/deit3_small_patch16_384.fb_in22k_ft_in1k"
+    assert asked == [(published, False), (daclip.REPOSITORY, False)]
+    assert [note.split(" ")[0] for note in notes] == [
+        f"{published}/model.safetensors",
+        f"{daclip.REPOSITORY}/{daclip.FILENAME}",
+    ]
+
+
+def changed_checkpoint(
+    folder: Path, config: DRExpertsConfig, change: Callable[[dict[str, Any], dict[str, str]], Any]
+) -> Path:
+    """A checkpoint of a small model whose tensors and metadata were changed."""
+    path = folder / "model.safetensors"
+    save_checkpoint(Checkpoint(new_model(config), SCALE, Preprocessing(64, 64, 128, 2)), path)
+    state, texts = read_safetensors(path)
+    change(state, texts)
+    save_file(state, path, texts)
+    return path
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "named"),
     [
-        lambda d: d.pop("config"),
-        lambda d: d.update(config="{"),
-        lambda d: d.update(scale='{"low": 0}'),
-        lambda d: d.update(preprocessing="[]"),
+        (lambda _, d: d.pop("config"), "config"),
+        (lambda _, d: d.update(config="{"), "config"),
+        (lambda _, d: d.update(scale='{"low": 0}'), "scale"),
+        (lambda _, d: d.update(preprocessing="[]"), "preprocessing"),
+        (lambda _, d: d.update(extra="{}"), "extra"),
+        (lambda s, _: s["score.bias"].fill_(float("nan")), r"score\.bias"),
+        (lambda s, _: s["score.weight"].fill_(float("-inf")), r"score\.weight"),
+        (lambda s, _: s.update({"score.bias": s["score.bias"].double() + 1e300}), r"score\.bias"),
+        (lambda s, _: s.update({"score.bias": s["score.bias"].to(torch.int64)}), r"score\.bias"),
     ],
 )
-def test_a_checkpoint_whose_metadata_was_changed(change, tmp_path, tiny):
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(Checkpoint(new_model(tiny()), SCALE, Preprocessing(64, 64, 128, 2)), path)
-    state, description = read_safetensors(path)
-    change(description)
-    save_file(state, path, description)
-    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+def test_a_checkpoint_that_was_changed_is_named(change, named, tmp_path, tiny):
+    path = changed_checkpoint(tmp_path, tiny(), change)
+    with pytest.raises(WeightsError, match=rf"model\.safetensors.*{named}"):
         load_checkpoint(str(path))
+
+
+def test_the_file_is_compared_with_the_sizes_before_a_model_is_made(monkeypatch, tmp_path, tiny):
+    """The metadata of a small file asks for the largest model that the limits allow."""
+    config = tiny().as_dict()
+    config["encoder"] |= {"width": 2048, "depth": 19, "image_size": 2048, "heads": 64}
+    path = changed_checkpoint(tmp_path, tiny(), lambda _, d: d.update(config=json.dumps(config)))
+    made: list[DRExpertsConfig] = []
+    monkeypatch.setattr("drexperts.model.checkpoint.new_model", made.append)
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*encoder\.vit\.blocks\.10"):
+        load_checkpoint(path)
+    assert made == []
+
+
+@pytest.mark.parametrize("length", [2, 10**9, 2**63])
+def test_a_header_that_claims_more_than_the_file_is_refused(length, tmp_path, tiny):
+    path = changed_checkpoint(tmp_path, tiny(), lambda *_: None)
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        load_checkpoint(path)
+
+
+def test_an_archive_that_unpacks_to_more_is_refused(tmp_path):
+    path, packed = tmp_path / "x.pth", tmp_path / "packed.pth"
+    torch.save({"model": {"a": torch.zeros(10**6)}}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    assert packed.stat().st_size < 10**5
+    with pytest.raises(WeightsError, match=r"packed\.pth.*unpack"):
+        load_checkpoint(packed)
+
+
+def test_tensors_larger_than_their_file_are_refused(tmp_path):
+    """One number that claims to be a billion, and a tensor under a thousand names."""
+    block = torch.zeros(1000)
+    for state in ({"a": torch.zeros(1).expand(10**9)}, {str(i): block for i in range(1000)}):
+        torch.save({"model": state, "state_dict": state}, tmp_path / "x.pth")
+        for read in (load_checkpoint, daclip.read_prior):
+            with pytest.raises(WeightsError, match=r"x\.pth.* bytes, but its tensors claim"):
+                read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("clip.positional_embedding", (10**5, 128)),  # a mask of 10^10
+        ("clip.token_embedding.weight", (100, 128)),  # the prompts' words are not in it
+        ("visual_control.conv1.weight", (200, 3, 32, 32)),
+        ("visual_control.conv1.weight", (0, 3, 32, 32)),
+    ],
+)
+def test_a_prior_of_impossible_sizes_is_refused(key, shape, tmp_path):
+    state = released.random_state(released.daclip_shapes(**SMALL_DACLIP))
+    state[key] = torch.zeros(shape)
+    torch.save({"state_dict": state}, tmp_path / "daclip.pt")
+    with pytest.raises(WeightsError, match=r"daclip\.pt"):
+        daclip.read_prior(tmp_path / "daclip.pt")
+
+
+def test_a_prior_that_is_not_finite_names_its_tensor(tmp_path):
+    state = released.random_state(released.daclip_shapes(**SMALL_DACLIP))
+    state["visual_control.ln_post.bias"][3] = float("nan")
+    torch.save({"state_dict": state}, tmp_path / "daclip.pt")
+    with pytest.raises(WeightsError, match=r"daclip\.pt.*ln_post\.bias"):
+        daclip.convert_daclip(tmp_path / "daclip.pt", tmp_path / "prior.safetensors")
+
+
+@pytest.mark.parametrize("key", ["visual.class_embedding", "mask_token", "encoder", "beit3.x"])
+def test_keys_of_other_models_do_not_make_an_encoder(key, tmp_path, tiny):
+    save_file({key: torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        load_encoder(new_model(tiny()), tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("content", [{"model": None}, {"model": [1]}, {1: torch.zeros(1)}])

@@ -217,7 +217,10 @@ def test_a_file_of_something_else_is_refused_and_kept(path, content):
     assert path.read_text() == content
 
 
-@pytest.mark.parametrize("damage", [b"junk\n", b"\n", b'{"source": "a"}\n', b'"a,b"\n'])
+@pytest.mark.parametrize(
+    "damage",
+    [b"junk\n", b"\n", b'{"source": "a"}\n', b'"a,b"\n', b"[" * 100_000 + b"\n"],
+)
 def test_a_damaged_row_is_refused_by_its_number(path, damage):
     write(path, [scored("a.jpg")])
     before = path.read_bytes() + damage

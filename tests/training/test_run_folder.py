@@ -93,7 +93,7 @@ def test_other_settings_are_refused_and_named(folder: RunFolder) -> None:
         opened(folder.path, ema=0.9)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"dataset": ', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b'{"dataset": ', b"\xff\xfe", b"[" * 100_000])
 @pytest.mark.parametrize("name", ["run.json", "result.json"])
 def test_a_damaged_file_is_named(folder: RunFolder, name: str, content: bytes) -> None:
     folder.save_state(state(1))

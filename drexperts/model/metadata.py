@@ -1,0 +1,70 @@
+"""The metadata of our checkpoints: JSON beside the weights, checked before a model is made."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from drexperts.model.config import DRExpertsConfig
+from drexperts.model.field_types import check_fields
+from drexperts.runtime.errors import ConfigError
+from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.quoting import quoted
+
+PARTS = ("config", "preprocessing", "scale")
+
+_LONGEST = 65536  # characters of one part; ours have under a thousand
+_SCALE_LIMITS = {"low": (-1e9, 1e9), "high": (-1e9, 1e9)}
+
+
+class Metadata(NamedTuple):
+    """What a checkpoint says of its model. A scale of None: it does not say."""
+
+    config: DRExpertsConfig
+    scale: ScoreScale | None
+    preprocessing: Preprocessing
+
+
+def read_metadata(texts: Mapping[str, str]) -> Metadata:
+    """The metadata in the JSON texts under `PARTS`.
+
+    Raises a ConfigError that names the part or the field which is missing, unknown or invalid.
+    """
+    if unknown := sorted(texts.keys() - set(PARTS)):
+        raise ConfigError(f"unknown metadata {quoted(unknown)}")
+    parts = {name: _json_object(name, texts.get(name)) for name in PARTS}
+    if parts["config"] is None or parts["preprocessing"] is None:
+        raise ConfigError("config and preprocessing must be JSON objects, got null")
+    scale = parts["scale"]
+    return Metadata(
+        DRExpertsConfig.from_dict(parts["config"]),
+        None if scale is None else _record("scale", ScoreScale, scale, _SCALE_LIMITS),
+        _record("preprocessing", Preprocessing, parts["preprocessing"], {}),
+    )
+
+
+def _record(part: str, kind: Any, values: dict[str, Any], limits: dict[str, Any]) -> Any:
+    check_fields(kind, values, f"{part}.", limits)
+    try:
+        return kind(**values)
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{part}: {error}") from error
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
+    if text is None or len(text) > _LONGEST:
+        found = "it is missing" if text is None else f"it has {len(text)} characters"
+        raise ConfigError(f"{name} must be JSON of at most {_LONGEST} characters, but {found}")
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is not valid JSON: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{name} must be a JSON object, got {quoted(content)}")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(content := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return content
