@@ -1,6 +1,5 @@
 """A session that runs an ONNX model with ONNX Runtime."""
 
-import importlib
 import os
 import time
 from typing import Any
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 from drexperts.runtime.errors import (
     DeviceError,
     InternalError,
-    MissingDependencyError,
     UserError,
 )
+from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import (
     NAMES,
     cpu_session,
@@ -27,7 +26,7 @@ class OnnxSession:
     """Runs uint8 pixels through `model.onnx`.
 
     path: path of the model
-    threads: CPU threads per operator; None leaves the default, one per physical core
+    threads: CPU threads per operator; None is one per core that this process may use
     provider: "cpu", "cuda" or "tensorrt"; "tensorrt" builds an engine at the first start, which
         takes minutes, and keeps it in the user's cache folder
     gpu: number of the GPU, unless the provider is "cpu"
@@ -53,7 +52,7 @@ class OnnxSession:
     ) -> None:
         if provider not in NAMES:
             raise UserError(f"provider must be one of {', '.join(NAMES)}, got {provider!r}")
-        runtime = _import_onnxruntime()
+        runtime = import_onnxruntime()
         options = new_options(runtime, threads)
         self.path = file = os.fspath(path)
         self.threads, self.provider = threads, provider
@@ -96,7 +95,7 @@ class OnnxSession:
         """
         self._check(pixels)
         try:
-            value = _import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *self._place)
+            value = import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *self._place)
             binding = self._session.io_binding()
             binding.bind_ortvalue_input(self._input, value)
             for name in self._outputs:
@@ -130,14 +129,3 @@ class OnnxSession:
                 f"the session takes uint8 [1..{self.max_batch}, {self._image_shape}], "
                 f"got {pixels.dtype} {list(pixels.shape)}"
             )
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        onnxruntime = importlib.import_module("onnxruntime")
-    except ImportError as cause:
-        raise MissingDependencyError(
-            'this bundle needs ONNX Runtime: pip install "drexperts[cpu]"'
-        ) from cause
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,9 +18,23 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from drexperts.runtime.errors import OutputError
 from drexperts.runtime.progress import Progress
 
 _QUIET = 5.0  # seconds between two progress lines where there is no terminal
+
+
+class _Console(Console):
+    """A console that raises OutputError, also where rich would end the process with status 1."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as cause:
+            raise OutputError(cause) from cause
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled
 
 
 class Screen:
@@ -32,7 +47,7 @@ class Screen:
     def __init__(self, json_last: bool = False, quiet: bool = False) -> None:
         self.tables, self.notes = (
             # File names are not markup: `[a]` and `:smile:` stay as they are.
-            Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
+            _Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=quiet)
             for stderr in (json_last, True)
         )
 
