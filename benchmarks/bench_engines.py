@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from drexperts.bench.json_files import write_json
@@ -28,6 +27,7 @@ from drexperts.export.graph.attention_fusion import without_fused_attention
 from drexperts.export.graph.half_products import half_products
 from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.model.dr_experts import DRExperts
+from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.progress import SILENT
 from drexperts.ui.screen import Screen
 
@@ -99,7 +99,7 @@ def turing_cost(model: DRExperts) -> dict[str, float]:
 
 def outputs(proto: onnx.ModelProto, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
     """A graph's outputs by name, one image at a time."""
-    session = onnxruntime.InferenceSession(
+    session = import_onnxruntime().InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]

@@ -21,12 +21,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx.inliner import inline_local_functions
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.matmul_nbits_quantizer import (
-    DefaultWeightOnlyQuantConfig,
-    MatMulNBitsQuantizer,
-)
-from onnxruntime.quantization.onnx_model import ONNXModel
 
 from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import this_machine, this_source
@@ -87,6 +81,9 @@ def unsmoothed(checkpoint: Checkpoint, int8: Int8, graph: onnx.ModelProto) -> on
 
 def dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Scales of activations from each batch, by ONNX Runtime's own tool."""
+    # Not before drexperts, which keeps ONNX Runtime's telemetry off; as in `by_blocks`.
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     names = layer_names(graph)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "dynamic.onnx"
@@ -104,6 +101,12 @@ def dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def by_blocks(graph: onnx.ModelProto) -> onnx.ModelProto:
     """8-bit weights by blocks, and activations by rows and blocks: ONNX Runtime's MatMulNBits."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
     model = ONNXModel(_plain(graph))
     model.replace_gemm_with_matmul()
     nodes = model.model.graph.node

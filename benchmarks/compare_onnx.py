@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from drexperts.bench.timing import Ratio, alternately
+from drexperts.runtime.onnx_library import import_onnxruntime
 
 ROUNDS = 15
 
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # By number, so that one file can be named twice, which shows the noise.
     sessions = {
-        str(i): onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        str(i): import_onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
         for i, path in enumerate(arguments.files)
     }
     _, channels, height, width = sessions["0"].get_inputs()[0].shape

@@ -221,7 +221,7 @@ def pictures_of(sources: Sequence[str]) -> dict[str, bytes]:
     if not sources:
         given = verification_images()
         return {f"verification {i}": encoded(x, ENCODINGS[CONTROL]) for i, x in enumerate(given, 1)}
-    paths = [path.absolute() for path in find_images(sources)]
+    paths = [path.absolute() for path in find_images(sources).paths]
     above = os.path.commonpath([path.parent for path in paths])
     return {path.relative_to(above).as_posix(): _photograph(path) for path in paths}
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 import onnx
 
-from drexperts.export.engines.build import is_leftover
+from drexperts.export.changes import is_leftover
 from drexperts.export.graph.precision import MODEL_FILE, choose_precision, draft_of
 from drexperts.export.proof.parity import parity_sets
 from drexperts.export.proof.photographs import Images, proof_images
-from drexperts.export.proof.prove import loaded_checkpoint, verify
+from drexperts.export.proof.prove import loaded_checkpoint, measure_proofs
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.files import folder_written_whole
@@ -66,8 +66,8 @@ def export_bundle(
     Raises:
         ConfigError: the scale is not known, the checkpoint contradicts itself, or `max_batch` is
             out of range.
-        UserError: `out` is something other than a bundle, or no engine could be proven on `images`,
-            see `parity_sets`.
+        UserError: `out` is something other than a bundle, another process writes it, or no engine
+            could be proven on `images`, see `parity_sets`.
 
     Example:
         from drexperts.export import export_bundle
@@ -85,10 +85,10 @@ def export_bundle(
     outputs = OUTPUTS if maps else OUTPUTS[:2]
     draft = draft_of(loaded, "fp32", outputs, max_batch)  # raises now for an incomplete checkpoint
     out = Path(out).resolve()  # if it is a link, its target is replaced
-    _check_replaceable(out)
     pictures = proof_images(images)
-    parity_sets(pictures, loaded.preprocessing)  # raises now what the proof would after minutes
     with folder_written_whole(out) as aside:
+        _check_replaceable(out)
+        parity_sets(pictures, loaded.preprocessing)  # raises now what the proof would after minutes
         progress("folding and writing ONNX")
         chosen = choose_precision(
             loaded, precision, target, pictures, maps=maps, max_batch=max_batch, progress=progress
@@ -102,7 +102,7 @@ def export_bundle(
             frontier=chosen.trials,
         )
         write_manifest(replace(draft, engines=(engine,)), aside)
-        return verify(aside, checkpoint=loaded, images=pictures, progress=progress)
+        return measure_proofs(aside, loaded, pictures, progress=progress)
 
 
 def _check_replaceable(out: Path) -> None:

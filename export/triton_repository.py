@@ -113,8 +113,8 @@ def write_triton_repository(
         raise BundleError(f"{bundle} has nothing to serve: {'; '.join(left_out)}")
     if out.is_relative_to(bundle.resolve()):
         raise UserError(f"{out} is inside the bundle: choose another place")
-    _check_replaceable(out)
     with folder_written_whole(out) as aside:
+        _check_replaceable(out)
         for entry in entries:
             config = _config(entry, manifest, instances, max_queue_delay)
             _write_entry(aside / entry.name, entry, config, bundle)

@@ -113,6 +113,17 @@ class StoppedError(DrexpertsError):
         return str(self.args[0])
 
 
+class OutputError(DrexpertsError):
+    """Standard output or standard error cannot be written.
+
+    closed: whether its reader has gone, as `head` does
+    """
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"the output cannot be written: {cause.strerror or cause}")
+        self.closed = isinstance(cause, BrokenPipeError)
+
+
 class InternalError(DrexpertsError):
     """A bug of ours."""
 

@@ -1,15 +1,19 @@
 """Files and folders that take their place whole, or not at all."""
 
+import ctypes
 import os
 import secrets
 import shutil
+import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ABANDONED_AFTER = 24 * 3600.0  # seconds; nothing that is written here takes that long
+from drexperts.runtime.locks import locked
+
+_PARTIAL, _OLD = ".partial-", ".old-"  # in the names of folders beside the one that is replaced
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <stdio.h>
 
 
 @contextmanager
@@ -41,36 +45,55 @@ def replace_file(source: Path, target: Path) -> None:
 def folder_written_whole(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`, which replaces `out` when the block ends.
 
-    After an error, what was at `out` is still there. Its parent folder is created. `out` must be
-    resolved, so that a link is followed and not replaced.
+    At every moment `out` is the old folder or the new one, on file systems that can exchange two
+    names (most of Linux's). After an error, what was at `out` is still there. Its parent folder is
+    created. `out` must be resolved, so that a link is followed and not replaced.
+
+    Raises UserError while another process writes `out`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(out)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        yield aside
-        _replace_folder(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with locked(out):
+        _clear_up(out)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}{_PARTIAL}", dir=out.parent))
+        try:
+            yield aside
+            _replace_folder(aside, out)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_abandoned(out: Path) -> None:
-    """Remove what killed runs left beside `out`."""
-    kinds = [f".{out.name}.partial-"]
-    if out.exists():  # otherwise the old contents may be all that is left of it
-        kinds.append(f".{out.name}.old-")
-    for path in out.parent.iterdir():
-        left = path.name.startswith(tuple(kinds))
-        if left and time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-            shutil.rmtree(path, ignore_errors=True)
+def _clear_up(out: Path) -> None:
+    """Remove what killed runs left beside `out`; a kill between two renames left its contents."""
+    beside = sorted(out.parent.iterdir())
+    for old in (path for path in beside if path.name.startswith(f".{out.name}{_OLD}")):
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, out)
+    for partial in (path for path in beside if path.name.startswith(f".{out.name}{_PARTIAL}")):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Put `source` at `target`; the old contents are removed once the new ones are in place."""
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    """Put `source` at `target`; if both exist, the old contents end at `source` or are removed."""
     os.chmod(source, 0o755)  # mkdtemp made it for its owner alone
-    if target.exists():
-        os.replace(target, old)
+    if not target.exists():
+        os.replace(source, target)
+    elif not _exchanged(source, target):
+        _replace_in_two_steps(source, target)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two names at once; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    return renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
+
+
+def _replace_in_two_steps(source: Path, target: Path) -> None:
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}{_OLD}", dir=target.parent))
+    os.replace(target, old)
     try:
         os.replace(source, target)
     except OSError:

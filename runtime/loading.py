@@ -44,7 +44,7 @@ def load(
     device: "auto", "cpu", "cuda", or a GPU by its number, such as "cuda:1"
     batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
         takes fewer
-    threads: CPU threads of the engine; None leaves its default
+    threads: CPU threads of the engine; None is one per core that this process may use
     allow_unverified: also take an engine without a passed proof
     trust: also take a TensorRT engine that was not built here, which can run its maker's code
     digest: the only bundle to accept, as `drx info` prints it; None accepts any

@@ -1,6 +1,5 @@
 """A session that runs an ONNX model with ONNX Runtime."""
 
-import importlib
 import os
 import time
 from pathlib import Path
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from drexperts.runtime.errors import (
     DeviceError,
     InternalError,
-    MissingDependencyError,
     UserError,
 )
 from drexperts.runtime.interface import Tensor
 from drexperts.runtime.onnx_file import check_self_contained
+from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import (
     NAMES,
     cpu_session,
@@ -33,7 +32,7 @@ class OnnxSession:
 
     path: path of the model, for messages, and to read it unless `content` is given
     content: the bytes of the model, which are not kept
-    threads: CPU threads per operator; None leaves the default, one per physical core
+    threads: CPU threads per operator; None is one per core that this process may use
     provider: "cpu", "cuda" or "tensorrt"; "tensorrt" builds an engine at the first start, which
         takes minutes, and keeps it in the user's cache folder
     gpu: number of the GPU, unless the provider is "cpu"
@@ -61,7 +60,7 @@ class OnnxSession:
     ) -> None:
         if provider not in NAMES:
             raise UserError(f"provider must be one of {', '.join(NAMES)}, got {provider!r}")
-        runtime = _import_onnxruntime()
+        runtime = import_onnxruntime()
         options = new_options(runtime, threads)
         self.path, name = os.fspath(path), repr(os.fspath(path))
         model = Path(path).read_bytes() if content is None else content
@@ -104,7 +103,7 @@ class OnnxSession:
         """
         self._check(pixels)
         try:
-            value = _import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *self._place)
+            value = import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *self._place)
             binding = self._session.io_binding()
             binding.bind_ortvalue_input(self._input, value)
             for name in self._outputs:
@@ -144,14 +143,3 @@ def _tensor(node: Any) -> Tensor:
     kind = _TYPES.get(node.type, node.type)
     # ONNX Runtime gives free sizes a name, or None.
     return Tensor(node.name, kind, tuple(s if isinstance(s, int) else None for s in node.shape))
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        onnxruntime = importlib.import_module("onnxruntime")
-    except ImportError as cause:
-        raise MissingDependencyError(
-            'this bundle needs ONNX Runtime: pip install "drexperts[cpu]"'
-        ) from cause
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime

@@ -6,13 +6,16 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.locks import locked
 from drexperts.runtime.scorer import Score
 
 # File name suffixes of the formats that `preprocess` decodes.
@@ -22,55 +25,91 @@ SUFFIXES = frozenset(
     | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
 )
 
+_NAMED_SUFFIXES = 5  # of those passed over, in a message
 _SYNC_SECONDS = 5.0  # a power cut costs the rows of at most this time; a kill costs none
 
 
-def find_images(arguments: Iterable[str]) -> list[Path]:
-    """The images that files, folders and glob patterns name: sorted, each once.
+class FoundImages(NamedTuple):
+    """What a search found.
 
-    A file that is named itself is always included. Folders, with their sub-folders, and patterns
-    give files with a suffix in SUFFIXES; hidden files, hidden folders and links to folders inside a
-    folder are skipped.
+    paths: the images, sorted, each once
+    passed_over: how many other files there are of each suffix, in lower case, the most frequent
+        suffix first; "" stands for no suffix
+    """
+
+    paths: list[Path]
+    passed_over: dict[str, int]
+
+
+def find_images(arguments: Iterable[str]) -> FoundImages:
+    """The images that files, folders and glob patterns name, and a count of the other files.
+
+    A file that is named itself is always an image. Folders, with their sub-folders, and patterns
+    give files with a suffix in SUFFIXES and count the others; hidden files, hidden folders and
+    links to folders inside a folder are skipped.
 
     Raises UserError for an argument that names nothing, and if there is no image at all.
     """
     named = list(arguments)
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
+    others: dict[str, str] = {}
     for argument in named:
-        for path in _named_by(argument):
-            found.setdefault(os.path.abspath(path), path)
-    if not found:
+        for path, is_image in _named_by(argument):
+            if is_image:
+                images.setdefault(os.path.abspath(path), Path(path))
+            else:
+                others[os.path.abspath(path)] = _suffix(path)
+    counts = Counter(others[path] for path in sorted(others.keys() - images.keys()))
+    passed_over = dict(counts.most_common())
+    if not images:
+        there = f" ({count_passed_over(passed_over)})" if passed_over else ""
         raise UserError(
-            f"no image in {', '.join(map(repr, named))}: folders and patterns are searched for "
-            f"{' '.join(sorted(SUFFIXES))}; name a file itself to score it whatever its suffix"
+            f"no image in {', '.join(map(repr, named))}{there}: folders and patterns are searched "
+            f"for {' '.join(sorted(SUFFIXES))}; name a file itself to score it whatever its suffix"
         )
-    return sorted(found.values())
+    return FoundImages(sorted(images.values()), passed_over)
 
 
-def _named_by(argument: str) -> Iterator[Path]:
+def count_passed_over(passed_over: Mapping[str, int]) -> str:
+    """Such as "5 files passed over (.heic 2, .jxl 2, no suffix 1)"; at most five suffixes."""
+    total = sum(passed_over.values())
+    named = [f"{_shown(suffix)} {count}" for suffix, count in passed_over.items()]
+    rest = ["…"] * (len(named) > _NAMED_SUFFIXES)
+    files = "1 file" if total == 1 else f"{total} files"
+    return f"{files} passed over ({', '.join(named[:_NAMED_SUFFIXES] + rest)})"
+
+
+def _shown(suffix: str) -> str:
+    return (suffix if suffix.isprintable() else ascii(suffix))[:20] or "no suffix"
+
+
+def _named_by(argument: str) -> Iterator[tuple[str, bool]]:
+    """Files, and whether each is an image."""
     if os.path.isdir(argument):
-        yield from _images_below(argument)
+        yield from _files_below(argument)
     elif os.path.exists(argument):
-        yield Path(argument)
+        yield argument, True
     else:
         matches = glob.glob(argument, recursive=True)
         if not matches:
             raise UserError(f"{argument!r} names no file or folder: check the path")
         for match in matches:
-            yield from _images_below(match) if os.path.isdir(match) else _if_image(match)
+            if os.path.isdir(match):
+                yield from _files_below(match)
+            else:
+                yield match, _suffix(match) in SUFFIXES
 
 
-def _images_below(folder: str) -> Iterator[Path]:
+def _files_below(folder: str) -> Iterator[tuple[str, bool]]:
     for root, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
-                yield from _if_image(os.path.join(root, name))
+                yield os.path.join(root, name), _suffix(name) in SUFFIXES
 
 
-def _if_image(path: str) -> Iterator[Path]:
-    if os.path.splitext(path)[1].lower() in SUFFIXES:
-        yield Path(path)
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _cannot_list(cause: OSError) -> NoReturn:
@@ -145,7 +184,8 @@ class ResultFile:
     """Scores in a `.jsonl` or `.csv` file, one row per image, which a later run continues.
 
     When `append` returns, the operating system has the row. If a run is killed, the next one keeps
-    every complete row and cuts off an incomplete last one. A context manager, for one writer.
+    every complete row and cuts off an incomplete last one. A context manager; until its end the
+    file is locked, see `locked`.
 
     fingerprint: of this run's scores; a file with rows of another fingerprint is refused
     distortions: the columns of a CSV file
@@ -153,7 +193,8 @@ class ResultFile:
     retry_errors: drop the rows that hold an error, so that their images are scored again
     done: the source of each row that was already there, and whether it has a score
 
-    Raises UserError for another suffix, a file with other rows, and errors of the file system.
+    Raises UserError for another suffix, a file with other rows or that another process writes, and
+    errors of the file system.
     """
 
     def __init__(
@@ -169,17 +210,23 @@ class ResultFile:
         self._format = _format_of(path, distortions)
         self._fingerprint = fingerprint
         self.done: dict[str, bool] = {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not overwrite:
-                self._resume(retry_errors)
-            # Unbuffered: what a full disk refused must not be written again on closing.
-            self._stream = path.open("wb" if overwrite else "ab", buffering=0)
-            self._synced = time.monotonic()
-            if self._stream.tell() == 0:
-                self._write(self._format.header)
-        except OSError as cause:
-            raise self._cannot_write(cause) from cause
+        with ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path))
+                self._open(overwrite, retry_errors)
+            except OSError as cause:
+                raise self._cannot_write(cause) from cause
+            self._unlocking = stack.pop_all()
+
+    def _open(self, overwrite: bool, retry_errors: bool) -> None:
+        if self._path.exists() and not overwrite:
+            self._resume(retry_errors)
+        # Unbuffered: what a full disk refused must not be written again on closing.
+        self._stream = self._path.open("wb" if overwrite else "ab", buffering=0)
+        self._synced = time.monotonic()
+        if self._stream.tell() == 0:
+            self._write(self._format.header)
 
     def append(self, score: Score) -> None:
         """Write one row. Raises UserError for an error of the file system, such as a full disk."""
@@ -197,7 +244,7 @@ class ResultFile:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._stream:
+        with self._unlocking, self._stream:
             os.fsync(self._stream.fileno())
 
     def _write(self, record: bytes) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.explain import explanation, file_name, is_picture
+from drexperts.runtime.files import written_whole
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.results import ResultFile, find_images
+from drexperts.runtime.results import ResultFile, count_passed_over, find_images
 from drexperts.runtime.scorer import Score, Scorer
 
 
@@ -21,6 +22,7 @@ class ScoringSummary:
     """What `score_files` did.
 
     images: image files that the paths named
+    passed_over_files: how many other files the searched folders hold, by suffix, see `find_images`
     already_there: images of which the result file had a row before
     scored, failed: images that got a score, and that could not be read, in this run
     any_scored: whether at least one image has a score, from this run or an earlier one
@@ -31,6 +33,7 @@ class ScoringSummary:
     """
 
     images: int
+    passed_over_files: dict[str, int]
     already_there: int
     scored: int
     failed: int
@@ -41,7 +44,7 @@ class ScoringSummary:
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        names = ("images", "already_there", "scored", "failed", "seconds")
+        names = ("images", "already_there", "scored", "failed", "passed_over_files", "seconds")
         rows = None if self.scores is None else [score.as_row() for score in self.scores]
         out = None if self.out is None else str(self.out)
         return {name: getattr(self, name) for name in names} | {"out": out, "results": rows}
@@ -81,7 +84,10 @@ def score_files(
         raise UserError("overwriting and retrying are about a result file: name it with --out")
     named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     pictures = None if explain is None else Path(explain)
-    images = _without_pictures(find_images([os.fspath(path) for path in named]), pictures)
+    found, passed_over = find_images([os.fspath(path) for path in named])
+    images = _without_pictures(found, pictures)
+    if passed_over:
+        progress.note(count_passed_over(passed_over))
     kept: list[Score] = []
     sinks: list[Callable[[Score], object]] = []
     there: dict[str, bool] = {}
@@ -110,6 +116,7 @@ def score_files(
             progress("scoring", count, len(todo))
     return ScoringSummary(
         images=len(images),
+        passed_over_files=passed_over,
         already_there=already,
         scored=scored,
         failed=len(todo) - scored,
@@ -147,6 +154,7 @@ def _picture_writer(folder: Path) -> Callable[[Score], None]:
 
     def write(score: Score) -> None:
         if score.error is None:
-            explanation(decode(score.source), score).save(folder / file_name(score.source))
+            with written_whole(folder / file_name(score.source)) as aside:
+                explanation(decode(score.source), score).save(aside, "PNG")
 
     return write

@@ -15,7 +15,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.src_uri != PAGE:
         return markdown
     sys.path.insert(0, str(ROOT))
-    from drexperts.cli.main import parser
+    from drexperts.cli.dispatch import parser
 
     return markdown.replace(MARK, "\n".join(verbs(parser())))
 

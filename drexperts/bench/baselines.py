@@ -28,6 +28,7 @@ from drexperts.model.config import ControllerConfig, DRExpertsConfig
 from drexperts.model.dr_experts import DRExperts, new_model
 from drexperts.runtime.errors import MissingDependencyError, UserError, WeightsError
 from drexperts.runtime.manifest import OUTPUTS
+from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import cpu_session, gpu_session, new_options
 from drexperts.runtime.onnx_session import OnnxSession
 
@@ -287,7 +288,7 @@ def _batch(subject: Subject) -> torch.export.Dim:
 
 def _session(path: str, subject: Subject) -> Any:
     """ONNX Runtime on a graph without our inputs and outputs."""
-    runtime = importlib.import_module("onnxruntime")
+    runtime = import_onnxruntime()
     options, model = new_options(runtime, subject.threads), Path(path).read_bytes()
     if subject.device == "cpu":
         return cpu_session(runtime, model, options, path)

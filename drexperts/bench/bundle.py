@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from drexperts import runtime
 from drexperts.bench import scenarios
 from drexperts.bench.cold_start import cold_start
-from drexperts.bench.provenance import gpus, physical_cores, this_machine, this_source
+from drexperts.bench.provenance import gpus, this_machine, this_source
 from drexperts.bench.reports import (
     AGAIN,
     ENGINE,
@@ -32,6 +32,7 @@ from drexperts.bench.scenarios import SCENARIOS
 from drexperts.bench.telemetry import Window
 from drexperts.bench.timing import SETTLE, WARM_UP, alternately, photograph, seconds
 from drexperts.bench.variants import Run, baseline_names, described, device_of, prepared
+from drexperts.runtime.cpus import available_cores
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError, UserError
 from drexperts.runtime.manifest import sha256_of
@@ -66,7 +67,7 @@ class BenchOptions:
     against: bundles of the same model, by the names they are to have
     batches: crops per call; None is 1 and 4, as far as the bundle takes them
     repeats: rounds for each batch
-    threads: of every engine and of PyTorch; None is one per physical core
+    threads: of every engine and of PyTorch; None is one per physical core that may be used
     checkpoint: what the bundle was exported from, for the weights of the baselines; None makes
         random ones, which take the same time
     images: a folder of photographs, of which at most 100 are used; None makes one photograph
@@ -142,7 +143,7 @@ def bench(
     """
     bundle, options = Path(bundle), options or BenchOptions()
     # Set for all variants, because their own defaults differ.
-    threads = physical_cores() if options.threads is None else options.threads
+    threads = available_cores() if options.threads is None else options.threads
     if options.baselines:
         baseline_names(options.baselines)  # a mistake is reported before anything is measured
     machine, source = this_machine(threads), this_source(*PACKAGES)
@@ -320,7 +321,7 @@ def _pixels(scorer: Scorer, batches: Sequence[int] | None) -> list[NDArray[np.ui
 
 def _photographs(folder: Path) -> list[bytes]:
     """The first readable images of a folder. Raises UserError where there is none."""
-    readable = filter(_is_readable, find_images([str(folder)]))
+    readable = filter(_is_readable, find_images([str(folder)]).paths)
     found = [path.read_bytes() for path in itertools.islice(readable, MOST_IMAGES)]
     if not found:
         raise UserError(f"{folder} holds no readable image: name a folder of photographs")

@@ -1,6 +1,5 @@
 """Where the time of a score goes: decoding, cropping, and the layers of the engine."""
 
-import importlib
 import json
 import re
 import tempfile
@@ -25,6 +24,7 @@ from drexperts.bench.timing import SETTLE, seconds
 from drexperts.runtime.compatibility import library
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import InternalError, UserError
+from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import cpu_session, new_options
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.preprocess import crops_from_image
@@ -107,7 +107,7 @@ def _engine_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> _En
 
 def _onnx_times(session: OnnxSession, pixels: NDArray[np.uint8], rounds: int) -> _EngineTimes:
     """By ONNX Runtime's profiler, in a second session with the same file and options."""
-    runtime: Any = importlib.import_module("onnxruntime")
+    runtime = import_onnxruntime()
     options = new_options(runtime, session.threads)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         optimised = Path(folder, "optimised.onnx")

@@ -6,7 +6,6 @@ Nothing but the standard library is needed. What only an absent library knows is
 
 import importlib
 import importlib.util
-import os
 import platform
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-CPUS = Path("/sys/devices/system/cpu")
+from drexperts.runtime.cpus import available_cpus
 
 LIBRARIES = (
     "drexperts",
@@ -107,7 +106,7 @@ def this_machine(threads: int | None = None) -> Machine:
     found, reason = _gpus()
     return Machine(
         cpu=_cpu_name(),
-        cores=_cores(),
+        cores=available_cpus(),
         threads=threads,
         system=platform.platform(),
         python=platform.python_version(),
@@ -153,13 +152,6 @@ def staleness(source: Source) -> Staleness:
         return "unknown"
     unchanged = _git("diff", "--quiet", source.commit, "--", *paths) is not None
     return "current" if unchanged else "stale"
-
-
-def physical_cores() -> int:
-    """Cores that this process may use; hardware threads of one core count once on Linux."""
-    if not hasattr(os, "sched_getaffinity"):
-        return _cores()
-    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
 
 
 def _gpus() -> tuple[tuple[Gpu, ...] | None, str | None]:
@@ -257,18 +249,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _siblings(cpu: int) -> str:
-    """The hardware threads of a core; where the kernel does not say, it has one."""
-    try:
-        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
 
 
 def _cpu_name() -> str | None:

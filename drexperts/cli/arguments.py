@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace, Screen], "Outcome"]
 
 
-DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED = 0, 1, 2, 70, 130
+DONE, GATE_FAILED, USER_MISTAKE, OUR_BUG, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 70, 130, 141
 
 
 class Outcome(NamedTuple):

@@ -41,8 +41,8 @@ def add(verbs: "Verbs") -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="threads of engines and of PyTorch (default: one per physical core; with --train "
-        "PyTorch's own default)",
+        help="threads of engines and of PyTorch (default: one per physical core that may be used; "
+        "with --train PyTorch's own default)",
     )
     verb.add_argument(
         "--checkpoint",

@@ -48,7 +48,10 @@ def add(verbs: "Verbs") -> None:
         "--device", default="auto", help="auto, cpu, cuda or one GPU such as cuda:1 (default: auto)"
     )
     verb.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (default: chosen by the library)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: one per core that may be used)",
     )
     verb.add_argument(
         "--out",

@@ -40,7 +40,7 @@ def add(verbs: "Verbs") -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads of the engine (default: chosen by the inference library)",
+        help="CPU threads of the engine (default: one per core that may be used)",
     )
     verb.add_argument(
         "--batch",

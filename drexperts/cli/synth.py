@@ -39,7 +39,9 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed for everything random (default: 0)"
     )
-    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per CPU that may be used)"
+    )
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:

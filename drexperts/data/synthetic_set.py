@@ -30,12 +30,14 @@ from torch.nn import functional as F
 
 from drexperts import __version__
 from drexperts.data.distortions import MIN_SIDE, SYNTHETIC_TYPES, compose_blocks, distort
+from drexperts.runtime.cpus import available_cpus
 from drexperts.runtime.decoding import decode, decoder_version
 from drexperts.runtime.errors import ConfigError, DataError, ImageError, UserError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.locks import LOCK_INSIDE, locked
 from drexperts.runtime.preprocess import LONGEST_RATIO
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.results import find_images
+from drexperts.runtime.results import count_passed_over, find_images
 
 LABELS, ABOUT, BLOCKS = "labels.csv", "about.json", "blocks.json"
 COLUMNS = ("path", "score", "group", "distortion", "level")
@@ -140,28 +142,31 @@ def synthesise(
 
     Args:
         config: what to make; None makes every type at every level.
-        workers: processes; None takes one per core.
+        workers: processes; None takes one per CPU that this process may use.
 
     Example:
         made = synthesise("photos", "set", SynthConfig(types=("jpeg",)))
         dataset = open_dataset("folder", made.labels)
 
     Raises:
-        UserError: `out` holds something else, or images of other settings; or there is no picture.
+        UserError: `out` holds something else, or images of other settings, or another process
+            writes it; or there is no picture.
         OSError: a file cannot be written.
     """
     clean, out, config = Path(clean), Path(out), config or SynthConfig()
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    jobs = _jobs(clean, out, config)
+    jobs = _jobs(clean, out, config, progress)
     about = _about(config)
-    _claim(out, about)
-    done, made = list[_Written](), 0
-    for written in _all_written(jobs, min(workers or os.cpu_count() or 1, len(jobs))):
-        done.append(written)
-        made += written.made
-        progress(f"{made} images made, pictures", len(done), len(jobs))
-    return _finish(out, config, about, jobs, done)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, inside=True):
+        _claim(out, about)
+        done, made = list[_Written](), 0
+        for written in _all_written(jobs, min(workers or available_cpus(), len(jobs))):
+            done.append(written)
+            made += written.made
+            progress(f"{made} images made, pictures", len(done), len(jobs))
+        return _finish(out, config, about, jobs, done)
 
 
 def parse_levels(text: str) -> tuple[int, ...]:
@@ -213,13 +218,16 @@ class _Version(NamedTuple):
     blocks: Blocks | None = None
 
 
-def _jobs(clean: Path, out: Path, config: SynthConfig) -> list[_Job]:
+def _jobs(clean: Path, out: Path, config: SynthConfig, progress: Progress) -> list[_Job]:
     if not clean.is_dir():
         raise UserError(f"{clean} is not a folder: name one with clean pictures")
     root, target = Path(os.path.abspath(clean)), Path(os.path.abspath(out))
     if root.is_relative_to(target):
         raise UserError(f"{out} holds the clean pictures: choose another --out")
-    paths = [Path(os.path.abspath(path)) for path in find_images([str(clean)])]
+    found, passed_over = find_images([str(clean)])
+    if passed_over:
+        progress.note(count_passed_over(passed_over))
+    paths = [Path(os.path.abspath(path)) for path in found]
     # Images of an earlier call may lie below `clean`, but are not clean.
     names = [path.relative_to(root) for path in paths if not path.is_relative_to(target)]
     if not names:
@@ -250,9 +258,8 @@ def _about(config: SynthConfig) -> dict[str, Any]:
 def _claim(out: Path, about: dict[str, Any]) -> None:
     """Begin the set, or continue one of the same settings."""
     path = out / ABOUT
-    out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        if any(entry.name != ABOUT + _PART for entry in out.iterdir()):
+        if {entry.name for entry in out.iterdir()} - {ABOUT + _PART, LOCK_INSIDE}:
             raise UserError(f"{out} is not empty and not a synthetic set: choose another --out")
         _write_whole(path, _json(about))
         return

@@ -1,10 +1,8 @@
 """What a training keeps on disk, so that it may be killed at any moment and still continue."""
 
-import errno
 import json
-import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,18 +11,13 @@ from torch import Tensor
 from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.locks import lock
 from drexperts.training.result import TrainingResult
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "drexperts-training-1"
 
 _SETTINGS, _STATE, _LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
 BEST = "best.safetensors"
-_LOCK = ".lock"
 
 _VALUES = {"done", "scaler", "epochs", "best", "log_bytes"}
 
@@ -58,8 +51,8 @@ class RunFolder:
         self.path = path
         self.best = path / BEST
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._unlock: weakref.finalize[[int], RunFolder] | None
-        self._unlock = weakref.finalize(self, os.close, _locked(path))
+        self._unlock: weakref.finalize[[], RunFolder] | None
+        self._unlock = weakref.finalize(self, _locked(path))
         try:
             self._settle()
         except BaseException:
@@ -163,28 +156,13 @@ def read_result(folder: Path) -> TrainingResult | None:
         ) from cause
 
 
-def _locked(path: Path) -> int:
-    """Make a folder and lock it: other processes cannot have it while this descriptor is open.
-
-    The lock belongs to the process alone. Its forked workers do not hold it, though they may
-    outlive a killed process by a moment.
-    """
+def _locked(path: Path) -> Callable[[], None]:
+    """Make a folder and lock it; returns the function that unlocks it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{path} is a file or inside one: choose a folder with --out") from error
-    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if fcntl is not None:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            os.close(lock)
-            raise UserError(
-                f"another process is training in {path}: wait for it, or choose another --out"
-            ) from error
-        # Some network file systems do not support locks.
-    return lock
+    return lock(path, inside=True)
 
 
 def _values(metadata: Mapping[str, str]) -> dict[str, Any]:

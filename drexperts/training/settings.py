@@ -1,6 +1,5 @@
 """What decides the result of a training, and what only decides how fast it comes."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from drexperts.data.dataset import Dataset
 from drexperts.data.recipes import Protocol, Recipe
 from drexperts.data.splits import Split
+from drexperts.runtime.cpus import available_cpus
 from drexperts.runtime.errors import ConfigError
 from drexperts.training.trainer import TrainConfig
 
@@ -62,7 +62,8 @@ class Resources:
     """What decides how fast a run is, and nothing else.
 
     device: "auto", "cpu", "cuda" or one GPU such as "cuda:1"
-    workers: decoding processes beside this one; None takes one per two cores, at most 8
+    workers: decoding processes beside this one; None takes one per two CPUs that this
+        process may use, at most 8
     cache: a folder for decoded images; None decodes each image whenever it is used
     save_minutes: minutes between two saved states; each epoch also ends with one
     skip_bad: leave unreadable images out, which the result then names
@@ -82,5 +83,5 @@ class Resources:
 
     def processes(self) -> int:
         """The number of decoding processes."""
-        half = (os.cpu_count() or 1) // 2
+        half = available_cpus() // 2
         return min(max(half, 1), 8) if self.workers is None else self.workers

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from drexperts.runtime.errors import OutputError
 from drexperts.runtime.progress import Progress
 from drexperts.ui.printable import printable
 
@@ -26,11 +27,20 @@ _QUIET = 5.0  # seconds between two progress lines where there is no terminal
 
 
 class _Console(Console):
-    """A console that shows control characters in a text, and obeys none but the line's end."""
+    """A console that shows control characters, and raises OutputError where rich would exit."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Called by rich for every string, in tables as well."""
+        """Called by rich for every string, in tables as well. Line ends alone are obeyed."""
         return super().render_str(printable(text, kept="\n"), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as cause:
+            raise OutputError(cause) from cause
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled
 
 
 class Screen:

@@ -1,8 +1,6 @@
 """An engine for GPUs into a bundle: built, recorded, and proven where it runs here."""
 
-import contextlib
 import functools
-import re
 import secrets
 import statistics
 import time
@@ -15,6 +13,7 @@ import numpy as np
 import onnx
 
 from drexperts import runtime
+from drexperts.export.changes import bundle_to_change
 from drexperts.export.engines.options import EngineOptions
 from drexperts.export.engines.source_graph import engine_graph, source_engine
 from drexperts.export.engines.tensorrt_engine import engine_from_onnx
@@ -24,7 +23,7 @@ from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint, 
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.files import ABANDONED_AFTER, replace_file
+from drexperts.runtime.files import replace_file
 from drexperts.runtime.manifest import (
     TENSORRT_BACKENDS,
     Engine,
@@ -38,11 +37,6 @@ from drexperts.runtime.trust import note_built_here
 
 DEFAULT_OPTIONS = EngineOptions()
 WARM_UP, ROUNDS = 5, 30  # calls of each of two engines when they are timed
-# What a build may leave when it is killed: an engine that no manifest names, or a part of one.
-_OWN = re.compile(
-    r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.(part-)?[0-9a-f]{8})?"
-    r"|\.manifest\.json\.(part-)?[0-9a-f]{8}"
-)
 
 
 def build_engine(
@@ -74,7 +68,8 @@ def build_engine(
         The manifest as it was written, with the new engine last.
 
     Raises:
-        UserError: the options contradict each other, or the library cannot follow them.
+        UserError: the options contradict each other, the library cannot follow them, or another
+            process changes the bundle.
         BuildError: the library cannot build the engine.
 
     Example:
@@ -84,7 +79,22 @@ def build_engine(
         engine = build_engine("bundle/", "tensorrt-rtx", options, precision="fp16",
                               checkpoint="model.safetensors").engines[-1]
     """
-    bundle = Path(bundle)
+    with bundle_to_change(Path(bundle)) as place:
+        return _build_engine(
+            place, backend, options, precision, fused_attention, checkpoint, images, progress
+        )
+
+
+def _build_engine(
+    bundle: Path,
+    backend: str,
+    options: EngineOptions,
+    precision: str | None,
+    fused_attention: bool,
+    checkpoint: str | Path | Checkpoint | None,
+    images: Images,
+    progress: Progress,
+) -> Manifest:
     manifest = read_manifest(bundle)
     source = source_engine(bundle, manifest)
     _check_for_gpus(source, backend, options, precision)
@@ -241,7 +251,7 @@ class _Build:
 
 def _record(bundle: Path, engine: Engine, progress: Progress) -> Manifest:
     """Write a new engine into the manifest, and delete the files that it no longer names."""
-    before = read_manifest(bundle)  # again: another build may have ended meanwhile
+    before = read_manifest(bundle)
     replaced = [other for other in before.engines if _in_its_place(other, engine)]
     if any(other.proven for other in replaced) and not engine.proven:
         progress.note(
@@ -253,7 +263,6 @@ def _record(bundle: Path, engine: Engine, progress: Progress) -> Manifest:
     named = {each.file for each in manifest.engines}
     for file in {each.file for each in before.engines} - named:
         (bundle / file).unlink(missing_ok=True)
-    _sweep(bundle, named)
     return manifest
 
 
@@ -264,20 +273,6 @@ def _in_its_place(old: Engine, new: Engine) -> bool:
     if old.plan is None or new.plan is None:
         return True
     return old.plan.capabilities == new.plan.capabilities
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a file was left by a build that was killed."""
-    return _OWN.fullmatch(path.name) is not None
-
-
-def _sweep(bundle: Path, named: set[str]) -> None:
-    """Remove what killed builds left, but not files that a running build may be writing."""
-    for path in bundle.iterdir():
-        if is_leftover(path) and path.name not in named:
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                    path.unlink()
 
 
 def time_ratio(first: Callable[[], object], second: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drexperts import runtime
+from drexperts.export.changes import bundle_to_change
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
@@ -50,7 +51,8 @@ def verify(
         The manifest with its new proofs, as it was written.
 
     Raises:
-        UserError: the checkpoint is of another model, or `images` are too few or too much alike.
+        UserError: the checkpoint is of another model, `images` are too few or too much alike, or
+            another process changes the bundle.
         NotTakenError, MissingDependencyError, DeviceError: no engine could be opened.
 
     Example:
@@ -59,8 +61,20 @@ def verify(
         manifest = verify("bundle/", checkpoint="model.safetensors")
         all(engine.proven for engine in manifest.engines)
     """
-    bundle = Path(bundle)
     loaded = loaded_checkpoint(checkpoint)
+    with bundle_to_change(Path(bundle)) as place:
+        return measure_proofs(place, loaded, images, trust=trust, progress=progress)
+
+
+def measure_proofs(
+    bundle: Path,
+    loaded: Checkpoint | None,
+    images: Images,
+    *,
+    trust: bool = False,
+    progress: Progress = SILENT,
+) -> Manifest:
+    """What `verify` does, in a folder that nobody else writes."""
     manifest = read_manifest(bundle)
     pictures = proof_images(images)
     reference = None
@@ -92,7 +106,7 @@ def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint 
 
 
 def record_proofs(bundle: Path, measured: Sequence[Engine]) -> Manifest:
-    """Write proofs into the manifest as it is now: a build may have added an engine meanwhile."""
+    """Write the proofs of the engines that were measured into the manifest."""
     manifest = read_manifest(bundle)
     found = {(engine.backend, engine.sha256): engine for engine in measured}
     engines = tuple(

@@ -168,7 +168,7 @@ def test_a_gpu_is_read_before_and_right_after_the_rounds(
         raise UserError("onnx is not installed: install it")
 
     monkeypatch.setattr(provenance, "_gpus", lambda: (state(), None))
-    monkeypatch.setattr(measuring, "physical_cores", lambda: 1)
+    monkeypatch.setattr(measuring, "available_cores", lambda: 1)
     monkeypatch.setattr(profiling, "profile_engine", no_profile)
     options = BenchOptions(batches=(1, 2), repeats=1, profile=True)
     progress = Recorder(at=lambda message, done, total: events.append(message))

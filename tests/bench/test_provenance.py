@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import types
@@ -13,7 +12,6 @@ from drexperts.bench import provenance
 from drexperts.bench.provenance import (
     Source,
     gpus,
-    physical_cores,
     staleness,
     this_machine,
     this_source,
@@ -137,17 +135,3 @@ def test_a_copy_within_another_repository_has_no_commit(checkout: Path) -> None:
 def test_an_unknown_package_is_an_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such"):
         this_source("drexperts.no_such")
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-@pytest.mark.parametrize(("siblings", "expected"), [(("0,2", "1,3", "0,2", "1,3"), 2), ((), 4)])
-def test_hardware_threads_of_a_core_count_once(
-    siblings: tuple[str, ...], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for cpu, threads in enumerate(siblings):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{threads}\n")
-    monkeypatch.setattr(provenance, "CPUS", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    assert physical_cores() == expected

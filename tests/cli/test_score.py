@@ -31,7 +31,7 @@ def test_the_document(toy_bundle: Path, photos: Path, call: Call) -> None:
     assert counts(document) == [4, 0, 3, 1]
     assert list(document) == [
         *("bundle", "engine", "session", "passed_over"),
-        *(*COUNTS, "seconds", "out", "results"),
+        *(*COUNTS, "passed_over_files", "seconds", "out", "results"),
     ]
     rows = {row["source"]: row for row in document["results"]}
     assert rows[str(photos / "a.png")]["value"] > 0

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from drexperts import runtime
-from drexperts.cli.main import parser
+from drexperts.cli.dispatch import parser
 from drexperts.runtime.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drexperts.cli.main import parser
+from drexperts.cli.dispatch import parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples/README.md"])

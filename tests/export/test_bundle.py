@@ -1,8 +1,6 @@
 """Export: a bundle that is proven, one that is not, and what is never replaced."""
 
 import copy
-import os
-import time
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from drexperts.export.graph.precision import PrecisionChoice
 from drexperts.export.proof.parity import eager_outputs
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
-from drexperts.runtime.files import ABANDONED_AFTER
+from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.proof import LIMITS
@@ -109,18 +107,23 @@ def test_a_broken_export_leaves_what_was_there(bundle, checkpoint, monkeypatch):
 def test_the_target_of_a_link_is_replaced_and_abandoned_folders_are_removed(
     ready_graph, bundle, checkpoint, pictures, tmp_path, monkeypatch
 ):
-    for name, age in ((".bundle.partial-old", 2 * ABANDONED_AFTER), (".bundle.partial-new", 0.0)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / ".bundle.partial-0").mkdir()
     (tmp_path / "link").symlink_to(bundle)
     monkeypatch.chdir(tmp_path / "link")
     export_bundle(checkpoint, ".", images=pictures, max_batch=1)
     assert (tmp_path / "link").is_symlink()
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".bundle.partial-new", "bundle", "link"}
+    assert names == {"bundle", "link"}
     with runtime.load(bundle) as scorer:
         assert scorer.session.max_batch == 1
         assert len(scorer.score(list(pictures))) == len(pictures)
+
+
+def test_an_export_to_a_place_that_another_process_writes_is_refused(bundle, checkpoint, pictures):
+    before = (bundle / "manifest.json").read_bytes()
+    with locked(bundle), pytest.raises(UserError, match="process"):
+        export_bundle(checkpoint, bundle, images=pictures)
+    assert (bundle / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("manifest", ["none", "another program's", "a bundle's"])

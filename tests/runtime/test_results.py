@@ -83,7 +83,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def found(*arguments):
-    return [path.as_posix() for path in find_images(arguments)]
+    return [path.as_posix() for path in find_images(arguments).paths]
 
 
 def test_folders_are_searched_to_the_bottom(tree):

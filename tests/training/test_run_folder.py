@@ -23,13 +23,22 @@ from drexperts.training.run_folder import FORMAT, RunFolder, State
 SETTINGS = {"dataset": "livec", "config": {"batch": 8, "seed": 0}, "images": (9, 1, 3)}
 
 
+before: list[RunFolder] = []
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    return opened(tmp_path / "runs" / "one")
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    before.clear()
+    yield opened(tmp_path / "runs" / "one")
+    before.clear()
 
 
 def opened(path: Path, **changes: Any) -> RunFolder:
+    """The folder as a later process finds it: the one before has ended."""
+    while before:
+        before.pop().close()
     folder = RunFolder(path, SETTINGS | changes)
+    before.append(folder)
     folder.cut_log(folder.load_state())
     return folder
 
@@ -129,7 +138,7 @@ def test_settings_stay_only_where_they_came_to_something(folder: RunFolder, name
     opened(folder.path)
     (folder.path / name).write_text("{}")
     with pytest.raises(UserError, match="dataset: livec, asked csiq"):
-        RunFolder(folder.path, SETTINGS | {"dataset": "csiq"})
+        opened(folder.path, dataset="csiq")
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "best.safetensors", "result.json"])
@@ -137,7 +146,7 @@ def test_without_its_settings_a_run_is_nobodys(folder: RunFolder, name: str) -> 
     (folder.path / name).write_text("{}")
     (folder.path / "run.json").unlink()
     with pytest.raises(UserError, match=r"run\.json"):
-        RunFolder(folder.path, SETTINGS)
+        opened(folder.path)
 
 
 @pytest.mark.parametrize("below", ["", "run"])
@@ -152,7 +161,7 @@ HOLDER = """
 import fcntl, sys
 with open(sys.argv[1], "w") as lock:
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit("held")
     print("free", flush=True)

@@ -17,12 +17,14 @@ from support.reporting import Recorder
 from support.waiting import HOLD, PATIENCE, holding
 
 from drexperts import runtime
+from drexperts.export import verify
 from drexperts.export.bundle import export_bundle
 from drexperts.export.engines import build
 from drexperts.export.engines.build import build_engine
 from drexperts.export.engines.options import EngineOptions
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import BundleError, UserError
+from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import (
     BatchProfile,
     Engine,
@@ -193,18 +195,22 @@ def test_a_bundle_without_a_graph(bundle, planned):
         built(bundle)
 
 
-def test_old_files_of_killed_builds_are_removed(bundle):
-    old, new = bundle / f"tensorrt-fp16-{'a' * 8}.engine", bundle / f".{'b' * 8}.engine"
-    for path in (old, new):
+@pytest.mark.parametrize("change", [lambda bundle: built(bundle, "onnx-cuda"), verify])
+def test_files_of_killed_builds_are_removed(bundle, change):
+    """At once, because no other process can be at the bundle."""
+    left = bundle / f"tensorrt-fp16-{'a' * 8}.engine", bundle / f".{'b' * 8}.engine"
+    for path in (*left, bundle / "mine.engine"):
         path.write_bytes(b"")
-    os.utime(old, (0, 0))
-    other = bundle / "mine.engine"
-    other.write_bytes(b"")
-    os.utime(other, (0, 0))
-    built(bundle, "onnx-cuda")
-    assert not old.exists()
-    assert new.exists()
-    assert other.exists()
+    change(bundle)
+    assert files(bundle) == {"manifest.json", "model.onnx", "mine.engine"}
+
+
+@pytest.mark.parametrize("change", [lambda bundle: built(bundle, "onnx-cuda"), verify])
+def test_a_bundle_that_another_process_changes_is_refused(bundle, change):
+    before = (bundle / "manifest.json").read_bytes()
+    with locked(bundle), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        change(bundle)
+    assert (bundle / "manifest.json").read_bytes() == before
 
 
 class Clock:

@@ -1,0 +1,36 @@
+"""All verbs of `drx`."""
+
+from drexperts.cli import (
+    bench,
+    build,
+    convert_prior,
+    demo,
+    eval,
+    explain,
+    export,
+    info,
+    reproduce,
+    score,
+    synth,
+    train,
+    triton_repo,
+    verify,
+)
+
+# In the order of the help.
+VERBS = (
+    demo,
+    train,
+    eval,
+    reproduce,
+    synth,
+    explain,
+    export,
+    build,
+    verify,
+    score,
+    bench,
+    info,
+    triton_repo,
+    convert_prior,
+)

@@ -1,0 +1,95 @@
+"""How many CPUs this process may use."""
+
+import contextlib
+import math
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_PROC = Path("/proc/self")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use, by its affinity and by its control groups' quotas of time.
+
+    A quota is rounded up: with half a CPU's time there is one CPU.
+    """
+    return _within_quotas(len(_allowed()))
+
+
+def available_cores() -> int:
+    """The same, with the hardware threads of one core counted once, where Linux says which."""
+    return _within_quotas(len({_siblings(cpu) for cpu in _allowed()}))
+
+
+def _allowed() -> Collection[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _within_quotas(cpus: int) -> int:
+    return max(1, min([cpus, *map(math.ceil, cpu_quotas())]))
+
+
+def cpu_quotas(proc: Path = _PROC) -> Iterator[float]:
+    """The CPUs' worth of time that each control group of a process allows; none without a limit.
+
+    proc: the process's folder in /proc
+    """
+    for group in _groups(proc):
+        for folder in (group.folder, *group.folder.parents):
+            quota = _quota(folder)
+            if quota is not None:
+                yield quota
+            if folder == group.mount:
+                break
+
+
+class _Group(NamedTuple):
+    """A control group: its folder, and where its hierarchy is mounted."""
+
+    folder: Path
+    mount: Path
+
+
+def _groups(proc: Path) -> Iterator[_Group]:
+    """The process's groups of version 2, and of version 1's controller of CPU time."""
+    with contextlib.suppress(OSError, ValueError):  # no control groups, or none that we understand
+        paths = {}
+        for line in (proc / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths.update(dict.fromkeys(controllers.split(","), path))
+        for line in (proc / "mountinfo").read_text().splitlines():
+            fields, _, after = line.partition(" - ")
+            kind, _, options = after.split(" ", 2)
+            controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+            if controller in paths and controller in ("", *options.split(",")):
+                root, mount = fields.split(" ")[3:5]
+                yield _Group(_below(mount, root, paths[controller]), Path(mount))
+
+
+def _below(mount: str, root: str, path: str) -> Path:
+    """A group's folder; the mount itself where a container shows only its own part of the tree."""
+    inner = os.path.relpath(path, root)
+    return Path(mount) if inner.startswith("..") else Path(mount, inner)
+
+
+def _quota(folder: Path) -> float | None:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            time, period = " ".join((folder / name).read_text() for name in names).split()
+            if int(time) > 0:
+                return int(time) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):  # it has none: "max" or -1
+            continue
+    return None
