@@ -9,7 +9,7 @@ class DrexpertsError(Exception):
     """The base class of every error that this package raises on purpose."""
 
     def __str__(self) -> str:
-        return printable(shortened(super().__str__(), _LONGEST))
+        return printable(shortened(super().__str__(), _LONGEST), kept="\n\t")
 
 
 class UserError(DrexpertsError):

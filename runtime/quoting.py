@@ -3,8 +3,6 @@
 import unicodedata
 from typing import Any
 
-_INVISIBLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line separators
-
 
 def quoted(value: Any, most: int = 80) -> str:
     """`repr(value)` in at most `most` characters. Text is cut before it is copied."""
@@ -21,11 +19,16 @@ def shortened(text: str, most: int = 80) -> str:
     return f"{text[: most - end - 3]}...{text[len(text) - end :]}"
 
 
-def printable(text: str) -> str:
-    """A text whose control characters, other than line ends and tabs, are shown as escapes."""
+def printable(text: str, kept: str = "") -> str:
+    """The text with escapes such as `\\x1b` in place of every character that is not printable.
+
+    Those are control characters, line separators, marks of direction and surrogates, which a
+    terminal may obey. Spaces of any width, and the characters in `kept`, stay.
+    """
     if text.isprintable():
         return text
-    return "".join(
-        ascii(c)[1:-1] if c not in "\n\t" and unicodedata.category(c) in _INVISIBLE else c
-        for c in text
-    )
+    return "".join(c if _is_shown(c) or c in kept else ascii(c)[1:-1] for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"

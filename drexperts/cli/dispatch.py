@@ -16,7 +16,7 @@ from drexperts.cli.streams import flush_streams, open_streams, say
 from drexperts.cli.verbs import VERBS
 from drexperts.runtime.cpus import available_cpus, cpu_quotas
 from drexperts.runtime.errors import InternalError, OutputError, StoppedError, UserError
-from drexperts.ui.printable import printable
+from drexperts.runtime.quoting import printable
 
 if TYPE_CHECKING:
     from drexperts.ui.screen import Screen

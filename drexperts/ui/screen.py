@@ -21,7 +21,7 @@ from rich.text import Text
 
 from drexperts.runtime.errors import OutputError
 from drexperts.runtime.progress import Progress
-from drexperts.ui.printable import printable
+from drexperts.runtime.quoting import printable
 
 _QUIET = 5.0  # seconds between two progress lines where there is no terminal
 

@@ -27,8 +27,8 @@ from drexperts.runtime.proof import (
     SetParity,
     invariance_limits,
 )
+from drexperts.runtime.quoting import printable
 from drexperts.runtime.scorer import Score
-from drexperts.ui.printable import printable
 from drexperts.ui.screen import Screen
 
 _ALL = 20  # a table shows up to this many scores,

@@ -13,6 +13,7 @@ from support.command_line import drx
 
 from drexperts.cli.main import main
 from drexperts.runtime.compatibility import gpus
+from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import Engine, digest, read_manifest, write_manifest
 from drexperts.runtime.scorer import Scorer
 
@@ -103,6 +104,26 @@ def test_a_result_file_is_continued(
     assert counts(call(*arguments)[1]) == [4, 4, 0, 0]
     assert counts(call(*arguments, "--retry-errors")[1]) == [4, 3, 1, 0]
     assert counts(call(*arguments, "--overwrite")[1]) == [4, 0, 4, 0]
+
+
+def test_files_that_are_passed_over_are_counted(toy_bundle: Path, photos: Path, call: Call) -> None:
+    for name in ("a.heic", "sub/b.heic", "c.jxl"):
+        (photos / name).touch()
+    _, document, notes = call("score", toy_bundle, photos)
+    assert document["passed_over_files"] == {".heic": 2, ".jxl": 1}
+    assert "3 files passed over (.heic 2, .jxl 1)" in notes
+
+
+def test_a_second_run_on_one_file_is_refused(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call
+) -> None:
+    out = tmp_path / "r.jsonl"
+    with locked(out):
+        for option in ([], ["--overwrite"], ["--retry-errors"]):
+            status, document, _ = call("score", toy_bundle, photos, "--out", out, *option)
+            assert (status, f"process {os.getpid()}" in document["error"]) == (2, True)
+    assert not out.exists()
+    assert call("score", toy_bundle, photos, "--out", out)[0] == 0
 
 
 def test_explanations(toy_bundle: Path, photos: Path, call: Call) -> None:

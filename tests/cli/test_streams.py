@@ -99,7 +99,8 @@ def test_ctrl_c_while_a_module_is_imported(module: str, commands: dict[str, list
 
 def test_a_terminated_process_did_not_fail_a_gate(toy_bundle: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "waits.png")  # whoever reads it waits for a writer
-    command = [sys.executable, "-P", "-c", DRX, "score", toy_bundle, tmp_path / "waits.png"]
+    arguments = ["score", str(toy_bundle), str(tmp_path / "waits.png")]
+    command = [sys.executable, "-P", "-c", DRX, *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "scoring, 0 of 1" not in process.stderr.readline():

@@ -25,6 +25,7 @@ from drexperts.data.synthetic_set import (
 )
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ConfigError, DataError, UserError
+from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import ScoreScale
 
 UNEVEN = ("colour_block", "non_eccentricity_patch", "colour_quantisation")
@@ -279,6 +280,14 @@ def test_a_changed_picture_is_refused(
     photo(48, 40, seed=9).save(clean / "a.png")
     with pytest.raises(UserError, match=r"a\.png"):
         synthesise(clean, tmp_path / "out", FEW, workers=1)
+
+
+def test_a_set_that_another_process_makes_is_refused(clean: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    out.mkdir()
+    with locked(out, inside=True), pytest.raises(UserError, match="process"):
+        synthesise(clean, out, SynthConfig(types=("jpeg",), levels=(1,)))
+    assert list(out.iterdir()) == []
 
 
 def test_a_folder_of_something_else_is_left_alone(clean: Path, tmp_path: Path) -> None:

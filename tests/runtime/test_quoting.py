@@ -32,7 +32,9 @@ def test_the_beginning_and_the_end_of_a_text_are_kept():
 
 
 def test_control_characters_are_escaped_and_lines_kept():
-    assert printable("one\ntwo\tä \x1b[2J\u2028\x00") == "one\ntwo\tä \\x1b[2J\\u2028\\x00"
+    hostile = "one\ntwo\tä\u3000\x1b[2J\u2028\u202e\x00"
+    assert printable(hostile, kept="\n\t") == "one\ntwo\tä\u3000\\x1b[2J\\u2028\\u202e\\x00"
+    assert printable("a\nb") == "a\\nb"
     assert printable("\ud800").encode() == b"\\ud800"
 
 

@@ -15,7 +15,7 @@ from drexperts.cli.main import main
 from drexperts.runtime.decoding.layouts import FORMATS
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.results import SUFFIXES, ResultFile, find_images
+from drexperts.runtime.results import SUFFIXES, ResultFile, count_passed_over, find_images
 from drexperts.runtime.scorer import Score
 
 NAMES = tuple(f"distortion {i}" for i in range(10))
@@ -120,6 +120,27 @@ def test_a_folder_that_cannot_be_listed(tree):
     Path("sub").chmod(0)
     with pytest.raises(UserError, match="cannot list"):
         find_images(["."])
+
+
+def test_other_files_are_counted_by_suffix(tree):
+    for name in ["x.HEIC", "sub/y.heic", "sub/deep/z.jxl", "sub/noSuffix", ".hidden/d.raw"]:
+        Path(name).touch()
+    expected = {".heic": 2, ".jxl": 1, ".md": 1, ".txt": 1, "": 1}
+    assert find_images(["."]).passed_over == expected
+    assert list(expected.values()) == list(find_images(["."]).passed_over.values())
+    assert find_images(["**", "."]).passed_over == expected  # each once, however it is named
+    assert find_images(["*.png", "*.txt"]).passed_over == {".txt": 1}
+    named = find_images([".", "sub/noSuffix"])  # a file that is named itself is not passed over
+    del expected[""]
+    assert (named.passed_over, len(named.paths)) == (expected, 5)
+
+
+def test_what_is_passed_over_is_said_in_one_line():
+    assert count_passed_over({".heic": 2, "": 1}) == "3 files passed over (.heic 2, no suffix 1)"
+    assert count_passed_over({".a": 1}) == "1 file passed over (.a 1)"
+    many = {f".{n}": 9 - n for n in range(7)}
+    assert count_passed_over(many) == "42 files passed over (.0 9, .1 8, .2 7, .3 6, .4 5, …)"
+    assert "\x1b" not in count_passed_over({".\x1b[31m": 1})
 
 
 def test_a_circle_of_links_ends(tree):
@@ -241,6 +262,25 @@ def test_other_suffixes(tmp_path, name):
     with pytest.raises(UserError, match=r"\.jsonl or a \.csv"):
         opened(tmp_path / name)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"retry_errors": True}])
+def test_a_second_writer_is_refused_and_the_rows_are_kept(path, options):
+    write(path, [scored("a.jpg"), scored("b.jpg", error="no")])
+    with opened(path) as results:
+        results.append(scored("c.jpg"))
+        with pytest.raises(UserError, match=f"process {os.getpid()}"):
+            opened(path, **options)
+        results.append(scored("d.jpg"))
+    assert sources_of(path) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_that_was_refused_is_not_held(path):
+    write(path, [scored("a.jpg")])
+    with pytest.raises(UserError, match="--overwrite"):
+        opened(path, fingerprint="0000")
+    assert len(write(path, [])) == 1
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

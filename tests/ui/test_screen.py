@@ -3,31 +3,11 @@ import io
 import pytest
 from rich.table import Table
 
-from drexperts.ui.printable import printable
 from drexperts.ui.screen import Screen
 from drexperts.ui.screen import _Console as Console
 
 HOSTILE = "a\x1b]0;title\x07\x9b31m\u202eb\rc[red]:smile:"
 SHOWN = r"a\x1b]0;title\x07\x9b31m\u202eb\rc[red]:smile:"
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain Größe", "plain Größe"),
-        (HOSTILE, SHOWN),
-        ("a\nb\tc", r"a\nb\tc"),
-        ("\u2028\x85\ud800", r"\u2028\x85\ud800"),
-        ("a\\x1b", "a\\x1b"),
-    ],
-)
-def test_printable(text, shown):
-    assert printable(text) == shown
-    assert printable(text).isprintable()
-
-
-def test_kept_characters():
-    assert printable("a\nb\x1b", kept="\n") == "a\nb\\x1b"
 
 
 def hostile_table():
