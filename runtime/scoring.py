@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.explain import explanation, file_name, is_picture
 from drexperts.runtime.progress import SILENT, Progress
@@ -89,7 +88,7 @@ def score_files(
     with ExitStack() as stack:
         # The picture before the row: an image whose row is there is not scored again.
         if pictures is not None:
-            sinks.append(_picture_writer(pictures))
+            sinks.append(_picture_writer(scorer, pictures))
         if out is None:  # maps take a megabyte per image
             sinks.append(lambda score: kept.append(replace(score, maps=None)))
         else:
@@ -142,11 +141,12 @@ def _without_pictures(images: list[Path], folder: Path | None) -> list[Path]:
     ]
 
 
-def _picture_writer(folder: Path) -> Callable[[Score], None]:
+def _picture_writer(scorer: Scorer, folder: Path) -> Callable[[Score], None]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(score: Score) -> None:
         if score.error is None:
-            explanation(decode(score.source), score).save(folder / file_name(score.source))
+            picture = explanation(scorer.decoder.resized(score.source), score)
+            picture.save(folder / file_name(score.source))
 
     return write

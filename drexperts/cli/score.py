@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_trust, add_verb
+from drexperts.cli.arguments import (
+    DONE,
+    GATE_FAILED,
+    Outcome,
+    add_decoding,
+    add_trust,
+    add_verb,
+    limits_of,
+)
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -48,6 +56,7 @@ def add(verbs: "Verbs") -> None:
         help="largest number of crops per call of the engine (default: 8, or fewer if the engine "
         "takes fewer)",
     )
+    add_decoding(verb)
     verb.add_argument(
         "--overwrite", action="store_true", help="start --out anew instead of continuing it"
     )
@@ -67,6 +76,8 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             batch=arguments.batch,
             threads=arguments.threads,
             trust=arguments.trust,
+            isolated=not arguments.decode_in_process,
+            limits=limits_of(arguments),
         ) as scorer,
         screen.progress() as progress,
     ):

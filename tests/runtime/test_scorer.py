@@ -169,10 +169,11 @@ def test_stream_keeps_the_order_in_bounded_memory(scorer, photo):
     assert seed == 59
 
 
-def test_a_stream_may_be_closed_early(scorer, photos):
+def test_a_stream_may_be_closed_early(scorer, photos, encode):
     before = set(threading.enumerate())  # another test's failure may keep its stream alive
-    stream = scorer.score_stream(photos * 100)
-    assert next(stream) == scorer.score(photos[0])
+    files = [encode(photo, "PNG") for photo in photos]
+    stream = scorer.score_stream(files * 100)
+    assert next(stream) == scorer.score(files[0])
     assert {t.name[:16] for t in set(threading.enumerate()) - before} == {"drexperts-decode"}
     stream.close()
     assert not [t for t in threading.enumerate() if t not in before]
