@@ -124,7 +124,7 @@ def add_decoding(verb: "Parser") -> None:
         "--decode-seconds",
         type=whole_number,
         metavar="N",
-        help="time for decoding one image (default: 30)",
+        help="processor time for decoding one image (default: 30)",
     )
     verb.add_argument(
         "--decode-in-process",

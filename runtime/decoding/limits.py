@@ -19,7 +19,8 @@ class DecodingLimits:
     memory: bytes that all decoders of the process hold at once, a quarter of them for files and the
         rest for pixels; an image that needs more by itself is refused, and one that does not fit
         beside the others waits for them
-    seconds: for one image, where it is decoded in a process of its own
+    seconds: of processor time for one image, where it is decoded in a process of its own; one that
+        hangs is ended after ten times as long
 
     Raises ConfigError for what is not a whole number of at least 1.
     """

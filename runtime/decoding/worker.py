@@ -139,10 +139,10 @@ def _errors_sent(answers: IO[bytes]) -> Iterator[None]:
 
 
 def _limit_time(seconds: int) -> None:
-    """The parent's clock comes first; this one is for a worker whose parent is gone."""
+    """Allow so many more seconds of processor time; the kernel ends this process after them."""
     if resource is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + 2, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + 1, hard))
 
 
 def _limit_memory(size: int) -> None:
