@@ -469,3 +469,45 @@ def test_a_fork_that_cannot_be_followed_is_refused(scorer, fake, photo):
         fits = len(reasons) == 2 and "before the process forked" in reasons[0]
         os._exit(7 if fits and "cannot use the GPU" in reasons[1] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+LOADER = """
+import sys
+from torch.utils.data import DataLoader, Dataset
+from drexperts import runtime
+
+class Scores(Dataset):
+    def __init__(self, scorer, paths):
+        self.scorer, self.paths = scorer, paths
+    def __len__(self):
+        return len(self.paths)
+    def __getitem__(self, index):
+        return self.scorer.score(self.paths[index]).value
+
+if __name__ == "__main__":
+    bundle, method, *paths = sys.argv[1:]
+    with runtime.load(bundle, threads=1) as scorer:
+        loader = DataLoader(Scores(scorer, paths), num_workers=2, multiprocessing_context=method)
+        assert [batch.item() for batch in loader] == [score.value for score in scorer.score(paths)]
+    print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_a_data_loader_of_torch_scores(toy_bundle, photo, tmp_path, method):
+    pytest.importorskip("torch")
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    (tmp_path / "loader.py").write_text(LOADER)
+    for seed in range(4):
+        photo(50, 40, seed).save(tmp_path / f"{seed}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    result = subprocess.run(
+        [sys.executable, tmp_path / "loader.py", toy_bundle, method, *paths],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+    )
+    assert result.stdout == "done\n", result.stderr
