@@ -3,8 +3,8 @@
     python examples/score_in_web_handler.py BUNDLE [--port 8000]
     curl --data-binary @photo.jpg localhost:8000/score
 
-An upload is hostile input: its size is bounded, and what is not an image is answered with 422. The
-decoder runs in this process; see SECURITY.md before you offer this to strangers.
+An upload is hostile input: its size is bounded, it is decoded in another process with limits of
+memory and time, and what is not an image is answered with 422. See SECURITY.md, too.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("bundle")
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
     arguments = parser.parse_args(given)
-    with runtime.load(arguments.bundle) as scorer:
+    with runtime.load(arguments.bundle, isolated=True) as scorer:
         handler = application(scorer)
         with make_server("127.0.0.1", arguments.port, handler, server_class=Server) as server:
             print(f"{scorer.session.description} on http://127.0.0.1:{arguments.port}/score")

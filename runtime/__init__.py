@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from drexperts.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from drexperts.runtime.decoding.limits import DecodingLimits as DecodingLimits
     from drexperts.runtime.errors import BundleError as BundleError
     from drexperts.runtime.errors import ChangedFileError as ChangedFileError
     from drexperts.runtime.errors import ConfigError as ConfigError
+    from drexperts.runtime.errors import DecoderFailedError as DecoderFailedError
     from drexperts.runtime.errors import DeviceError as DeviceError
     from drexperts.runtime.errors import DrexpertsError as DrexpertsError
     from drexperts.runtime.errors import ImageError as ImageError
@@ -43,9 +45,11 @@ if TYPE_CHECKING:
     from drexperts.runtime.selection import obstacle as obstacle
 
 _HOMES = {
+    "DecodingLimits": "decoding.limits",
     "BundleError": "errors",
     "ChangedFileError": "errors",
     "ConfigError": "errors",
+    "DecoderFailedError": "errors",
     "DeviceError": "errors",
     "DrexpertsError": "errors",
     "ImageError": "errors",

@@ -28,6 +28,10 @@ class ImageError(UserError):
     """An image that cannot be read. The message names the source and the cause."""
 
 
+class DecoderFailedError(ImageError):
+    """An image on which the decoder crashed, or took more memory or time than it may."""
+
+
 class DataError(UserError):
     """Labels or images that cannot be used. The message names them and says what to do."""
 

@@ -44,7 +44,7 @@ _PERCENTILE = 99.5  # of |value|: the end of the colours, so that one token does
 def explanation(image: Image.Image, score: Score) -> Image.Image:
     """One RGB picture that shows an image, its score, and the experts' weights and maps.
 
-    image: the photograph, RGB and upright, from `decoding.decode`
+    image: the photograph, RGB and upright, as decoded or as resized for its crops
     score: its score, made with `maps=True`
 
     Raises UserError for a score without maps, such as one with an error.

@@ -1,9 +1,13 @@
 """Open a bundle on the best engine that this machine can run."""
 
+import functools
 import logging
 import os
 from pathlib import Path
 
+from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
+from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, DecodingLimits
+from drexperts.runtime.decoding.workers import IsolatedDecoder
 from drexperts.runtime.errors import (
     BundleError,
     ChangedFileError,
@@ -14,7 +18,7 @@ from drexperts.runtime.errors import (
 )
 from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
-from drexperts.runtime.scorer import PassedOver, Scorer
+from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer, Session
 from drexperts.runtime.selection import (
     BACKENDS,
     by_preference,
@@ -35,6 +39,8 @@ def load(
     allow_unverified: bool = False,
     trust: bool = False,
     digest: str | None = None,
+    isolated: bool = False,
+    limits: DecodingLimits = DEFAULT_LIMITS,
 ) -> Scorer:
     """A Scorer on the best engine of a bundle folder that this machine can run.
 
@@ -48,6 +54,9 @@ def load(
     allow_unverified: also take an engine without a passed proof
     trust: also take a TensorRT engine that was not built here, which can run its maker's code
     digest: the only bundle to accept, as `drx info` prints it; None accepts any
+    isolated: decode files and bytes in processes of their own, with limits of memory and time: an
+        image that crashes its decoder costs its own score only
+    limits: the most pixels, bytes and seconds that decoding may take
 
     Raises BundleError for a bundle that is missing, changed, of another digest, or has no proven
     engine that runs here; MissingDependencyError if the library of its only engine is not
@@ -62,7 +71,15 @@ def load(
         try:
             check_wanted(engine, wanted, unverified=allow_unverified)
             scorer = open_engine(
-                bundle, manifest, engine, threads, batch=batch, gpu=wanted.gpu, trust=trust
+                bundle,
+                manifest,
+                engine,
+                threads,
+                batch=batch,
+                gpu=wanted.gpu,
+                trust=trust,
+                isolated=isolated,
+                limits=limits,
             )
         except ChangedFileError:
             raise
@@ -85,12 +102,35 @@ def open_engine(
     batch: int | None = None,
     gpu: int = 0,
     trust: bool = False,
+    isolated: bool = False,
+    limits: DecodingLimits = DEFAULT_LIMITS,
 ) -> Scorer:
     """A Scorer on one engine of a bundle, whether or not it is proven.
 
     The arguments are those of `load`; `gpu` is a GPU's number. Raises NotTakenError for an engine
     that this machine cannot run or that is not trusted, and otherwise what `load` raises.
     """
+    # Absolute, because a process that opens it again may be in another folder.
+    reopen = functools.partial(
+        open_session, os.path.abspath(bundle), manifest, engine, threads, gpu=gpu, trust=trust
+    )
+    spec = manifest.preprocessing
+    decoder: Decoder = (
+        IsolatedDecoder(spec, limits, DECODERS) if isolated else LocalDecoder(spec, limits)
+    )
+    return Scorer(manifest, engine, reopen(), batch=batch, decoder=decoder, reopen=reopen)
+
+
+def open_session(
+    bundle: str | os.PathLike[str],
+    manifest: Manifest,
+    engine: Engine,
+    threads: int | None = None,
+    *,
+    gpu: int = 0,
+    trust: bool = False,
+) -> Session:
+    """One engine of a bundle, ready to run. Arguments and errors are those of `open_engine`."""
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
     check_allowed(engine, gpu, trust=trust)
@@ -102,7 +142,7 @@ def open_engine(
             f"{str(path)!r} does not fit its manifest: {difference}; export the bundle again with "
             "`drx export`"
         )
-    return Scorer(manifest, engine, session, batch=batch)
+    return session
 
 
 def _passed_over(failures: list[tuple[Engine, UserError]]) -> tuple[PassedOver, ...]:

@@ -55,14 +55,20 @@ class Crops:
 def crops_from_image(image: Image.Image, spec: Preprocessing) -> Crops:
     """The crop grid of an RGB image: rows x columns of crops, row by row."""
     image = resized(image, spec)
-    rows = crop_positions(image.height, spec.crop, spec.crops_per_side)
-    columns = crop_positions(image.width, spec.crop, spec.crops_per_side)
-    boxes = [(x, y, x + spec.crop, y + spec.crop) for y in rows for x in columns]
+    boxes = crop_boxes(image.size, spec)
     planes = np.asarray(image).transpose(2, 0, 1)  # (3, height, width)
     pixels = np.empty((len(boxes), 3, spec.crop, spec.crop), np.uint8)
-    for crop, (left, top, right, bottom) in zip(pixels, boxes, strict=True):
+    for crop, (left, top, right, bottom) in zip(pixels, boxes.tolist(), strict=True):
         crop[:] = planes[:, top:bottom, left:right]
-    return Crops(pixels, np.array(boxes, np.int64), image.size)
+    return Crops(pixels, boxes, image.size)
+
+
+def crop_boxes(size: tuple[int, int], spec: Preprocessing) -> NDArray[np.int64]:
+    """The `boxes` of the crops of a resized image of this (width, height)."""
+    rows = crop_positions(size[1], spec.crop, spec.crops_per_side)
+    columns = crop_positions(size[0], spec.crop, spec.crops_per_side)
+    boxes = [(x, y, x + spec.crop, y + spec.crop) for y in rows for x in columns]
+    return np.array(boxes, np.int64)
 
 
 def resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
@@ -70,13 +76,17 @@ def resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
 
     Bicubic, with antialiasing when reducing. An image that needs neither is returned unchanged.
     """
-    short = min(image.size)
-    target = min(max(short, spec.short_side_min), spec.short_side_max)
-    image = _shortened(image, LONGEST_RATIO * spec.short_side_max * short // target)
-    if target == short:
-        return image
-    size = (_scaled(image.width, target, short), _scaled(image.height, target, short))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    part, size = _sizes(image.width, image.height, spec)
+    image = _centre(image, *part)
+    return image if size == part else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def resizing_memory(width: int, height: int, spec: Preprocessing) -> int:
+    """The most bytes that `resized` takes beside an RGB image of this size."""
+    part, size = _sizes(width, height, spec)
+    cut = 0 if part == (width, height) else part[0] * part[1]
+    # Pillow keeps a pixel in four bytes, and resizes along the rows first.
+    return 4 * (cut + size[0] * part[1] + size[0] * size[1])
 
 
 def crop_positions(side: int, crop: int, most: int) -> list[int]:
@@ -98,9 +108,16 @@ def resampler_version() -> str:
     return f"Pillow {features.version('pil')}"
 
 
-def _shortened(image: Image.Image, longest: int) -> Image.Image:
-    """The centre of the image, at most `longest` pixels along each axis."""
-    width, height = min(image.width, longest), min(image.height, longest)
+def _sizes(width: int, height: int, spec: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The (width, height) of the part of an image that is used, and what it is resized to."""
+    short = min(width, height)
+    target = min(max(short, spec.short_side_min), spec.short_side_max)
+    longest = LONGEST_RATIO * spec.short_side_max * short // target
+    part = min(width, longest), min(height, longest)
+    return part, (_scaled(part[0], target, short), _scaled(part[1], target, short))
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     if (width, height) == image.size:
         return image
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -6,15 +6,17 @@ import json
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from drexperts.runtime.decoding import Source, decode, decoder_version, describe
+from drexperts.runtime.decoding import Source, decoder_version, describe
+from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
 from drexperts.runtime.errors import (
     BundleError,
     DrexpertsError,
@@ -22,10 +24,11 @@ from drexperts.runtime.errors import (
     InternalError,
     UserError,
 )
+from drexperts.runtime.forks import never_free, renew_in_children
 from drexperts.runtime.manifest import Engine, Manifest, ScoreScale
-from drexperts.runtime.preprocess import Crops, crops_from_image, resampler_version
+from drexperts.runtime.preprocess import Crops, resampler_version
 
-_DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
+DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
 _AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream
 
 
@@ -129,8 +132,13 @@ class _Work:
 class Scorer:
     """Scores images with one engine of a bundle. Safe to share between threads.
 
+    After a fork the child opens the engine for itself when it first scores. A pickled Scorer opens
+    it where it is unpickled.
+
     batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
         takes fewer
+    decoder: what reads images; None is a `LocalDecoder` with the default limits
+    reopen: opens the same engine again, in another process; a function that can be pickled
     passed_over: the better engines that `runtime.load` could not use
     """
 
@@ -141,19 +149,60 @@ class Scorer:
         session: Session,
         *,
         batch: int | None = None,
+        decoder: Decoder | None = None,
+        reopen: Callable[[], Session] | None = None,
     ) -> None:
         self.manifest = manifest
         self.engine = engine
-        self.session = session
         self.batch = min(8, session.max_batch) if batch is None else batch
         if type(self.batch) is not int or not 1 <= self.batch <= session.max_batch:
             raise UserError(f"batch must be 1 to {session.max_batch}, got {batch!r}")
         self.passed_over: tuple[PassedOver, ...] = ()
-        self._turns = threading.BoundedSemaphore(session.concurrency)
+        self.decoder = LocalDecoder(manifest.preprocessing) if decoder is None else decoder
+        self._session: Session | None = session
+        self._description = session.description
+        self._concurrency = session.concurrency
+        self._reopen = reopen
+        self._closed = False
+        self._renew_locks()
+        renew_in_children(self)
+
+    @property
+    def session(self) -> Session:
+        """The engine. Raises UserError after a fork that it cannot follow."""
+        with self._opening:
+            if self._session is None:
+                self._check_open()
+                self._session = self._opened_again()
+            return self._session
 
     def close(self) -> None:
-        """Free the engine."""
-        self.session.close()
+        """Free the engine, after the calls of it that are running. Twice is fine."""
+        self.decoder.close()
+        with self._opening:
+            if self._closed:
+                return
+            self._closed = True
+        for _ in range(self._concurrency):
+            self._turns.acquire()
+        if self._session is not None:
+            self._session.close()
+        for _ in range(self._concurrency):
+            self._turns.release()
+
+    def after_fork(self) -> None:
+        """The threads of the engine are not in the child, and freeing it would wait for them."""
+        if self._session is not None:
+            never_free(self._session)
+            self._session = None
+        self._renew_locks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None:
+            raise UserError("only a Scorer that `runtime.load` returned can be pickled")
+        self._check_open()
+        arguments = (self.manifest, self.engine, self.batch, self.decoder, self._reopen)
+        return _unpickled, (*arguments, self.passed_over, self.fingerprint())
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +226,7 @@ class Scorer:
         """
         if isinstance(source, (list, tuple)):
             return list(self.score_stream(source, maps=maps))
-        self._check_maps(maps)
+        self._check_ready(maps)
         (work,) = self._run_all([self._prepare(source)])
         if work.failure is not None:
             raise work.failure
@@ -189,7 +238,7 @@ class Scorer:
         Images are decoded ahead while the engine runs, and crops of several images share a batch,
         so a score may wait for the next sources. An unreadable image gets a Score with `error`.
         """
-        self._check_maps(maps)
+        self._check_ready(maps)
         return (self._score(work, maps) for work in self._run_all(self._prepare_ahead(sources)))
 
     def fingerprint_parts(self, source: Source | None = None) -> dict[str, Any]:
@@ -202,7 +251,7 @@ class Scorer:
             "outputs": list(self.manifest.outputs),
             "decoder": decoder_version(source),
             "resampler": resampler_version(),
-            "session": self.session.description,
+            "session": self._description,
         }
 
     def fingerprint(self, source: Source | None = None) -> str:
@@ -214,22 +263,43 @@ class Scorer:
         parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
-    def _check_maps(self, maps: bool) -> None:
+    def _renew_locks(self) -> None:
+        self._opening = threading.Lock()
+        self._turns = threading.BoundedSemaphore(self._concurrency)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("this Scorer is closed: load the bundle again")
+
+    def _opened_again(self) -> Session:
+        if self._reopen is None:
+            raise UserError(
+                "this Scorer was made before the process forked: make it in the process that scores"
+            )
+        if self.engine.backend != "onnx":  # all others run on a GPU, which a fork loses
+            raise UserError(
+                "a forked process cannot use the GPU of its parent: load the bundle in the process "
+                'that scores, or start it with the method "spawn"'
+            )
+        return self._reopen()
+
+    def _check_ready(self, maps: bool) -> None:
+        self._check_open()
         if maps and "maps" not in self.manifest.outputs:
             raise UserError("this bundle has no maps: export it again without --no-maps")
 
     def _prepare(self, source: Source) -> _Work:
         try:
-            return _Work(source, crops_from_image(decode(source), self.manifest.preprocessing))
+            return _Work(source, self.decoder.crops(source))
         except ImageError as error:
             return _Work(source, failure=error)
 
     def _prepare_ahead(self, sources: Iterable[Source]) -> Iterator[_Work]:
         futures: deque[Future[_Work]] = deque()
-        with ThreadPoolExecutor(_DECODERS, "drexperts-decode") as pool:
+        with ThreadPoolExecutor(DECODERS, "drexperts-decode") as pool:
             try:
                 for source in sources:
-                    futures.append(pool.submit(self._prepare, source))
+                    futures.append(self._submitted(source, pool))
                     if len(futures) > _AHEAD:
                         yield futures.popleft().result()
                 while futures:
@@ -237,6 +307,14 @@ class Scorer:
             finally:
                 for future in futures:  # a caller that stops early does not wait for the rest
                     future.cancel()
+
+    def _submitted(self, source: Source, pool: ThreadPoolExecutor) -> Future[_Work]:
+        if not isinstance(source, (Image.Image, np.ndarray)):
+            return pool.submit(self._prepare, source)
+        # The caller's own object: it may be closed or used again once the next source is asked for.
+        done: Future[_Work] = Future()
+        done.set_result(self._prepare(source))
+        return done
 
     def _run_all(self, works: Iterable[_Work]) -> Iterator[_Work]:
         """Run the crops of all works in batches; yield the works in order as they are done."""
@@ -257,8 +335,10 @@ class Scorer:
 
     def _run(self, batch: list[tuple[_Work, NDArray[np.uint8]]]) -> None:
         pixels = np.stack([pixels for _, pixels in batch])
+        session = self.session
         with self._turns:
-            outputs = self.session.run(pixels)
+            self._check_open()
+            outputs = session.run(pixels)
         self._check_outputs(outputs, len(batch))
         for index, (work, _) in enumerate(batch):
             row = {name: outputs[name][index] for name in self.manifest.outputs}
@@ -304,3 +384,22 @@ class Scorer:
 
 def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _unpickled(
+    manifest: Manifest,
+    engine: Engine,
+    batch: int,
+    decoder: Decoder,
+    reopen: Callable[[], Session],
+    passed_over: tuple[PassedOver, ...],
+    fingerprint: str,
+) -> Scorer:
+    scorer = Scorer(manifest, engine, reopen(), batch=batch, decoder=decoder, reopen=reopen)
+    scorer.passed_over = passed_over
+    if scorer.fingerprint() != fingerprint:
+        raise UserError(
+            "a Scorer from another process would make other scores here, because versions of "
+            f"libraries or devices differ: load the bundle here ({scorer.session.description})"
+        )
+    return scorer

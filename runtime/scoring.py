@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.explain import explanation, file_name, is_picture
 from drexperts.runtime.files import written_whole
@@ -95,7 +94,7 @@ def score_files(
     with ExitStack() as stack:
         # The picture before the row: an image whose row is there is not scored again.
         if pictures is not None:
-            sinks.append(_picture_writer(pictures))
+            sinks.append(_picture_writer(scorer, pictures))
         if out is None:  # maps take a megabyte per image
             sinks.append(lambda score: kept.append(replace(score, maps=None)))
         else:
@@ -149,12 +148,13 @@ def _without_pictures(images: list[Path], folder: Path | None) -> list[Path]:
     ]
 
 
-def _picture_writer(folder: Path) -> Callable[[Score], None]:
+def _picture_writer(scorer: Scorer, folder: Path) -> Callable[[Score], None]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(score: Score) -> None:
         if score.error is None:
+            picture = explanation(scorer.decoder.resized(score.source), score)
             with written_whole(folder / file_name(score.source)) as aside:
-                explanation(decode(score.source), score).save(aside, "PNG")
+                picture.save(aside, "PNG")
 
     return write

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from drexperts.runtime.decoding.limits import DecodingLimits
     from drexperts.runtime.manifest import ScoreScale
     from drexperts.ui.screen import Screen
 
@@ -111,3 +112,44 @@ def byte_count(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"give a size such as 512M or 4G, not {text!r}")
     return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+
+
+def add_decoding(verb: "Parser") -> None:
+    """Declare what decoding may take, which `limits_of` reads, and where it happens."""
+    verb.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="refuse larger images (default: 100000000)",
+    )
+    verb.add_argument(
+        "--decode-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="memory that decoders hold together, such as 512M; images wait for each other, and "
+        "one that needs more is refused (default: 1G)",
+    )
+    verb.add_argument(
+        "--decode-seconds",
+        type=whole_number,
+        metavar="N",
+        help="processor time for decoding one image (default: 30)",
+    )
+    verb.add_argument(
+        "--decode-in-process",
+        action="store_true",
+        help="decode without processes of their own, so that no limit of time holds and a crash of "
+        "a decoder ends the run",
+    )
+
+
+def limits_of(arguments: argparse.Namespace) -> "DecodingLimits":
+    """What decoding may take. Raises ConfigError for a limit of 0."""
+    from drexperts.runtime.decoding.limits import DecodingLimits
+
+    given = {
+        "max_pixels": arguments.max_pixels,
+        "memory": arguments.decode_memory,
+        "seconds": arguments.decode_seconds,
+    }
+    return DecodingLimits(**{name: value for name, value in given.items() if value is not None})

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_digest, add_trust, add_verb
+from drexperts.cli.arguments import (
+    DONE,
+    GATE_FAILED,
+    Outcome,
+    add_decoding,
+    add_digest,
+    add_trust,
+    add_verb,
+    limits_of,
+)
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -49,6 +58,7 @@ def add(verbs: "Verbs") -> None:
         help="largest number of crops per call of the engine (default: 8, or fewer if the engine "
         "takes fewer)",
     )
+    add_decoding(verb)
     verb.add_argument(
         "--overwrite", action="store_true", help="start --out anew instead of continuing it"
     )
@@ -69,6 +79,8 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             threads=arguments.threads,
             trust=arguments.trust,
             digest=arguments.digest,
+            isolated=not arguments.decode_in_process,
+            limits=limits_of(arguments),
         ) as scorer,
         screen.progress() as progress,
     ):

@@ -15,13 +15,18 @@ from PIL import Image, ImageFile, features
 from drexperts.runtime.decoding import convert
 from drexperts.runtime.decoding.layouts import inspect
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, FILES, PIXELS, DecodingLimits
-from drexperts.runtime.decoding.stored import NotReadError
-from drexperts.runtime.errors import ImageError
+from drexperts.runtime.decoding.stored import DecoderFailure, NotReadError, Stored
+from drexperts.runtime.errors import DecoderFailedError, DrexpertsError, ImageError
+from drexperts.runtime.forks import ForkSafeLock
+from drexperts.runtime.preprocess import Preprocessing, resizing_memory
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 # Part of the fingerprint of scores: raised when this package reads other pixels from the same file.
 READER = "drexperts reader 2"
+
+# Loading a lazy PIL image moves in its file: two threads that share one would read nonsense.
+_LOADING = ForkSafeLock()
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -64,12 +69,50 @@ def decode(source: Source, limits: DecodingLimits = DEFAULT_LIMITS) -> Image.Ima
     source: a path, the bytes of a file, a PIL image, or a uint8 array HxW, HxWx1, HxWx3 or HxWx4.
     Raises ImageError for everything else, and for an image beyond the limits.
     """
+    with errors_of(source), decoded(source, limits) as image:
+        return image
+
+
+@contextmanager
+def errors_of(source: Source) -> Iterator[None]:
+    """Turn whatever reading an image raises into ImageError, which names the source."""
     try:
-        return _decoded(source, limits)
+        yield
+    except DrexpertsError:
+        raise
     except Exception as cause:
         # On hostile bytes Pillow raises nearly anything: SyntaxError, struct.error, KeyError...
-        reason = str(cause) or type(cause).__name__
-        raise ImageError(f"cannot read {describe(source)} as an image: {reason}") from cause
+        failed = isinstance(cause, (MemoryError, DecoderFailure))
+        kind = DecoderFailedError if failed else ImageError
+        raise kind(f"cannot read {describe(source)} as an image: {reason_of(cause)}") from cause
+
+
+def reason_of(cause: Exception) -> str:
+    """Why an image cannot be read, in words."""
+    if isinstance(cause, MemoryError):
+        return "decoding it takes more memory than there is for it"
+    return str(cause) or type(cause).__name__
+
+
+@contextmanager
+def decoded(
+    source: Source, limits: DecodingLimits, spec: Preprocessing | None = None
+) -> Iterator[Image.Image]:
+    """The image that `decode` returns, within the budget until the end of the `with`.
+
+    spec: how the image is going to be resized, which counts against the budget
+    """
+    if isinstance(source, (Image.Image, np.ndarray)):
+        size = _size_of_array(source) if isinstance(source, np.ndarray) else source.size
+        _check_size(*size, limits)
+        with PIXELS.reserved(memory_of(*size, spec), limits.for_pixels):
+            yield _image_of_caller(source)
+        return
+    with encoded(source, limits) as (length, stream):
+        stored = stored_in(stream.read(length), limits)
+        most = max(stored.memory, memory_of(stored.width, stored.height, spec))
+        with PIXELS.reserved(most, limits.for_pixels):
+            yield pixels_of(stored)
 
 
 @functools.cache
@@ -81,28 +124,26 @@ def _decoders() -> str:
     return ", ".join([READER, f"Pillow {features.version('pil')}", jpeg, *others])
 
 
-def _decoded(source: Source, limits: DecodingLimits) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        return convert.to_rgb(_image_from_array(source, limits))
-    if isinstance(source, Image.Image):
-        return _image_of_caller(source, limits)
-    if isinstance(source, bytes):
-        return _decoded_bytes(source, limits)
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError("give a path, bytes, a PIL image, a uint8 array, or a list of them")
-    with _read(source, limits) as data:
-        return _decoded_bytes(data, limits)
-
-
 @contextmanager
-def _read(path: str | os.PathLike[str], limits: DecodingLimits) -> Iterator[bytes]:
-    """The bytes of a file, which count against the budget."""
-    with _opened(path) as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise NotReadError("it is no file")
-        with FILES.reserved(status.st_size, limits.for_files):
-            yield stream.read(status.st_size)
+def encoded(source: Source, limits: DecodingLimits) -> Iterator[tuple[int, IO[bytes]]]:
+    """The size of a file or of bytes, which counts against the budget, and a stream of them."""
+    if isinstance(source, bytes):
+        opened: IO[bytes] = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        opened = _opened(source)
+    else:
+        raise TypeError("give a path, bytes, a PIL image, a uint8 array, or a list of them")
+    with opened as stream:
+        size = len(source) if isinstance(source, bytes) else _size(stream)
+        with FILES.reserved(size, limits.for_files):
+            yield size, stream
+
+
+def _size(stream: IO[bytes]) -> int:
+    status = os.fstat(stream.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise NotReadError("it is no file")
+    return status.st_size
 
 
 def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -119,20 +160,37 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _decoded_bytes(data: bytes, limits: DecodingLimits) -> Image.Image:
+def stored_in(data: bytes, limits: DecodingLimits) -> Stored:
+    """What the bytes of a file say of its picture. Raises NotReadError, for too many pixels too."""
     stored = inspect(data)
     _check_size(stored.width, stored.height, limits)
-    with PIXELS.reserved(stored.memory + len(stored.data), limits.for_pixels):
-        _check_whole()
-        image = stored.open(io.BytesIO(stored.data))
-        if image.mode not in stored.modes or image.size != (stored.width, stored.height):
-            raise NotReadError(
-                f"Pillow reads {image.mode} {image.width}x{image.height} where the file says "
-                f"{stored.layout.samples} {stored.width}x{stored.height}"
-            )
-        image.load()
-        _check_whole()
-        return stored.to_rgb(_upright(image))
+    return stored
+
+
+def memory_of(width: int, height: int, spec: Preprocessing | None) -> int:
+    """The most bytes that an image takes once it is decoded, until its crops are cut.
+
+    Pillow keeps an RGB pixel in four bytes. There are two copies while the image is converted or
+    turned upright.
+    """
+    again = 4 * width * height if spec is None else resizing_memory(width, height, spec)
+    return 4 * width * height + max(4 * width * height, again)
+
+
+def pixels_of(stored: Stored) -> Image.Image:
+    """The upright RGB image; its decoded form is freed before it is turned upright."""
+    _check_whole()
+    image = stored.open(io.BytesIO(stored.data))
+    if image.mode not in stored.modes or image.size != (stored.width, stored.height):
+        raise NotReadError(
+            f"Pillow reads {image.mode} {image.width}x{image.height} where the file says "
+            f"{stored.layout.samples} {stored.width}x{stored.height}"
+        )
+    image.load()
+    _check_whole()
+    turn = _turn(image)
+    image = stored.to_rgb(image)
+    return image if turn is None else _turned(image, turn)
 
 
 def _check_whole() -> None:
@@ -144,22 +202,37 @@ def _check_whole() -> None:
         )
 
 
-def _image_of_caller(image: Image.Image, limits: DecodingLimits) -> Image.Image:
-    _check_size(*image.size, limits)
-    image.load()
-    return convert.to_rgb(_upright(image))
+def _image_of_caller(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        grey = source.ndim == 3 and source.shape[2] == 1
+        return convert.to_rgb(Image.fromarray(source[:, :, 0] if grey else source))
+    with _LOADING:
+        _load(source)
+        turn = _turn(source)
+    image = convert.to_rgb(source)
+    return image if turn is None else _turned(image, turn)
 
 
-def _image_from_array(array: NDArray[np.uint8], limits: DecodingLimits) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    has_channels = array.ndim == 3 and array.shape[2] in (3, 4)
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as cause:
+        stream = getattr(image, "fp", None)
+        if stream is None or getattr(stream, "closed", False):
+            raise NotReadError(
+                "it was closed before its pixels were read: call its load() before, or give the "
+                "file's path"
+            ) from cause
+        raise
+
+
+def _size_of_array(array: NDArray[np.uint8]) -> tuple[int, int]:
+    has_channels = array.ndim == 3 and array.shape[2] in (1, 3, 4)
     if array.dtype != np.uint8 or not (array.ndim == 2 or has_channels):
         raise NotReadError(
             "an array is one image: uint8, HxW, HxWx1, HxWx3 or HxWx4; give several as a list"
         )
-    _check_size(array.shape[1], array.shape[0], limits)
-    return Image.fromarray(array)
+    return array.shape[1], array.shape[0]
 
 
 def _check_size(width: int, height: int, limits: DecodingLimits) -> None:
@@ -171,15 +244,16 @@ def _check_size(width: int, height: int, limits: DecodingLimits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns a decoded image upright."""
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     # A photograph with damaged metadata is still a photograph, whatever Pillow raises.
     except Exception:
-        return image
-    if method is None:
-        return image
-    upright = image.transpose(method)
-    # The rest of the metadata would rotate the image again.
-    upright.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
+        return None
+
+
+def _turned(image: Image.Image, turn: Image.Transpose) -> Image.Image:
+    upright = image.transpose(turn)
+    upright.info = {}  # its orientation would turn the image again
     return upright

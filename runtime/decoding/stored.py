@@ -47,3 +47,7 @@ class Stored:
 
 class NotReadError(ValueError):
     """A file that is not read, with the reason: "a TIFF of 12-bit grey samples: ..."."""
+
+
+class DecoderFailure(NotReadError):  # noqa: N818 - the public error is errors.DecoderFailedError
+    """A decoder that crashed, or took more memory or time than it may."""

@@ -2,66 +2,30 @@
 
 import io
 import json
-import warnings
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
+from support.encoded_images import SEEDS
 
-from drexperts.runtime.decoding import decode
 from drexperts.runtime.decoding.limits import DecodingLimits
-from drexperts.runtime.errors import BundleError, ImageError
+from drexperts.runtime.decoding.workers import IsolatedDecoder
+from drexperts.runtime.errors import BundleError, DecoderFailedError, ImageError
 from drexperts.runtime.manifest import Manifest, digest, read_manifest
-from drexperts.runtime.preprocess import Preprocessing, crops_from_image
+from drexperts.runtime.preprocess import Preprocessing
 from drexperts.ui.tables import bundle_table, engine_table, proof_table
 
 # Truncated files and broken documents are also in the fast tests of both modules.
 pytestmark = pytest.mark.slow
 
-# A small bound keeps forged sizes quick.
-LIMITS = DecodingLimits(max_pixels=1_000_000)
+# A small bound keeps forged sizes quick. A worker that takes more memory or time fails the test.
+LIMITS = DecodingLimits(max_pixels=1_000_000, memory=64 * 2**20, seconds=2)
 SPEC = Preprocessing(crop=16, short_side_min=16, short_side_max=32, crops_per_side=2)
 
 
 def fuzz(examples):
     return settings(max_examples=examples, suppress_health_check=list(HealthCheck))
-
-
-def seeds():
-    rng = np.random.default_rng(0)
-    color = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    variants: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (color, "PNG", {"exif": exif}),
-        (color.convert("RGBA"), "PNG", {}),
-        (color.convert("P"), "PNG", {"transparency": 3}),
-        (color.convert("L").convert("I;16"), "PNG", {}),
-        (color, "JPEG", {"exif": exif}),
-        (color, "JPEG", {"progressive": True}),
-        (color.convert("CMYK"), "JPEG", {}),
-        (color, "GIF", {"save_all": True, "append_images": [color.rotate(90)]}),
-        (color.convert("P"), "GIF", {"transparency": 3}),
-        (color, "WEBP", {"lossless": True, "exif": exif}),
-        (color.convert("RGBA"), "WEBP", {}),
-        (color, "TIFF", {"exif": exif}),
-        (color, "TIFF", {"compression": "tiff_lzw"}),
-        (color.convert("L").convert("I;16"), "TIFF", {}),
-        (color, "BMP", {}),
-        (color.convert("P"), "BMP", {}),
-        (color, "PPM", {}),
-    ]
-    for image, format, options in variants:
-        stream = io.BytesIO()
-        image.save(stream, format, **options)
-        yield stream.getvalue()
-
-
-SEEDS = list(seeds())
 
 
 @st.composite
@@ -82,36 +46,34 @@ def mutated(draw):
     return bytes(content)
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    # Pillow's warnings about damaged files are expected.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+@pytest.fixture(scope="module")
+def decoder():
+    made = IsolatedDecoder(SPEC, LIMITS)
+    yield made
+    made.close()
 
 
-def check_decode(content):
+def check_decode(decoder, content):
     try:
-        image = decode(content, LIMITS)
+        crops = decoder.crops(content)
+    except DecoderFailedError as error:
+        pytest.fail(str(error))
     except ImageError:
         return
-    assert image.mode == "RGB"
-    assert min(image.size) >= 1
-    assert np.asarray(image).shape == (image.height, image.width, 3)
-    crops = crops_from_image(image, SPEC)
     assert 1 <= len(crops.pixels) <= 4
+    assert crops.pixels.shape[1:] == (3, 16, 16)
 
 
 @fuzz(1200)
 @given(mutated())
-def test_mutated_images(content):
-    check_decode(content)
+def test_mutated_images(decoder, content):
+    check_decode(decoder, content)
 
 
 @fuzz(300)
 @given(st.sampled_from([b"", *(seed[:12] for seed in SEEDS)]), st.binary(max_size=200))
-def test_random_bytes_behind_a_magic_number(magic, content):
-    check_decode(magic + content)
+def test_random_bytes_behind_a_magic_number(decoder, magic, content):
+    check_decode(decoder, magic + content)
 
 
 def check_manifest(folder, content):

@@ -1,12 +1,18 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
+import pickle
 import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from drexperts import runtime
 from drexperts.runtime.errors import BundleError, ImageError, InternalError, UserError
@@ -170,10 +176,11 @@ def test_stream_keeps_the_order_in_bounded_memory(scorer, photo):
     assert seed == 59
 
 
-def test_a_stream_may_be_closed_early(scorer, photos):
+def test_a_stream_may_be_closed_early(scorer, photos, encode):
     before = set(threading.enumerate())  # another test's failure may keep its stream alive
-    stream = scorer.score_stream(photos * 100)
-    assert next(stream) == scorer.score(photos[0])
+    files = [encode(photo, "PNG") for photo in photos]
+    stream = scorer.score_stream(files * 100)
+    assert next(stream) == scorer.score(files[0])
     assert {t.name[:16] for t in set(threading.enumerate()) - before} == {"drexperts-decode"}
     stream.close()
     assert not [t for t in threading.enumerate() if t not in before]
@@ -277,3 +284,251 @@ def test_files_and_bytes_share_the_fingerprint_that_needs_no_image(scorer, photo
     found = scorer.score([tmp_path / "a.png", encode(photo(40, 40), "JPEG"), b"broken"])
     assert {score.fingerprint for score in found} == {scorer.fingerprint()}
     assert scorer.fingerprint(photo(40, 40)) != scorer.fingerprint()
+
+
+# The caller's own objects
+
+
+@pytest.fixture
+def lazy(tmp_path, photo):
+    photo(90, 70).save(tmp_path / "lazy.png")
+    return lambda: Image.open(tmp_path / "lazy.png")
+
+
+def test_one_lazy_image_many_times(scorer, lazy):
+    expected = scorer.score(lazy()).value
+    assert {score.value for score in scorer.score([lazy()] * 20)} == {expected}
+
+
+@pytest.mark.slow
+def test_one_lazy_image_in_many_threads(scorer, tmp_path):
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large.save(tmp_path / "large.png", exif=exif)
+    expected = scorer.score(Image.open(tmp_path / "large.png")).value
+    for _ in range(10):
+        shared, barrier = Image.open(tmp_path / "large.png"), threading.Barrier(8)
+
+        def score(image, barrier=barrier):
+            barrier.wait()
+            return scorer.score(image).value
+
+        with ThreadPoolExecutor(8) as pool:
+            values = {future.result() for future in [pool.submit(score, shared) for _ in range(8)]}
+        assert values == {expected}
+
+
+def test_objects_may_be_closed_or_changed_once_the_next_is_asked_for(scorer, lazy, photo):
+    def images():
+        for _ in range(8):
+            with lazy() as image:
+                yield image
+            image.close()
+
+    def frames():
+        frame = np.empty((40, 50, 3), np.uint8)
+        for seed in range(8):
+            frame[:] = np.asarray(photo(50, 40, seed))
+            yield frame
+
+    expected = scorer.score(lazy()).value
+    assert {score.value for score in scorer.score_stream(images())} == {expected}
+    values = [score.value for score in scorer.score_stream(frames())]
+    assert values == [scorer.score(photo(50, 40, seed)).value for seed in range(8)]
+
+
+def test_a_closed_image_says_so(scorer, lazy):
+    with lazy() as left:
+        pass
+    closed = lazy()
+    closed.close()
+    for image in (left, closed):
+        with pytest.raises(ImageError, match="closed before its pixels were read: call its load"):
+            scorer.score(image)
+
+
+# Closing
+
+
+def test_a_closed_scorer_refuses(toy_bundle, photo):
+    for isolated in (False, True):
+        scorer = runtime.load(toy_bundle, threads=1, isolated=isolated)
+        stream = scorer.score_stream(iter([photo(40, 40)]))
+        scorer.close()
+        scorer.close()
+        assert "CPU" in scorer.session.description
+        for call in (
+            lambda scorer=scorer: scorer.score(photo(40, 40)),
+            lambda scorer=scorer: scorer.score([photo(40, 40)]),
+            lambda stream=stream: next(stream),
+            lambda scorer=scorer: pickle.dumps(scorer),
+        ):
+            with pytest.raises(UserError, match="closed: load the bundle again"):
+                call()
+
+
+def test_close_waits_for_the_call_that_runs(scorer, photo):
+    class Slow(FakeSession):
+        def __init__(self):
+            super().__init__()
+            self.entered, self.leave, self.closed = threading.Event(), threading.Event(), False
+
+        def run(self, pixels):
+            self.entered.set()
+            assert self.leave.wait(60)
+            assert not self.closed
+            return super().run(pixels)
+
+        def close(self):
+            self.closed = True
+
+    slow = Slow()
+    one = Scorer(scorer.manifest, scorer.engine, slow)
+    with ThreadPoolExecutor(3) as pool:
+        scored = pool.submit(one.score, photo(40, 40))
+        assert slow.entered.wait(60)
+        closings = [pool.submit(one.close) for _ in range(2)]
+        slow.leave.set()
+        assert scored.result().value > 0
+        for closing in closings:
+            closing.result()
+    assert slow.closed
+
+
+# Other processes
+
+
+def test_a_pickled_scorer_opens_its_bundle_again(toy_bundle, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(toy_bundle.parent)
+    first = runtime.load(toy_bundle.name, threads=1, batch=3, isolated=True)
+    content = pickle.dumps(first)
+    monkeypatch.chdir(tmp_path)
+    second = pickle.loads(content)
+    assert second.batch == 3
+    assert second.decoder.isolated
+    assert second.session is not first.session
+    assert second.fingerprint() == first.fingerprint()
+    assert second.score(photo(70, 50)) == first.score(photo(70, 50))
+
+
+def test_a_scorer_of_other_software_is_not_unpickled(scorer, monkeypatch):
+    content = pickle.dumps(scorer)
+    monkeypatch.setattr("drexperts.runtime.scorer.resampler_version", lambda: "Pillow 0")
+    with pytest.raises(UserError, match="load the bundle here"):
+        pickle.loads(content)
+
+
+def test_a_scorer_of_a_session_cannot_be_pickled(fake):
+    with pytest.raises(UserError, match=r"runtime\.load"):
+        pickle.dumps(fake)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_other_processes_score_the_same(scorer, photo, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    pixels = [np.asarray(photo(50, 40, seed)) for seed in range(3)]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(scorer.score, pixels) == scorer.score(pixels)
+
+
+FORK = """
+import os, sys, time
+import numpy as np
+from drexperts import runtime
+pixels = np.arange(96 * 96 * 3, dtype=np.uint8).reshape(96, 96, 3)
+scorer = runtime.load(sys.argv[1], threads=int(sys.argv[2]) or None, isolated=True)
+expected = scorer.score(pixels)
+children = []
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        assert scorer.score(pixels) == expected
+        assert scorer.score([sys.argv[3]])[0].error is None
+        if sys.argv[4] == "close":
+            scorer.close()
+        sys.exit(7)
+    children.append(child)
+assert scorer.score(pixels) == expected
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("threads", ["0", "1", "4"])
+@pytest.mark.parametrize("end", ["exit", "close"])
+def test_forked_children_score_and_end(toy_bundle, photo, tmp_path, threads, end):
+    photo(50, 40).save(tmp_path / "a.png")
+    command = [sys.executable, "-c", FORK, toy_bundle, threads, tmp_path / "a.png", end]
+    # A thread of ONNX Runtime's telemetry would keep any forked process from ending.
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+    )
+    assert result.stdout == "[7, 7]\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_that_cannot_be_followed_is_refused(scorer, fake, photo):
+    gpu = dataclasses.replace(scorer.engine, backend="onnx-cuda")
+    on_gpu = Scorer(scorer.manifest, gpu, FakeSession(), reopen=FakeSession)
+    child = os.fork()
+    if child == 0:
+        reasons = []
+        for one in (fake, on_gpu):
+            try:
+                one.score(photo(40, 40))
+            except UserError as error:
+                reasons.append(str(error))
+        fits = len(reasons) == 2 and "before the process forked" in reasons[0]
+        os._exit(7 if fits and "cannot use the GPU" in reasons[1] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+LOADER = """
+import sys
+from torch.utils.data import DataLoader, Dataset
+from drexperts import runtime
+
+class Scores(Dataset):
+    def __init__(self, scorer, paths):
+        self.scorer, self.paths = scorer, paths
+    def __len__(self):
+        return len(self.paths)
+    def __getitem__(self, index):
+        return self.scorer.score(self.paths[index]).value
+
+if __name__ == "__main__":
+    bundle, method, *paths = sys.argv[1:]
+    with runtime.load(bundle, threads=1) as scorer:
+        loader = DataLoader(Scores(scorer, paths), num_workers=2, multiprocessing_context=method)
+        assert [batch.item() for batch in loader] == [score.value for score in scorer.score(paths)]
+    print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_a_data_loader_of_torch_scores(toy_bundle, photo, tmp_path, method):
+    pytest.importorskip("torch")
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    (tmp_path / "loader.py").write_text(LOADER)
+    for seed in range(4):
+        photo(50, 40, seed).save(tmp_path / f"{seed}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    result = subprocess.run(
+        [sys.executable, tmp_path / "loader.py", toy_bundle, method, *paths],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+    )
+    assert result.stdout == "done\n", result.stderr
