@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, features
 from drexperts.runtime.decoding import convert
 from drexperts.runtime.decoding.layouts import inspect
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, FILES, PIXELS, DecodingLimits
+from drexperts.runtime.decoding.orientation import orientation_of, upright
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ImageError
 
@@ -22,17 +23,6 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.ui
 
 # Part of the fingerprint of scores: raised when this package reads other pixels from the same file.
 READER = "drexperts reader 2"
-
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def describe(source: Source) -> str:
@@ -132,7 +122,7 @@ def _decoded_bytes(data: bytes, limits: DecodingLimits) -> Image.Image:
             )
         image.load()
         _check_whole()
-        return stored.to_rgb(_upright(image))
+        return stored.to_rgb(upright(image, stored.orientation))
 
 
 def _check_whole() -> None:
@@ -147,7 +137,7 @@ def _check_whole() -> None:
 def _image_of_caller(image: Image.Image, limits: DecodingLimits) -> Image.Image:
     _check_size(*image.size, limits)
     image.load()
-    return convert.to_rgb(_upright(image))
+    return convert.to_rgb(upright(image, orientation_of(image)))
 
 
 def _image_from_array(array: NDArray[np.uint8], limits: DecodingLimits) -> Image.Image:
@@ -169,17 +159,3 @@ def _check_size(width: int, height: int, limits: DecodingLimits) -> None:
         raise NotReadError(
             f"{width}x{height} is more than {limits.max_pixels} pixels; reduce it first"
         )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    # A photograph with damaged metadata is still a photograph, whatever Pillow raises.
-    except Exception:
-        return image
-    if method is None:
-        return image
-    upright = image.transpose(method)
-    # The rest of the metadata would rotate the image again.
-    upright.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
-    return upright

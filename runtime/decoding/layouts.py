@@ -7,6 +7,7 @@ from collections.abc import Callable
 from PIL import Image, UnidentifiedImageError
 
 from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding.orientation import orientation_of
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 
 # By what `kinds.kind_of` calls a file.
@@ -39,4 +40,5 @@ def _unchecked(data: bytes) -> Stored:
             modes=frozenset({image.mode}),
             to_rgb=convert.to_rgb,
             memory=8 * image.width * image.height,
+            orientation=orientation_of(image),
         )

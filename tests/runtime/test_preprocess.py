@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from drexperts.runtime.decoding import decode, decoder_version, describe
-from drexperts.runtime.decoding.image import _UPRIGHT
 from drexperts.runtime.decoding.limits import DecodingLimits
+from drexperts.runtime.decoding.orientation import _METHODS
 from drexperts.runtime.errors import ConfigError, ImageError
 from drexperts.runtime.preprocess import Preprocessing, crop_positions, crops_from_image
 
@@ -186,7 +186,7 @@ def test_exif_orientation_is_applied_once(orientation, format, photo, encode):
     options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
     options |= {"lossless": True} if format == "WEBP" else {}
     decoded = decode(encode(image, format, exif=exif, **options))
-    method = _UPRIGHT.get(orientation)
+    method = _METHODS.get(orientation)
     expected = image if method is None else image.transpose(method)
     assert np.abs(pixels(decoded).astype(int) - np.asarray(expected)).mean() < 3
     np.testing.assert_array_equal(pixels(decode(decoded)), pixels(decoded))
