@@ -75,6 +75,19 @@ _TYPES: dict[tuple[int, int], tuple[Layout, Layout | None, str]] = {
     (6, 16): (_RGBA_16, _RGBA_16, "RGBA"),
 }
 _GREY_TYPE, _PALETTE_TYPE = 0, 3
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# The first column and row of each pass, and their steps.
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+# Bytes that are unfolded at a time.
+_PIECE = 2**20
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Writers cut 100 megapixels into 75,000 chunks at most: 6 bytes per pixel, 8 kB per chunk.
@@ -101,10 +114,35 @@ class _Header:
     type: int
     interlaced: int
 
+    @property
+    def unfolded(self) -> int:
+        """Bytes of all rows, each behind the byte that names its filter."""
+        sizes = [(self.width, self.height)]
+        if self.interlaced:
+            sizes = [
+                (-((left - self.width) // across), -((top - self.height) // down))
+                for left, top, across, down in _ADAM7
+            ]
+        bits = self.bits * _CHANNELS[self.type]
+        return sum(height * (1 + (width * bits + 7) // 8) for width, height in sizes if width > 0)
+
     def tobytes(self) -> bytes:
         return struct.pack(
             ">IIBBBBB", self.width, self.height, self.bits, self.type, 0, 0, self.interlaced
         )
+
+
+class _WholePng(PngImageFile):
+    """Pillow's reader, which by itself leaves rows black that the file does not have."""
+
+    def load_end(self) -> None:
+        assert self.fp is not None
+        self.fp.seek(0)
+        data = self.fp.read()
+        last_row = (0, self.height - 1, *self.size)
+        super().load_end()
+        if self.info.get("interlace") or not self.crop(last_row).getbbox(alpha_only=False):
+            _check_rows(data)
 
 
 def inspect(data: bytes) -> Stored:
@@ -125,7 +163,7 @@ def inspect(data: bytes) -> Stored:
         width=header.width,
         height=header.height,
         data=_rebuilt(header, parts, chunks.pixels),
-        open=PngImageFile,
+        open=_WholePng,
         modes=frozenset({mode}),
         to_rgb=functools.partial(palettes.to_rgb, known=known) if known else convert.to_rgb,
         memory=bytes_held(mode, pixels, orientation, alpha=layout is _RGB_KEY),
@@ -175,6 +213,20 @@ def _walk(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         yield name, start, end
         start = end
     raise NotReadError(f"a PNG of more than {_MOST_CHUNKS} chunks")
+
+
+def _check_rows(data: bytes) -> None:
+    """Raises NotReadError if the pixels unfold to less than all rows."""
+    header = _header(data[len(_SIGNATURE) + 8 :])
+    missing = header.unfolded
+    unfold = zlib.decompressobj()
+    for name, start, end in _walk(data):
+        piece = data[start + 8 : end - 4] if name == b"IDAT" else b""
+        while piece and missing > 0 and not unfold.eof:
+            missing -= len(unfold.decompress(piece, _PIECE))
+            piece = unfold.unconsumed_tail
+    if missing > len(unfold.flush()):
+        raise NotReadError("a PNG that is truncated: rows are missing")
 
 
 def _check_sum(view: memoryview, name: bytes, start: int, end: int) -> None:
