@@ -1,9 +1,13 @@
-"""From a decoded image to opaque RGB."""
+"""From a decoded image to opaque RGB, a tile at a time: beside the two images, little is held."""
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
 from drexperts.runtime.decoding.stored import NotReadError
+
+_TILE = 2**20  # pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -18,6 +22,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def rgb_from_16_bit_grey(image: Image.Image) -> Image.Image:
+    """Samples of 0..65535 divided by 257 and rounded; others raise NotReadError."""
+    return in_tiles(image, _grey_tile)
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """An image with transparency, composited over white."""
+    return in_tiles(image, _tile_over_white)
+
+
+def in_tiles(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `to_rgb`, which sees each pixel by itself, makes of an image, converted tile by tile."""
+    if image.width * image.height <= _TILE:
+        return to_rgb(image)
+    whole = Image.new("RGB", image.size)
+    for box in _tiles(*image.size):
+        whole.paste(to_rgb(image.crop(box)), box)
+    return whole
+
+
+def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of at most _TILE pixels that cover an image: bands of rows, unless a row is longer."""
+    columns = min(width, _TILE)
+    rows = _TILE // columns
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield left, top, min(left + columns, width), min(top + rows, height)
+
+
+def _grey_tile(image: Image.Image) -> Image.Image:
     values = np.asarray(image)  # (height, width), uint16 or int32
     if values.min() < 0 or values.max() > 65535:
         raise NotReadError("integer samples outside 0..65535 have no defined white")
@@ -31,7 +64,7 @@ def rgb_from_16_bit_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def over_white(image: Image.Image) -> Image.Image:
+def _tile_over_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow has no direct way from premultiplied grey to RGBA
         image = image.convert("LA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -122,7 +122,8 @@ def _decoded_bytes(data: bytes, limits: DecodingLimits) -> Image.Image:
             )
         image.load()
         _check_whole()
-        return stored.to_rgb(upright(image, stored.orientation))
+        image = stored.to_rgb(image)  # the decoded form is freed before it is turned upright
+        return upright(image, stored.orientation)
 
 
 def _check_whole() -> None:

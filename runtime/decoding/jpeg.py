@@ -100,7 +100,7 @@ def inspect(data: bytes) -> Stored:
     orientation = orientation_from(b"".join(found.exif), found.xmp)
     several = frame.progressive or len(found.scans) > 1
     coefficients = 2 * frame.samples(frame.names) if several else 0
-    held = bytes_held(mode, frame.width * frame.height, orientation)
+    pixels = frame.width * frame.height
     return Stored(
         layout=layout,
         width=frame.width,
@@ -109,7 +109,7 @@ def inspect(data: bytes) -> Stored:
         open=JpegImageFile,
         modes=frozenset({mode}),
         to_rgb=convert.to_rgb,
-        memory=held + coefficients,
+        memory=bytes_held(mode, pixels, orientation, beside=coefficients),
         orientation=orientation,
     )
 

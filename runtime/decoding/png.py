@@ -87,7 +87,7 @@ _ADAM7 = (
     (0, 1, 1, 2),
 )
 # Bytes that are unfolded at a time.
-_PIECE = 2**20
+_PIECE = 2**16
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Writers cut 100 megapixels into 75,000 chunks at most: 6 bytes per pixel, 8 kB per chunk.
@@ -136,13 +136,12 @@ class _WholePng(PngImageFile):
     """Pillow's reader, which by itself leaves rows black that the file does not have."""
 
     def load_end(self) -> None:
-        assert self.fp is not None
-        self.fp.seek(0)
-        data = self.fp.read()
-        last_row = (0, self.height - 1, *self.size)
         super().load_end()
-        if self.info.get("interlace") or not self.crop(last_row).getbbox(alpha_only=False):
-            _check_rows(data)
+        last_row = self.crop((0, self.height - 1, *self.size))
+        if self.info.get("interlace") or not last_row.getbbox(alpha_only=False):
+            assert self.fp is not None
+            self.fp.seek(0)
+            _check_rows(self.fp.read())
 
 
 def inspect(data: bytes) -> Stored:
@@ -166,7 +165,7 @@ def inspect(data: bytes) -> Stored:
         open=_WholePng,
         modes=frozenset({mode}),
         to_rgb=functools.partial(palettes.to_rgb, known=known) if known else convert.to_rgb,
-        memory=bytes_held(mode, pixels, orientation, alpha=layout is _RGB_KEY),
+        memory=bytes_held(mode, pixels, orientation, transparent=layout is _RGB_KEY),
         orientation=orientation,
     )
 
@@ -217,16 +216,21 @@ def _walk(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _check_rows(data: bytes) -> None:
     """Raises NotReadError if the pixels unfold to less than all rows."""
-    header = _header(data[len(_SIGNATURE) + 8 :])
-    missing = header.unfolded
+    missing = _header(data[16:29]).unfolded
     unfold = zlib.decompressobj()
-    for name, start, end in _walk(data):
-        piece = data[start + 8 : end - 4] if name == b"IDAT" else b""
-        while piece and missing > 0 and not unfold.eof:
+    for piece in _pixel_pieces(data):
+        while piece and missing > 0:
             missing -= len(unfold.decompress(piece, _PIECE))
             piece = unfold.unconsumed_tail
     if missing > len(unfold.flush()):
         raise NotReadError("a PNG that is truncated: rows are missing")
+
+
+def _pixel_pieces(data: bytes) -> Iterator[bytes]:
+    for name, start, end in _walk(data):
+        if name == b"IDAT":
+            for at in range(start + 8, end - 4, _PIECE):
+                yield data[at : min(at + _PIECE, end - 4)]
 
 
 def _check_sum(view: memoryview, name: bytes, start: int, end: int) -> None:

@@ -27,7 +27,7 @@ _HEADER = re.compile(rb"P([14])" + 2 * _NUMBER + rb"\s|P([2356])" + 3 * _NUMBER 
 _COMMENT = re.compile(rb"#[^\r\n]*+")
 _WHITESPACE = b" \t\n\v\f\r"
 # Samples that are scaled at a time.
-_BAND = 2**20
+_BAND = 2**17
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ LAYOUTS = (_LOSSY, _LOSSY_ALPHA, _LOSSLESS, _LOSSLESS_ALPHA, _SMALL)
 _MOST_CHUNKS = 10_000
 _ALPHA, _ANIMATION = 0x10, 0x02
 _OVERWRITE = 0x02
-# Bytes per pixel that libwebp holds beside Pillow's image: two canvases and the frame's own, and
-# the copy that Pillow makes of a canvas.
-_BESIDE = 16
+# Bytes per pixel that Pillow's reader holds beside its image, as long as this lives: libwebp's two
+# canvases. While it decodes, there is a copy of one, too, and its tables.
+_CANVASES, _COPY = 8, 4
+_TABLES = 2**24
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def inspect(data: bytes) -> Stored:
     mode = "RGBA" if frame.alpha or not covers else "RGB"
     exif, xmp = (chunks.get(name, b"")[:MOST_BYTES] for name in (b"EXIF", b"XMP "))
     orientation = orientation_from(exif, xmp)
-    held = bytes_held(mode, width * height, orientation)
+    kept = _CANVASES * width * height
+    beside = kept + _COPY * width * height + _TABLES
     return Stored(
         layout=layout,
         width=width,
@@ -65,7 +67,7 @@ def inspect(data: bytes) -> Stored:
         open=WebPImageFile,
         modes=frozenset({mode}),
         to_rgb=convert.to_rgb,
-        memory=held + _BESIDE * width * height,
+        memory=bytes_held(mode, width * height, orientation, beside=beside, kept=kept),
         orientation=orientation,
     )
 
