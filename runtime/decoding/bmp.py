@@ -3,7 +3,7 @@
 import functools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TypeAlias
 
 import numpy as np
@@ -68,32 +68,32 @@ def inspect(data: bytes) -> Stored:
         return _indexed(header, data, pixels)
     if header.compression not in (_PLAIN, _MASKS):
         raise _unknown(header)
-    samples = _samples(header, data)
+    _check_length(header, data)
     red, green, blue, alpha = header.masks
     if header.bits == 16 and not alpha and red and green and blue:
         open = functools.partial(_from_16_bits, header)
-        return _stored(header, _RGB_16, samples, open, "RGB", 3 * pixels)
+        return _stored(header, _RGB_16, data, open, "RGB", 3 * pixels)
     if header.bits == 24 and header.masks == _MASKS_32:
         open = functools.partial(_from_24_bits, header)
-        return _stored(header, _RGB, samples, open, "RGB", 0)
+        return _stored(header, _RGB, data, open, "RGB", 0)
     wanted = header.masks if alpha else header.masks[:3]
     if header.bits == 32 and len({_BYTES.get(mask) for mask in wanted} - {None}) == len(wanted):
         order = [_BYTES[mask] for mask in wanted]
         open = functools.partial(_from_32_bits, header, order)
         layout, mode = (_RGBA, "RGBA") if alpha else (_RGB, "RGB")
-        return _stored(header, layout, samples, open, mode, 4 * pixels)
+        return _stored(header, layout, data, open, mode, 4 * pixels)
     masks = ", ".join(f"{mask:#x}" for mask in header.masks)
     raise NotReadError(f"a BMP of {header.bits} bits with the masks {masks}")
 
 
 def _stored(
-    header: _Header, layout: Layout, samples: bytes, open: _Open, mode: str, beside: int
+    header: _Header, layout: Layout, data: bytes, open: _Open, mode: str, beside: int
 ) -> Stored:
     return Stored(
         layout=layout,
         width=header.width,
         height=header.height,
-        data=samples,
+        data=data,
         open=open,
         modes=frozenset({mode}),
         to_rgb=_over_white if mode == "RGBA" else convert.to_rgb,
@@ -104,26 +104,24 @@ def _stored(
 def _indexed(header: _Header, data: bytes, pixels: int) -> Stored:
     start = 14 + header.size
     entries = min(header.colours or 1 << header.bits, 1 << header.bits)
-    offset = header.offset
-    if offset == start:  # some writers leave the palette out of account
-        offset += header.entry * entries
-    entries = min(entries, max(0, offset - start) // header.entry)
+    if header.offset == start:  # some writers leave the palette out of account
+        header = replace(header, offset=start + header.entry * entries)
+    entries = min(entries, max(0, header.offset - start) // header.entry)
     if not entries:
         raise NotReadError("a BMP without a palette")
     palette = _palette(data[start : start + header.entry * entries], header.entry)
     if header.compression == _PLAIN:
-        layout, samples = _PALETTE, _samples(header, data, offset)
-        open = functools.partial(_from_indices, header, palette)
+        _check_length(header, data)
+        layout, open = _PALETTE, functools.partial(_from_indices, header, palette)
     elif (header.compression, header.bits) in ((_RUNS_8, 8), (_RUNS_4, 4)) and not header.top_down:
-        layout, samples = _RUNS, data[offset:]
-        open = functools.partial(_from_runs, header, palette)
+        layout, open = _RUNS, functools.partial(_from_runs, header, palette)
     else:
         raise _unknown(header)
     return Stored(
         layout=layout,
         width=header.width,
         height=header.height,
-        data=samples,
+        data=data,
         open=open,
         modes=frozenset({"P"}),
         to_rgb=functools.partial(palettes.to_rgb, known=frozenset(range(entries))),
@@ -158,12 +156,15 @@ def _unknown(header: _Header) -> NotReadError:
     return NotReadError(f"a BMP of {header.bits} bits with {what}")
 
 
-def _samples(header: _Header, data: bytes, offset: int | None = None) -> bytes:
-    start = header.offset if offset is None else offset
-    end = start + header.stride * header.height
-    if end > len(data):
+def _check_length(header: _Header, data: bytes) -> None:
+    if header.offset + header.stride * header.height > len(data):
         raise NotReadError("a BMP that is truncated")
-    return data[start:end]
+
+
+def _samples(header: _Header, stream: IO[bytes]) -> memoryview:
+    """The bytes of all rows, which are not copied."""
+    whole = memoryview(stream.read())
+    return whole[header.offset : header.offset + header.stride * header.height]
 
 
 def _palette(table: bytes, entry: int) -> bytes:
@@ -179,14 +180,14 @@ def _from_indices(header: _Header, palette: bytes, stream: IO[bytes]) -> Image.I
     raw = {1: "P;1", 4: "P;4", 8: "P"}[header.bits]
     size = header.width, header.height
     arguments = (raw, header.stride, _direction(header))
-    image = Image.frombytes("P", size, stream.read(), "raw", *arguments)
+    image = Image.frombytes("P", size, _samples(header, stream), "raw", *arguments)
     image.putpalette(palette)
     return image
 
 
 def _from_runs(header: _Header, palette: bytes, stream: IO[bytes]) -> Image.Image:
     try:
-        indices = _indices_from_runs(stream.read(), header)
+        indices = _indices_from_runs(memoryview(stream.read())[header.offset :], header)
     except IndexError as cause:
         raise NotReadError("a BMP that is truncated") from cause
     size = header.width, header.height
@@ -195,7 +196,7 @@ def _from_runs(header: _Header, palette: bytes, stream: IO[bytes]) -> Image.Imag
     return image
 
 
-def _indices_from_runs(data: bytes, header: _Header) -> bytearray:
+def _indices_from_runs(data: memoryview, header: _Header) -> bytearray:
     """One byte per pixel, the lowest row first. Raises IndexError where the data end too early."""
     indices = bytearray()
     row_end, at = header.width, 0
@@ -226,21 +227,21 @@ def _run(count: int, value: int, bits: int) -> bytes:
     return (bytes([value >> 4, value & 15]) * (count // 2 + 1))[:count]
 
 
-def _literal(data: bytes, count: int, bits: int) -> bytes:
+def _literal(data: memoryview, count: int, bits: int) -> bytes:
     if bits == 8:
-        return data
+        return bytes(data)
     return bytes(half for byte in data for half in (byte >> 4, byte & 15))[:count]
 
 
-def _rows(header: _Header, samples: bytes, dtype: str) -> NDArray[np.generic]:
+def _rows(header: _Header, stream: IO[bytes], dtype: str) -> NDArray[np.generic]:
     """The samples of each row, the highest row first."""
-    values = np.frombuffer(samples, dtype).reshape(header.height, -1)
+    values = np.frombuffer(_samples(header, stream), dtype).reshape(header.height, -1)
     return values if header.top_down else values[::-1]
 
 
 def _from_16_bits(header: _Header, stream: IO[bytes]) -> Image.Image:
     table = np.stack([_scaled(mask) for mask in header.masks[:3]], axis=1)
-    values = _rows(header, stream.read(), "<u2")[:, : header.width]
+    values = _rows(header, stream, "<u2")[:, : header.width]
     return Image.fromarray(table[values])
 
 
@@ -257,11 +258,11 @@ def _scaled(mask: int) -> NDArray[np.uint8]:
 def _from_24_bits(header: _Header, stream: IO[bytes]) -> Image.Image:
     size = header.width, header.height
     arguments = ("BGR", header.stride, _direction(header))
-    return Image.frombytes("RGB", size, stream.read(), "raw", *arguments)
+    return Image.frombytes("RGB", size, _samples(header, stream), "raw", *arguments)
 
 
 def _from_32_bits(header: _Header, order: list[int], stream: IO[bytes]) -> Image.Image:
-    values = _rows(header, stream.read(), "u1").reshape(header.height, header.width, 4)
+    values = _rows(header, stream, "u1").reshape(header.height, header.width, 4)
     return Image.fromarray(values[:, :, order])
 
 

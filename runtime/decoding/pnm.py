@@ -68,7 +68,7 @@ def inspect(data: bytes) -> Stored:
         layout=(_BILEVEL, _GREY, _RGB)[(header.type - 1) % 3],
         width=header.width,
         height=header.height,
-        data=data[header.end :] if header.plain else data[header.end : header.end + least],
+        data=data,
         open=functools.partial(_OPEN[header.type], header),
         modes=frozenset({mode}),
         to_rgb=convert.to_rgb,
@@ -94,9 +94,17 @@ def _header(data: bytes) -> _Header:
     return _Header(type, width, height, maximum, found.end())
 
 
+def _content(header: _Header, stream: IO[bytes]) -> memoryview:
+    """What follows the header, which is not copied: all of it if it is text."""
+    whole = memoryview(stream.read())
+    return whole[header.end :] if header.plain else whole[header.end :][: header.raw_bytes]
+
+
 def _bits_from_text(header: _Header, stream: IO[bytes]) -> Image.Image:
     """The digits may stand without white space between them."""
-    digits = _COMMENT.sub(b"", stream.read()).translate(None, _WHITESPACE)[: header.samples]
+    digits = _COMMENT.sub(b"", _content(header, stream)).translate(None, _WHITESPACE)[
+        : header.samples
+    ]
     bits = np.frombuffer(digits, np.uint8) - ord("0")
     if bits.size < header.samples or bits.max() > 1:
         raise NotReadError("a PNM that is truncated or has other bits than 0 and 1")
@@ -104,17 +112,19 @@ def _bits_from_text(header: _Header, stream: IO[bytes]) -> Image.Image:
 
 
 def _bits_from_bytes(header: _Header, stream: IO[bytes]) -> Image.Image:
-    return Image.frombytes("1", (header.width, header.height), stream.read(), "raw", "1;I")
+    return Image.frombytes(
+        "1", (header.width, header.height), _content(header, stream), "raw", "1;I"
+    )
 
 
 def _numbers_from_text(header: _Header, stream: IO[bytes]) -> Image.Image:
-    text = _COMMENT.sub(b"", stream.read())
+    text = _COMMENT.sub(b"", _content(header, stream))
     values = np.fromstring(text, np.int64, count=header.samples, sep=" ")
     return _scaled(header, values)
 
 
 def _numbers_from_bytes(header: _Header, stream: IO[bytes]) -> Image.Image:
-    values = np.frombuffer(stream.read(), np.uint8 if header.maximum < 256 else ">u2")
+    values = np.frombuffer(_content(header, stream), np.uint8 if header.maximum < 256 else ">u2")
     return _scaled(header, values)
 
 
