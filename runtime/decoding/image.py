@@ -22,7 +22,7 @@ from drexperts.runtime.errors import ImageError
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 # Part of the fingerprint of scores: raised when this package reads other pixels from the same file.
-READER = "drexperts reader 2"
+READER = "drexperts reader 3"
 
 
 def describe(source: Source) -> str:
