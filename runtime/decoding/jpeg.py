@@ -26,6 +26,8 @@ LAYOUTS = (_GREY, _YCBCR, _RGB, _CMYK, _YCCK)
 # megapixels by libjpeg or mozjpeg, without subsampling, has 1.6e9 to 2e9.
 MOST_SCANNED = 4_000_000_000
 _MOST_SEGMENTS = 10_000
+# Bytes of tables: a scan may have its own, of a kilobyte.
+_MOST_TABLES = 2**20
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _DNL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xDC
 _APP0, _APP1, _APP14, _COM, _TEM = 0xE0, 0xE1, 0xEE, 0xFE, 0x01
@@ -47,7 +49,8 @@ _OTHER_FRAMES = {
     0xDF: "hierarchical JPEG",
     0xF7: "JPEG-LS",
 }
-_FILL = re.compile(rb"\xff*")
+# Any number of 0xFF may stand before a marker.
+_MARKER = re.compile(rb"\xff++[^\xff]", re.DOTALL)
 # In a scan, 0xFF is followed by 0, by a restart marker, or by more 0xFF before a marker.
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -84,8 +87,9 @@ class _Segments:
     frame: _Frame | None = None
     jfif: bool = False
     adobe: int | None = None
-    exif: list[bytes] = field(default_factory=list)
+    exif: bytearray = field(default_factory=bytearray)
     xmp: bytes = b""
+    tables: int = 0
     # The names of each scan's components.
     scans: list[bytes] = field(default_factory=list)
 
@@ -97,7 +101,7 @@ def inspect(data: bytes) -> Stored:
         raise NotReadError("a JPEG without a frame: it is truncated")
     layout, mode = _layout(found, frame)
     _check_scans(found, frame)
-    orientation = orientation_from(b"".join(found.exif), found.xmp)
+    orientation = orientation_from(bytes(found.exif), found.xmp)
     several = frame.progressive or len(found.scans) > 1
     coefficients = 2 * frame.samples(frame.names) if several else 0
     pixels = frame.width * frame.height
@@ -138,10 +142,12 @@ _KEPT = {_SOS, _DQT, _DHT, _DRI} | _FRAMES
 
 def _segment(data: bytes, start: int) -> tuple[int, int, int]:
     """A marker, where its segment's body begins, and where it ends."""
-    found = data.find(b"\xff", start)
-    after_fill = _FILL.match(data, found).end() if found >= 0 else len(data)  # type: ignore[union-attr]
-    if after_fill >= len(data):
+    # A search for the pattern would begin anew at each of many 0xFF.
+    first = data.find(b"\xff", start)
+    found = _MARKER.match(data, first) if first >= 0 else None
+    if found is None:
         raise NotReadError("a JPEG that is truncated: its end marker is missing")
+    after_fill = found.end() - 1
     marker = data[after_fill]
     body = after_fill + 3
     if marker in (0, _TEM, _EOI) or 0xD0 <= marker <= 0xD7:
@@ -159,7 +165,11 @@ def _take(found: _Segments, marker: int, data: bytes, body: int, end: int) -> No
     """What a segment other than a scan says."""
     if marker in _OTHER_FRAMES:
         raise NotReadError(f"it is {_OTHER_FRAMES[marker]}")
-    if marker in _FRAMES:
+    if marker in (_DQT, _DHT):
+        found.tables += end - body
+        if found.tables > _MOST_TABLES:
+            raise NotReadError(f"a JPEG with more than {_MOST_TABLES} bytes of tables")
+    elif marker in _FRAMES:
         if found.frame:
             raise NotReadError("a JPEG with two frames")
         found.frame = _frame(marker, data[body:end])
@@ -168,8 +178,8 @@ def _take(found: _Segments, marker: int, data: bytes, body: int, end: int) -> No
     elif marker == _APP14 and end - body >= 12 and data.startswith(b"Adobe", body):
         found.adobe = data[body + 11]
     elif marker == _APP1 and data.startswith(_EXIF, body):
-        if sum(map(len, found.exif)) < MOST_BYTES:
-            found.exif.append(data[body + len(_EXIF) : end])
+        if len(found.exif) < MOST_BYTES:
+            found.exif += data[body + len(_EXIF) : end]
     elif marker == _APP1 and data.startswith(_XMP, body):
         found.xmp = data[body + len(_XMP) : end]
 

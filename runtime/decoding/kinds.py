@@ -1,5 +1,7 @@
 """What a file is, by its first bytes, whatever its name says."""
 
+import re
+
 # The names of what is read. Other kinds have a name of their own, which messages show.
 READ = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "PNM", "JPEG 2000", "AVIF")
 
@@ -53,12 +55,11 @@ _BY_FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
     (b"qoif", "QOI"),
     (b"BPG\xfb", "BPG"),
     (b"FLIF", "FLIF"),
-    (b"Pf", "PFM"),
-    (b"PF", "PFM"),
-    (b"P7", "PAM"),
     (b"\x1aE\xdf\xa3", "a Matroska film"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
 )
+
+_NETPBM = re.compile(rb"P([1-7fF])[\s#]")
 
 # The brands of ISO's container, ISO/IEC 14496-12.
 _BY_BRAND: tuple[tuple[tuple[bytes, ...], str], ...] = (
@@ -78,9 +79,9 @@ def kind_of(data: bytes) -> str | None:
         return _kind_of_container(data)
     if data.startswith(b"RIFF"):
         return "WebP" if data[8:12] == b"WEBP" else "a RIFF file of sound or film"
-    if data.startswith(b"P") and data[1:2] in tuple(b"1\x002\x003\x004\x005\x006".split(b"\0")):
-        return "PNM"
-    if data.startswith(b"BM"):
+    if found := _NETPBM.match(data):
+        return {b"7": "PAM", b"f": "PFM", b"F": "PFM"}.get(found[1], "PNM")
+    if data.startswith(b"BM") and not any(data[16:18]):  # of its header's size
         return "BMP"
     if data[128:132] == b"DICM":
         return "DICOM"

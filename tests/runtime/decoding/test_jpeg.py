@@ -234,6 +234,8 @@ def test_scans_are_bounded_by_the_samples_they_pass_over():
         SOI + b"\xff\xfe\0\2" * 7_000_000,
         SOI + b"\xff\0" * 15_000_000,
         SOI + segment(0xE1, b"Exif\0\0" + bytes(60_000)) * 500,
+        SOI + segment(0xE1, b"Exif\0\0") * 20_000,
+        SOI + segment(0xDB, (b"\0" + b"\1" * 64) * 1000) * 20 + EOI,
     ],
 )
 def test_segments_of_no_picture(hostile):

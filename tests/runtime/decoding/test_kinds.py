@@ -75,6 +75,9 @@ def ftyp(*brands):
         (b"", None),
         (b"P", None),
         (b"P8\n", None),
+        (b"P5th Avenue", None),
+        (b"Pfad", None),
+        (b"BMW is not a picture", None),
         (b"no image", None),
         (b"PyP 1 1", None),
         (b"P0CMYK", None),
@@ -121,7 +124,7 @@ def test_nothing_is_denied_to_be_what_it_is(kind):
         "BMP": b"BM",
         "GIF": b"GIF89a",
         "TIFF": b"II*\0",
-        "PNM": b"P6",
+        "PNM": b"P6\n",
         "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
         "AVIF": ftyp(b"avif"),
     }
