@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, features
 from drexperts.runtime.decoding import convert
 from drexperts.runtime.decoding.layouts import inspect
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, FILES, PIXELS, DecodingLimits
+from drexperts.runtime.decoding.orientation import orientation_of, upright
 from drexperts.runtime.decoding.stored import DecoderFailure, NotReadError, Stored
 from drexperts.runtime.errors import DecoderFailedError, DrexpertsError, ImageError
 from drexperts.runtime.forks import ForkSafeLock
@@ -27,17 +28,6 @@ READER = "drexperts reader 2"
 
 # Loading a lazy PIL image moves in its file: two threads that share one would read nonsense.
 _LOADING = ForkSafeLock()
-
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def describe(source: Source) -> str:
@@ -110,8 +100,7 @@ def decoded(
         return
     with encoded(source, limits) as (length, stream):
         stored = stored_in(stream.read(length), limits)
-        most = max(stored.memory, memory_of(stored.width, stored.height, spec))
-        with PIXELS.reserved(most, limits.for_pixels):
+        with PIXELS.reserved(memory_for(stored, spec), limits.for_pixels):
             yield pixels_of(stored)
 
 
@@ -177,6 +166,11 @@ def memory_of(width: int, height: int, spec: Preprocessing | None) -> int:
     return 4 * width * height + max(4 * width * height, again)
 
 
+def memory_for(stored: Stored, spec: Preprocessing | None) -> int:
+    """The most bytes that a picture takes, from what its decoder reads to its crops."""
+    return len(stored.data) + max(stored.memory, memory_of(stored.width, stored.height, spec))
+
+
 def pixels_of(stored: Stored) -> Image.Image:
     """The upright RGB image; its decoded form is freed before it is turned upright."""
     _check_whole()
@@ -188,9 +182,8 @@ def pixels_of(stored: Stored) -> Image.Image:
         )
     image.load()
     _check_whole()
-    turn = _turn(image)
     image = stored.to_rgb(image)
-    return image if turn is None else _turned(image, turn)
+    return upright(image, stored.orientation)
 
 
 def _check_whole() -> None:
@@ -208,9 +201,8 @@ def _image_of_caller(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
         return convert.to_rgb(Image.fromarray(source[:, :, 0] if grey else source))
     with _LOADING:
         _load(source)
-        turn = _turn(source)
-    image = convert.to_rgb(source)
-    return image if turn is None else _turned(image, turn)
+        orientation = orientation_of(source)
+    return upright(convert.to_rgb(source), orientation)
 
 
 def _load(image: Image.Image) -> None:
@@ -242,18 +234,3 @@ def _check_size(width: int, height: int, limits: DecodingLimits) -> None:
         raise NotReadError(
             f"{width}x{height} is more than {limits.max_pixels} pixels; reduce it first"
         )
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns a decoded image upright."""
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    # A photograph with damaged metadata is still a photograph, whatever Pillow raises.
-    except Exception:
-        return None
-
-
-def _turned(image: Image.Image, turn: Image.Transpose) -> Image.Image:
-    upright = image.transpose(turn)
-    upright.info = {}  # its orientation would turn the image again
-    return upright

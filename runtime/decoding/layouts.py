@@ -4,39 +4,62 @@ import io
 import warnings
 from collections.abc import Callable
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding import bmp, convert, gif, jpeg, png, pnm, webp
+from drexperts.runtime.decoding.kinds import READ, kind_of
+from drexperts.runtime.decoding.orientation import orientation_of, upright
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
-
-# By what `kinds.kind_of` calls a file.
-INSPECTORS: dict[str, Callable[[bytes], Stored]] = {}
 
 
 def inspect(data: bytes) -> Stored:
     """What a file says of its picture. Raises NotReadError for what is not read."""
     if not data:
         raise NotReadError("it is empty")
-    try:
-        return _unchecked(data)
-    except UnidentifiedImageError as cause:
-        raise NotReadError(f"it is none of {', '.join(FORMATS)}") from cause
-
-
-# To be replaced by a module per format.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+    kind = kind_of(data)
+    if kind is None:
+        raise NotReadError(f"its first bytes are of no format that is read ({', '.join(FORMATS)})")
+    if kind not in INSPECTORS:
+        raise NotReadError(f"it is {kind}, which is not read ({', '.join(FORMATS)} are)")
+    return INSPECTORS[kind](data)
 
 
 def _unchecked(data: bytes) -> Stored:
+    """To be replaced by a module for each format."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning, append=True)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    formats = ("TIFF", "JPEG2000", "AVIF")
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         return Stored(
             layout=Layout(image.format or "", image.mode, ""),
             width=image.width,
             height=image.height,
             data=data,
-            open=lambda stream: Image.open(stream, formats=FORMATS),
+            open=lambda stream: Image.open(stream, formats=formats),
             modes=frozenset({image.mode}),
-            to_rgb=convert.to_rgb,
+            # Of a TIFF, loading has turned the image already, and forgotten its orientation.
+            to_rgb=lambda image: convert.to_rgb(upright(image, orientation_of(image))),
             memory=8 * image.width * image.height,
         )
+
+
+# By what `kinds.kind_of` calls a file.
+INSPECTORS: dict[str, Callable[[bytes], Stored]] = {
+    "JPEG": jpeg.inspect,
+    "PNG": png.inspect,
+    "WebP": webp.inspect,
+    "BMP": bmp.inspect,
+    "GIF": gif.inspect,
+    "PNM": pnm.inspect,
+    "TIFF": _unchecked,
+    "JPEG 2000": _unchecked,
+    "AVIF": _unchecked,
+}
+FORMATS = READ
+LAYOUTS: tuple[Layout, ...] = (
+    *jpeg.LAYOUTS,
+    *png.LAYOUTS,
+    *webp.LAYOUTS,
+    *bmp.LAYOUTS,
+    *gif.LAYOUTS,
+    *pnm.LAYOUTS,
+)

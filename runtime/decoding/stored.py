@@ -33,6 +33,7 @@ class Stored:
         would mean something else
     to_rgb: from the decoded image to opaque RGB
     memory: the most bytes that decoding and converting hold at once, beside `data`; an upper bound
+    orientation: as in EXIF, 1 to 8; Pillow is given no metadata that would say it
     """
 
     layout: Layout
@@ -43,6 +44,7 @@ class Stored:
     modes: frozenset[str]
     to_rgb: Callable[[Image.Image], Image.Image]
     memory: int
+    orientation: int = 1
 
 
 class NotReadError(ValueError):

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
-from drexperts.runtime.decoding.image import memory_of, pixels_of, reason_of, stored_in
+from drexperts.runtime.decoding.image import memory_for, pixels_of, reason_of, stored_in
 from drexperts.runtime.decoding.limits import PIXELS, DecodingLimits
 from drexperts.runtime.decoding.stored import DecoderFailure
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image, resized
@@ -112,7 +112,7 @@ def _answer(requests: IO[bytes], answers: IO[bytes]) -> None:
     with _errors_sent(answers):
         stored = stored_in(data, limits)
         del data
-        most = max(stored.memory, memory_of(stored.width, stored.height, spec))
+        most = memory_for(stored, spec)
         PIXELS.check(most, limits.for_pixels)
         write(answers, {"memory": most})
         read(requests)

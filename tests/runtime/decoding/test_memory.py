@@ -1,0 +1,92 @@
+"""The memory that a layout may take is more than what a process is seen to take for it."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import png_files
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the peak of a process"),
+]
+
+SIDE = 3000
+# Prints how much the peak rose while a file was decoded, and what its layout's bound is.
+_SCRIPT = """
+import gc, json, sys
+from pathlib import Path
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.layouts import inspect
+
+def bytes_of(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+content = Path(sys.argv[1]).read_bytes()
+stored = inspect(content)
+bound = stored.memory + len(stored.data)
+del stored
+decode(Path(sys.argv[2]).read_bytes())  # whatever the first image loads
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = bytes_of("VmRSS")
+image = decode(content)
+print(json.dumps([bytes_of("VmHWM") - before, bound]))
+"""
+
+
+def pictures(side, encode):
+    """Files of every way to convert, by name."""
+    ramp = np.arange(side, dtype=np.uint16)
+    colours = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], ramp[::-1]), axis=2) % 256
+    colour = Image.fromarray(colours.astype(np.uint8))
+    alpha, grey = colour.copy(), colour.convert("L")
+    alpha.putalpha(grey)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    key = [(b"tRNS", b"\0\1\0\2\0\3")]
+    small = {"compress_level": 1}
+    rows = b"\xff\1" * (side // 255) + bytes([side % 255, 1, 0, 0])
+    return {
+        "PNG, turned": encode(colour, "PNG", exif=turned, **small),
+        "PNG, palette": encode(colour.quantize(50), "PNG", exif=turned, **small),
+        "PNG, 16 bits": encode(Image.fromarray(ramp[:, None] + ramp), "PNG", **small),
+        "PNG, alpha": encode(alpha, "PNG", exif=turned, **small),
+        "PNG, key": png_files.png(colours[:, :64], 8, 2, chunks=key, filters=(0,)),
+        "JPEG, progressive": encode(colour, "JPEG", progressive=True, subsampling=0),
+        "JPEG, CMYK": encode(colour.convert("CMYK"), "JPEG", exif=turned),
+        "JPEG, grey": encode(grey, "JPEG"),
+        "GIF": encode(colour.quantize(50), "GIF"),
+        "BMP": encode(colour, "BMP"),
+        "BMP, alpha": encode(alpha, "BMP"),
+        "BMP, runs": _bmp(side, rows * side + b"\0\1"),
+        "PNM": encode(colour, "PPM"),
+        "PNM, 16 bits": b"P6 %d %d 999\n" % (side, side) + bytes(6 * side * side),
+        "PNM, plain": b"P2 %d %d 9\n" % (side, side) + b"7 " * (side * side),
+        "WebP": encode(colour, "WEBP", method=0, exif=turned),
+        "WebP, alpha": encode(alpha, "WEBP", method=0, lossless=True, quality=0),
+    }
+
+
+def _bmp(side, rows):
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + header + bytes(1024) + rows
+
+
+def test_the_bound_of_memory_holds(encode, tmp_path):
+    small = pictures(64, encode)
+    beyond = {}
+    for name, content in pictures(SIDE, encode).items():
+        (tmp_path / "large").write_bytes(content)
+        (tmp_path / "small").write_bytes(small[name])
+        command = [sys.executable, "-c", _SCRIPT, tmp_path / "large", tmp_path / "small"]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        taken, bound = json.loads(run.stdout)
+        if not taken <= bound:
+            beyond[name] = taken, bound
+    assert not beyond
