@@ -167,8 +167,11 @@ def memory_of(width: int, height: int, spec: Preprocessing | None) -> int:
 
 
 def memory_for(stored: Stored, spec: Preprocessing | None) -> int:
-    """The most bytes that a picture takes, from what its decoder reads to its crops."""
-    return len(stored.data) + max(stored.memory, memory_of(stored.width, stored.height, spec))
+    """The most bytes that a picture takes from its decoder to its crops.
+
+    What the decoder reads is not among them: it replaced the file, which has its own reservation.
+    """
+    return max(stored.memory, memory_of(stored.width, stored.height, spec))
 
 
 def pixels_of(stored: Stored) -> Image.Image:
