@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from drexperts.runtime.decoding import bmp, convert, gif, jpeg, png, pnm, tiff, webp
+from drexperts.runtime.decoding import bmp, convert, gif, jpeg, jpeg_2000, png, pnm, tiff, webp
 from drexperts.runtime.decoding.kinds import READ, kind_of
 from drexperts.runtime.decoding.orientation import orientation_of, upright
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
@@ -27,7 +27,7 @@ def inspect(data: bytes) -> Stored:
 def _unchecked(data: bytes) -> Stored:
     """To be replaced by a module for each format."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning, append=True)
-    formats = ("JPEG2000", "AVIF")
+    formats = ("AVIF",)
     with Image.open(io.BytesIO(data), formats=formats) as image:
         return Stored(
             layout=Layout(image.format or "", image.mode, ""),
@@ -51,7 +51,7 @@ INSPECTORS: dict[str, Callable[[bytes], Stored]] = {
     "GIF": gif.inspect,
     "PNM": pnm.inspect,
     "TIFF": tiff.inspect,
-    "JPEG 2000": _unchecked,
+    "JPEG 2000": jpeg_2000.inspect,
     "AVIF": _unchecked,
 }
 FORMATS = READ
@@ -63,4 +63,5 @@ LAYOUTS: tuple[Layout, ...] = (
     *gif.LAYOUTS,
     *pnm.LAYOUTS,
     *tiff.LAYOUTS,
+    *jpeg_2000.LAYOUTS,
 )
