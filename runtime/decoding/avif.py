@@ -74,5 +74,5 @@ def _memory(frames: list[Av1Frame], pixels: int, mode: str, orientation: int) ->
         for frame in frames
     )
     # libavif's RGB is held with its copy or with Pillow's image, which is larger.
-    decoding = int(_COPIES_OF_FRAMES * decoded) + len(mode) * pixels
-    return bytes_held(mode, pixels, orientation) + decoding + _CONSTANT
+    beside = int(_COPIES_OF_FRAMES * decoded) + len(mode) * pixels + _CONSTANT
+    return bytes_held(mode, pixels, orientation, beside=beside, kept=beside)

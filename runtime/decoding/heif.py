@@ -105,5 +105,5 @@ def _memory(frames: list[HevcFrame], pixels: int, mode: str) -> int:
         frame.width * frame.height * frame.planes * (1 + (frame.bits > 8)) for frame in frames
     )
     in_pillow = "RGBA" if mode == "RGBa" else mode
-    decoding = int(_COPIES_OF_FRAMES * decoded) + 4 * pixels
-    return bytes_held(in_pillow, pixels) + decoding + _CONSTANT
+    beside = int(_COPIES_OF_FRAMES * decoded) + 4 * pixels + _CONSTANT
+    return bytes_held(in_pillow, pixels, beside=beside, kept=beside)

@@ -208,9 +208,9 @@ def _rgb_from_shifted(image: Image.Image, bits: int) -> Image.Image:
 
 
 def _memory(stream: Codestream, layout: Layout, mode: str) -> int:
-    """While OpenJPEG decodes, and while the image is converted, which may take two copies."""
     pixels, components = stream.width * stream.height, len(stream.bits)
     depth = 2 if mode == "I;16" else 1
     output = depth * stream.tile_area * (4 if components == 3 else components)
     converted_here = layout in (_YCC, _PALETTE) or stream.bits[0] not in (8, 16)
-    return bytes_held(mode, pixels) + max(output + stream.memory(), 8 * pixels * converted_here)
+    kept = 8 * pixels * converted_here
+    return bytes_held(mode, pixels, beside=output + stream.memory(), kept=kept)

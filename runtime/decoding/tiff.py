@@ -408,7 +408,9 @@ def _rgb_from_inverted(image: Image.Image) -> Image.Image:
 def _memory(samples: _Samples, segments: _Segments, orientation: int, inverted: bool) -> int:
     pixels = samples.width * samples.height
     mode = {"La": "LA"}.get(samples.modes[0], samples.modes[0])
-    held = bytes_held(mode, pixels, orientation) + 4 * pixels * inverted
     samples_at_once = segments.width * segments.height * samples.per_pixel // samples.planes
-    decoder = _IN_LIBJPEG if samples.compression == _JPEG else max(samples.bits // 8, 1)
-    return held + samples_at_once * decoder + _PER_SEGMENT * segments.offsets.size
+    per_sample = _IN_LIBJPEG if samples.compression == _JPEG else max(samples.bits // 8, 1)
+    tables = _PER_SEGMENT * segments.offsets.size
+    beside = samples_at_once * per_sample + tables
+    kept = tables + 4 * pixels * inverted
+    return bytes_held(mode, pixels, orientation, beside=beside, kept=kept)

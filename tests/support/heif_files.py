@@ -38,11 +38,11 @@ def container(brand, items, references=(), primary=1, extra=b""):
     properties: list[tuple[bytes, bytes]] = []
     associations = b""
     for number, (_, own, _) in sorted(items.items()):
-        first = len(properties) + 1
+        properties += [property for property in own if property not in properties]
         indices = bytes(
-            first + i | (0x80 if kind in ESSENTIAL else 0) for i, (kind, _) in enumerate(own)
+            properties.index(property) + 1 | (0x80 if property[0] in ESSENTIAL else 0)
+            for property in own
         )
-        properties += own
         associations += struct.pack(">HB", number, len(own)) + indices
     names = b"".join(
         full(b"infe", struct.pack(">HH4sx", number, 0, kind), version=2)
