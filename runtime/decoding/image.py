@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 
-from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding import convert, heif
 from drexperts.runtime.decoding.layouts import inspect
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, FILES, PIXELS, DecodingLimits
 from drexperts.runtime.decoding.orientation import orientation_of, upright
@@ -110,6 +110,8 @@ def _decoders() -> str:
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
     # The other lossy formats, which another release may decode differently.
     others = [f"{name} {features.version(name)}" for name in ("jpg_2000", "webp", "avif")]
+    if of_heif := heif.decoder():
+        others.append(of_heif)
     return ", ".join([READER, f"Pillow {features.version('pil')}", jpeg, *others])
 
 

@@ -1,14 +1,9 @@
 """The formats that are read: what each file says of itself, and the table of all layouts."""
 
-import io
-import warnings
 from collections.abc import Callable
 
-from PIL import Image
-
-from drexperts.runtime.decoding import bmp, convert, gif, jpeg, png, pnm, webp
+from drexperts.runtime.decoding import avif, bmp, gif, heif, jpeg, jpeg_2000, png, pnm, tiff, webp
 from drexperts.runtime.decoding.kinds import READ, kind_of
-from drexperts.runtime.decoding.orientation import orientation_of, upright
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 
 
@@ -24,24 +19,6 @@ def inspect(data: bytes) -> Stored:
     return INSPECTORS[kind](data)
 
 
-def _unchecked(data: bytes) -> Stored:
-    """To be replaced by a module for each format."""
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning, append=True)
-    formats = ("TIFF", "JPEG2000", "AVIF")
-    with Image.open(io.BytesIO(data), formats=formats) as image:
-        return Stored(
-            layout=Layout(image.format or "", image.mode, ""),
-            width=image.width,
-            height=image.height,
-            data=data,
-            open=lambda stream: Image.open(stream, formats=formats),
-            modes=frozenset({image.mode}),
-            # Of a TIFF, loading has turned the image already, and forgotten its orientation.
-            to_rgb=lambda image: convert.to_rgb(upright(image, orientation_of(image))),
-            memory=8 * image.width * image.height,
-        )
-
-
 # By what `kinds.kind_of` calls a file.
 INSPECTORS: dict[str, Callable[[bytes], Stored]] = {
     "JPEG": jpeg.inspect,
@@ -50,9 +27,10 @@ INSPECTORS: dict[str, Callable[[bytes], Stored]] = {
     "BMP": bmp.inspect,
     "GIF": gif.inspect,
     "PNM": pnm.inspect,
-    "TIFF": _unchecked,
-    "JPEG 2000": _unchecked,
-    "AVIF": _unchecked,
+    "TIFF": tiff.inspect,
+    "JPEG 2000": jpeg_2000.inspect,
+    "AVIF": avif.inspect,
+    "HEIF": heif.inspect,
 }
 FORMATS = READ
 LAYOUTS: tuple[Layout, ...] = (
@@ -62,4 +40,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *bmp.LAYOUTS,
     *gif.LAYOUTS,
     *pnm.LAYOUTS,
+    *tiff.LAYOUTS,
+    *jpeg_2000.LAYOUTS,
+    *avif.LAYOUTS,
+    *heif.LAYOUTS,
 )

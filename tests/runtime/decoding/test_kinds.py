@@ -103,7 +103,6 @@ def test_what_pillow_writes():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (ftyp(b"heic"), "it is HEIF, which is not read"),
         (b"\xff\x0a\xfa", "it is JPEG XL, which is not read"),
         (b"%!PS-Adobe", "it is PostScript, which is not read"),
         (b"not an image", "its first bytes are of no format that is read"),

@@ -4,11 +4,14 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import png_files
+from support import heif_files, png_files
+
+from drexperts.runtime.decoding import heif
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,6 +19,7 @@ pytestmark = [
 ]
 
 SIDE = 3000
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "heic"
 # Prints how much the peak rose while a file was decoded, and what its layout's bound is.
 _SCRIPT = """
 import gc, json, sys
@@ -70,7 +74,37 @@ def pictures(side, encode):
         "PNM, plain": b"P2 %d %d 9\n" % (side, side) + b"7 " * (side * side),
         "WebP": encode(colour, "WEBP", method=0, exif=turned),
         "WebP, alpha": encode(alpha, "WEBP", method=0, lossless=True, quality=0),
+        "TIFF": encode(colour, "TIFF", exif=turned),
+        "TIFF, one strip": encode(colour, "TIFF", compression="tiff_lzw", strip_size=2**30),
+        "TIFF, JPEG": encode(colour, "TIFF", compression="jpeg", strip_size=2**30),
+        "TIFF, alpha": encode(alpha, "TIFF", compression="tiff_adobe_deflate"),
+        "TIFF, 16 bits": encode(Image.fromarray(ramp[:, None] + ramp), "TIFF"),
+        "TIFF, CMYK": encode(colour.convert("CMYK"), "TIFF", exif=turned),
+        "JPEG 2000": encode(colour, "JPEG2000"),
+        "JPEG 2000, alpha": encode(alpha, "JPEG2000"),
+        "JPEG 2000, 16 bits": encode(Image.fromarray(ramp[:, None] + ramp), "JPEG2000"),
+        "JPEG 2000, small blocks": encode(grey, "JPEG2000", codeblock_size=(4, 4)),
+        "JPEG 2000, tiles": encode(grey, "JPEG2000", tile_size=(16, 16), num_resolutions=1),
+        "AVIF": encode(colour, "AVIF", speed=10, exif=turned),
+        "AVIF, 4:4:4": encode(colour, "AVIF", speed=10, subsampling="4:4:4"),
+        "AVIF, grey": encode(grey, "AVIF", speed=10, subsampling="4:0:0"),
+        "AVIF, alpha": encode(alpha, "AVIF", speed=10),
+        **(
+            {"HEIC": _heic(side, "gradient"), "HEIC, 10 bits": _heic(side, "gradient-10-bit")}
+            if heif.available()
+            else {}
+        ),
     }
+
+
+def _heic(side, name):
+    """A picture of many tiles."""
+    tile = heif_files.parts((FIXTURES / f"{name}.heic").read_bytes())
+    count = min(-(-side // 64), 31)  # libheif reads at most 1000 items
+    numbers = range(2, 2 + count * count)
+    items = dict.fromkeys(numbers, tile)
+    items[1] = heif_files.grid(count, count, 64 * count, 64 * count)
+    return heif_files.container(b"heic", items, [(b"dimg", 1, tuple(numbers))])
 
 
 def _bmp(side, rows):

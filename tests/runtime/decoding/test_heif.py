@@ -1,0 +1,145 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import heif_files
+
+from drexperts.runtime.decoding import decode, heif
+from drexperts.runtime.decoding.heif_items import read_items
+from drexperts.runtime.errors import ImageError
+
+pytestmark = pytest.mark.skipif(not heif.available(), reason="needs the extra heif")
+
+# Written by pillow-heif 1.8.1 with x265 at quality 95, from what PICTURE and ALPHA say.
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "heic"
+ACROSS, DOWN = np.meshgrid(np.arange(64), np.arange(64))
+PICTURE = np.stack([ACROSS * 4, DOWN * 4, 255 - ACROSS * 2 - DOWN * 2], 2)
+ALPHA = ACROSS[..., None] * 4
+GREY = np.repeat(ACROSS[..., None] * 4, 3, axis=2)
+OVER_WHITE = PICTURE * (ALPHA / 255) + 255 - ALPHA
+MEANT = {
+    "gradient": PICTURE,
+    "gradient-444": PICTURE,
+    "gradient-10-bit": PICTURE,
+    "gradient-grey": GREY,
+    "gradient-alpha": OVER_WHITE,
+}
+
+
+def fixture(name):
+    return (FIXTURES / f"{name}.heic").read_bytes()
+
+
+def pixels(content):
+    return np.asarray(decode(content)).astype(int)
+
+
+def refused(content):
+    with pytest.raises(ImageError) as error:
+        decode(content)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_known_pixels(name):
+    assert abs(pixels(fixture(name)) - MEANT[name]).mean() < 2
+
+
+def alpha_of(content):
+    """The coded alpha of a file, as an item of its own."""
+    items = read_items(content)
+    alpha, _ = items.alpha()
+    assert alpha
+    return alpha.kind, list(alpha.properties), items.content(alpha)
+
+
+def with_alpha(name, premultiplied=False):
+    links = [(b"auxl", 2, (1,))] + [(b"prem", 1, (2,))] * premultiplied
+    items = {1: heif_files.parts(fixture(name)), 2: alpha_of(fixture("gradient-alpha"))}
+    return heif_files.container(b"heic", items, links)
+
+
+def test_every_layout_is_tested():
+    contents = [*(fixture(name) for name in MEANT), with_alpha("gradient-10-bit")]
+    assert abs(pixels(contents[-1]) - OVER_WHITE).mean() < 2
+    assert {heif.inspect(content).layout for content in contents} == set(heif.LAYOUTS)
+
+
+def test_premultiplied_alpha():
+    """The picture's colours are taken for premultiplied ones, where that is possible."""
+    read = pixels(with_alpha("gradient", premultiplied=True))
+    possible = (PICTURE <= ALPHA).all(axis=2)
+    assert abs(read - (PICTURE + 255 - ALPHA))[possible].mean() < 3
+
+
+@pytest.mark.parametrize("angle", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_properties_turn_the_picture_once_and_exif_does_not(angle, axis, orientation):
+    kind, properties, coded = heif_files.parts(fixture("gradient"))
+    properties += [(b"irot", bytes([angle]))] if angle is not None else []
+    properties += [(b"imir", bytes([axis]))] if axis is not None else []
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    items = {
+        1: (kind, properties, coded),
+        2: (b"Exif", [], bytes(4) + exif.tobytes()),
+    }
+    content = heif_files.container(b"heic", items, [(b"cdsc", 2, (1,))])
+    turned = np.rot90(PICTURE, angle or 0)
+    meant = {None: turned, 0: turned[::-1], 1: turned[:, ::-1]}[axis]
+    assert abs(pixels(content) - meant).mean() < 2
+
+
+def of_tiles(width=120, height=128, angle=0):
+    tile = heif_files.parts(fixture("gradient"))
+    kind, properties, content = heif_files.grid(2, 2, width, height)
+    items = {number: tile for number in (2, 3, 4, 5)}
+    items[1] = (kind, [*properties, (b"irot", bytes([angle]))], content)
+    return heif_files.container(b"heic", items, [(b"dimg", 1, (2, 3, 4, 5))])
+
+
+@pytest.mark.parametrize("angle", range(4))
+def test_a_picture_of_tiles(angle):
+    whole = np.tile(PICTURE, (2, 2, 1))[:, :120]
+    read, meant = pixels(of_tiles(angle=angle)), np.rot90(whole, angle)
+    assert read.shape == meant.shape
+    assert abs(read - meant).mean() < 3
+    assert "make it up" in refused(of_tiles(width=200))
+
+
+def changed(*more, content=None, size=None):
+    kind, properties, coded = heif_files.parts(fixture("gradient"))
+    properties = [
+        heif_files.size_property(*size) if size and name == b"ispe" else (name, body)
+        for name, body in properties
+    ]
+    item = (kind, [*properties, *more], coded if content is None else content(coded))
+    return heif_files.container(b"heic", {1: item})
+
+
+def test_refused_by_what_it_is():
+    assert "cropped" in refused(changed((b"clap", bytes(32))))
+    assert "several" in refused(changed(content=lambda coded: coded + coded))
+    assert "truncated" in refused(changed(content=lambda coded: coded[:-1]))
+    assert "said to be" in refused(changed(size=(64, 63)))
+    _, properties, coded = heif_files.parts(fixture("gradient"))
+    other = heif_files.container(b"heic", {1: (b"jpeg", properties, coded)})
+    assert "jpeg" in refused(other)
+
+
+def test_every_cut_is_an_error():
+    content = fixture("gradient-alpha")
+    for end in range(0, len(content) - 1, 11):
+        refused(content[:end])
+
+
+def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert 'pip install "drexperts[heif]"' in refused(fixture("gradient"))
+
+
+def test_the_decoder_has_a_version():
+    assert "libheif" in (heif.decoder() or "")
