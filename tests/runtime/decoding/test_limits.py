@@ -1,3 +1,4 @@
+import functools
 import os
 import threading
 
@@ -34,13 +35,18 @@ def started(pool, size, most, held, name, release):
     return thread
 
 
+def waits(pool, count):
+    return len(pool._waiting) == count
+
+
 def test_large_ones_go_one_at_a_time_and_first_come_first_served():
-    pool, held, release = Pool("it"), [], {name: threading.Event() for name in "abcd"}
+    pool, release = Pool("it"), {name: threading.Event() for name in "abcd"}
+    held: list[str] = []
     threads = [started(pool, 6, 10, held, "a", release["a"])]
     until(lambda: held == ["a"])
     for count, (name, size) in enumerate({"b": 9, "c": 1, "d": 1}.items(), 1):
         threads.append(started(pool, size, 10, held, name, release[name]))
-        until(lambda count=count: len(pool._waiting) == count)
+        until(functools.partial(waits, pool, count))
     assert held == ["a"]  # c would fit, but then b might wait for ever
     release["a"].set()
     until(lambda: sorted(held) == ["a", "b", "c"])  # 9 + 1
@@ -64,7 +70,8 @@ def test_bytes_come_back_after_an_error():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_owes_nothing_for_its_parent():
-    pool, held, release = Pool("it"), [], threading.Event()
+    pool, release = Pool("it"), threading.Event()
+    held: list[str] = []
     thread = started(pool, 10, 10, held, "a", release)
     until(lambda: held)
     child = os.fork()
