@@ -13,16 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
+from drexperts.runtime.decoding import heif
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.locks import locked
 from drexperts.runtime.scorer import Score
 
-# File name suffixes of the formats that `preprocess` decodes.
+# File name suffixes of the formats that `decoding` reads.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs"}
     | {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+    | ({".heic", ".heif", ".hif"} if heif.available() else set())
 )
 
 _NAMED_SUFFIXES = 5  # of those passed over, in a message

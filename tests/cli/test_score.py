@@ -217,3 +217,33 @@ def test_only_the_pinned_bundle_scores(toy_bundle: Path, photos: Path, call: Cal
     status, document, _ = call("score", toy_bundle, photos, "--digest", f"sha256:{'0' * 64}")
     assert status == 2
     assert pinned in document["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--max-pixels", "100"), "more than 100 pixels"),
+        (("--decode-memory", "1K"), "MiB are allowed"),
+        (("--max-pixels", "100", "--decode-in-process"), "more than 100 pixels"),
+    ],
+)
+def test_limits_of_decoding(
+    toy_bundle: Path, photos: Path, call: Call, options: tuple[str, ...], reason: str
+) -> None:
+    status, document, _ = call("score", toy_bundle, photos / "a.png", "--threads", "1", *options)
+    assert status == 1
+    assert reason in document["results"][0]["error"]
+
+
+def test_where_images_are_decoded(
+    toy_bundle: Path, photos: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert call("score", toy_bundle, photos, "--decode-in-process", "--threads", "1")[0] == 0
+
+
+def test_a_limit_of_nothing(toy_bundle: Path, photos: Path, call: Call) -> None:
+    status, _, error = call("score", toy_bundle, photos, "--decode-seconds", "0")
+    assert status == 2
+    assert "seconds must be a whole number of at least 1" in error

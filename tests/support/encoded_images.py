@@ -3,12 +3,15 @@
 import io
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from support import jpeg_files, png_files
+
+HEIC = Path(__file__).parents[1] / "fixtures" / "heic"
 
 
 def seeds() -> Iterator[bytes]:
@@ -44,14 +47,22 @@ def seeds() -> Iterator[bytes]:
         (color.convert("RGBA"), "WEBP", {"lossless": True}),
         (color.convert("RGBA"), "BMP", {}),
         (color.convert("1"), "BMP", {}),
+        (color, "TIFF", {"compression": "jpeg"}),
+        (color.convert("1"), "TIFF", {"compression": "group4"}),
+        (color.convert("P"), "TIFF", {}),
         (color, "JPEG2000", {}),
+        (color.convert("RGBA"), "JPEG2000", {"tile_size": (16, 16)}),
+        (color.convert("L"), "JPEG2000", {"no_jp2": True}),
         (color, "AVIF", {}),
+        (color.convert("RGBA"), "AVIF", {}),
     ]
     for image, format, options in variants:
         stream = io.BytesIO()
         image.save(stream, format, **options)
         yield stream.getvalue()
     yield from written_by_hand(rng)
+    for path in sorted(HEIC.glob("*.heic")):
+        yield path.read_bytes()
 
 
 def written_by_hand(rng: np.random.Generator) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
+import functools
 import os
 import threading
-from functools import partial
 
 import pytest
 from support.waiting import until
@@ -35,7 +35,7 @@ def started(pool, size, most, held, name, release):
     return thread
 
 
-def _are_waiting(pool, count):
+def waits(pool, count):
     return len(pool._waiting) == count
 
 
@@ -46,7 +46,7 @@ def test_large_ones_go_one_at_a_time_and_first_come_first_served():
     until(lambda: held == ["a"])
     for count, (name, size) in enumerate({"b": 9, "c": 1, "d": 1}.items(), 1):
         threads.append(started(pool, size, 10, held, name, release[name]))
-        until(partial(_are_waiting, pool, count))
+        until(functools.partial(waits, pool, count))
     assert held == ["a"]  # c would fit, but then b might wait for ever
     release["a"].set()
     until(lambda: sorted(held) == ["a", "b", "c"])  # 9 + 1
