@@ -34,4 +34,6 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     intact = all(state == "intact" for state in states.values())
     document = bundle_document(bundle, manifest) | {"files": states, "intact": intact}
     document["digest"] = digest(manifest)
+    # For `--digest`: on one line of its own, so that it can be copied.
+    screen.tables.print(f"digest {document['digest']}", soft_wrap=True)
     return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)

@@ -16,7 +16,6 @@ from drexperts.runtime.manifest import (
     Manifest,
     PrecisionTrial,
     ScoreScale,
-    digest,
 )
 from drexperts.runtime.proof import (
     LOWER_LIMITS,
@@ -162,7 +161,6 @@ def bundle_table(bundle: str, manifest: Manifest) -> Table:
     """The model, the input and the outputs of a bundle."""
     spec = manifest.preprocessing
     table = Table("", "", title=bundle, show_header=False)
-    table.add_row("digest", digest(manifest))
     table.add_row("preset", manifest.preset)
     table.add_row("score", scale_text(manifest.scale))
     table.add_row("outputs", ", ".join(manifest.outputs))

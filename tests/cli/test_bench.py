@@ -69,7 +69,7 @@ def test_every_option_arrives(
     assert (tmp_path / "o" / "index.html").is_file()
     assert asked["options"] == BenchOptions(
         baselines=("compile", "onnx-dense"),
-        against={"engine-float32": toy_bundle},
+        against={"engine-fp32": toy_bundle},
         batches=(1, 8),
         repeats=3,
         threads=2,

@@ -107,11 +107,11 @@ def test_a_result_file_is_continued(
 
 
 def test_files_that_are_passed_over_are_counted(toy_bundle: Path, photos: Path, call: Call) -> None:
-    for name in ("a.heic", "sub/b.heic", "c.jxl"):
+    for name in ("a.cr2", "sub/b.cr2", "c.jxl"):
         (photos / name).touch()
     _, document, notes = call("score", toy_bundle, photos)
-    assert document["passed_over_files"] == {".heic": 2, ".jxl": 1}
-    assert "3 files passed over (.heic 2, .jxl 1)" in notes
+    assert document["passed_over_files"] == {".cr2": 2, ".jxl": 1}
+    assert "3 files passed over (.cr2 2, .jxl 1)" in notes
 
 
 def test_a_second_run_on_one_file_is_refused(
