@@ -1,7 +1,7 @@
 """Boxes, of which JPEG 2000, AVIF and HEIF files consist (ISO/IEC 14496-12, 15444-1)."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from drexperts.runtime.decoding.stored import NotReadError
 
@@ -30,9 +30,16 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
     raise NotReadError(f"it consists of more than {_MOST_BOXES} parts")
 
 
-def children(data: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
-    """Where the content of each box starts and ends; of several of one type, the first counts."""
+def children(
+    data: bytes, start: int, end: int, needed: Collection[bytes] = ()
+) -> dict[bytes, tuple[int, int]]:
+    """Where the content of each box starts and ends; of several of one type, the first counts.
+
+    needed: after the last of these, nothing is looked at: whatever may follow a picture
+    """
     found: dict[bytes, tuple[int, int]] = {}
     for kind, first, last in boxes(data, start, end):
         found.setdefault(kind, (first, last))
+        if needed and found.keys() >= set(needed):
+            break
     return found

@@ -160,11 +160,13 @@ def _tile_parts(found: Codestream, data: bytes, start: int) -> int:
         if marker != _SOT or len(body) != 8:
             raise NotReadError("a JPEG 2000 file that is damaged: a tile does not begin well")
         tile, length = struct.unpack_from(">HI", body)
-        following = start + length if length else len(data) - 2
-        if following > len(data) or _header(found, data, end, _SOD) > following - 2:
-            raise NotReadError("a JPEG 2000 file that is truncated: a tile is cut off")
-        if not length and not data.endswith(b"\xff\xd9"):
+        first = _header(found, data, end, _SOD)
+        # A length of 0 stands for all up to the end marker, which no packet contains.
+        following = start + length if length else data.find(b"\xff\xd9", first)
+        if following < 0:
             raise NotReadError("a JPEG 2000 file that is truncated: its end marker is missing")
+        if following > len(data) or first > following - 2:
+            raise NotReadError("a JPEG 2000 file that is truncated: a tile is cut off")
         found.segments += 1
         found.tiles_found.add(tile)
         start = following

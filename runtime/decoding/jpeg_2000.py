@@ -35,7 +35,7 @@ _SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 _BY_NUMBER = {16: "RGB", 17: "grey", 18: "sYCC"}
 _OTHER_NUMBERS = {0: "bilevel", 1: "YCbCr", 3: "YCbCr", 4: "YCbCr", 12: "CMYK", 14: "CIE L*a*b*"}
 _BY_PROFILE = {b"GRAY": "grey", b"RGB ": "RGB"}
-_ENUMERATED, _PROFILES = 1, (2, 3)
+_ENUMERATED, _RESTRICTED_PROFILE, _PROFILE = 1, 2, 3
 _OPACITY = 1
 
 
@@ -81,7 +81,7 @@ def _assumed(components: int) -> _Header:
 
 def _opened(data: bytes) -> tuple[_Header, bytes]:
     """A JP2 file's header and its codestream."""
-    parts = children(data, 0, len(data))
+    parts = children(data, 0, len(data), needed=(b"jp2h", b"jp2c"))
     if b"jp2h" not in parts or b"jp2c" not in parts:
         raise NotReadError("a JPEG 2000 file without a header or codestream")
     start, end = parts[b"jp2c"]
@@ -91,15 +91,17 @@ def _opened(data: bytes) -> tuple[_Header, bytes]:
 def _header(data: bytes, start: int, end: int) -> _Header:
     found = children(data, start, end)
     bodies = {kind: data[first:last] for kind, (first, last) in found.items()}
+    (components,) = struct.unpack_from(">H", bodies.get(b"ihdr", b""), 8)
     colours = _colours(
-        [data[first:last] for kind, first, last in boxes(data, start, end) if kind == b"colr"]
+        [data[first:last] for kind, first, last in boxes(data, start, end) if kind == b"colr"],
+        3 if b"pclr" in bodies else components,
     )
     palette = _palette(bodies) if b"pclr" in bodies else b""
     return _Header(colours, _has_alpha(bodies.get(b"cdef", b""), colours), palette)
 
 
-def _colours(bodies: list[bytes]) -> str:
-    """By the first specification of a kind that is known."""
+def _colours(bodies: list[bytes], components: int) -> str:
+    """By the first specification that says it; of several, each describes the same colours."""
     for body in bodies:
         method = body[0]
         if method == _ENUMERATED:
@@ -108,11 +110,15 @@ def _colours(bodies: list[bytes]) -> str:
                 name = _OTHER_NUMBERS.get(number, f"colour space {number}")
                 raise NotReadError(f"a JPEG 2000 file of {name} samples")
             return _BY_NUMBER[number]
-        if method in _PROFILES:
+        if method in (_RESTRICTED_PROFILE, _PROFILE):
             space = body[3 + 16 : 3 + 20]
-            if space not in _BY_PROFILE:
-                raise NotReadError("a JPEG 2000 file with a profile of other colours than RGB")
-            return _BY_PROFILE[space]
+            if space in _BY_PROFILE:
+                return _BY_PROFILE[space]
+            if space.strip(b"\0"):  # empty in a profile that says nothing
+                name = space.decode("ascii", "backslashreplace").strip()
+                raise NotReadError(f"a JPEG 2000 file with a profile of {name} colours")
+    if any(body[0] == _RESTRICTED_PROFILE for body in bodies):  # it is for grey or for RGB
+        return "grey" if components < 3 else "RGB"
     raise NotReadError("a JPEG 2000 file that does not say what its colours are")
 
 
@@ -154,6 +160,8 @@ def _layout(header: _Header, stream: Codestream) -> tuple[Layout, str]:
     kind = header.colours, header.alpha, len(bits)
     if header.palette and kind == ("RGB", False, 1) and most <= 8:
         return _PALETTE, "L"
+    if kind == ("RGB", False, 4):
+        raise NotReadError(f"{name}, which says of 3 what they are: save it as RGB without others")
     if header.palette or kind not in _KINDS:
         with_alpha = " with alpha" if header.alpha else ""
         raise NotReadError(f"{name}, said to be {header.colours}{with_alpha}")

@@ -170,6 +170,24 @@ def test_a_profile_says_the_kind_of_colours(profile):
     assert (pixels(jp2(encoded(samples), with_profile(profile))) == meant).all()
 
 
+def test_the_first_specification_that_says_the_colours_decides():
+    samples, empty = values(8, 3), with_profile(bytes(4))
+    assert (pixels(jp2(encoded(samples), empty, enumerated(16))) == samples).all()
+    assert (pixels(jp2(encoded(samples), empty)) == samples).all()
+    assert (pixels(jp2(encoded(samples[..., 0]), empty)) == grey(samples[..., 0])).all()
+    assert "CMYK" in refused(jp2(encoded(values(8, 4)), with_profile(b"CMYK"), enumerated(16)))
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"rest", bytes(1000), b"\xff" * 64, b"\xff\xd9"])
+def test_what_follows_the_picture_does_not_matter(rest):
+    samples = values(8, 3)
+    stream = encoded(samples)
+    start = stream.index(b"\xff\x90") + 6
+    until_the_end = stream[:start] + bytes(4) + stream[start + 4 :]
+    for content in (jp2(stream, enumerated(16)), stream, until_the_end):
+        assert (pixels(content + rest) == samples).all()
+
+
 COLOURS = np.zeros((256, 3), np.uint8)
 
 
