@@ -8,6 +8,7 @@ from drexperts.runtime.decoding.stored import NotReadError
 
 _SEQUENCE, _FRAME_HEADER, _FRAME = 1, 3, 6
 _CHOSEN_PER_FRAME = 2
+_MOST_UNITS = 10_000
 _SRGB_AND_IDENTITY = (1, 13, 0)
 
 
@@ -56,7 +57,9 @@ def read_frame(data: bytes) -> Av1Frame:
 def _units(data: bytes) -> Iterator[tuple[int, int, int]]:
     """The type of each unit (OBU), and where its content starts and ends."""
     start = 0
-    while start < len(data):
+    for _ in range(_MOST_UNITS):
+        if start >= len(data):
+            return
         header = data[start]
         start += 2 if header & 4 else 1
         end = len(data)
@@ -67,6 +70,7 @@ def _units(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise NotReadError("AV1 data that are truncated or damaged")
         yield header >> 3 & 15, start, end
         start = end
+    raise NotReadError(f"AV1 data of more than {_MOST_UNITS} units")
 
 
 def _leb128(data: bytes, start: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from PIL.AvifImagePlugin import AvifImageFile
 
 from drexperts.runtime.decoding import convert
 from drexperts.runtime.decoding.av1 import Av1Frame, read_frame
-from drexperts.runtime.decoding.heif_items import Items, check_picture, read_items
+from drexperts.runtime.decoding.heif_items import Items, check_picture, crop_box, read_items
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 
@@ -25,10 +25,11 @@ _CONSTANT = 2**25
 
 
 def inspect(data: bytes) -> Stored:
-    items = read_items(data)
+    items = read_items(data, "an AVIF")
     picture = items.picture
     alpha, _ = items.alpha()
     check_picture(items, "av01")
+    _check_crop(items)
     frames = _frames(items)
     frame = frames[id(items.tiles(picture)[0])]
     layout = _GREY if frame.monochrome else _COLOUR_8 if frame.bits == 8 else _COLOUR_12
@@ -47,6 +48,13 @@ def inspect(data: bytes) -> Stored:
         memory=_memory(list(frames.values()), width * height, mode, orientation),
         orientation=orientation,
     )
+
+
+def _check_crop(items: Items) -> None:
+    """Pillow shows the whole picture, whatever is to be cropped."""
+    crop, size = items.picture.what(b"clap"), items.picture.size
+    if crop and crop_box(crop, size) != (0, 0, *size):
+        raise NotReadError("an AVIF that is to be cropped: save it cropped")
 
 
 def _frames(items: Items) -> dict[int, Av1Frame]:

@@ -11,7 +11,7 @@ from typing import IO
 from PIL import Image
 
 from drexperts.runtime.decoding import convert
-from drexperts.runtime.decoding.heif_items import Items, check_picture, read_items
+from drexperts.runtime.decoding.heif_items import Items, Step, check_picture, read_items, transforms
 from drexperts.runtime.decoding.hevc import HevcFrame, read_frame
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
@@ -49,7 +49,7 @@ def decoder() -> str | None:
 def inspect(data: bytes) -> Stored:
     if not available():
         raise NotReadError('it is HEIC: pip install "drexperts[heif]", or convert it')
-    items = read_items(data)
+    items = read_items(data, "a HEIC")
     picture = items.picture
     check_picture(items, "hvc1")
     alpha, premultiplied = items.alpha()
@@ -58,18 +58,28 @@ def inspect(data: bytes) -> Stored:
     modes = (
         ("RGBa" if premultiplied else "RGBA",) if alpha else ("L",) if layout is _GREY else ("RGB",)
     )
-    # libheif turns the picture by the properties of its item; EXIF says the same once more.
-    width, height = picture.size if items.orientation() < 5 else picture.size[::-1]
+    steps = transforms(picture)
+    if alpha and transforms(alpha) != steps:
+        raise NotReadError("a HEIC whose alpha is cropped or turned otherwise than its colours")
+    width, height = picture.size
     return Stored(
         layout=layout,
         width=width,
         height=height,
-        data=data,
+        # libheif 1.23 moves the chroma of odd sizes when it crops or turns them.
+        data=items.untransformed(),
         open=_open,
         modes=frozenset(modes),
-        to_rgb=convert.to_rgb,
-        memory=_memory(list(frames.values()), width * height, modes[0]),
+        to_rgb=functools.partial(_to_rgb, steps=steps),
+        memory=_memory(list(frames.values()), width * height, modes[0], bool(steps)),
     )
+
+
+def _to_rgb(image: Image.Image, steps: list[Step]) -> Image.Image:
+    image = convert.to_rgb(image)
+    for step in steps:
+        image = image.crop(step) if isinstance(step, tuple) else image.transpose(step)
+    return image
 
 
 def _open(stream: IO[bytes]) -> Image.Image:
@@ -100,10 +110,11 @@ def _layout(frame: HevcFrame, alpha: bool) -> Layout:
     return _ALPHA[layout] if alpha else layout
 
 
-def _memory(frames: list[HevcFrame], pixels: int, mode: str) -> int:
+def _memory(frames: list[HevcFrame], pixels: int, mode: str, transformed: bool) -> int:
     decoded = sum(
         frame.width * frame.height * frame.planes * (1 + (frame.bits > 8)) for frame in frames
     )
     in_pillow = "RGBA" if mode == "RGBa" else mode
     beside = int(_COPIES_OF_FRAMES * decoded) + 4 * pixels + _CONSTANT
-    return bytes_held(in_pillow, pixels, beside=beside, kept=beside)
+    kept = beside + 4 * pixels * transformed
+    return bytes_held(in_pillow, pixels, beside=beside, kept=kept)

@@ -1,12 +1,26 @@
 """The items of an AVIF or HEIC file (ISO/IEC 23008-12): pictures, tiles and what they need."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TypeAlias
+
+from PIL import Image
 
 from drexperts.runtime.decoding.boxes import boxes, children
 from drexperts.runtime.decoding.stored import NotReadError
 
 _MOST_ITEMS = 2_000
+# Bytes of all items, so that decoding one piece of the file again and again does not take too long;
+# tiles of the same content may share theirs.
+_MOST_SHARED = 2**26
+_TRANSFORMS = (b"clap", b"irot", b"imir")
+_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+_MIRRORS = (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT)
+
+# The box to which a picture is cropped, or how it is turned or mirrored.
+Step: TypeAlias = tuple[int, int, int, int] | Image.Transpose
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0", b"urn:mpeg:hevc:2015:auxid:1\0")
 
 
@@ -16,11 +30,13 @@ class Item:
 
     extents: the pieces of its content: where each starts and ends
     properties: the type and content of each
+    links: where the file associates it with each
     """
 
     kind: bytes
     extents: list[tuple[int, int]] = field(default_factory=list)
     properties: list[tuple[bytes, bytes]] = field(default_factory=list)
+    links: list[tuple[int, int]] = field(default_factory=list)
 
     def what(self, kind: bytes) -> bytes | None:
         return next((body for name, body in self.properties if name == kind), None)
@@ -39,9 +55,11 @@ class Item:
 class Items:
     """What a file's meta box says.
 
+    name: what the file is, for messages
     references: (type, from which item, to which items)
     """
 
+    name: str
     data: bytes
     primary: int = 0
     items: dict[int, Item] = field(default_factory=dict)
@@ -53,8 +71,17 @@ class Items:
     @property
     def picture(self) -> Item:
         if self.primary not in self.items:
-            raise NotReadError("a file without a still picture")
+            raise NotReadError(f"{self.name} without a still picture")
         return self.items[self.primary]
+
+    def untransformed(self) -> bytes:
+        """The file without the association of any item with a transform."""
+        data = bytearray(self.data)
+        for item in self.items.values():
+            for (kind, _), (start, end) in zip(item.properties, item.links, strict=True):
+                if kind in _TRANSFORMS:
+                    data[start:end] = bytes(end - start)
+        return bytes(data)
 
     def alpha(self) -> tuple[Item | None, bool]:
         """The picture's opacity, and whether its colours are premultiplied with it."""
@@ -86,12 +113,57 @@ class Items:
         return ((4, 5, 2, 7), (2, 7, 4, 5))[axis[0] & 1][turns]
 
 
-def read_items(data: bytes) -> Items:
-    found = children(data, 0, len(data)).get(b"meta")
+def crop_box(body: bytes, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what a clap property leaves of a picture of this size.
+
+    Raises NotReadError for a crop that is not of whole pixels within the picture.
+    """
+    numbers = struct.unpack_from(">IIIIiIiI", body)
+    if 0 in numbers[1::2]:
+        raise NotReadError("a picture with an invalid crop")
+    width, height, *centre = (
+        Fraction(numbers[i], numbers[i + 1]) for i in range(0, len(numbers), 2)
+    )
+    box: list[int] = []
+    for whole, part, offset in zip(size, (width, height), centre, strict=True):
+        start = offset + Fraction(whole - part, 2)
+        if (
+            start.denominator != 1
+            or part.denominator != 1
+            or not 0 <= start < start + part <= whole
+        ):
+            raise NotReadError("a picture whose crop is not of whole pixels within it")
+        box += [int(start), int(start + part)]
+    return box[0], box[2], box[1], box[3]
+
+
+def transforms(item: Item) -> list[Step]:
+    """How an item is cropped, turned and mirrored, in this order. Raises NotReadError."""
+    found = [(kind, body) for kind, body in item.properties if kind in _TRANSFORMS]
+    if len({kind for kind, _ in found}) < len(found):
+        raise NotReadError("a picture that is cropped, turned or mirrored several times")
+    steps: list[Step] = []
+    size = item.size
+    for kind, body in found:
+        if kind == b"clap":
+            left, top, right, bottom = crop_box(body, size)
+            steps.append((left, top, right, bottom))
+            size = right - left, bottom - top
+        elif kind == b"imir":
+            steps.append(_MIRRORS[body[0] & 1])
+        elif turns := body[0] & 3:
+            steps.append(_TURNS[turns - 1])
+            size = size[::-1] if turns & 1 else size
+    return steps
+
+
+def read_items(data: bytes, kind: str) -> Items:
+    """What a file says of its items. kind: what the file is, for messages"""
+    found = children(data, 0, len(data), needed=(b"meta",)).get(b"meta")
     if found is None:
-        raise NotReadError("a file without a still picture")
+        raise NotReadError(f"{kind} without a still picture")
     parts = children(data, found[0] + 4, found[1])
-    items = Items(data)
+    items = Items(kind, data)
     bodies = {kind: data[start:end] for kind, (start, end) in parts.items()}
     if b"pitm" in bodies:
         (items.primary,) = struct.unpack_from(
@@ -100,7 +172,7 @@ def read_items(data: bytes) -> Items:
     _read_kinds(items, bodies.get(b"iinf", b""))
     _read_places(items, bodies.get(b"iloc", b""), parts.get(b"idat", (0, 0)), len(data))
     _read_references(items, bodies.get(b"iref", b""))
-    _read_properties(items, bodies.get(b"iprp", b""))
+    _read_properties(items, bodies.get(b"iprp", b""), parts.get(b"iprp", (0, 0))[0])
     return items
 
 
@@ -108,12 +180,12 @@ def check_picture(items: Items, coding: str) -> None:
     """Raises NotReadError unless the picture and its alpha are items of this coding, or tiles."""
     picture = items.picture
     alpha, _ = items.alpha()
-    if any(part.what(b"clap") for part in (picture, alpha) if part):
-        raise NotReadError("a picture that is to be cropped: save it cropped")
     if alpha and alpha.size != picture.size:
         raise NotReadError("a picture whose alpha is of another size than its colours")
     for part in (picture, alpha):
         for tile in items.tiles(part) if part else ():
+            if tile is not part and transforms(tile):
+                raise NotReadError("a picture whose tiles are to be cropped or turned")
             if tile.kind != coding.encode():
                 kind = tile.kind.decode("ascii", "backslashreplace")
                 raise NotReadError(f"a picture in the coding {kind}, not {coding}")
@@ -153,13 +225,13 @@ class _Reader:
 
     def __init__(self, body: bytes) -> None:
         self._body = body
-        self._at = 0
+        self.at = 0
 
     def __call__(self, size: int) -> int:
-        self._at += size
-        if self._at > len(self._body):
+        self.at += size
+        if self.at > len(self._body):
             raise NotReadError("it is truncated: a list of its parts is cut off")
-        return int.from_bytes(self._body[self._at - size : self._at], "big")
+        return int.from_bytes(self._body[self.at - size : self.at], "big")
 
 
 def _read_places(items: Items, body: bytes, idat: tuple[int, int], length: int) -> None:
@@ -184,8 +256,8 @@ def _read_places(items: Items, body: bytes, idat: tuple[int, int], length: int) 
                 raise NotReadError("it is truncated: an item lies beyond its end")
             item.extents.append((first, last))
     whole = sum(last - first for item in items.items.values() for first, last in item.extents)
-    if whole > 2 * length:
-        raise NotReadError("a file whose items overlap")
+    if whole > max(2 * length, _MOST_SHARED):
+        raise NotReadError(f"{items.name} whose items overlap too often")
 
 
 def _read_references(items: Items, body: bytes) -> None:
@@ -196,21 +268,25 @@ def _read_references(items: Items, body: bytes) -> None:
         items.references.append((kind, start, tuple(read(size) for _ in range(read(2)))))
 
 
-def _read_properties(items: Items, body: bytes) -> None:
+def _read_properties(items: Items, body: bytes, place: int) -> None:
     parts = children(body, 0, len(body))
     start, end = parts.get(b"ipco", (0, 0))
     properties = [(kind, body[first:last]) for kind, first, last in boxes(body, start, end)]
     for kind, first, last in boxes(body):
         if kind == b"ipma":
-            _read_associations(items, properties, body[first:last])
+            _read_associations(items, properties, body[first:last], place + first)
 
 
-def _read_associations(items: Items, properties: list[tuple[bytes, bytes]], body: bytes) -> None:
+def _read_associations(
+    items: Items, properties: Sequence[tuple[bytes, bytes]], body: bytes, place: int
+) -> None:
     read = _Reader(body)
     version, flags = read(1), read(3)
     for _ in range(read(4)):
         item = items.items.get(read(4 if version else 2), Item(b""))
         for _ in range(read(1)):
+            first = place + read.at
             index = read(2) & 0x7FFF if flags & 1 else read(1) & 0x7F
             if 0 < index <= len(properties):
                 item.properties.append(properties[index - 1])
+                item.links.append((first, place + read.at))

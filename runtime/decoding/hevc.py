@@ -8,6 +8,7 @@ from drexperts.runtime.decoding.bits import Bits
 from drexperts.runtime.decoding.stored import NotReadError
 
 _SPS = 33
+_MOST_UNITS = 10_000
 _PICTURES = range(32)
 # By chroma_format_idc: samples per pixel, and by how much chroma is narrower and lower.
 _CHROMA = {0: (1.0, 1, 1), 1: (1.5, 2, 2), 2: (2.0, 2, 1), 3: (3.0, 1, 1)}
@@ -65,12 +66,15 @@ def _of_configuration(body: bytes) -> Iterator[bytes]:
 def _units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
     """Where each unit (NAL) starts and ends; `size` bytes before it give its length."""
     place = 0
-    while place < len(data):
+    for _ in range(_MOST_UNITS):
+        if place >= len(data):
+            return
         start = place + size
         place = start + int.from_bytes(data[place:start], "big")
         if start >= len(data) or place > len(data):
             raise NotReadError("HEVC data that are truncated")
         yield start, place
+    raise NotReadError(f"HEVC data of more than {_MOST_UNITS} units")
 
 
 def _frame(read: Bits) -> HevcFrame:

@@ -18,7 +18,7 @@ def full(kind, content, version=0, flags=0):
 
 def parts(content):
     """The picture of a file: its kind, its properties and its coded bytes."""
-    items = read_items(content)
+    items = read_items(content, "a file")
     picture = items.picture
     return picture.kind, list(picture.properties), items.content(picture)
 
@@ -27,14 +27,23 @@ def size_property(width, height):
     return b"ispe", struct.pack(">III", 0, width, height)
 
 
+def clap_property(width, height, left, top, whole=(64, 64)):
+    """Leaves a box of a picture whose size is `whole`."""
+    across, down = 2 * left + width - whole[0], 2 * top + height - whole[1]
+    return b"clap", struct.pack(">IIIIiIiI", width, 1, height, 1, across, 2, down, 2)
+
+
 def grid(rows, columns, width, height):
     """An item of tiles."""
     content = struct.pack(">BBBBHH", 0, 0, rows - 1, columns - 1, width, height)
     return b"grid", [size_property(width, height)], content
 
 
-def container(brand, items, references=(), primary=1, extra=b""):
-    """items: {number: (kind, properties, content)}; references: (kind, from, to)."""
+def container(brand, items, references=(), primary=1, shared=False):
+    """items: {number: (kind, properties, content)}; references: (kind, from, to).
+
+    shared: whether equal contents are stored once
+    """
     properties: list[tuple[bytes, bytes]] = []
     associations = b""
     for number, (_, own, _) in sorted(items.items()):
@@ -53,11 +62,16 @@ def container(brand, items, references=(), primary=1, extra=b""):
         for kind, start, to in references
     )
 
+    contents = [content for _, (*_, content) in sorted(items.items())]
+    data = b"".join(dict.fromkeys(contents) if shared else contents)
+
     def meta(start):
         places = b""
+        at = 0
         for number, (*_, content) in sorted(items.items()):
-            places += struct.pack(">HHHII", number, 0, 1, start, len(content))
-            start += len(content)
+            at = data.index(content) if shared else at
+            places += struct.pack(">HHHII", number, 0, 1, start + at, len(content))
+            at += len(content)
         contained = b"".join(box(kind, body) for kind, body in properties)
         return full(
             b"meta",
@@ -74,5 +88,4 @@ def container(brand, items, references=(), primary=1, extra=b""):
         )
 
     start = box(b"ftyp", brand + bytes(4) + b"mif1" + brand + b"miaf")
-    data = b"".join(content for _, (*_, content) in sorted(items.items()))
-    return start + meta(len(start) + len(meta(0)) + 8) + box(b"mdat", data) + extra
+    return start + meta(len(start) + len(meta(0)) + 8) + box(b"mdat", data)

@@ -1,5 +1,4 @@
 import io
-import struct
 import warnings
 
 import imagecodecs
@@ -159,8 +158,36 @@ def test_premultiplied_alpha():
 
 
 def test_a_picture_to_be_cropped_is_refused():
-    clap = (b"clap", struct.pack(">8I", 32, 1, 32, 1, 0, 1, 0, 1))
-    assert "cropped" in refused(with_properties(clap))
+    part = heif_files.clap_property(32, 32, 0, 0, whole=(64, 48))
+    assert "cropped" in refused(with_properties(part))
+    whole = heif_files.clap_property(64, 48, 0, 0, whole=(64, 48))
+    assert abs(pixels(with_properties(whole)) - PICTURE).mean() < 2
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"rest of a file", bytes(1000), b"\xff" * 64])
+def test_what_follows_the_picture_does_not_matter(rest):
+    for content in (by_pillow(PICTURE), of_tiles()):
+        assert (pixels(content + rest) == pixels(content)).all()
+
+
+def test_tiles_may_share_their_content():
+    """As in a grid of avifenc's whose tiles are alike."""
+    tile = heif_files.parts(by_pillow(PICTURE[:, ::-1].repeat(2, 0).repeat(2, 1)))
+    items = {number: tile for number in range(2, 11)}
+    items[1] = heif_files.grid(3, 3, 3 * 128, 3 * 96)
+    links = [(b"dimg", 1, tuple(range(2, 11)))]
+    content = heif_files.container(b"avif", items, links, shared=True)
+    assert len(content) < 3 * len(tile[2])
+    assert (pixels(content) == pixels(heif_files.container(b"avif", items, links))).all()
+
+
+def test_content_that_is_shared_too_often():
+    many = {number: (b"mime", [], b"") for number in range(2, 1000)}
+    items = {1: heif_files.parts(by_pillow(PICTURE)), **many}
+    items |= {number: (b"mime", [], bytes(100_000)) for number in many}
+    content = heif_files.container(b"avif", items, shared=True)
+    assert len(content) < 200_000
+    assert "overlap" in refused(content)
 
 
 def test_a_frame_of_another_size_than_said_is_refused():
@@ -176,6 +203,10 @@ def test_several_frames_in_one_picture_are_refused():
     delimiter = b"\x12\0"
     sequence = coded.removeprefix(delimiter)
     frame = sequence[2 + sequence[1] :]
+    padding = b"\x7a\0" * 20_000
+    assert "units" in refused(
+        heif_files.container(b"avif", {1: (kind, properties, coded + padding)})
+    )
     for content in (coded + frame, coded + sequence):
         items = {1: (kind, properties, content)}
         assert "several" in refused(heif_files.container(b"avif", items))

@@ -1,4 +1,5 @@
 import importlib.util
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,17 @@ def test_known_pixels(name):
 
 def alpha_of(content):
     """The coded alpha of a file, as an item of its own."""
-    items = read_items(content)
+    items = read_items(content, "a HEIC")
     alpha, _ = items.alpha()
     assert alpha
     return alpha.kind, list(alpha.properties), items.content(alpha)
 
 
-def with_alpha(name, premultiplied=False):
+def with_alpha(name, premultiplied=False, more=(), more_of_alpha=()):
     links = [(b"auxl", 2, (1,))] + [(b"prem", 1, (2,))] * premultiplied
     items = {1: heif_files.parts(fixture(name)), 2: alpha_of(fixture("gradient-alpha"))}
+    items[1][1].extend(more)
+    items[2][1].extend(more_of_alpha)
     return heif_files.container(b"heic", items, links)
 
 
@@ -93,11 +96,77 @@ def test_properties_turn_the_picture_once_and_exif_does_not(angle, axis, orienta
     assert abs(pixels(content) - meant).mean() < 2
 
 
-def of_tiles(width=120, height=128, angle=0):
+TURNED, MIRRORED = (b"irot", b"\1"), (b"imir", b"\1")
+
+
+@pytest.mark.parametrize("name", MEANT)
+@pytest.mark.parametrize(
+    ("width", "height", "left", "top"),
+    [(64, 64, 0, 0), (48, 40, 0, 0), (47, 39, 0, 0), (47, 39, 5, 3), (1, 1, 63, 63)],
+)
+def test_crop(name, width, height, left, top):
+    """In the order of the properties, and of odd sizes, too."""
+    kind, properties, coded = heif_files.parts(fixture(name))
+    crop = heif_files.clap_property(width, height, left, top)
+    whole = heif_files.container(b"heic", {1: (kind, properties, coded)})
+
+    def read(*transforms):
+        return pixels(heif_files.container(b"heic", {1: (kind, [*properties, *transforms], coded)}))
+
+    box = slice(top, top + height), slice(left, left + width)
+    cropped = pixels(whole)[box]
+    assert (read(crop) == cropped).all()
+    assert (read(crop, TURNED, MIRRORED) == np.rot90(cropped)[:, ::-1]).all()
+    assert (read(crop, MIRRORED, TURNED) == np.rot90(cropped[:, ::-1])).all()
+    assert (read(TURNED, crop) == np.rot90(pixels(whole))[box]).all()
+
+
+def test_crop_of_a_picture_of_tiles():
+    crop = heif_files.clap_property(100, 99, 11, 13, whole=(120, 128))
+    whole = pixels(of_tiles())
+    assert (pixels(of_tiles(more=[crop])) == whole[13:112, 11:111]).all()
+
+
+def test_crop_of_a_picture_with_alpha():
+    crop = heif_files.clap_property(40, 30, 5, 6)
+    whole = pixels(with_alpha("gradient"))
+    cropped = pixels(with_alpha("gradient", more=[crop], more_of_alpha=[crop]))
+    assert (cropped == whole[6:36, 5:45]).all()
+    assert "otherwise" in refused(with_alpha("gradient", more=[crop]))
+    assert "otherwise" in refused(with_alpha("gradient", more_of_alpha=[TURNED]))
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        (b"clap", bytes(32)),
+        heif_files.clap_property(65, 64, 0, 0),
+        heif_files.clap_property(64, 64, 1, 0),
+        heif_files.clap_property(10, 10, -1, 0),
+        heif_files.clap_property(0, 10, 0, 0),
+        (b"clap", struct.pack(">8I", 63, 1, 64, 1, 0, 1, 0, 1)),
+        (b"clap", struct.pack(">8I", 63, 2, 64, 1, 1, 4, 0, 1)),
+    ],
+)
+def test_an_impossible_crop(crop):
+    assert "crop" in refused(changed(crop))
+
+
+def test_many_transforms():
+    assert "several" in refused(changed(*[TURNED] * 9))
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"rest of a file", bytes(1000), b"\xff" * 64])
+def test_what_follows_the_picture_does_not_matter(rest):
+    for content in (fixture("gradient"), of_tiles()):
+        assert (pixels(content + rest) == pixels(content)).all()
+
+
+def of_tiles(width=120, height=128, angle=0, more=()):
     tile = heif_files.parts(fixture("gradient"))
     kind, properties, content = heif_files.grid(2, 2, width, height)
     items = {number: tile for number in (2, 3, 4, 5)}
-    items[1] = (kind, [*properties, (b"irot", bytes([angle]))], content)
+    items[1] = (kind, [*properties, (b"irot", bytes([angle])), *more], content)
     return heif_files.container(b"heic", items, [(b"dimg", 1, (2, 3, 4, 5))])
 
 
@@ -121,8 +190,9 @@ def changed(*more, content=None, size=None):
 
 
 def test_refused_by_what_it_is():
-    assert "cropped" in refused(changed((b"clap", bytes(32))))
     assert "several" in refused(changed(content=lambda coded: coded + coded))
+    empty_units = b"\0\0\0\2\x4e\1" * 20_000
+    assert "units" in refused(changed(content=lambda coded: coded + empty_units))
     assert "truncated" in refused(changed(content=lambda coded: coded[:-1]))
     assert "said to be" in refused(changed(size=(64, 63)))
     _, properties, coded = heif_files.parts(fixture("gradient"))
