@@ -1,4 +1,4 @@
-"""JPEG, the first picture of MPO included: 8-bit Huffman-coded DCT of ISO/IEC 10918-1.
+"""JPEG, the first picture of MPO included: 8-bit DCT, Huffman or arithmetic, of ISO/IEC 10918-1.
 
 libjpeg-turbo gets the tables and scans of the first picture, and of the application's segments only
 what decides over colours: a JFIF and an Adobe segment, written anew where the file has valid ones.
@@ -6,6 +6,7 @@ what decides over colours: a JFIF and an Adobe segment, written anew where the f
 
 import re
 from dataclasses import dataclass, field
+from typing import IO
 
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -25,23 +26,24 @@ LAYOUTS = (_GREY, _YCBCR, _RGB, _CMYK, _YCCK)
 # sample (16 megapixels, 101 scans: 1.0 s), so that 4e9 take 2.5 s. A progressive picture of 100
 # megapixels by libjpeg or mozjpeg, without subsampling, has 1.6e9 to 2e9.
 MOST_SCANNED = 4_000_000_000
+# Arithmetic coding takes up to 4 ns per sample, and 300 ns per byte: 20 s for the most bytes.
+_MOST_SCANNED_ARITHMETIC = MOST_SCANNED // 5
+_MOST_ARITHMETIC = 2**26
 _MOST_SEGMENTS = 10_000
 # Bytes of tables: a scan may have its own, of a kilobyte.
 _MOST_TABLES = 2**20
 
-_SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _DNL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xDC
+_SOI, _EOI, _SOS, _DQT, _DHT, _DAC, _DRI, _DNL = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xCC, 0xDD, 0xDC
 _APP0, _APP1, _APP14, _COM, _TEM = 0xE0, 0xE1, 0xEE, 0xFE, 0x01
-_FRAMES = {0xC0, 0xC1, 0xC2}
+_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
+_PROGRESSIVE, _ARITHMETIC = {0xC2, 0xCA}, {0xC9, 0xCA}
 _OTHER_FRAMES = {
     0xC3: "lossless JPEG",
     0xC5: "hierarchical JPEG",
     0xC6: "hierarchical JPEG",
     0xC7: "hierarchical JPEG",
     0xC8: "JPEG with a reserved coding",
-    0xC9: "JPEG with arithmetic coding",
-    0xCA: "JPEG with arithmetic coding",
     0xCB: "lossless JPEG with arithmetic coding",
-    0xCC: "JPEG with arithmetic coding",
     0xCD: "hierarchical JPEG",
     0xCE: "hierarchical JPEG",
     0xCF: "hierarchical JPEG",
@@ -65,6 +67,7 @@ class _Frame:
     width: int
     height: int
     progressive: bool
+    arithmetic: bool
     # (name, horizontal sampling, vertical sampling) of each
     components: list[tuple[int, int, int]]
 
@@ -104,18 +107,27 @@ def inspect(data: bytes) -> Stored:
     orientation = orientation_from(bytes(found.exif), found.xmp)
     several = frame.progressive or len(found.scans) > 1
     coefficients = 2 * frame.samples(frame.names) if several else 0
+    kept = _rebuilt(found)
+    read_at_once = 2 * len(kept) if frame.arithmetic else 0
     pixels = frame.width * frame.height
     return Stored(
         layout=layout,
         width=frame.width,
         height=frame.height,
-        data=_rebuilt(found),
-        open=JpegImageFile,
+        data=kept,
+        open=_open_at_once if frame.arithmetic else JpegImageFile,
         modes=frozenset({mode}),
         to_rgb=convert.to_rgb,
-        memory=bytes_held(mode, pixels, orientation, beside=coefficients),
+        memory=bytes_held(mode, pixels, orientation, beside=coefficients + read_at_once),
         orientation=orientation,
     )
+
+
+def _open_at_once(stream: IO[bytes]) -> JpegImageFile:
+    """libjpeg cannot wait for more data within arithmetic coding; Pillow gives it pieces."""
+    image = JpegImageFile(stream)
+    image.decodermaxblock = _MOST_ARITHMETIC + 1024  # and what is written anew
+    return image
 
 
 def _read(data: bytes) -> _Segments:
@@ -137,7 +149,7 @@ def _read(data: bytes) -> _Segments:
     raise NotReadError(f"a JPEG of more than {_MOST_SEGMENTS} segments")
 
 
-_KEPT = {_SOS, _DQT, _DHT, _DRI} | _FRAMES
+_KEPT = {_SOS, _DQT, _DHT, _DAC, _DRI} | _FRAMES
 
 
 def _segment(data: bytes, start: int) -> tuple[int, int, int]:
@@ -165,7 +177,7 @@ def _take(found: _Segments, marker: int, data: bytes, body: int, end: int) -> No
     """What a segment other than a scan says."""
     if marker in _OTHER_FRAMES:
         raise NotReadError(f"it is {_OTHER_FRAMES[marker]}")
-    if marker in (_DQT, _DHT):
+    if marker in (_DQT, _DHT, _DAC):
         found.tables += end - body
         if found.tables > _MOST_TABLES:
             raise NotReadError(f"a JPEG with more than {_MOST_TABLES} bytes of tables")
@@ -197,7 +209,7 @@ def _frame(marker: int, body: bytes) -> _Frame:
     ]
     if not all(1 <= across <= 4 and 1 <= down <= 4 for _, across, down in components):
         raise NotReadError("a JPEG with an invalid subsampling")
-    return _Frame(width, height, marker == 0xC2, components)
+    return _Frame(width, height, marker in _PROGRESSIVE, marker in _ARITHMETIC, components)
 
 
 def _scan(found: _Segments, data: bytes, body: int, end: int) -> int:
@@ -236,10 +248,17 @@ def _layout(found: _Segments, frame: _Frame) -> tuple[Layout, str]:
 
 def _check_scans(found: _Segments, frame: _Frame) -> None:
     scanned = sum(map(frame.samples, found.scans))
-    if scanned > MOST_SCANNED:
+    most = _MOST_SCANNED_ARITHMETIC if frame.arithmetic else MOST_SCANNED
+    if scanned > most:
         raise NotReadError(
             f"a JPEG whose {len(found.scans)} scans pass over {scanned} samples, which takes too "
-            f"long: at most {MOST_SCANNED} are scanned"
+            f"long: at most {most} are scanned"
+        )
+    coded = sum(map(len, found.kept))
+    if frame.arithmetic and coded > _MOST_ARITHMETIC:
+        raise NotReadError(
+            f"a JPEG with arithmetic coding of {coded} bytes, which takes too long: at most "
+            f"{_MOST_ARITHMETIC} are read"
         )
     missing = set(frame.names).difference(*found.scans)
     if missing:
