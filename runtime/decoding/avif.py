@@ -25,7 +25,7 @@ _CONSTANT = 2**25
 
 
 def inspect(data: bytes) -> Stored:
-    items = read_items(data, "an AVIF")
+    items = read_items(data)
     picture = items.picture
     alpha, _ = items.alpha()
     check_picture(items, "av01")

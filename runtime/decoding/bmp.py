@@ -18,7 +18,11 @@ _PALETTE = Layout("BMP", "palette, 1, 4 or 8 bits", "expanded to RGB")
 _RUNS = Layout("BMP", "palette, 4 or 8 bits, run lengths that set every pixel", "expanded to RGB")
 _RGB_16 = Layout("BMP", "RGB, 16 bits, any masks", "scaled to 8 bits and rounded")
 _RGB = Layout("BMP", "RGB, 24 or 32 bits, masks of whole bytes", "as stored")
-_RGBA = Layout("BMP", "RGB with alpha, 32 bits, masks of whole bytes", "composited over white")
+_RGBA = Layout(
+    "BMP",
+    "RGB with alpha, 32 bits, masks of whole bytes",
+    "composited over white; opaque if alpha is 0 everywhere",
+)
 LAYOUTS = (_PALETTE, _RUNS, _RGB_16, _RGB, _RGBA)
 
 _CORE_HEADER, _OS2_HEADER = 12, 64
@@ -267,6 +271,7 @@ def _from_32_bits(header: _Header, order: list[int], stream: IO[bytes]) -> Image
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    if image.getchannel("A").getextrema() == (0, 0):  # which many writers mean as opaque
-        raise NotReadError("a BMP whose alpha is 0 everywhere: whether it is opaque is not said")
+    """As Windows and browsers show it: screenshots and clipboards leave alpha at 0."""
+    if image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")
     return convert.to_rgb(image)

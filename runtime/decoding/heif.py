@@ -49,7 +49,7 @@ def decoder() -> str | None:
 def inspect(data: bytes) -> Stored:
     if not available():
         raise NotReadError('it is HEIC: pip install "drexperts[heif]", or convert it')
-    items = read_items(data, "a HEIC")
+    items = read_items(data)
     picture = items.picture
     check_picture(items, "hvc1")
     alpha, premultiplied = items.alpha()

@@ -55,11 +55,9 @@ class Item:
 class Items:
     """What a file's meta box says.
 
-    name: what the file is, for messages
     references: (type, from which item, to which items)
     """
 
-    name: str
     data: bytes
     primary: int = 0
     items: dict[int, Item] = field(default_factory=dict)
@@ -71,7 +69,7 @@ class Items:
     @property
     def picture(self) -> Item:
         if self.primary not in self.items:
-            raise NotReadError(f"{self.name} without a still picture")
+            raise NotReadError("a file without a still picture")
         return self.items[self.primary]
 
     def untransformed(self) -> bytes:
@@ -157,13 +155,12 @@ def transforms(item: Item) -> list[Step]:
     return steps
 
 
-def read_items(data: bytes, kind: str) -> Items:
-    """What a file says of its items. kind: what the file is, for messages"""
+def read_items(data: bytes) -> Items:
     found = children(data, 0, len(data), needed=(b"meta",)).get(b"meta")
     if found is None:
-        raise NotReadError(f"{kind} without a still picture")
+        raise NotReadError("a file without a still picture")
     parts = children(data, found[0] + 4, found[1])
-    items = Items(kind, data)
+    items = Items(data)
     bodies = {kind: data[start:end] for kind, (start, end) in parts.items()}
     if b"pitm" in bodies:
         (items.primary,) = struct.unpack_from(
@@ -257,7 +254,7 @@ def _read_places(items: Items, body: bytes, idat: tuple[int, int], length: int) 
             item.extents.append((first, last))
     whole = sum(last - first for item in items.items.values() for first, last in item.extents)
     if whole > max(2 * length, _MOST_SHARED):
-        raise NotReadError(f"{items.name} whose items overlap too often")
+        raise NotReadError("a file whose items overlap too often")
 
 
 def _read_references(items: Items, body: bytes) -> None:

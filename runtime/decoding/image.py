@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 
 from drexperts.runtime.decoding import convert, heif
+from drexperts.runtime.decoding.kinds import with_article
 from drexperts.runtime.decoding.layouts import inspect
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, FILES, PIXELS, DecodingLimits
 from drexperts.runtime.decoding.orientation import orientation_of, upright
@@ -24,7 +25,7 @@ from drexperts.runtime.preprocess import Preprocessing, resizing_memory
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 # Part of the fingerprint of scores: raised when this package reads other pixels from the same file.
-READER = "drexperts reader 2"
+READER = "drexperts reader 3"
 
 # Loading a lazy PIL image moves in its file: two threads that share one would read nonsense.
 _LOADING = ForkSafeLock()
@@ -179,16 +180,31 @@ def memory_for(stored: Stored, spec: Preprocessing | None) -> int:
 def pixels_of(stored: Stored) -> Image.Image:
     """The upright RGB image; its decoded form is freed before it is turned upright."""
     _check_whole()
-    image = stored.open(io.BytesIO(stored.data))
+    with _damage_named(stored):
+        image = stored.open(io.BytesIO(stored.data))
     if image.mode not in stored.modes or image.size != (stored.width, stored.height):
         raise NotReadError(
             f"Pillow reads {image.mode} {image.width}x{image.height} where the file says "
             f"{stored.layout.samples} {stored.width}x{stored.height}"
         )
-    image.load()
+    with _damage_named(stored):
+        image.load()
     _check_whole()
     image = stored.to_rgb(image)
     return upright(image, stored.orientation)
+
+
+@contextmanager
+def _damage_named(stored: Stored) -> Iterator[None]:
+    """Decoders do not say what they read: "unrecognized data stream contents"."""
+    try:
+        yield
+    except (NotReadError, MemoryError):
+        raise
+    except Exception as cause:  # whatever Pillow raises on hostile bytes
+        raise NotReadError(
+            f"{with_article(stored.layout.format)} whose pixels are damaged ({reason_of(cause)})"
+        ) from cause
 
 
 def _check_whole() -> None:

@@ -1,9 +1,10 @@
 """The formats that are read: what each file says of itself, and the table of all layouts."""
 
+import struct
 from collections.abc import Callable
 
 from drexperts.runtime.decoding import avif, bmp, gif, heif, jpeg, jpeg_2000, png, pnm, tiff, webp
-from drexperts.runtime.decoding.kinds import READ, kind_of
+from drexperts.runtime.decoding.kinds import READ, kind_of, with_article
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 
 
@@ -13,10 +14,17 @@ def inspect(data: bytes) -> Stored:
         raise NotReadError("it is empty")
     kind = kind_of(data)
     if kind is None:
-        raise NotReadError(f"its first bytes are of no format that is read ({', '.join(FORMATS)})")
+        raise NotReadError(f"it is of an unknown format, not {' or '.join(FORMATS)}")
     if kind not in INSPECTORS:
         raise NotReadError(f"it is {kind}, which is not read ({', '.join(FORMATS)} are)")
-    return INSPECTORS[kind](data)
+    try:
+        return INSPECTORS[kind](data)
+    except NotReadError as cause:
+        if kind in str(cause):
+            raise
+        raise NotReadError(f"{kind}: {cause}") from cause
+    except (struct.error, LookupError, ValueError) as cause:  # of bytes that are not there
+        raise NotReadError(f"{with_article(kind)} that is cut off or damaged") from cause
 
 
 # By what `kinds.kind_of` calls a file.
@@ -30,9 +38,9 @@ INSPECTORS: dict[str, Callable[[bytes], Stored]] = {
     "TIFF": tiff.inspect,
     "JPEG 2000": jpeg_2000.inspect,
     "AVIF": avif.inspect,
-    "HEIF": heif.inspect,
+    "HEIC": heif.inspect,
 }
-FORMATS = READ
+FORMATS = (*READ, "HEIC") if heif.available() else READ
 LAYOUTS: tuple[Layout, ...] = (
     *jpeg.LAYOUTS,
     *png.LAYOUTS,

@@ -73,6 +73,7 @@ _PHOTOMETRIC = {
     32844: "LogL",
     32845: "LogLuv",
 }
+_SIGNS = {2: "signed ", 3: "floating-point ", 5: "complex integer ", 6: "complex "}
 _RAW = {32803, 34892}  # a colour filter array, and linear raw
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples that are no extra ones
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha; 0 is unspecified
@@ -257,7 +258,7 @@ def _bits(tags: Tags) -> int:
 def _sign(tags: Tags) -> str:
     """What the samples are other than unsigned integers, or nothing."""
     others = set(tags.get(Tag.SAMPLE_FORMAT, np.array([1])).tolist()) - {1}
-    return {2: "signed ", 3: "floating-point "}.get(max(others), "untyped ") if others else ""
+    return _SIGNS.get(max(others), "untyped ") if others else ""
 
 
 def _colours(photometric: int) -> str:

@@ -18,7 +18,7 @@ def full(kind, content, version=0, flags=0):
 
 def parts(content):
     """The picture of a file: its kind, its properties and its coded bytes."""
-    items = read_items(content, "a file")
+    items = read_items(content)
     picture = items.picture
     return picture.kind, list(picture.properties), items.content(picture)
 

@@ -303,11 +303,19 @@ def test_masks_with_holes_are_refused():
         decode(content)
 
 
-def test_an_alpha_of_nothing_is_refused():
+def test_an_alpha_of_0_everywhere_means_opaque():
     values = RNG.integers(0, 2**24, (HEIGHT, WIDTH))
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    with pytest.raises(ImageError, match="alpha is 0 everywhere"):
-        decode(bmp(packed(values, 32), 32, size=124, compression=3, masks=masks))
+
+    def read():
+        return pixels(bmp(packed(values, 32), 32, size=124, compression=3, masks=masks))
+
+    colours = of_masks(values, masks[:3])
+    np.testing.assert_array_equal(read(), colours)
+    values[0, 0] |= 0xFF000000
+    mixed = np.full_like(colours, 255)
+    mixed[0, 0] = colours[0, 0]
+    np.testing.assert_array_equal(read(), mixed)
 
 
 def test_a_header_that_forgets_the_palette():

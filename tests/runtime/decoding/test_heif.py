@@ -50,7 +50,7 @@ def test_known_pixels(name):
 
 def alpha_of(content):
     """The coded alpha of a file, as an item of its own."""
-    items = read_items(content, "a HEIC")
+    items = read_items(content)
     alpha, _ = items.alpha()
     assert alpha
     return alpha.kind, list(alpha.properties), items.content(alpha)

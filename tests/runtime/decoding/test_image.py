@@ -38,7 +38,7 @@ def test_allowed_formats(format, photo, encode):
 
 @pytest.mark.parametrize("format", ["ICO", "EPS", "TGA", "PDF", "DDS", "PCX", "SGI"])
 def test_other_formats_are_refused(format, photo, encode):
-    with pytest.raises(ImageError, match=r"is not read|of no format that is read"):
+    with pytest.raises(ImageError, match="is not read"):
         decode(encode(photo(40, 30), format))
 
 
@@ -100,7 +100,7 @@ def test_missing_folder_and_hostile_paths(tmp_path):
 def test_message_names_source_and_cause(tmp_path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"not an image at all")
-    with pytest.raises(ImageError, match=r"broken\.jpg as an image: its first bytes"):
+    with pytest.raises(ImageError, match=r"broken\.jpg as an image: it is text"):
         decode(path)
 
 

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import pytest
 from PIL import Image
@@ -11,6 +12,12 @@ from drexperts.runtime.errors import ImageError
 def ftyp(*brands):
     content = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
     return (4 + len(content)).to_bytes(4, "big") + content
+
+
+def icons(type):
+    """A file of one icon or cursor."""
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, 40, 22)
+    return struct.pack("<HHH", 0, type, 1) + entry + bytes(40)
 
 
 @pytest.mark.parametrize(
@@ -45,13 +52,18 @@ def ftyp(*brands):
         (ftyp(b"avif", b"mif1"), "AVIF"),
         (ftyp(b"avis", b"avif"), "AVIF"),
         (ftyp(b"mif1", b"avif", b"miaf"), "AVIF"),
-        (ftyp(b"heic", b"mif1"), "HEIF"),
-        (ftyp(b"mif1", b"heic"), "HEIF"),
-        (ftyp(b"heix"), "HEIF"),
+        (ftyp(b"heic", b"mif1"), "HEIC"),
+        (ftyp(b"mif1", b"heic"), "HEIC"),
+        (ftyp(b"heix"), "HEIC"),
         (ftyp(b"isom", b"mp42"), "a film (MP4)"),
         (ftyp(b"qt  "), "a QuickTime film"),
         (b"8BPS\0\1", "PSD"),
-        (b"\0\0\1\0\1\0", "ICO"),
+        (icons(1), "ICO"),
+        (icons(2), "CUR"),
+        (icons(1)[:10], None),
+        # Uncompressed TGA of 48x40 pixels.
+        (b"\0\0\2" + bytes(9) + b"\x30\0\x28\0\x18\0" + bytes(100), None),
+        (b"\0\0\2" + bytes(99) + bytes(8) + b"TRUEVISION-XFILE.\0", "TGA"),
         (b"%PDF-1.7", "PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"),
         (b"\xc5\xd0\xd3\xc6", "EPS"),
@@ -73,14 +85,25 @@ def ftyp(*brands):
             "a pointer of Git LFS, not the file itself",
         ),
         (b"", None),
-        (b"P", None),
-        (b"P8\n", None),
-        (b"P5th Avenue", None),
-        (b"Pfad", None),
-        (b"BMW is not a picture", None),
-        (b"no image", None),
-        (b"PyP 1 1", None),
-        (b"P0CMYK", None),
+        (b"P", "text"),
+        (b"P8\n", "text"),
+        (b"P5th Avenue", "text"),
+        (b"Pfad", "text"),
+        (b"BMW is not a picture", "text"),
+        (b"no image", "text"),
+        (b"PyP 1 1", "text"),
+        (b"P0CMYK", "text"),
+        ("ein schönes Bild ".encode() * 100, "text"),
+        ("ö".encode() * 600, "text"),
+        ("x".encode("utf-16"), "text (UTF-16)"),
+        (b'{"layers": []}', "text"),
+        (b"<!-- cached --><html></html>", "HTML"),
+        (b"<head><meta charset=utf-8>", "HTML"),
+        (b"\xe9t\xe9", None),
+        (b"text\x1b[31m", None),
+        (b"BZh91AY", "a bzip2 archive"),
+        (bytes(257) + b"ustar\0", "a tar archive"),
+        (b"\1\0\0\0" + bytes(36) + b" EMF", "EMF"),
         (bytes(200), None),
     ],
 )
@@ -105,7 +128,8 @@ def test_what_pillow_writes():
     [
         (b"\xff\x0a\xfa", "it is JPEG XL, which is not read"),
         (b"%!PS-Adobe", "it is PostScript, which is not read"),
-        (b"not an image", "its first bytes are of no format that is read"),
+        (b"\x80 no image", "it is of an unknown format, not JPEG or PNG"),
+        (b"not an image", "it is text, which is not read"),
         (b"", "it is empty"),
     ],
 )
@@ -130,4 +154,4 @@ def test_nothing_is_denied_to_be_what_it_is(kind):
     with pytest.raises(ImageError) as caught:
         decode(firsts[kind] + b"no more")
     assert "which is not read" not in str(caught.value)
-    assert "of no format that is read" not in str(caught.value)
+    assert "unknown format" not in str(caught.value)

@@ -4,7 +4,7 @@ import tracemalloc
 import pytest
 
 from drexperts.runtime.decoding import layouts
-from drexperts.runtime.decoding.kinds import READ
+from drexperts.runtime.decoding.kinds import READ, kind_of
 from drexperts.runtime.decoding.stored import NotReadError
 
 
@@ -21,6 +21,30 @@ def test_the_table_has_the_layouts_of_every_reader():
     listed = [layout for module in modules for layout in module.LAYOUTS]
     assert set(layouts.LAYOUTS) == set(listed)
     assert len(set(layouts.LAYOUTS)) == len(layouts.LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"MM\0*",
+        b"\0\0\0\x18ftypavif\0\0\0\0avif",
+        b"\0\0\0\x18ftypavif\0\0\0\0avifmif1" + bytes(7),
+        b"\0\0\0\x18ftypavif\0\0\0\0avifmif1\0\0\0\xffmeta",
+        b"\0\0\0\x0cjP  \r\n\x87\n\0\0\xff\xffjp2h",
+        b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x08jp2h\0\0\0\x08jp2c",
+        b"\xff\x4f\xff\x51\0",
+        b"RIFF\x04\0\0\0WEBP",
+        b"BM",
+        b"GIF89a",
+        b"\xff\xd8\xff",
+    ],
+)
+def test_the_reason_names_the_kind(content):
+    kind = kind_of(content)
+    assert kind
+    with pytest.raises(NotReadError, match=kind) as caught:
+        layouts.inspect(content)
+    assert "unpack" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
