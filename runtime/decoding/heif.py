@@ -78,8 +78,16 @@ def inspect(data: bytes) -> Stored:
 def _to_rgb(image: Image.Image, steps: list[Step]) -> Image.Image:
     image = convert.to_rgb(image)
     for step in steps:
-        image = image.crop(step) if isinstance(step, tuple) else image.transpose(step)
+        image = _cropped(image, step) if isinstance(step, tuple) else image.transpose(step)
     return image
+
+
+def _cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """What Pillow's `crop` gives, which has a limit of pixels of its own."""
+    left, top, right, bottom = box
+    part = Image.new("RGB", (right - left, bottom - top))
+    part.paste(image, (-left, -top))
+    return part
 
 
 def _open(stream: IO[bytes]) -> Image.Image:

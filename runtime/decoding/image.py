@@ -27,6 +27,10 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.ui
 # Part of the fingerprint of scores: raised when this package reads other pixels from the same file.
 READER = "drexperts reader 3"
 
+# Pillow points to each row, and pads it: 12 bytes, in up to three images at once. It matters where
+# rows have few pixels, also after they are turned.
+_PER_ROW = 36
+
 # Loading a lazy PIL image moves in its file: two threads that share one would read nonsense.
 _LOADING = ForkSafeLock()
 
@@ -174,7 +178,8 @@ def memory_for(stored: Stored, spec: Preprocessing | None) -> int:
 
     What the decoder reads is not among them: it replaced the file, which has its own reservation.
     """
-    return max(stored.memory, memory_of(stored.width, stored.height, spec))
+    rows = _PER_ROW * max(stored.width, stored.height)
+    return max(stored.memory, memory_of(stored.width, stored.height, spec)) + rows
 
 
 def pixels_of(stored: Stored) -> Image.Image:

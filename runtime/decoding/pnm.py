@@ -25,9 +25,11 @@ _GAP = rb"(?:[\s]|#[^\r\n]*+[\r\n])++"
 _NUMBER = _GAP + rb"(\d{1,9})"
 _HEADER = re.compile(rb"P([14])" + 2 * _NUMBER + rb"\s|P([2356])" + 3 * _NUMBER + rb"\s")
 _COMMENT = re.compile(rb"#[^\r\n]*+")
+_LINE_END = re.compile(rb"[\r\n]")
 _WHITESPACE = b" \t\n\v\f\r"
-# Samples that are scaled at a time.
+# Samples that are scaled at a time, and bytes of text from which comments are removed at a time.
 _BAND = 2**17
+_PIECE = 2**14
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def inspect(data: bytes) -> Stored:
 
 
 def _beside(header: _Header, size: int) -> int:
-    """The bytes of text without comments and its numbers, and of scaled samples."""
-    text = size + 8 * header.samples if header.plain else 0
+    """The bytes of text without comments, in pieces and whole, its numbers, and scaled samples."""
+    text = 2 * size + 8 * header.samples if header.plain else 0
     return text + header.samples
 
 
@@ -100,11 +102,24 @@ def _content(header: _Header, stream: IO[bytes]) -> memoryview:
     return whole[header.end :] if header.plain else whole[header.end :][: header.raw_bytes]
 
 
+def _text(header: _Header, stream: IO[bytes]) -> bytes:
+    """The content without comments, from which they are removed in pieces of whole lines.
+
+    There may be millions, each of which takes a hundred bytes while it is removed.
+    """
+    content = _content(header, stream)
+    pieces, start = [], 0
+    while start < len(content):
+        line_end = _LINE_END.search(content, start + _PIECE)
+        end = line_end.end() if line_end else len(content)
+        pieces.append(_COMMENT.sub(b"", content[start:end]))
+        start = end
+    return b"".join(pieces)
+
+
 def _bits_from_text(header: _Header, stream: IO[bytes]) -> Image.Image:
     """The digits may stand without white space between them."""
-    digits = _COMMENT.sub(b"", _content(header, stream)).translate(None, _WHITESPACE)[
-        : header.samples
-    ]
+    digits = _text(header, stream).translate(None, _WHITESPACE)[: header.samples]
     bits = np.frombuffer(digits, np.uint8) - ord("0")
     if bits.size < header.samples or bits.max() > 1:
         raise NotReadError("a PNM that is truncated or has other bits than 0 and 1")
@@ -118,8 +133,7 @@ def _bits_from_bytes(header: _Header, stream: IO[bytes]) -> Image.Image:
 
 
 def _numbers_from_text(header: _Header, stream: IO[bytes]) -> Image.Image:
-    text = _COMMENT.sub(b"", _content(header, stream))
-    values = np.fromstring(text, np.int64, count=header.samples, sep=" ")
+    values = np.fromstring(_text(header, stream), np.int64, count=header.samples, sep=" ")
     return _scaled(header, values)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from drexperts.runtime.decoding import convert
@@ -201,12 +201,19 @@ def inspect(data: bytes) -> Stored:
         width=samples.width,
         height=samples.height,
         data=with_tags(data, order, _kept(tags, samples, segments)),
-        open=TiffImageFile,
+        open=_Tiff,
         modes=frozenset(samples.modes),
         to_rgb=_rgb_from_inverted if _is_inverted(tags, samples) else convert.to_rgb,
         memory=_memory(samples, segments, orientation, _is_inverted(tags, samples)),
         orientation=orientation if 1 <= orientation <= 8 else 1,
     )
+
+
+class _Tiff(TiffImageFile):
+    """Pillow's reader without its own limit of pixels, of which it warns, or which it enforces."""
+
+    def load_prepare(self) -> None:
+        ImageFile.ImageFile.load_prepare(self)
 
 
 def _check_no_raw_file(tags: Tags) -> None:

@@ -36,6 +36,15 @@ def test_allowed_formats(format, photo, encode):
     assert decode(encode(photo(40, 30), format)).size == (40, 30)
 
 
+@pytest.mark.parametrize("size", [(1, 50_000_000), (50_000_000, 1)])
+def test_rows_of_few_pixels_take_memory_by_themselves(size):
+    content = png(np.zeros((1, 1, 1), int), 8, 0)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0))
+    content = content[:8] + header + content[8 + len(header) :]
+    with pytest.raises(ImageError, match="MiB of memory"):
+        decode(content)
+
+
 @pytest.mark.parametrize("format", ["ICO", "EPS", "TGA", "PDF", "DDS", "PCX", "SGI"])
 def test_other_formats_are_refused(format, photo, encode):
     with pytest.raises(ImageError, match="is not read"):

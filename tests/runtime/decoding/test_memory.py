@@ -98,12 +98,15 @@ def pictures(side, encode):
 
 
 def _heic(side, name):
-    """A picture of many tiles."""
+    """A picture of many tiles, which is cropped and turned."""
     tile = heif_files.parts((FIXTURES / f"{name}.heic").read_bytes())
     count = min(-(-side // 64), 31)  # libheif reads at most 1000 items
     numbers = range(2, 2 + count * count)
     items = dict.fromkeys(numbers, tile)
     items[1] = heif_files.grid(count, count, 64 * count, 64 * count)
+    kind, properties, content = items[1]
+    crop = heif_files.clap_property(64 * count - 1, 64 * count, 0, 0, whole=(64 * count,) * 2)
+    items[1] = kind, [*properties, crop, (b"irot", b"\1")], content
     return heif_files.container(b"heic", items, [(b"dimg", 1, tuple(numbers))])
 
 

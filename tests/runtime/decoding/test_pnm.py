@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +77,21 @@ def test_comments_among_plain_samples(type):
     values = samples(1, 3 if type == 3 else 1)
     content = pnm(type, values, 1, between=b" # comment 5 6\n ")
     assert (pixels(content) == pixels(pnm(type, values, 1))).all()
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r"])
+@pytest.mark.parametrize("type", [1, 2])
+def test_many_comments_take_little_memory(type, end):
+    values = samples(1, 1)
+    content = pnm(type, values, 1, between=b" #" + end)
+    digit = content.rindex(b" #")
+    many = content[:digit] + (b"#" + end) * 300_000 + content[digit:]
+    tracemalloc.start()
+    try:
+        assert (pixels(many) == pixels(content)).all()
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
