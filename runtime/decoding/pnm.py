@@ -25,6 +25,7 @@ _GAP = rb"(?:[\s]|#[^\r\n]*+[\r\n])++"
 _NUMBER = _GAP + rb"(\d{1,9})"
 _HEADER = re.compile(rb"P([14])" + 2 * _NUMBER + rb"\s|P([2356])" + 3 * _NUMBER + rb"\s")
 _COMMENT = re.compile(rb"#[^\r\n]*+")
+_NO_NUMBER = re.compile(rb"[^\d\s]")
 _LINE_END = re.compile(rb"[\r\n]")
 _WHITESPACE = b" \t\n\v\f\r"
 # Samples that are scaled at a time, and bytes of text from which comments are removed at a time.
@@ -133,7 +134,11 @@ def _bits_from_bytes(header: _Header, stream: IO[bytes]) -> Image.Image:
 
 
 def _numbers_from_text(header: _Header, stream: IO[bytes]) -> Image.Image:
-    values = np.fromstring(_text(header, stream), np.int64, count=header.samples, sep=" ")
+    text = _text(header, stream)
+    other = _NO_NUMBER.search(text)
+    # NumPy leaves what it does not find uninitialized: of too few numbers, the last is invalid.
+    numbers = text[: other.start() if other else None] + b" -1"
+    values = np.fromstring(numbers, np.int64, count=header.samples, sep=" ")
     return _scaled(header, values)
 
 

@@ -79,6 +79,28 @@ def test_comments_among_plain_samples(type):
     assert (pixels(content) == pixels(pnm(type, values, 1))).all()
 
 
+@pytest.mark.parametrize("type", [2, 3])
+@pytest.mark.parametrize("missing", [1, 2, 7, 30])
+@pytest.mark.parametrize("end", [b"", b" ", b"\n", b" x", b"\0", b" e1", b" -", b" #", b" -5 5"])
+def test_missing_numbers(type, missing, end):
+    """NumPy leaves them uninitialized, which often is 0: seen by what is left in memory."""
+    values = samples(255, 3 if type == 3 else 1)
+    content = pnm(type, values, 255)
+    cut = content.rsplit(None, missing)[0]
+    for left in (0, 7):
+        for _ in range(3):
+            np.full(values.size, left)  # freed at once, to be found again
+            with pytest.raises(ImageError, match="truncated"):
+                decode(cut + end)
+
+
+@pytest.mark.parametrize("type", [2, 3])
+@pytest.mark.parametrize("rest", [b" x", b"\n\0\xff", b" -1", b" 99999 7", b"\nP2 1 1 1 1"])
+def test_what_follows_the_numbers_is_not_read(type, rest):
+    content = pnm(type, samples(255, 3 if type == 3 else 1), 255)
+    assert (pixels(content + rest) == pixels(content)).all()
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r"])
 @pytest.mark.parametrize("type", [1, 2])
 def test_many_comments_take_little_memory(type, end):
