@@ -464,14 +464,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 def test_forked_children_score_and_end(toy_bundle, photo, tmp_path, threads, end):
     photo(50, 40).save(tmp_path / "a.png")
     command = [sys.executable, "-c", FORK, toy_bundle, threads, tmp_path / "a.png", end]
-    # A thread of ONNX Runtime's telemetry would keep any forked process from ending.
-    result = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.stdout == "[7, 7]\n", result.stderr
 
 
@@ -529,6 +522,5 @@ def test_a_data_loader_of_torch_scores(toy_bundle, photo, tmp_path, method):
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
     )
     assert result.stdout == "done\n", result.stderr
