@@ -296,17 +296,16 @@ class Scorer:
 
     def _prepare_ahead(self, sources: Iterable[Source]) -> Iterator[_Work]:
         futures: deque[Future[_Work]] = deque()
-        with ThreadPoolExecutor(DECODERS, "drexperts-decode") as pool:
-            try:
-                for source in sources:
-                    futures.append(self._submitted(source, pool))
-                    if len(futures) > _AHEAD:
-                        yield futures.popleft().result()
-                while futures:
+        pool = ThreadPoolExecutor(DECODERS, "drexperts-decode")
+        try:
+            for source in sources:
+                futures.append(self._submitted(source, pool))
+                if len(futures) > _AHEAD:
                     yield futures.popleft().result()
-            finally:
-                for future in futures:  # a caller that stops early does not wait for the rest
-                    future.cancel()
+            while futures:
+                yield futures.popleft().result()
+        finally:  # a caller that stops early does not wait for the rest
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _submitted(self, source: Source, pool: ThreadPoolExecutor) -> Future[_Work]:
         if not isinstance(source, (Image.Image, np.ndarray)):

@@ -89,8 +89,10 @@ class IsolatedDecoder:
             return Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
 
     def close(self) -> None:
-        """See `Decoder`. A worker that is decoding ends after its image."""
+        """See `Decoder`. It ends images that are being decoded, whose scores nobody waits for."""
         self._closed = True
+        for worker in tuple(self._running):
+            worker.process.kill()
         self._stop_idle()
 
     def after_fork(self) -> None:
@@ -139,14 +141,16 @@ class IsolatedDecoder:
         slots = self._slots
         worker = slots.get()
         try:
-            if self._closed:
-                raise UserError("this decoder is closed")
+            self._check_open()
             if worker is None:
                 worker = _Worker()
                 self._running.add(worker)
                 worker.wait_until_ready()
             worker.lost = True
             yield worker
+        except DecoderFailure:
+            self._check_open()
+            raise
         finally:
             if worker is not None and worker.lost:
                 self._running.discard(worker)
@@ -155,6 +159,10 @@ class IsolatedDecoder:
             slots.put(worker)
             if self._closed:
                 self._stop_idle()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UserError("this decoder is closed")
 
     def _stop_idle(self) -> None:
         for _ in range(self.count):
@@ -181,14 +189,17 @@ class _Worker:
                 "(isolated=False, --decode-in-process)"
             )
         path = json.dumps([os.path.abspath(folder) for folder in sys.path])
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-c", _CODE, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what decoders print about damaged files
-            bufsize=0,  # a forked child must not write again what its parent has buffered
-            env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-W", "ignore", "-c", _CODE, path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # what decoders print about damaged files
+                bufsize=0,  # a forked child must not write again what its parent has buffered
+                env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
+            )
+        except OSError as cause:
+            raise _not_started(str(cause)) from cause
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests: IO[bytes] = self.process.stdin
@@ -202,11 +213,8 @@ class _Worker:
                 read(self._answers)
         except (EndOfInput, ValueError) as cause:
             self.process.kill()
-            raise UserError(
-                f"a process for decoding did not start: {sys.executable} ended with status "
-                f"{self.process.wait()}; decode in this process instead (isolated=False, "
-                "--decode-in-process)"
-            ) from cause
+            status = self.process.wait()
+            raise _not_started(f"{sys.executable} ended with status {status}") from cause
 
     def send(self, message: dict[str, Any], file: IO[bytes] | None = None, length: int = 0) -> None:
         """A message, and `length` bytes of a file."""
@@ -322,6 +330,13 @@ class _Watch:
                 self.expired = True
                 self._process.kill()
                 return
+
+
+def _not_started(reason: str) -> UserError:
+    return UserError(
+        f"a process for decoding did not start: {reason}; decode in this process instead "
+        "(isolated=False, --decode-in-process)"
+    )
 
 
 def _read(file: IO[bytes] | None, most: int) -> bytes:

@@ -75,15 +75,22 @@ def test_streams_that_are_closed_at_the_start(
             assert "source" in json.loads(row)
 
 
-INTERRUPTED = """
-import os, signal, sys
-module = sys.argv.pop(1)
-class Press:
+SIGNALLED = """
+import os, sys
+signal, module = int(sys.argv.pop(1)), sys.argv.pop(1)
+class Sender:
     def find_spec(self, name, path=None, target=None):
         if name == module:
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Press())
+            os.kill(os.getpid(), signal)
+sys.meta_path.insert(0, Sender())
 """
+
+
+def signalled(number: int, module: str, *arguments: object) -> tuple[int, str]:
+    """`drx ...` that gets a signal when it imports a module: return code, stderr."""
+    command = [sys.executable, "-P", "-c", SIGNALLED + DRX, int(number), module, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,19 +98,10 @@ sys.meta_path.insert(0, Press())
     ["drexperts.cli.dispatch", "argparse", "drexperts.cli.score", "rich", "numpy", "onnxruntime"],
 )
 def test_ctrl_c_while_a_module_is_imported(module: str, commands: dict[str, list[object]]) -> None:
-    command = [sys.executable, "-P", "-c", INTERRUPTED + DRX, module, *commands["score"]]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert (done.returncode, "Traceback" in done.stderr) == (130, False)
-    assert done.stderr.endswith("drx: interrupted\n")
+    status, error = signalled(signal.SIGINT, module, *commands["score"])
+    assert (status, "Traceback" in error) == (130, False)
+    assert error.endswith("drx: interrupted\n")
 
 
-def test_a_terminated_process_did_not_fail_a_gate(toy_bundle: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "waits.png")  # whoever reads it waits for a writer
-    arguments = ["score", str(toy_bundle), str(tmp_path / "waits.png")]
-    command = [sys.executable, "-P", "-c", DRX, *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while "scoring, 0 of 1" not in process.stderr.readline():
-            pass
-        process.terminate()
-        assert process.wait() == -signal.SIGTERM
+def test_a_terminated_process_did_not_fail_a_gate(commands: dict[str, list[object]]) -> None:
+    assert signalled(signal.SIGTERM, "onnxruntime", *commands["gate"])[0] == -signal.SIGTERM

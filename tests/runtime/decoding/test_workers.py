@@ -163,14 +163,15 @@ def test_close_ends_the_workers(decoder, good):
         decoder.crops(good)
 
 
-def test_close_lets_an_image_end(bad, monkeypatch):
-    sabotage(monkeypatch, "time.sleep(1) or real(s)")
-    decoder = IsolatedDecoder(SPEC, LIMITS)
+def test_close_ends_an_image_that_is_being_decoded(bad, monkeypatch):
+    sabotage(monkeypatch, "time.sleep(600)")
+    decoder = IsolatedDecoder(SPEC, DecodingLimits(seconds=600))
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(decoder.crops, bad)
         until(lambda: PIXELS._held)
         decoder.close()
-        same(busy.result(), LocalDecoder(SPEC).crops(bad))
+        with pytest.raises(UserError, match="closed"):
+            busy.result()
     assert not decoder._running
 
 
@@ -192,7 +193,8 @@ def test_pickling(decoder, good):
 
 
 def test_a_python_that_does_not_start(good, monkeypatch):
-    for executable, reason in (("/bin/false", "status 1"), ("", "no Python to start")):
+    none = ("/nowhere/python", "No such file")
+    for executable, reason in (("/bin/false", "status 1"), ("", "no Python to start"), none):
         monkeypatch.setattr(sys, "executable", executable)
         with pytest.raises(UserError, match=rf"{reason}.*--decode-in-process") as caught:
             IsolatedDecoder(SPEC, LIMITS).crops(good)
