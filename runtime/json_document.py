@@ -33,7 +33,7 @@ def require_plain(what: str, *texts: str) -> None:
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text. Raises ConfigError or another ValueError, and RecursionError.
+    """The value of a JSON text. Raises ConfigError, ValueError or RecursionError.
 
     Refused are what JSON readers understand differently (an object with the same key twice, NaN,
     infinities, integers beyond 2**53), more than 20,000 commas, which bound the number of values,

@@ -59,7 +59,7 @@ def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
     try:
         # Not with `parse`, which refuses numbers that `check_fields` refuses by their field's name.
         content = json.loads(text, object_pairs_hook=without_duplicates)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, ConfigError, RecursionError) as error:
         raise ConfigError(f"{name} is not valid JSON: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name} must be a JSON object, got {quoted(content)}")
