@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+_MOST = 2**31 - 1  # bytes: of a protobuf message
+
 
 class SealedCopy(NamedTuple):
     """The bytes, and a path by which this process can open them until they are closed."""
@@ -37,7 +39,7 @@ def sealed_copy(path: str | os.PathLike[str], sha256: str) -> Iterator[SealedCop
 
 
 def _sealed(path: str | os.PathLike[str], opened: contextlib.ExitStack) -> SealedCopy | None:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not os.path.isfile(path) or os.path.getsize(path) > _MOST:
         return None
     import fcntl  # which other systems lack
 

@@ -51,10 +51,14 @@ def test_nothing_stays_open(file):
 
 def test_no_copy_of_another_file(file, tmp_path):
     (tmp_path / "empty").touch()
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "pipe")  # to open it would wait for its writer
+    with open(tmp_path / "huge", "wb") as sparse:
+        sparse.truncate(2**40)
     digest = sha256(file)
     file.write_bytes(b"changed")
-    for path in (file, tmp_path / "empty", tmp_path / "absent", tmp_path):
-        with sealed_copy(path, digest) as copy:
+    for name in (file.name, "empty", "absent", "", "pipe", "huge"):
+        with sealed_copy(tmp_path / name, digest) as copy:
             assert copy is None
 
 
