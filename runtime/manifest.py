@@ -25,6 +25,7 @@ IN_MEMORY = "torch"  # the backend of a PyTorch model, which is in no bundle
 BACKENDS = (*TENSORRT_BACKENDS, "onnx", "onnx-cuda", "onnx-tensorrt", IN_MEMORY)
 
 _MAX_BYTES = 4 * 2**20
+_MAX_ENGINES = 100
 _MAX_ENGINE_BYTES = 2**31 - 1  # of a protobuf message, and far more than the model needs
 _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -257,6 +258,7 @@ class Manifest:
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")
         _require_one_of("preset", PRESETS, self.preset)
+        require(len(self.engines) <= _MAX_ENGINES, f"there are more than {_MAX_ENGINES} engines")
         require(len(self.distortions) >= 1, "there are no distortions")
         require_plain("distortion", *self.distortions)
         unique = len(set(self.distortions)) == len(self.distortions)

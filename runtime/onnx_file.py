@@ -7,10 +7,13 @@ The file is a protobuf message: fields, each a number and a value, some of which
 https://protobuf.dev/programming-guides/encoding/ describes them, onnx.proto names their numbers.
 """
 
+import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from drexperts.runtime.errors import BundleError
+
+Content = bytes | mmap.mmap
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types of protobuf that ONNX uses
 _DEEPEST = 100  # messages inside each other; protobuf itself reads no more
@@ -43,7 +46,7 @@ class _Field(NamedTuple):
     end: int
 
 
-def check_self_contained(content: bytes, name: str) -> None:
+def check_self_contained(content: Content, name: str) -> None:
     """Raise BundleError for an ONNX file that is damaged, or whose tensors are in other places.
 
     name: of the file, for the message
@@ -79,7 +82,7 @@ def _is_elsewhere(field: _Field) -> bool:
     )
 
 
-def _fields(content: bytes, start: int, end: int) -> Iterator[_Field]:
+def _fields(content: Content, start: int, end: int) -> Iterator[_Field]:
     """The fields of the message in content[start:end]. Raises ValueError or IndexError."""
     while start < end:
         tag, start = _varint(content, start, end)
@@ -102,7 +105,7 @@ def _fields(content: bytes, start: int, end: int) -> Iterator[_Field]:
         start = max(start, stop)
 
 
-def _varint(content: bytes, start: int, end: int) -> tuple[int, int]:
+def _varint(content: Content, start: int, end: int) -> tuple[int, int]:
     """The number of seven bits per byte at `start`, and where it ends."""
     value = 0
     for place in range(start, min(start + 10, end)):

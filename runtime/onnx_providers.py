@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 
 from drexperts.runtime.cpus import available_cores
 from drexperts.runtime.errors import BundleError, DeviceError
+from drexperts.runtime.onnx_file import Content
 from drexperts.runtime.places import cache_folder
+
+Model = Content | str  # its bytes, or the path of a file
 
 _ERRORS_ONLY = 3
 _USUAL_BATCH = 8  # the default of the Scorer
@@ -62,7 +65,7 @@ class _Job(NamedTuple):
     shape: of the graph's input, with a name for each dynamic dimension
     """
 
-    model: bytes
+    model: Content
     version: str
     max_batch: int
     gpu: int
@@ -88,7 +91,7 @@ def new_options(runtime: Any, threads: int | None) -> Any:
     return options
 
 
-def cpu_session(runtime: Any, model: bytes, options: Any, name: str) -> Any:
+def cpu_session(runtime: Any, model: Model, options: Any, name: str) -> Any:
     """A session on the CPU. Raises BundleError for a model that cannot be loaded.
 
     name: of the model's file, for the message
@@ -96,13 +99,14 @@ def cpu_session(runtime: Any, model: bytes, options: Any, name: str) -> Any:
     try:
         return _new_session(runtime, model, options, [NAMES["cpu"]])
     except Exception as cause:
+        reason = str(cause).replace(model, name) if isinstance(model, str) else str(cause)
         raise BundleError(
-            f"ONNX Runtime cannot load {name}: {cause}; export the bundle again with `drx export`"
+            f"ONNX Runtime cannot load {name}: {reason}; export the bundle again with `drx export`"
         ) from cause
 
 
 def gpu_session(
-    runtime: Any, model: bytes, options: Any, name: str, provider: str, gpu: int, max_batch: int
+    runtime: Any, model: Content, options: Any, name: str, provider: str, gpu: int, max_batch: int
 ) -> Any:
     """A session on a GPU. Raises DeviceError if the provider cannot be used."""
     kind = NAMES[provider]
@@ -124,7 +128,7 @@ def gpu_session(
     return session
 
 
-def _new_session(runtime: Any, model: bytes, options: Any, providers: list[Any]) -> Any:
+def _new_session(runtime: Any, model: Model, options: Any, providers: list[Any]) -> Any:
     """A session on these providers and no others, which does not keep the model's bytes."""
     session = runtime.InferenceSession(
         model,
@@ -197,7 +201,7 @@ def _unusable(name: str, cause: str) -> DeviceError:
     return DeviceError(f"ONNX Runtime cannot use {name}: {cause.strip()}; {remedy}, or use the CPU")
 
 
-def _graph_input(runtime: Any, model: bytes, name: str) -> Any:
+def _graph_input(runtime: Any, model: Content, name: str) -> Any:
     options = new_options(runtime, None)
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return cpu_session(runtime, model, options, name).get_inputs()[0]

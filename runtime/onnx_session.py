@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drexperts.runtime.errors import (
-    DeviceError,
-    InternalError,
-    UserError,
-)
+from drexperts.runtime.errors import DeviceError, InternalError, UserError
 from drexperts.runtime.interface import Tensor
-from drexperts.runtime.onnx_file import check_self_contained
+from drexperts.runtime.onnx_file import Content, check_self_contained
 from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import (
     NAMES,
@@ -32,6 +28,7 @@ class OnnxSession:
 
     path: path of the model, for messages, and to read it unless `content` is given
     content: the bytes of the model, which are not kept
+    source: a path of these bytes that is valid now, which takes less memory; for the CPU only
     threads: CPU threads per operator; None is one per core that this process may use
     provider: "cpu", "cuda" or "tensorrt"; "tensorrt" builds an engine at the first start, which
         takes minutes, and keeps it in the user's cache folder
@@ -53,7 +50,8 @@ class OnnxSession:
         path: str | os.PathLike[str],
         *,
         max_batch: int,
-        content: bytes | None = None,
+        content: Content | None = None,
+        source: str | None = None,
         threads: int | None = None,
         provider: str = "cpu",
         gpu: int = 0,
@@ -69,7 +67,7 @@ class OnnxSession:
         self._on_cpu = provider == "cpu"
         self._place = ("cpu", 0) if self._on_cpu else ("cuda", gpu)
         if self._on_cpu:
-            self._session = cpu_session(runtime, model, options, name)
+            self._session = cpu_session(runtime, source or model, options, name)
         else:
             self._session = gpu_session(runtime, model, options, name, provider, gpu, max_batch)
         self.max_batch = max_batch

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import NotTakenError, UserError
@@ -14,6 +14,7 @@ from drexperts.runtime.interface import Tensor
 from drexperts.runtime.manifest import Engine
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.scorer import Session
+from drexperts.runtime.sealed import sealed_copy
 from drexperts.runtime.tensorrt_session import TensorrtSession
 from drexperts.runtime.trust import objection
 
@@ -48,14 +49,14 @@ class Backend(NamedTuple):
 def _open_onnx(
     path: Path, engine: Engine, threads: int | None, gpu: int, *, provider: str
 ) -> EngineSession:
-    return OnnxSession(
-        path,
-        content=engine.read(path),
-        max_batch=engine.certified_batch,
-        threads=threads,
-        provider=provider,
-        gpu=gpu,
-    )
+    options: dict[str, Any] = {"max_batch": engine.certified_batch, "threads": threads}
+    if provider != "cpu":
+        # TensorRT's provider names its cached engines after the model's file, if there is one.
+        return OnnxSession(path, content=engine.read(path), provider=provider, gpu=gpu, **options)
+    with sealed_copy(path, engine.sha256) as copy:
+        if copy is None:
+            return OnnxSession(path, content=engine.read(path), **options)
+        return OnnxSession(path, content=copy.content, source=copy.path, **options)
 
 
 def _open_plan(path: Path, engine: Engine, threads: int | None, gpu: int) -> EngineSession:

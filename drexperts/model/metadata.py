@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from drexperts.model.config import DRExpertsConfig
 from drexperts.model.field_types import check_fields
 from drexperts.runtime.errors import ConfigError
+from drexperts.runtime.json_document import without_duplicates
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.quoting import quoted
@@ -56,15 +57,10 @@ def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
         found = "it is missing" if text is None else f"it has {len(text)} characters"
         raise ConfigError(f"{name} must be JSON of at most {_LONGEST} characters, but {found}")
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        # Not with `parse`, which refuses numbers that `check_fields` refuses by their field's name.
+        content = json.loads(text, object_pairs_hook=without_duplicates)
+    except (ValueError, ConfigError, RecursionError) as error:
         raise ConfigError(f"{name} is not valid JSON: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{name} must be a JSON object, got {quoted(content)}")
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(content := dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")
     return content

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from stat import S_IMODE
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -21,15 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from drexperts.model.pickle_work import check_pickle
 from drexperts.runtime.errors import WeightsError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.quoting import shortened
 
 State = Mapping[str, Tensor]
 
-_MOST_SHARING = (
-    2  # bytes of tensors for each byte of a file; published files hold more than they use
-)
+_PICKLES = 5  # that a file in torch.save's old format begins with
+# Bytes of tensors for each byte of a file; published files hold more than they use.
+_MOST_SHARING = 2
 
 
 def load_strictly(module: nn.Module, state: State, source: str) -> None:
@@ -120,6 +121,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         mapped = zipfile.is_zipfile(path)
         if mapped:
             _check_archive(path)
+        else:
+            _check_old_format(path)
         with torch.serialization.safe_globals(_INERT):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
@@ -132,14 +135,29 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise a ValueError for an archive that unpacks to more than it is; torch packs nothing."""
+    """Raise a ValueError for an archive that unpacks to more than it is, or takes long to read.
+
+    torch packs nothing.
+    """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    size = path.stat().st_size
-    if sum(max(m.file_size, m.compress_size) for m in members) > size:
-        raise ValueError(f"its parts unpack to more than its {size} bytes")
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-        raise ValueError("its parts are compressed, which torch.save never does")
+        size = path.stat().st_size
+        if sum(max(m.file_size, m.compress_size) for m in members) > size:
+            raise ValueError(f"its parts unpack to more than its {size} bytes")
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise ValueError("its parts are compressed, which torch.save never does")
+        for member in members:
+            if member.filename.lower().endswith("data.pkl"):  # torch ignores the case as well
+                with archive.open(member) as pickle:
+                    check_pickle(cast(BinaryIO, pickle))
+
+
+def _check_old_format(path: Path) -> None:
+    """Raise a ValueError for a file of pickles that takes long to read."""
+    with open(path, "rb") as stream:
+        for _ in range(_PICKLES):
+            if stream.peek(1):
+                check_pickle(stream)
 
 
 def _check_extent(state: State, path: Path) -> None:

@@ -38,6 +38,7 @@ def test_printable_text_is_read(text):
         ('"' + "a" * 1001 + '"', "longer"),
         ('{"' + "a" * 1001 + '": 1}', "longer"),
         ("[" * 17 + "]" * 17, "nested"),
+        ("[" + "1," * 20_001 + "1]", "commas"),
         ('{"a":' * 17 + "1" + "}" * 17, "nested"),
     ],
 )
@@ -50,6 +51,7 @@ def test_the_bounds_themselves():
     assert parse(str(-(2**53))) == -(2**53)
     assert parse('"' + "a" * 1000 + '"') == "a" * 1000
     assert parse("[" * 16 + "]" * 16)
+    assert len(parse("[" + "1," * 20_000 + "1]")) == 20_001
 
 
 @pytest.mark.parametrize("text", ["fp32", "PyTorch float32 eager, CLS-row form", "blocks.3/fc1"])

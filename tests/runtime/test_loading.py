@@ -53,6 +53,25 @@ def test_a_file_swapped_after_its_hash_never_runs(bundle, photo, monkeypatch):
         runtime.load(bundle)
 
 
+def test_a_swapped_file_never_runs_where_no_memory_can_be_sealed(bundle, photo, monkeypatch):
+    def refused(*_: Any) -> int:
+        raise OSError("not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refused, raising=False)
+    test_a_file_swapped_after_its_hash_never_runs(bundle, photo, monkeypatch)
+
+
+def test_a_message_names_the_file_of_the_bundle(bundle):
+    path = bundle / "model.onnx"
+    model = onnx.load(path)
+    model.opset_import[0].version = 9999
+    path.write_bytes(model.SerializeToString())
+    change_engine(bundle, sha256=sha256_of(path))
+    with pytest.raises(BundleError, match=r"model\.onnx") as caught:
+        runtime.load(bundle)
+    assert "/proc/" not in str(caught.value)
+
+
 def test_the_bytes_of_the_model_are_not_kept(bundle):
     session: Any = runtime.load(bundle).session
     held = [*vars(session).values(), *vars(session._session).values()]

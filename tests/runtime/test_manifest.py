@@ -225,6 +225,13 @@ def test_unknown_schema(schema, document, tmp_path):
         read(tmp_path, document | {"schema": schema})
 
 
+def test_a_bundle_of_too_many_engines(document, tmp_path):
+    engine = document["engines"][0] | {"parity": None, "invariance": None}
+    assert len(read(tmp_path, document | {"engines": [engine] * 100}).engines) == 100
+    with pytest.raises(BundleError, match="engines"):
+        read(tmp_path, document | {"engines": [engine] * 101})
+
+
 BAD_VALUES = [
     ("preset", 3),
     ("preset", "mine"),
