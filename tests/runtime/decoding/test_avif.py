@@ -1,5 +1,6 @@
 import io
 import warnings
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -182,7 +183,7 @@ def test_tiles_may_share_their_content():
 
 
 def test_content_that_is_shared_too_often():
-    many = {number: (b"mime", [], b"") for number in range(2, 1000)}
+    many: dict[int, Any] = {number: (b"mime", [], b"") for number in range(2, 1000)}
     items = {1: heif_files.parts(by_pillow(PICTURE)), **many}
     items |= {number: (b"mime", [], bytes(100_000)) for number in many}
     content = heif_files.container(b"avif", items, shared=True)
