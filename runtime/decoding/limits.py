@@ -16,7 +16,7 @@ class DecodingLimits:
     """What decoding may take.
 
     max_pixels: pixels of one image
-    memory: bytes that all decoders of the process hold at once, a quarter of them for files and the
+    memory: bytes that all decoders of the process hold at once, a fifth of them for files and the
         rest for pixels; an image that needs more by itself is refused, and one that does not fit
         beside the others waits for them
     seconds: of processor time for one image, where it is decoded in a process of its own; one that
@@ -37,7 +37,7 @@ class DecodingLimits:
     @property
     def for_files(self) -> int:
         """The share of `memory` for the bytes of files."""
-        return self.memory // 4
+        return self.memory // 5
 
     @property
     def for_pixels(self) -> int:

@@ -1,19 +1,35 @@
 import functools
 import os
+import struct
 import threading
+import zlib
 
+import numpy as np
 import pytest
+from support import png_files
 from support.waiting import until
 
+from drexperts.runtime.decoding.image import memory_for, stored_in
 from drexperts.runtime.decoding.limits import DecodingLimits, Pool
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ConfigError
+from drexperts.runtime.preprocess import Preprocessing
 
 
 @pytest.mark.parametrize("values", [{"max_pixels": 0}, {"memory": -1}, {"seconds": 1.5}])
 def test_impossible_limits(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         DecodingLimits(**values)
+
+
+@pytest.mark.parametrize("type", [0, 2, 4, 6])
+def test_an_image_of_as_many_pixels_as_are_allowed_fits_into_the_default_budget(type):
+    small = png_files.png(np.zeros((1, 1, png_files.CHANNELS[type])), 8, type)
+    header = small[12:16] + struct.pack(">II", 10_000, 10_000) + small[24:29]
+    large = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+    limits = DecodingLimits()
+    spec = Preprocessing(384, 384, 768, 3)
+    assert memory_for(stored_in(large, limits), spec) <= limits.for_pixels
 
 
 def test_what_never_fits_is_refused_with_what_to_do():
