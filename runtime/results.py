@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
-from drexperts.runtime.decoding import heif
+from drexperts.runtime.decoding.formats import heif
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.locks import locked

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 
-from drexperts.runtime.decoding import convert, heif
+from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding.formats import heif
 from drexperts.runtime.decoding.kinds import with_article
 from drexperts.runtime.decoding.layouts import inspect
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, FILES, PIXELS, DecodingLimits

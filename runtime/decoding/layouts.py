@@ -3,7 +3,18 @@
 import struct
 from collections.abc import Callable
 
-from drexperts.runtime.decoding import avif, bmp, gif, heif, jpeg, jpeg_2000, png, pnm, tiff, webp
+from drexperts.runtime.decoding.formats import (
+    avif,
+    bmp,
+    gif,
+    heif,
+    jpeg,
+    jpeg_2000,
+    png,
+    pnm,
+    tiff,
+    webp,
+)
 from drexperts.runtime.decoding.kinds import READ, kind_of, with_article
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 

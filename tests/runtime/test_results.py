@@ -12,7 +12,7 @@ from PIL import Image
 from support.waiting import HOLD, holding
 
 from drexperts.cli.main import main
-from drexperts.runtime.decoding import heif
+from drexperts.runtime.decoding.formats import heif
 from drexperts.runtime.decoding.layouts import FORMATS
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale

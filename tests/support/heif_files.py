@@ -2,7 +2,7 @@
 
 import struct
 
-from drexperts.runtime.decoding.heif_items import read_items
+from drexperts.runtime.decoding.headers.heif_items import read_items
 
 # A reader that does not know these properties must not show the item.
 ESSENTIAL = (b"av1C", b"hvcC", b"irot", b"imir", b"clap")

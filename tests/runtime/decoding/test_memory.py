@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support import heif_files, png_files
 
-from drexperts.runtime.decoding import heif
+from drexperts.runtime.decoding.formats import heif
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drexperts.runtime.decoding.bits import Bits
+from drexperts.runtime.decoding.headers.bits import Bits
 from drexperts.runtime.decoding.stored import NotReadError
 
 _SPS = 33

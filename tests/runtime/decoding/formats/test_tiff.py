@@ -11,7 +11,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from drexperts.runtime.decoding import decode, tiff
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.formats import tiff
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ImageError
 

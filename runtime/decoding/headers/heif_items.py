@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from drexperts.runtime.decoding.boxes import boxes, children
+from drexperts.runtime.decoding.headers.boxes import boxes, children
 from drexperts.runtime.decoding.stored import NotReadError
 
 _MOST_ITEMS = 2_000

@@ -7,14 +7,15 @@ import pytest
 from PIL import Image
 from support import heif_files
 
-from drexperts.runtime.decoding import decode, heif
-from drexperts.runtime.decoding.heif_items import read_items
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.formats import heif
+from drexperts.runtime.decoding.headers.heif_items import read_items
 from drexperts.runtime.errors import ImageError
 
 pytestmark = pytest.mark.skipif(not heif.available(), reason="needs the extra heif")
 
 # Written by pillow-heif 1.8.1 with x265 at quality 95, from what PICTURE and ALPHA say.
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "heic"
+FIXTURES = Path(__file__).parents[3] / "fixtures" / "heic"
 ACROSS, DOWN = np.meshgrid(np.arange(64), np.arange(64))
 PICTURE = np.stack([ACROSS * 4, DOWN * 4, 255 - ACROSS * 2 - DOWN * 2], 2)
 ALPHA = ACROSS[..., None] * 4

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drexperts.runtime.decoding.bits import Bits
+from drexperts.runtime.decoding.headers.bits import Bits
 from drexperts.runtime.decoding.stored import NotReadError
 
 _SEQUENCE, _FRAME_HEADER, _FRAME = 1, 3, 6

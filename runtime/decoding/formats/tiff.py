@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from drexperts.runtime.decoding import convert, tiff_samples
-from drexperts.runtime.decoding.memory import bytes_held
-from drexperts.runtime.decoding.stored import NotReadError, Stored
-from drexperts.runtime.decoding.tiff_directory import Tag, Tags, first_directory, one, with_tags
-from drexperts.runtime.decoding.tiff_samples import (
+from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding.formats import tiff_samples
+from drexperts.runtime.decoding.formats.tiff_samples import (
     BLACK_IS_ZERO,
     GREY_16,
     JPEG,
@@ -28,6 +26,15 @@ from drexperts.runtime.decoding.tiff_samples import (
     check_no_raw_file,
     read_samples,
 )
+from drexperts.runtime.decoding.headers.tiff_directory import (
+    Tag,
+    Tags,
+    first_directory,
+    one,
+    with_tags,
+)
+from drexperts.runtime.decoding.memory import bytes_held
+from drexperts.runtime.decoding.stored import NotReadError, Stored
 
 LAYOUTS = tiff_samples.LAYOUTS
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from drexperts.runtime.decoding import convert, palettes
+from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding.formats import palettes
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 

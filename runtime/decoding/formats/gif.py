@@ -8,7 +8,7 @@ from typing import NoReturn
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from drexperts.runtime.decoding import palettes
+from drexperts.runtime.decoding.formats import palettes
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 

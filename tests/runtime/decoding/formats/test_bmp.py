@@ -3,8 +3,8 @@ import struct
 import numpy as np
 import pytest
 
-from drexperts.runtime.decoding import bmp as reader
 from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.formats import bmp as reader
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ImageError
 

@@ -8,7 +8,7 @@ from PIL import Image
 from support.png_files import CHANNELS, SIGNATURE, chunk, png
 
 from drexperts.runtime.decoding import decode
-from drexperts.runtime.decoding import png as reader
+from drexperts.runtime.decoding.formats import png as reader
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ImageError
 

@@ -3,8 +3,8 @@
 from PIL.AvifImagePlugin import AvifImageFile
 
 from drexperts.runtime.decoding import convert
-from drexperts.runtime.decoding.av1 import Av1Frame, read_frame
-from drexperts.runtime.decoding.heif_items import Items, check_picture, crop_box, read_items
+from drexperts.runtime.decoding.headers.av1 import Av1Frame, read_frame
+from drexperts.runtime.decoding.headers.heif_items import Items, check_picture, crop_box, read_items
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 

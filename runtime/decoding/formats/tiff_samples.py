@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drexperts.runtime.decoding.headers.tiff_directory import Tag, Tags, one
 from drexperts.runtime.decoding.stored import Layout, NotReadError
-from drexperts.runtime.decoding.tiff_directory import Tag, Tags, one
 
 _BILEVEL = Layout("TIFF", "grey, 1 bit, 0 is black or white", "expanded to RGB")
 _GREY = Layout("TIFF", "grey, 2, 4 or 8 bits, 0 is black or white", "expanded to RGB")

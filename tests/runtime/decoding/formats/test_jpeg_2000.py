@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drexperts.runtime.decoding import decode, jpeg_2000
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.formats import jpeg_2000
 from drexperts.runtime.errors import ImageError
 
 RANDOM = np.random.default_rng(0)

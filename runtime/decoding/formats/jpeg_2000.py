@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from drexperts.runtime.decoding import convert
-from drexperts.runtime.decoding.boxes import boxes, children
-from drexperts.runtime.decoding.codestream import Codestream, read_codestream
+from drexperts.runtime.decoding.headers.boxes import boxes, children
+from drexperts.runtime.decoding.headers.codestream import Codestream, read_codestream
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 

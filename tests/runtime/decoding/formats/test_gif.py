@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from drexperts.runtime.decoding import decode
-from drexperts.runtime.decoding import gif as reader
+from drexperts.runtime.decoding.formats import gif as reader
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ImageError
 

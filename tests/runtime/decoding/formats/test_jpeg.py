@@ -11,7 +11,7 @@ from support.arithmetic_jpegs import ARITHMETIC
 from support.jpeg_files import EOI, JFIF, SOI, adobe, jpeg, rgb_from_ycbcr, segment
 
 from drexperts.runtime.decoding import decode
-from drexperts.runtime.decoding import jpeg as reader
+from drexperts.runtime.decoding.formats import jpeg as reader
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ImageError
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from PIL.PngImagePlugin import PngImageFile
 
-from drexperts.runtime.decoding import convert, palettes
+from drexperts.runtime.decoding import convert
+from drexperts.runtime.decoding.formats import palettes
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.orientation import MOST_BYTES, orientation_from
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored

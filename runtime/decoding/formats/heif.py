@@ -11,8 +11,14 @@ from typing import IO
 from PIL import Image
 
 from drexperts.runtime.decoding import convert
-from drexperts.runtime.decoding.heif_items import Items, Step, check_picture, read_items, transforms
-from drexperts.runtime.decoding.hevc import HevcFrame, read_frame
+from drexperts.runtime.decoding.headers.heif_items import (
+    Items,
+    Step,
+    check_picture,
+    read_items,
+    transforms,
+)
+from drexperts.runtime.decoding.headers.hevc import HevcFrame, read_frame
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from support import heif_files
 
-from drexperts.runtime.decoding import avif, decode
+from drexperts.runtime.decoding import decode
+from drexperts.runtime.decoding.formats import avif
 from drexperts.runtime.errors import ImageError
 
 ACROSS, DOWN = np.meshgrid(np.arange(64), np.arange(48))

@@ -1,0 +1,1 @@
+"""One module per format: what a file says of its samples, and what its decoder is to read."""
