@@ -2,8 +2,9 @@
 
     python benchmarks/bench_isolation.py BUNDLE photos/ [--images 10] [--rounds 5]
 
-Each call starts its decoding processes anew, as `drx score` does once per run. Processor time, of
-the decoding processes too, says more than the clock where other programs run.
+Each call starts its decoding processes anew, as `drx score` does once per run: the more images, the
+less it costs. The last line shows the cost of an image and that of the start by themselves.
+Processor time, of the decoding processes too, says more than the clock where other programs run.
 """
 
 import argparse
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from drexperts.bench.timing import WARM_UP, Ratio, alternately
+from drexperts.bench.timing import WARM_UP, Ratio, alternately, seconds
 from drexperts.runtime import load
 from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
 from drexperts.runtime.decoding.workers import IsolatedDecoder
+from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer
 
@@ -60,14 +62,39 @@ def main(given: list[str] | None = None) -> None:
             for name, make in makers.items()
         }
         times = alternately(calls, arguments.rounds)
+    print_whole_runs(times, used, len(paths))
+    print_decoding_alone(spec, paths, arguments.rounds)
+
+
+def print_whole_runs(
+    times: dict[str, tuple[float, ...]], used: dict[str, list[float]], images: int
+) -> None:
+    """Decoding and scoring, by the clock and in processor time."""
     for name, taken in times.items():
         clock = Ratio.of(taken, times["in process"])
         first = used["in process"][WARM_UP:]
         processor = Ratio.of(used[name][WARM_UP:], first)
-        ms = 1e3 * np.median(taken) / len(paths)
-        cpu = 1e3 * np.median(used[name][WARM_UP:]) / len(paths)
+        ms = 1e3 * np.median(taken) / images
+        cpu = 1e3 * np.median(used[name][WARM_UP:]) / images
         print(f"{name:18} {ms:7.1f} ms per image, {clock} times in process")
         print(f"{'':18} {cpu:7.1f} ms of processor time, {processor} times in process")
+
+
+def print_decoding_alone(spec: Preprocessing, paths: Sequence[Path], rounds: int) -> None:
+    """Decoding without scoring, one image after another."""
+    local, isolated = LocalDecoder(spec), IsolatedDecoder(spec)
+    start = seconds(lambda: isolated.crops(paths[0])) - seconds(lambda: isolated.crops(paths[0]))
+    calls = {
+        "in process": lambda: [local.crops(path) for path in paths],
+        "isolated": lambda: [isolated.crops(path) for path in paths],
+    }
+    times = alternately(calls, rounds)
+    isolated.close()
+    ms = {name: 1e3 * np.median(taken) / len(paths) for name, taken in times.items()}
+    print(
+        f"decoding alone: {ms['in process']:.1f} ms per image in process, {ms['isolated']:.1f} "
+        f"isolated, and {1e3 * start:.0f} ms once for the start of a process"
+    )
 
 
 if __name__ == "__main__":
