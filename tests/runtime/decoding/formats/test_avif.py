@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import heif_files
+from support.decoded import pixels, refused
 
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.decoding.formats import avif
-from drexperts.runtime.errors import ImageError
 
 ACROSS, DOWN = np.meshgrid(np.arange(64), np.arange(48))
 PICTURE = np.stack([ACROSS * 4, DOWN * 5, 255 - ACROSS * 2 - DOWN], 2).astype(np.uint8)
@@ -30,16 +30,6 @@ def by_imagecodecs(samples, bits, format):
     return bytes(
         imagecodecs.avif_encode(scaled, level=95, bitspersample=bits, pixelformat=pixelformat)
     )
-
-
-def pixels(content):
-    return np.asarray(decode(content)).astype(int)
-
-
-def refused(content):
-    with pytest.raises(ImageError) as error:
-        decode(content)
-    return str(error.value)
 
 
 def grey(samples):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import heif_files
+from support.decoded import pixels, refused
 
-from drexperts.runtime.decoding import decode
 from drexperts.runtime.decoding.formats import heif
 from drexperts.runtime.decoding.headers.heif_items import read_items
-from drexperts.runtime.errors import ImageError
 
 pytestmark = pytest.mark.skipif(not heif.available(), reason="needs the extra heif")
 
@@ -32,16 +31,6 @@ MEANT = {
 
 def fixture(name):
     return (FIXTURES / f"{name}.heic").read_bytes()
-
-
-def pixels(content):
-    return np.asarray(decode(content)).astype(int)
-
-
-def refused(content):
-    with pytest.raises(ImageError) as error:
-        decode(content)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("name", MEANT)

@@ -7,10 +7,9 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
+from support.decoded import pixels, refused
 
-from drexperts.runtime.decoding import decode
 from drexperts.runtime.decoding.formats import jpeg_2000
-from drexperts.runtime.errors import ImageError
 
 RANDOM = np.random.default_rng(0)
 SIZE = (37, 45)  # rows and columns
@@ -78,16 +77,6 @@ def jp2(codestream, *boxes):
 
 
 RGBA_CHANNELS = channels((0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 1, 0))
-
-
-def pixels(content):
-    return np.asarray(decode(content)).astype(int)
-
-
-def refused(content):
-    with pytest.raises(ImageError) as error:
-        decode(content)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("bits", range(1, 17))

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from support.decoded import pixels, refused
 
-from drexperts.runtime.decoding import decode
 from drexperts.runtime.decoding.formats import tiff
 from drexperts.runtime.decoding.stored import NotReadError
-from drexperts.runtime.errors import ImageError
 
 RANDOM = np.random.default_rng(0)
 WIDTH, HEIGHT = 45, 37
@@ -88,16 +87,6 @@ def tags_of(photometric, bits, samples=1, **changes):
     for name, change in changes.items():
         tags[int(name.removeprefix("tag"))] = change
     return {tag: content for tag, content in tags.items() if content}
-
-
-def pixels(content):
-    return np.asarray(decode(content)).astype(int)
-
-
-def refused(content):
-    with pytest.raises(ImageError) as error:
-        decode(content)
-    return str(error.value)
 
 
 # What tifffile writes: samples, its options, what they mean in 0..255, and the largest difference.
