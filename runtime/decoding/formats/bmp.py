@@ -122,16 +122,9 @@ def _indexed(header: _Header, data: bytes, pixels: int) -> Stored:
         layout, open = _RUNS, functools.partial(_from_runs, header, palette)
     else:
         raise _unknown(header)
-    return Stored(
-        layout=layout,
-        width=header.width,
-        height=header.height,
-        data=data,
-        open=open,
-        modes=frozenset({"P"}),
-        to_rgb=functools.partial(palettes.to_rgb, known=frozenset(range(entries))),
-        memory=bytes_held("P", pixels) + pixels,
-    )
+    stored = _stored(header, layout, data, open, "P", pixels)
+    known = frozenset(range(entries))
+    return replace(stored, to_rgb=functools.partial(palettes.to_rgb, known=known))
 
 
 def _header(data: bytes) -> _Header:
