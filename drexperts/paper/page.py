@@ -43,12 +43,13 @@ def _differences(done: Reproduction) -> Iterator[str]:
 def _rows(done: Reproduction) -> Iterator[tuple[str, ...]]:
     """The rows of the paper, and ours below each that can be measured here."""
     table = TABLES[done.table]
+    here = "here" if done.published else "here, not from the published weights"
     for row, cells in table.rows.items():
         yield (row, *("-" if cell is None else _pair(*cell) for cell in cells))
         ours = {cell.column: cell.medians for cell in done.cells if cell.row == row}
         for test in dict.fromkeys(test for medians in ours.values() for test in medians):
             medians = [ours[column][test] for column in table.columns]
-            yield (f"{row}, here, {test}", *(_ours(each, done.splits) for each in medians))
+            yield (f"{row}, {here}, {test}", *(_ours(each, done.splits) for each in medians))
 
 
 def _ours(found: Median, splits: int) -> str:
