@@ -70,6 +70,7 @@ class Tally:
     Attributes:
         scored: how many images have a score
         failed: how many have an error
+        enlarged: how many of the scored were enlarged, see `Score.enlarged`
         errors: the first few scores with an error
     """
 
@@ -78,6 +79,7 @@ class Tally:
         self._kept: list[Score] = []
         self.scored = 0
         self.failed = 0
+        self.enlarged = 0
         self.errors: list[Score] = []
 
     def add(self, score: Score) -> None:
@@ -87,6 +89,7 @@ class Tally:
             self.errors += [score][: _ERRORS - len(self.errors)]
             return
         self.scored += 1
+        self.enlarged += score.enlarged is not None
         # Maps take a megabyte per image and no table shows them.
         self._kept.append(dataclasses.replace(score, maps=None))
         if len(self._kept) > _ALL:
@@ -111,7 +114,9 @@ def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
     if tally.failed:
         screen.tables.print(error_table(tally))
     summary = f"{tally.scored} scored, {tally.failed} failed"
-    screen.tables.print(summary + f", {already_there} already there" * (already_there > 0))
+    summary += f", {already_there} already there" * (already_there > 0)
+    enlarged = f"; {tally.enlarged} smaller than the model's input, enlarged"
+    screen.tables.print(summary + enlarged * (tally.enlarged > 0))
 
 
 def score_table(tally: Tally) -> Table:
