@@ -40,6 +40,7 @@ from drexperts.runtime.errors import (
     WeightsError,
 )
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.progress import Progress
 from drexperts.training.distributed import Processes
 from drexperts.training.result import Epoch, TrainingResult
@@ -340,7 +341,7 @@ def _events(folder: Path, done: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError(
-            '--tensorboard needs TensorBoard: pip install "drexperts[tensorboard]"'
+            f"--tensorboard needs TensorBoard: {install_command('tensorboard')}"
         ) from error
     return SummaryWriter(str(folder / "events"), purge_step=done + 1)
 
