@@ -127,7 +127,8 @@ def test_every_hint_in_the_source_names_an_extra_that_exists() -> None:
         for action in parser()._actions
         if hasattr(action, "choices") and isinstance(action.choices, dict)
     )
-    named |= {choice.get_default("extra") for choice in verbs.choices.values()}
+    assert isinstance(verbs.choices, dict)
+    named |= {verb.get_default("extra") for verb in verbs.choices.values()}
     named |= {library.extra for library in LIBRARIES.values()} | set(TENSORRT_BACKENDS)
     named |= set(_EXTRAS.values())
     assert {"cpu", "cli", "export", "heif", "tensorboard", "report"} <= named
