@@ -73,6 +73,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.cli.epochs import EpochLines
     from drexperts.runtime.errors import UserError
     from drexperts.training import Run, train
 
@@ -103,7 +104,12 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         out = arguments.out if one is not None else arguments.out / f"split-{number}"
         with screen.progress() as progress:
             results[out] = train(
-                asked, new_model, out, resources=resources_from(arguments), progress=progress
+                asked,
+                new_model,
+                out,
+                resources=resources_from(arguments),
+                watch=EpochLines(screen),
+                progress=progress,
             )
     return _trained(results, screen)
 

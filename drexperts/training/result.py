@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 from drexperts.evaluation.metrics import Metrics, json_ready, metrics_from_json
@@ -54,6 +54,10 @@ class TrainingSoFar:
     total: int
     selected_on: str
     selected_by: Criterion
+
+    def up_to(self, count: int) -> "TrainingSoFar":
+        """The training after the first `count` epochs."""
+        return replace(self, epochs=self.epochs[:count])
 
     @property
     def best(self) -> int | None:
