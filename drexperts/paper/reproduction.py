@@ -236,6 +236,8 @@ class _Runs:
             recipe=recipe,
             config=self.options.train_config(recipe),
             protocol=self.options.protocol,
+            split_seed=splits.seed,
+            select_by="plcc",  # as the released code does
             select_on_test=self.options.select_on_test,
             variant=training.variant,
             fresh=self.options.fresh,
@@ -246,7 +248,7 @@ class _Runs:
         asked = run.settings() | {"model": self._starts(run.config.seed)}
         # Without validation metrics the last epoch is taken, and images may have
         # been left out.
-        del asked["images"], asked["selected_on"]
+        del asked["images"], asked["selected_on"], asked["selected_by"]
         chosen = result.selected_on in (run.selected_on, "last epoch")
         return chosen and _as_in_json(asked).items() <= result.settings.items()
 

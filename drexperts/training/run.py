@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from drexperts.data.images import ImageStore, Stamp, check_images, sizing
-from drexperts.data.splits import Split
+from drexperts.data.splits import Split, Splits, read_splits, write_splits
 from drexperts.data.training_crops import divisible_batch
 from drexperts.evaluation.predict import weights_digest
 from drexperts.model.ablations import Variant, ablated
@@ -19,7 +19,7 @@ from drexperts.runtime.errors import DataError, StoppedError, UserError, Weights
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
 from drexperts.training.loop import TrainingLoop
-from drexperts.training.result import TrainingResult
+from drexperts.training.result import TrainingResult, Watch
 from drexperts.training.run_folder import RunFolder, difference
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
@@ -32,11 +32,13 @@ def train(
     out: str | Path,
     *,
     resources: Resources | None = None,
+    watch: Watch = lambda _: None,
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train on one split, validate after each epoch, and test the best model.
 
-    `out` then holds `best.safetensors`, `result.json`, `predictions.csv` and `log.jsonl`. A run
+    `out` holds `splits.json` from the start, and then `best.safetensors`, `result.json`,
+    `predictions.csv` and `log.jsonl`. A run
     that was stopped or killed continues from its last saved state with the same result, on a CPU to
     the bit. A run that is done returns its result at once. Under `torchrun` every process
     calls this and returns the same.
@@ -44,6 +46,7 @@ def train(
     Args:
         new_model: makes the model to start from; called with PyTorch's generator seeded.
         out: the run's folder.
+        watch: told what was found after every epoch.
 
     Example: see `drexperts.training`.
 
@@ -70,7 +73,9 @@ def train(
             stop_requests() as request,
         ):
             if (result := processes.from_first(folder.result)) is not None:
+                watch(run.so_far(result.epochs))
                 return result
+            processes.from_first(lambda: _write_split(run, folder.path / "splits.json"))
             parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
             )
@@ -83,6 +88,7 @@ def train(
                 folder=folder,
                 processes=processes,
                 resources=resources,
+                watch=watch if processes.first else lambda _: None,
                 progress=progress,
                 request=request,
             ).train()
@@ -127,6 +133,17 @@ def _model(run: Run, model: DRExperts) -> Variant:
     if run.fresh:
         start_at(model, fmean(sample.label for sample in run.dataset.select(run.split.train)))
     return ablated(model, run.variant)
+
+
+def _write_split(run: Run, path: Path) -> None:
+    """Write the split alone: this model sees the test images of others."""
+    try:
+        kept = read_splits(path).splits  # perhaps the file that the split was read from
+    except DataError:
+        kept = ()
+    if run.split not in kept:
+        data = run.dataset
+        write_splits(Splits(data.name, data.published_digest, run.split_seed, (run.split,)), path)
 
 
 def _readable(
