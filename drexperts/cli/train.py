@@ -87,25 +87,26 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     count, one = len(splits.splits), arguments.split
     if one is not None and not 0 <= one < count:
         raise UserError(f"--split {one} does not exist: there are splits 0 to {count - 1}")
-    config, new_model = model_from(arguments, recipe.size, screen.note)
+    start = model_from(arguments, recipe.size, screen.note)
     results = {}
     for number in range(count) if one is None else [one]:
         asked = Run(
             dataset=dataset,
             split=splits.splits[number],
             recipe=recipe,
-            config=train_config_from(arguments, recipe, config),
+            config=train_config_from(arguments, recipe, start.config),
             protocol=arguments.protocol,
             split_seed=splits.seed,
             select_by=arguments.select_by,
             select_on_test=arguments.select_on_test,
             fresh=arguments.init is None,
+            prior=start.prior,
         )
         out = arguments.out if one is not None else arguments.out / f"split-{number}"
         with screen.progress() as progress:
             results[out] = train(
                 asked,
-                new_model,
+                start.make,
                 out,
                 resources=resources_from(arguments),
                 watch=EpochLines(screen),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from timm.models.deit import checkpoint_filter_fn
 
-from drexperts.model.config import DRExpertsConfig
+from drexperts.model.config import DRExpertsConfig, EncoderConfig
 from drexperts.model.downloads import Note, fetch
 from drexperts.model.dr_experts import DRExperts, layout_of, new_model
 from drexperts.model.metadata import PARTS, read_metadata
@@ -105,10 +105,18 @@ def load_encoder(model: DRExperts, source: Path | None = None, note: Note = lamb
     """
     config = model.config.encoder
     if source is None:
-        source = fetch(f"timm/{config.architecture}.{config.weights}", "model.safetensors", note)
+        source = fetch(_repository(config), "model.safetensors", note)
     safe = source.suffix == ".safetensors"
     state = read_safetensors(source)[0] if safe else read_torch_tensors(source, "model")
     load_strictly(model.encoder.vit, _timm_names(state, model, source), str(source))
+
+
+def _repository(config: EncoderConfig) -> str:
+    """timm's repository of the weights; those of another image size are resampled."""
+    if config.published is None:
+        raise WeightsError(f"no weights are published for the encoder {config.name}")
+    nearest = 224 if config.image_size <= 224 else 384
+    return f"timm/{config.published}_{nearest}.{config.weights}"
 
 
 def _timm_names(state: State, model: DRExperts, source: Path) -> State:

@@ -42,6 +42,7 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.from_nothing import PriorTraining
 from drexperts.training.result import TrainingResult
 from drexperts.training.run import start_digest, train
 from drexperts.training.run_folder import BEST, RESULT, read_result
@@ -69,6 +70,7 @@ class ReproductionOptions:
     start: what that model is, in words; the page says "Trained from ..."
     published: whether it has the weights that the authors started from
     fresh: whether its head is untrained
+    prior: how its prior is trained before each training, if it starts from nothing
     train_config: the settings of a training, given the recipe of its data set
     splits: trainings per cell, each on a split of its own
     select_on_test: choose each epoch by the test images, as the released code does
@@ -80,6 +82,7 @@ class ReproductionOptions:
     start: str = "published weights; preset paper, 384 px"
     published: bool = True
     fresh: bool = True
+    prior: PriorTraining | None = None
     train_config: Callable[[Recipe], TrainConfig] = lambda recipe: TrainConfig(recipe.batch)
     splits: int = SPLITS
     protocol: Protocol = "grid"
@@ -241,6 +244,7 @@ class _Runs:
             select_on_test=self.options.select_on_test,
             variant=training.variant,
             fresh=self.options.fresh,
+            prior=self.options.prior,
         )
 
     def _is_of(self, result: TrainingResult, run: Run) -> bool:

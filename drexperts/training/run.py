@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,12 +19,13 @@ from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.from_nothing import START, keep_start, load_start
 from drexperts.training.loop import TrainingLoop
 from drexperts.training.result import TrainingResult, Watch
 from drexperts.training.run_folder import RunFolder, difference
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
-from drexperts.training.trainer import start_at
+from drexperts.training.trainer import Step, start_at
 
 
 def train(
@@ -79,12 +81,19 @@ def train(
             parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
             )
+            model = model.to(processes.device)
+            if run.prior is not None:
+                samples = run.dataset.select(parts.train)
+                start = partial(keep_start, base, run.prior, (store, samples), Path(out) / START)
+                tell = partial(_tell_prior, progress, request)
+                processes.from_first(lambda: start(run.config.seed, tell))
+                load_start(base, Path(out) / START)
             return TrainingLoop(
                 run=run,
                 parts=parts,
                 skipped=skipped,
                 store=store,
-                model=model.to(processes.device),
+                model=model,
                 folder=folder,
                 processes=processes,
                 resources=resources,
@@ -92,6 +101,15 @@ def train(
                 progress=progress,
                 request=request,
             ).train()
+
+
+def _tell_prior(progress: Progress, request: StopRequest, step: Step) -> None:
+    progress(f"training the prior, loss {step.loss:.4f}", step.number, step.steps)
+    if request.signal is not None:
+        raise StoppedError(
+            "stopped before the prior was trained: run the same command to begin again",
+            request.signal,
+        )
 
 
 def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:

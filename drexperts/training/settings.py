@@ -10,6 +10,7 @@ from drexperts.data.recipes import Protocol, Recipe
 from drexperts.data.splits import Split
 from drexperts.runtime.cpus import available_cpus
 from drexperts.runtime.errors import ConfigError
+from drexperts.training.from_nothing import PriorTraining
 from drexperts.training.result import Criterion, Epoch, TrainingSoFar
 from drexperts.training.trainer import TrainConfig
 
@@ -25,6 +26,7 @@ class Run:
         states. Otherwise the validation images choose, or the last epoch is taken without them.
     variant: "full", or an ablation of `drexperts.model.ablations`
     fresh: the head is untrained, so its scores start at the mean of the training labels
+    prior: how the prior of a model that starts from nothing is trained before; None: it has one
     """
 
     dataset: Dataset
@@ -37,6 +39,7 @@ class Run:
     select_on_test: bool = False
     variant: str = "full"
     fresh: bool = False
+    prior: PriorTraining | None = None
 
     @property
     def selected_on(self) -> str:
@@ -51,7 +54,9 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The content of `run.json`: two runs with equal settings have equal results."""
-        return {
+        # Only where there is one: runs of older versions continue.
+        prior = {} if self.prior is None else {"prior": asdict(self.prior)}
+        return prior | {
             "recipe": asdict(self.recipe),
             "config": asdict(self.config),
             "dataset": self.dataset.name,
