@@ -19,7 +19,7 @@ from drexperts.cli.training_arguments import (
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
-    from drexperts.model.config import DRExpertsConfig
+    from drexperts.cli.training_arguments import Start
     from drexperts.ui.screen import Screen
 
 
@@ -63,13 +63,14 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.paper import ReproductionOptions, reproduce
 
     screen = screen_of_first_process(arguments, screen)
-    config, new_model = model_from(arguments, "small", screen.note)
+    start = model_from(arguments, "small", screen.note)
     options = ReproductionOptions(
-        new_model=new_model,
-        start=_start(arguments, config),
-        published=not (arguments.init or arguments.encoder or arguments.prior),
+        new_model=start.make,
+        start=_start(arguments, start),
+        prior=start.prior,
+        published=not (arguments.init or arguments.encoder or arguments.prior or start.prior),
         fresh=arguments.init is None,
-        train_config=lambda recipe: train_config_from(arguments, recipe, config),
+        train_config=lambda recipe: train_config_from(arguments, recipe, start.config),
         splits=arguments.splits,
         protocol=arguments.protocol,
         select_on_test=arguments.select_on_test,
@@ -90,10 +91,16 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(GATE_FAILED if done.failures else DONE, done.as_json())
 
 
-def _start(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:
+def _start(arguments: argparse.Namespace, start: "Start") -> str:
     """What the trainings start from, in words."""
     if arguments.init is not None:
         return f"the checkpoint {arguments.init}"
+    config = start.config
+    if start.prior is not None:
+        return (
+            f"nothing: encoder {config.encoder.name}; {config.controller.name}; preset "
+            f"{config.preset}"
+        )
     parts = ((name, getattr(arguments, name)) for name in ("encoder", "prior"))
     given = [f"{name} {path}" for name, path in parts if path is not None]
     weights = "published weights" + "".join(f", {text}" for text in given)

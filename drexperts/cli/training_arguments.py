@@ -4,10 +4,10 @@ import argparse
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drexperts.cli.arguments import add_scale, scale_of, whole_number
-from drexperts.model.config import PRESETS
+from drexperts.model.config import PRESETS, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +17,23 @@ if TYPE_CHECKING:
     from drexperts.data.recipes import Recipe
     from drexperts.model.config import DRExpertsConfig
     from drexperts.model.dr_experts import DRExperts
+    from drexperts.training.from_nothing import PriorTraining
     from drexperts.training.settings import Resources
     from drexperts.training.trainer import Amp, TrainConfig
     from drexperts.ui.screen import Screen
+
+
+class Start(NamedTuple):
+    """What training starts from.
+
+    make: makes the model
+    prior: how its prior is trained before, if it starts from nothing
+    """
+
+    config: "DRExpertsConfig"
+    make: "Callable[[], DRExperts]"
+    prior: "PriorTraining | None" = None
+
 
 _NAMES = "koniq10k livec spaq livefb bid live csiq tid2013 kadid10k folder"
 
@@ -79,14 +93,21 @@ def add_model(verb: "Parser") -> None:
     )
     verb.add_argument(
         "--size",
-        choices=("small", "base"),
-        help="size of the encoder (default: that of the data set's recipe)",
+        choices=SIZES,
+        help="size of the encoder; tiny always starts from nothing (default: that of the data "
+        "set's recipe)",
     )
     verb.add_argument(
         "--image-size",
         type=int,
-        choices=(224, 384),
-        help="side of the square crops in pixels (default: 384)",
+        metavar="N",
+        help="side of the square crops in pixels, from 128 (default: 384, or 128 with --size tiny)",
+    )
+    verb.add_argument(
+        "--from-nothing",
+        action="store_true",
+        help="start without published weights, with a small prior that first learns synthetic "
+        "distortions of the training images",
     )
     verb.add_argument(
         "--encoder",
@@ -196,10 +217,8 @@ def recipe_from(arguments: argparse.Namespace) -> "Recipe":
     return replace(RECIPES[arguments.data[0]], **changes)
 
 
-def model_from(
-    arguments: argparse.Namespace, size: str, note: "Callable[[str], None]"
-) -> "tuple[DRExpertsConfig, Callable[[], DRExperts]]":
-    """The configuration, and what makes a model of it with published or given weights.
+def model_from(arguments: argparse.Namespace, size: str, note: "Callable[[str], None]") -> "Start":
+    """What training starts from: published or given weights, a checkpoint, or nothing.
 
     note: told what is recorded of weights that are downloaded
     """
@@ -207,14 +226,21 @@ def model_from(
     from drexperts.model.config import DRExpertsConfig
     from drexperts.model.daclip import load_prior
     from drexperts.model.dr_experts import new_model
+    from drexperts.training.from_nothing import PriorTraining, untrained_model
 
     if arguments.init is not None:
         trained = load_checkpoint(arguments.init).model
         _check_init(arguments, trained.config)
-        return trained.config, lambda: copy.deepcopy(trained)
+        return Start(trained.config, lambda: copy.deepcopy(trained))
+    size = arguments.size or size
+    least = 128 if size == "tiny" else 384
     config = DRExpertsConfig.preset_named(
-        arguments.preset or "paper", arguments.size or size, arguments.image_size or 384
+        arguments.preset or "paper", size, arguments.image_size or least
     )
+    if arguments.from_nothing or config.encoder.published is None:
+        _check_from_nothing(arguments)
+        config = config.from_nothing()
+        return Start(config, lambda: untrained_model(config), PriorTraining())
 
     def make() -> "DRExperts":
         model = new_model(config)
@@ -222,7 +248,20 @@ def model_from(
         load_prior(model, arguments.prior, note)
         return model
 
-    return config, make
+    return Start(config, make)
+
+
+def _check_from_nothing(arguments: argparse.Namespace) -> None:
+    """Raise UserError for weights that are given to a model that starts without any."""
+    from drexperts.runtime.errors import UserError
+
+    asked = "--from-nothing" if arguments.from_nothing else f"--size {arguments.size}"
+    for name in ("encoder", "prior"):
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                f"{asked} starts without weights: leave --{name} out, or choose --size small or "
+                "base without --from-nothing"
+            )
 
 
 def _check_init(arguments: argparse.Namespace, config: "DRExpertsConfig") -> None:
@@ -234,8 +273,8 @@ def _check_init(arguments: argparse.Namespace, config: "DRExpertsConfig") -> Non
             f"{arguments.init} has the preset {config.preset}, which contradicts --preset "
             f"{arguments.preset}: leave one of the two out"
         )
-    for name in ("size", "image_size", "encoder", "prior"):
-        if getattr(arguments, name) is not None:
+    for name in ("size", "image_size", "encoder", "prior", "from_nothing"):
+        if getattr(arguments, name) not in (None, False):
             raise UserError(
                 f"--init already holds the whole model: leave --{name.replace('_', '-')} out"
             )

@@ -7,19 +7,17 @@ Nobody has rated these images, so the labels are computed (`computed_labels`). N
 are used, so the prior is not DA-CLIP (`train_prior`).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from drexperts.data.distortions import distort
 from drexperts.data.synthetic_set import (
-    LUMA,
     image_from_tensor,
     reduced,
     similarity,
@@ -27,12 +25,20 @@ from drexperts.data.synthetic_set import (
     to_uint8,
 )
 from drexperts.export.proof.photographs import photograph
-from drexperts.model.backbones import normalised
 from drexperts.model.config import DISTORTIONS, ControllerConfig, DRExpertsConfig, EncoderConfig
-from drexperts.model.dr_experts import DRExperts, new_model
+from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.training.trainer import CosineSchedule, Loss, Step, TrainConfig, Trainer, start_at
+from drexperts.training.from_nothing import (
+    LEAST_LEVEL,
+    PROMPT_OF,
+    Squares,
+    fit,
+    initialise,
+    train_prior,
+    untrained_model,
+)
+from drexperts.training.trainer import CosineSchedule, Step, TrainConfig, start_at
 
 TRAIN = {
     "astronaut": "astronaut.png",
@@ -51,17 +57,7 @@ TRAIN = {
 }
 HELD_OUT = {"camera": "camera.png", "cat": "chelsea.png", "coffee": "coffee.png"}
 
-# The demo's distortions, and the prompt of DA-CLIP that is closest to each.
-PROMPT_OF = {
-    "lens_blur": "motion-blurry",
-    "jpeg": "jpeg-compressed",
-    "white_noise": "noisy",
-    "impulse_noise": "snowy",
-    "pixelate": "uncompleted",
-}
 LEVELS = range(1, 6)
-# Below this level the prior cannot tell distortions from none.
-_PRIOR_LEVEL = 2
 
 SIDE = 64  # px of the model's images
 # Photographs are reduced, so that all are equally sharp before they are distorted. For training the
@@ -77,7 +73,6 @@ SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 EPOCHS, PRIOR_EPOCHS = 12, 3
 _BETA = 0.1  # of the Smooth L1 loss, for labels scaled to 0..1
 CROPS = 12  # training images per photograph, distortion and level
-_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
 
 Labels = dict[tuple[str, int], float]  # by distortion and level
 
@@ -126,9 +121,11 @@ def train_demo(
     photos = photographs()
     labels = computed_labels([photos[name] for name in TRAIN])
     known = training_set([photos[name] for name in TRAIN], labels, crops, seed)
-    model = untrained_model(known, seed)
+    model = start_model(known, seed)
+    named = known.prompts >= 0
+    squares = Squares(known.pixels[named], known.prompts[named])
     prior = _config(min(epochs, PRIOR_EPOCHS), CosineSchedule(2e-3, warmup_steps=50), seed)
-    prior_losses = train_prior(model, known, prior, partial(progress, "prior"))
+    prior_losses = train_prior(model, squares, prior, partial(progress, "prior"))
     config = _config(epochs, CosineSchedule(3e-3, warmup_steps=60), seed)
     losses = train_model(model, known, config, partial(progress, "model"))
     unseen = held_out({name: photos[name] for name in HELD_OUT}, labels, seed)
@@ -171,7 +168,7 @@ def training_set(photos: list[Image.Image], labels: Labels, crops: int, seed: in
             count = crops if level else -(-crops // 4)
             pixels += [_cut(image, generator) for _ in range(count)]
             values += [label] * count
-            prompt = DISTORTIONS.index(PROMPT_OF[name]) if level >= _PRIOR_LEVEL else -1
+            prompt = DISTORTIONS.index(PROMPT_OF[name]) if level >= LEAST_LEVEL else -1
             prompts += [prompt] * count
     return TrainingSet(torch.stack(pixels), torch.tensor(values), torch.tensor(prompts))
 
@@ -219,82 +216,14 @@ def demo_config() -> DRExpertsConfig:
     return DRExpertsConfig.paper().with_sizes(encoder, controller)
 
 
-def untrained_model(known: TrainingSet, seed: int) -> DRExperts:
+def start_model(known: TrainingSet, seed: int) -> DRExperts:
     """The small model, initialised so that a few thousand images are enough to train it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_model(demo_config())
-        prompts = torch.empty(10, model.config.controller.embedding, dtype=torch.float64)
-        # Random and orthogonal, because the distortions are unrelated.
-        model.prompts.load_state_dict({"prompts": nn.init.orthogonal_(prompts)})
-    images = normalised(known.pixels[::10, :, :SIDE, :SIDE])
-    with torch.no_grad():
-        _reset_layer_scales(model.encoder.vit)
-        _set_cosine_filters(model.encoder.vit.get_submodule("patch_embed.proj"), images)
-        _set_cosine_filters(model.controller.visual.conv1, model.controller_input(images))
+        model = untrained_model(demo_config())
+    initialise(model, known.pixels[::10, :, :SIDE, :SIDE])
     start_at(model, float(known.labels.mean()) / SCALE.high)
     return model
-
-
-def _reset_layer_scales(encoder: nn.Module) -> None:
-    """Set LayerScale to 1: DeiT-III's 1e-6 is for deep networks and long trainings."""
-    for name, parameter in encoder.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.ones_(parameter)
-
-
-def _set_cosine_filters(embedding: nn.Module, images: Tensor) -> None:
-    """Initialise a patch embedding as a cosine transform, with unit variance per frequency.
-
-    Distortions change the high frequencies, which in photographs are thousands of times weaker
-    than the low ones. A training as short as this one does not find them from random filters.
-    """
-    assert isinstance(embedding, nn.Conv2d)
-    filters = frequency_filters(embedding.kernel_size[0], embedding.out_channels)
-    response = F.conv2d(images, filters, stride=embedding.stride)
-    mean, std = response.mean((0, 2, 3)), response.std((0, 2, 3))
-    embedding.weight.copy_(filters / std[:, None, None, None])
-    if embedding.bias is not None:
-        embedding.bias.copy_(-mean / std)
-
-
-def frequency_filters(side: int, count: int) -> Tensor:
-    """Filters [count, 3, side, side] of the 2-D cosine transform, low frequencies first.
-
-    Those of luma come before those of both chroma channels. count: at most 3 side^2
-    """
-    places = torch.arange(side)
-    lines = torch.cos(math.pi * (places + 0.5) * places[:, None] / side)  # [frequency, place]
-    waves = torch.einsum("uy,vx->uvyx", lines, lines).flatten(0, 1)
-    order = (places[:, None] ** 2 + places**2).flatten().argsort(stable=True)
-    luma = torch.tensor(LUMA)[:, None, None] * waves[order, None]
-    chroma = torch.tensor(_CHROMA)[:, :, None, None] * waves[order, None, None]
-    return torch.cat((luma, chroma.flatten(0, 1)))[:count]
-
-
-def train_prior(
-    model: DRExperts, known: TrainingSet, config: TrainConfig, progress: Callable[[Step], None]
-) -> list[float]:
-    """Train the controller to recognise distortions, then freeze it again; returns the losses.
-
-    The task is DA-CLIP's contrastive one in miniature: every token of an image, the CLS token above
-    all, must be close to the prompt of the image's distortion. But the prompts are random vectors,
-    only five of the ten occur, and the images are those on which the model is trained.
-    """
-    prompts = model.prompts(known.labels)  # [10, embedding]
-
-    def loss(images: Tensor, targets: Tensor) -> Tensor:
-        tokens = model.controller(model.controller_input(images)).embedding
-        logits = (tokens @ prompts.T / 0.07).mT  # [B, 10, 1 + grid^2]; CLIP's first temperature
-        every = targets[:, None].expand(-1, logits.shape[2])
-        return F.cross_entropy(logits[:, :, 0], targets) + F.cross_entropy(logits, every)
-
-    named = known.prompts >= 0
-    model.controller.requires_grad_(True)
-    pixels, targets = known.pixels[named], known.prompts[named]
-    losses = _fit(model.controller, loss, pixels, targets, config, progress)
-    model.freeze_prior()
-    return losses
 
 
 def train_model(
@@ -309,42 +238,10 @@ def train_model(
         return F.smooth_l1_loss(model(images).score, targets, beta=_BETA)
 
     model.train()
-    losses = _fit(model, loss, known.pixels, known.labels / SCALE.high, config, progress)
+    examples = (known.pixels, known.labels / SCALE.high)
+    losses = [step.loss for step in fit(model, loss, examples, SIDE, config, progress)]
     model.eval()
     with torch.no_grad():
         for parameter in model.score.parameters():
             parameter.mul_(SCALE.high)
     return losses
-
-
-def _fit(
-    module: nn.Module,
-    loss: Loss,
-    pixels: Tensor,
-    targets: Tensor,
-    config: TrainConfig,
-    progress: Callable[[Step], None],
-) -> list[float]:
-    """Train a module on random crops of images in memory; returns the loss of each step."""
-    generator = Generator().manual_seed(config.seed)
-    trainer = Trainer(module, loss, config, len(pixels) // config.batch)
-    losses = []
-    for _ in range(config.epochs):
-        order = torch.randperm(len(pixels), generator=generator)
-        for batch in order[: trainer.epoch_steps * config.batch].view(-1, config.batch):
-            images = normalised(random_crops(pixels[batch], SIDE, generator))
-            step = trainer.step([(images, targets[batch])])
-            losses.append(step.loss)
-            progress(step)
-    return losses
-
-
-def random_crops(pixels: Tensor, size: int, generator: Generator) -> Tensor:
-    """A random square from each image [B, 3, H, W]; half of them are mirrored."""
-    count, _, height, width = pixels.shape
-    rows = torch.randint(height - size + 1, (count,), generator=generator)
-    columns = torch.randint(width - size + 1, (count,), generator=generator)
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    places = zip(pixels, rows.tolist(), columns.tolist(), strict=True)
-    crops = torch.stack([image[:, y : y + size, x : x + size] for image, y, x in places])
-    return torch.where(mirrored[:, None, None, None], crops.flip(-1), crops)

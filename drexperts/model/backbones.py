@@ -30,7 +30,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.vit = timm.create_model(
-            config.architecture,
+            # Never a name from a file: it could be a folder, or a repository to download. All of
+            # DeiT-III differs in the sizes only.
+            "deit3_small_patch16_384",
             img_size=config.image_size,
             patch_size=config.patch_size,
             embed_dim=config.width,

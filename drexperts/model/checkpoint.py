@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from timm.models.deit import checkpoint_filter_fn
 
-from drexperts.model.config import DRExpertsConfig
+from drexperts.model.config import DRExpertsConfig, EncoderConfig
 from drexperts.model.downloads import Note, fetch
 from drexperts.model.dr_experts import DRExperts, layout_of, new_model
 from drexperts.model.metadata import PARTS, read_metadata
@@ -23,20 +23,22 @@ from drexperts.model.weight_files import (
 from drexperts.runtime.errors import ConfigError, WeightsError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.training import Training
 
 FORMAT = "drexperts-checkpoint-1"
 
 
 class Checkpoint(NamedTuple):
-    """A trained model, the scale of its scores, and how its images were cropped."""
+    """A model, the scale of its scores, how its images are cropped, and what it was trained on."""
 
     model: DRExperts
     scale: ScoreScale | None  # None: the file does not say
     preprocessing: Preprocessing
+    trained: Training | None = None  # None: the file does not say
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write model, configuration, scale and preprocessing to one safetensors file, atomically.
+    """Write the weights and everything else of a checkpoint to one safetensors file, atomically.
 
     save_checkpoint(checkpoint._replace(scale=ScoreScale(0, 100, True)), Path("m.safetensors"))
     """
@@ -44,6 +46,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "config": checkpoint.model.config.as_dict(),
         "scale": checkpoint.scale and asdict(checkpoint.scale),
         "preprocessing": asdict(checkpoint.preprocessing),
+        "trained": checkpoint.trained and asdict(checkpoint.trained),
     }
     metadata = {name: json.dumps(parts[name]) for name in PARTS}
     write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
@@ -52,7 +55,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint: ours (`.safetensors`) or the authors' (any other suffix).
 
-        model, scale, preprocessing = load_checkpoint("model.safetensors")
+        model, scale, preprocessing, trained = load_checkpoint("model.safetensors")
 
     Raises WeightsError, which names the file, if it cannot be read as either, if its metadata
     describes no model of a supported kind and size, or if its weights do not fit or are not finite.
@@ -75,12 +78,12 @@ def _own_checkpoint(path: Path) -> Checkpoint:
         )
     if texts.pop("format", None) != FORMAT:
         raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
-    config, scale, preprocessing = read_metadata(texts)
+    config, scale, preprocessing, trained = read_metadata(texts)
     # Before the model is made, because its size is only what the metadata claims.
     compare_layout(state, layout_of(config), str(path))
     model = new_model(config)
     load_strictly(model, state, str(path))
-    return Checkpoint(model, scale, preprocessing)
+    return Checkpoint(model, scale, preprocessing, trained)
 
 
 def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:
@@ -102,10 +105,18 @@ def load_encoder(model: DRExperts, source: Path | None = None, note: Note = lamb
     """
     config = model.config.encoder
     if source is None:
-        source = fetch(f"timm/{config.architecture}.{config.weights}", "model.safetensors", note)
+        source = fetch(_repository(config), "model.safetensors", note)
     safe = source.suffix == ".safetensors"
     state = read_safetensors(source)[0] if safe else read_torch_tensors(source, "model")
     load_strictly(model.encoder.vit, _timm_names(state, model, source), str(source))
+
+
+def _repository(config: EncoderConfig) -> str:
+    """timm's repository of the weights; those of another image size are resampled."""
+    if config.published is None:
+        raise WeightsError(f"no weights are published for the encoder {config.name}")
+    nearest = 224 if config.image_size <= 224 else 384
+    return f"timm/{config.published}_{nearest}.{config.weights}"
 
 
 def _timm_names(state: State, model: DRExperts, source: Path) -> State:

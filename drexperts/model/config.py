@@ -1,7 +1,7 @@
 """The model's configuration: one frozen dataclass and two presets of it."""
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from drexperts.model.field_types import check_fields
 from drexperts.runtime.errors import ConfigError
@@ -22,14 +22,33 @@ DISTORTIONS = (
 )
 PRESETS = ("paper", "official")
 
-# The only names that reach timm: any other could name a folder, or a repository to download.
+# timm's names of the published encoders; `custom` is any other size.
 Architecture = Literal[
     "deit3_small_patch16_224",
     "deit3_small_patch16_384",
     "deit3_base_patch16_224",
     "deit3_base_patch16_384",
+    "custom",
 ]
-Weights = Literal["fb_in22k_ft_in1k", "fb_in1k"]
+# The published weights that training starts from; `none` for an encoder that starts from nothing.
+Weights = Literal["fb_in22k_ft_in1k", "fb_in1k", "none"]
+
+# The encoder of each size. There are published weights of `small` and `base` only. The numbers of
+# `tiny`, and of the controller of all models that start from nothing, are ours.
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "tiny": {"patch_size": 8, "width": 128, "depth": 4, "heads": 4},
+    "small": {"patch_size": 16, "width": 384, "depth": 12, "heads": 6},
+    "base": {"patch_size": 16, "width": 768, "depth": 12, "heads": 12},
+}
+_OWN_CONTROLLER: dict[str, Any] = {
+    "patch_size": 8,
+    "width": 64,
+    "depth": 3,
+    "heads": 2,
+    "embedding": 64,
+}
+SIZES = tuple(_ENCODERS)
+LEAST_IMAGE_SIZE = 128  # px; below, a crop shows little of a photograph
 
 # A configuration can come from a stranger's file. These limits allow ViT-H and refuse what would
 # fill the memory; the files of weights are compared with the sizes before a model is made.
@@ -51,7 +70,10 @@ _MOST_PARAMETERS = 1e9  # of one transformer's blocks; ViT-H has 0.63e9
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The DeiT-III image encoder. `architecture` is timm's name; the sizes override it.
+    """The image encoder, a DeiT-III in any size.
+
+    `architecture` and `weights` follow the sizes: whatever is passed, they become `custom` and
+    `none` where no published encoder has them. Old checkpoints name one that they only resemble.
 
     Raises ConfigError for sizes that contradict each other or are beyond all published models.
     """
@@ -67,6 +89,27 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_fields(EncoderConfig, vars(self), "encoder.", _LIMITS)
         _check_sizes("encoder", self)
+        known = get_args(Architecture)
+        if (name := f"{self.published}_{self.image_size}") not in known:
+            name = "custom"
+        object.__setattr__(self, "architecture", name)
+        if self.published is None:
+            object.__setattr__(self, "weights", "none")
+
+    @property
+    def published(self) -> str | None:
+        """The published encoder of these sizes at any image size, as `deit3_small_patch16`."""
+        for size in ("small", "base"):
+            if _ENCODERS[size].items() <= vars(self).items():
+                return f"deit3_{size}_patch16"
+        return None
+
+    @property
+    def name(self) -> str:
+        """What people read: timm's name where every size is the published one, else the sizes."""
+        if self.architecture != "custom":
+            return self.architecture
+        return _described(self)
 
     @property
     def grid(self) -> int:
@@ -76,7 +119,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """DA-CLIP's image controller, a CLIP ViT-B/32 image tower. Raises as `EncoderConfig` does."""
+    """The prior: a CLIP image tower, by default that of DA-CLIP. Raises as `EncoderConfig` does."""
 
     image_size: int = 224
     patch_size: int = 32
@@ -88,6 +131,13 @@ class ControllerConfig:
     def __post_init__(self) -> None:
         check_fields(ControllerConfig, vars(self), "controller.", _LIMITS)
         _check_sizes("controller", self)
+
+    @property
+    def name(self) -> str:
+        """What people read: DA-CLIP only where every size is that of DA-CLIP."""
+        if self == ControllerConfig():
+            return "DA-CLIP ViT-B/32"
+        return f"a small prior trained on synthetic distortions ({_described(self)})"
 
     @property
     def grid(self) -> int:
@@ -179,6 +229,17 @@ class DRExpertsConfig:
         grid = None if self.grid is None else encoder.grid
         return replace(self, encoder=encoder, controller=controller, grid=grid)
 
+    def from_nothing(self) -> Self:
+        """The same switches and encoder without published weights, and our own small controller."""
+        encoder = replace(self.encoder, weights="none")
+        own = ControllerConfig(image_size=encoder.image_size, **_OWN_CONTROLLER)
+        return self.with_sizes(encoder, own)
+
+    @property
+    def starts_from_nothing(self) -> bool:
+        """Whether no published weights are part of the model."""
+        return self.encoder.weights == "none"
+
     @property
     def scale(self) -> float:
         """The factor on both attention logits."""
@@ -207,22 +268,29 @@ class DRExpertsConfig:
             raise ConfigError(f"not a DRExpertsConfig: {error}") from error
 
 
-_PUBLISHED: dict[tuple[str, int], tuple[Architecture, int, int]] = {
-    ("small", 224): ("deit3_small_patch16_224", 384, 6),
-    ("small", 384): ("deit3_small_patch16_384", 384, 6),
-    ("base", 224): ("deit3_base_patch16_224", 768, 12),
-    ("base", 384): ("deit3_base_patch16_384", 768, 12),
-}
-
-
 def encoder_config(size: str, image_size: int) -> EncoderConfig:
-    """DeiT-III `small` or `base` at 384 or 224 px."""
-    if (size, image_size) not in _PUBLISHED:
+    """The encoder of a size, for images of `image_size` px.
+
+    Raises ConfigError, which names valid values, for an unknown size and an impossible image size.
+    """
+    if size not in _ENCODERS:
+        raise ConfigError(f"no size {quoted(size)}: choose {' or '.join(SIZES)}")
+    patch = _ENCODERS[size]["patch_size"]
+    if image_size < LEAST_IMAGE_SIZE or image_size % patch:
+        below = max(image_size - image_size % patch, LEAST_IMAGE_SIZE)
+        near = dict.fromkeys((below, max(below + patch * (image_size > below), LEAST_IMAGE_SIZE)))
         raise ConfigError(
-            f"no DeiT-III {size!r} at {image_size} px: choose small or base, 384 or 224"
+            f"an image size of {image_size} px is not possible: {size} takes multiples of its "
+            f"patches of {patch} px from {LEAST_IMAGE_SIZE}, such as {' or '.join(map(str, near))}"
         )
-    name, width, heads = _PUBLISHED[size, image_size]
-    return EncoderConfig(architecture=name, image_size=image_size, width=width, heads=heads)
+    return EncoderConfig(image_size=image_size, **_ENCODERS[size])
+
+
+def _described(part: EncoderConfig | ControllerConfig) -> str:
+    return (
+        f"ViT of {part.depth} blocks, width {part.width}, patches of {part.patch_size} px, "
+        f"{part.image_size} px images"
+    )
 
 
 def _check_sizes(name: str, part: EncoderConfig | ControllerConfig) -> None:

@@ -42,6 +42,7 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.from_nothing import PriorTraining
 from drexperts.training.result import TrainingResult
 from drexperts.training.run import start_digest, train
 from drexperts.training.run_folder import BEST, RESULT, read_result
@@ -69,6 +70,7 @@ class ReproductionOptions:
     start: what that model is, in words; the page says "Trained from ..."
     published: whether it has the weights that the authors started from
     fresh: whether its head is untrained
+    prior: how its prior is trained before each training, if it starts from nothing
     train_config: the settings of a training, given the recipe of its data set
     splits: trainings per cell, each on a split of its own
     select_on_test: choose each epoch by the test images, as the released code does
@@ -80,6 +82,7 @@ class ReproductionOptions:
     start: str = "published weights; preset paper, 384 px"
     published: bool = True
     fresh: bool = True
+    prior: PriorTraining | None = None
     train_config: Callable[[Recipe], TrainConfig] = lambda recipe: TrainConfig(recipe.batch)
     splits: int = SPLITS
     protocol: Protocol = "grid"
@@ -236,9 +239,12 @@ class _Runs:
             recipe=recipe,
             config=self.options.train_config(recipe),
             protocol=self.options.protocol,
+            split_seed=splits.seed,
+            select_by="plcc",  # as the released code does
             select_on_test=self.options.select_on_test,
             variant=training.variant,
             fresh=self.options.fresh,
+            prior=self.options.prior,
         )
 
     def _is_of(self, result: TrainingResult, run: Run) -> bool:
@@ -246,7 +252,7 @@ class _Runs:
         asked = run.settings() | {"model": self._starts(run.config.seed)}
         # Without validation metrics the last epoch is taken, and images may have
         # been left out.
-        del asked["images"], asked["selected_on"]
+        del asked["images"], asked["selected_on"], asked["selected_by"]
         chosen = result.selected_on in (run.selected_on, "last epoch")
         return chosen and _as_in_json(asked).items() <= result.settings.items()
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from drexperts.data.images import ImageStore, Stamp, check_images, sizing
-from drexperts.data.splits import Split
+from drexperts.data.splits import Split, Splits, read_splits, write_splits
 from drexperts.data.training_crops import divisible_batch
 from drexperts.evaluation.predict import weights_digest
 from drexperts.model.ablations import Variant, ablated
@@ -18,12 +19,13 @@ from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.from_nothing import START, keep_start, load_start
 from drexperts.training.loop import TrainingLoop
-from drexperts.training.result import TrainingResult
+from drexperts.training.result import TrainingResult, Watch
 from drexperts.training.run_folder import RunFolder, difference
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
-from drexperts.training.trainer import start_at
+from drexperts.training.trainer import Step, start_at
 
 
 def train(
@@ -32,11 +34,13 @@ def train(
     out: str | Path,
     *,
     resources: Resources | None = None,
+    watch: Watch = lambda _: None,
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train on one split, validate after each epoch, and test the best model.
 
-    `out` then holds `best.safetensors`, `result.json`, `predictions.csv` and `log.jsonl`. A run
+    `out` holds `splits.json` from the start, and then `best.safetensors`, `result.json`,
+    `predictions.csv` and `log.jsonl`. A run
     that was stopped or killed continues from its last saved state with the same result, on a CPU to
     the bit. A run that is done returns its result at once. Under `torchrun` every process
     calls this and returns the same.
@@ -44,6 +48,7 @@ def train(
     Args:
         new_model: makes the model to start from; called with PyTorch's generator seeded.
         out: the run's folder.
+        watch: told what was found after every epoch.
 
     Example: see `drexperts.training`.
 
@@ -70,22 +75,41 @@ def train(
             stop_requests() as request,
         ):
             if (result := processes.from_first(folder.result)) is not None:
+                watch(run.so_far(result.epochs))
                 return result
+            processes.from_first(lambda: _write_split(run, folder.path / "splits.json"))
             parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
             )
+            model = model.to(processes.device)
+            if run.prior is not None:
+                samples = run.dataset.select(parts.train)
+                start = partial(keep_start, base, run.prior, (store, samples), Path(out) / START)
+                tell = partial(_tell_prior, progress, request)
+                processes.from_first(lambda: start(run.config.seed, tell))
+                load_start(base, Path(out) / START)
             return TrainingLoop(
                 run=run,
                 parts=parts,
                 skipped=skipped,
                 store=store,
-                model=model.to(processes.device),
+                model=model,
                 folder=folder,
                 processes=processes,
                 resources=resources,
+                watch=watch if processes.first else lambda _: None,
                 progress=progress,
                 request=request,
             ).train()
+
+
+def _tell_prior(progress: Progress, request: StopRequest, step: Step) -> None:
+    progress(f"training the prior, loss {step.loss:.4f}", step.number, step.steps)
+    if request.signal is not None:
+        raise StoppedError(
+            "stopped before the prior was trained: run the same command to begin again",
+            request.signal,
+        )
 
 
 def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:
@@ -127,6 +151,17 @@ def _model(run: Run, model: DRExperts) -> Variant:
     if run.fresh:
         start_at(model, fmean(sample.label for sample in run.dataset.select(run.split.train)))
     return ablated(model, run.variant)
+
+
+def _write_split(run: Run, path: Path) -> None:
+    """Write the split alone: this model sees the test images of others."""
+    try:
+        kept = read_splits(path).splits  # perhaps the file that the split was read from
+    except DataError:
+        kept = ()
+    if run.split not in kept:
+        data = run.dataset
+        write_splits(Splits(data.name, data.published_digest, run.split_seed, (run.split,)), path)
 
 
 def _readable(

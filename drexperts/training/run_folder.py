@@ -19,7 +19,7 @@ FORMAT = "drexperts-training-1"
 _SETTINGS, _STATE, _LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
 BEST = "best.safetensors"
 
-_VALUES = {"done", "scaler", "epochs", "best", "log_bytes"}
+_VALUES = {"done", "scaler", "epochs", "losses", "seconds", "log_bytes"}
 
 
 class State(NamedTuple):

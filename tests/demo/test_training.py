@@ -12,6 +12,7 @@ from drexperts.demo import training as demo
 from drexperts.model.backbones import normalised
 from drexperts.model.config import DISTORTIONS
 from drexperts.runtime.preprocess import crops_from_image
+from drexperts.training.from_nothing import PROMPT_OF
 from drexperts.training.trainer import Step
 
 
@@ -34,12 +35,12 @@ def test_contents_are_disjoint_and_all_there(photos: dict[str, Image.Image]) -> 
 
 
 def test_distortions_grow_with_their_level_and_have_a_prompt() -> None:
-    assert all(synthetic.SYNTHETIC_TYPES[name].monotone for name in demo.PROMPT_OF)
-    assert set(demo.PROMPT_OF.values()) <= set(DISTORTIONS)
+    assert all(synthetic.SYNTHETIC_TYPES[name].monotone for name in PROMPT_OF)
+    assert set(PROMPT_OF.values()) <= set(DISTORTIONS)
 
 
 def test_labels_fall_with_the_level(labels: demo.Labels) -> None:
-    for name in demo.PROMPT_OF:
+    for name in PROMPT_OF:
         falling = [labels[name, level] for level in range(6)]
         assert falling[0] == 100
         assert all(weaker > stronger > 0 for weaker, stronger in pairwise(falling))
@@ -54,7 +55,7 @@ def test_the_training_set_holds_every_distortion(
     assert min(one.pixels.shape[2:]) >= demo.SIDE
     assert sorted(one.labels.tolist()) == pytest.approx(sorted(labels.values()))
     named = {DISTORTIONS[i] for i in one.prompts.tolist() if i >= 0}
-    assert named == set(demo.PROMPT_OF.values())
+    assert named == set(PROMPT_OF.values())
     assert torch.equal(one.pixels, again.pixels)
 
 
@@ -62,41 +63,20 @@ def test_held_out_images_fit_the_preprocessing(
     photos: dict[str, Image.Image], labels: demo.Labels
 ) -> None:
     images = demo.held_out({"cat": photos["cat"]}, labels, seed=0)
-    assert len(images) == 1 + 5 * len(demo.PROMPT_OF)
+    assert len(images) == 1 + 5 * len(PROMPT_OF)
     for image in images:
         assert image.label == labels.get((image.distortion, image.level), 100)
         assert crops_from_image(image.image, demo.PREPROCESSING).size == image.image.size
-
-
-def test_frequency_filters_are_orthogonal_and_blind_to_nothing() -> None:
-    filters = demo.frequency_filters(4, 48)
-    luma = filters[:16].flatten(1)
-    gram = luma @ luma.T
-    torch.testing.assert_close(gram, gram.diagonal().diag(), atol=1e-5, rtol=0)
-    assert torch.linalg.matrix_rank(filters.flatten(1)) == 48
 
 
 def test_a_new_model_starts_at_the_mean_label(
     photos: dict[str, Image.Image], labels: demo.Labels
 ) -> None:
     known = demo.training_set([photos["coins"], photos["rocket"]], labels, crops=2, seed=0)
-    model = demo.untrained_model(known, seed=0)
+    model = demo.start_model(known, seed=0)
     with torch.no_grad():
         scores = model(normalised(known.pixels[:, :, : demo.SIDE, : demo.SIDE])).score
     assert (scores - known.labels.mean() / 100).abs().max() < 0.5
-
-
-def test_crops_are_pieces_of_their_own_image_some_mirrored() -> None:
-    rows, columns = torch.arange(6)[:, None], torch.arange(7)
-    image = (10 * rows + columns).to(torch.uint8).expand(40, 3, 6, 7)
-    crops = demo.random_crops(image, 4, torch.Generator().manual_seed(0)).int()
-    steps = crops.diff(dim=-1)
-    mirrored = steps[:, 0, 0, 0] == -1
-    assert 0 < mirrored.sum() < 40
-    assert torch.equal(steps.abs(), torch.ones_like(steps))
-    assert torch.equal(crops.diff(dim=-2), torch.full((40, 3, 3, 4), 10, dtype=torch.int32))
-    corners = torch.where(mirrored, crops[:, 0, 0, -1], crops[:, 0, 0, 0])
-    assert set(corners.tolist()) == {10 * y + x for y in range(3) for x in range(4)}
 
 
 @pytest.mark.slow
