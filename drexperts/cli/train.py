@@ -16,6 +16,7 @@ from drexperts.cli.training_arguments import (
     recipe_from,
     resources_from,
     screen_of_first_process,
+    start_from,
     train_config_from,
 )
 
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
                 asked,
                 new_model,
                 out,
+                start=start_from(arguments, config),
                 resources=resources_from(arguments),
                 watch=EpochLines(screen),
                 progress=progress,
