@@ -10,13 +10,14 @@ from timm.models.deit import checkpoint_filter_fn
 from drexperts.model.config import DRExpertsConfig, EncoderConfig
 from drexperts.model.downloads import Note, fetch
 from drexperts.model.dr_experts import DRExperts, layout_of, new_model
-from drexperts.model.metadata import PARTS, read_metadata
+from drexperts.model.metadata import PARTS, Metadata, read_metadata
 from drexperts.model.released_checkpoint import model_from_upstream
 from drexperts.model.weight_files import (
     State,
     compare_layout,
     load_strictly,
     read_safetensors,
+    read_safetensors_metadata,
     read_torch_tensors,
     write_safetensors,
 )
@@ -67,23 +68,45 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(model, None, default_preprocessing(model.config))
         return _own_checkpoint(path)
     except ConfigError as error:
-        raise WeightsError(f"{path} describes no model that can be made: {error}") from error
+        raise _no_model(path, error) from error
 
 
 def _own_checkpoint(path: Path) -> Checkpoint:
     state, texts = read_safetensors(path)
+    config, scale, preprocessing, trained = _own_metadata(path, texts)
+    # Before the model is made, because its size is only what the metadata claims.
+    compare_layout(state, layout_of(config), str(path))
+    model = new_model(config)
+    load_strictly(model, state, str(path))
+    return Checkpoint(model, scale, preprocessing, trained)
+
+
+def config_of(path: str | Path) -> DRExpertsConfig:
+    """The configuration of a checkpoint, of ours without reading its weights.
+
+    Raises WeightsError like `load_checkpoint`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path).model.config
+    try:
+        return _own_metadata(path, read_safetensors_metadata(path)).config
+    except ConfigError as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: Path, error: ConfigError) -> WeightsError:
+    return WeightsError(f"{path} describes no model that can be made: {error}")
+
+
+def _own_metadata(path: Path, texts: dict[str, str]) -> Metadata:
     if "variant" in texts:
         raise WeightsError(
             f"{path} is the ablation {texts['variant']}: `drx reproduce` trains and tests it"
         )
     if texts.pop("format", None) != FORMAT:
         raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
-    config, scale, preprocessing, trained = read_metadata(texts)
-    # Before the model is made, because its size is only what the metadata claims.
-    compare_layout(state, layout_of(config), str(path))
-    model = new_model(config)
-    load_strictly(model, state, str(path))
-    return Checkpoint(model, scale, preprocessing, trained)
+    return read_metadata(texts)
 
 
 def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:

@@ -28,6 +28,7 @@ from drexperts.runtime.proof import (
 )
 from drexperts.runtime.quoting import printable
 from drexperts.runtime.scorer import Score
+from drexperts.ui import markdown
 from drexperts.ui.screen import Screen
 
 _ALL = 20  # a table shows up to this many scores,
@@ -229,6 +230,18 @@ def _plan_rows(plan: EnginePlan) -> Iterator[tuple[str, str]]:
     yield "attention", "fused where possible" if plan.fused_attention else "not fused"
     yield "other versions", "newer ones too" if plan.version_compatible else "no"
     yield "weights", "left out, to be refitted" if plan.stripped else "inside"
+
+
+def text_table(content: markdown.Table, title: str, caption: str | None = None) -> Table:
+    """A table of text, which on a narrow screen breaks at spaces."""
+    table = Table(
+        title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading, numeric in zip(content.headings, content.numeric, strict=True):
+        table.add_column(heading, justify="right" if numeric else "left")
+    for row in content.rows:
+        table.add_row(*row)
+    return table
 
 
 class MetricsOfSplit(Protocol):
