@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from drexperts.data.dataset import Dataset
 from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.files import written_whole
@@ -16,11 +17,11 @@ from drexperts.training.result import TrainingResult
 
 FORMAT = "drexperts-training-1"
 
-_SETTINGS, _STATE, _LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
-BEST = "best.safetensors"
-_START = "start.safetensors"
+SETTINGS, _STATE, LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
+BEST, SPLIT, PREDICTIONS = "best.safetensors", "splits.json", "predictions.csv"
+PAGE, _START = "index.html", "start.safetensors"
 
-_VALUES = {"done", "scaler", "epochs", "best", "log_bytes"}
+_VALUES = {"done", "scaler", "epochs", "losses", "seconds", "log_bytes"}
 
 
 class State(NamedTuple):
@@ -70,17 +71,18 @@ class RunFolder:
         """Write the settings, or compare them if the folder holds more than a log."""
         kept = any((self.path / name).exists() for name in (_STATE, BEST, RESULT))
         if not kept:
-            self._write_json(_SETTINGS, self.settings)
+            self._write_json(SETTINGS, self.settings)
             return
-        there = _read_json(self.path / _SETTINGS)
+        there = _read_json(self.path / SETTINGS)
         if there is None:
             raise UserError(
-                f"{self.path} holds a run whose {_SETTINGS} is missing: restore it, choose "
+                f"{self.path} holds a run whose {SETTINGS} is missing: restore it, choose "
                 "another folder with --out, or remove this one"
             )
-        if there != self.settings:
+        there, asked = _deciding(there), _deciding(self.settings)
+        if there != asked:
             raise UserError(
-                f"{self.path} holds another run ({difference(there, self.settings)}): choose "
+                f"{self.path} holds another run ({difference(there, asked)}): choose "
                 "another folder with --out, or remove this one"
             )
 
@@ -123,18 +125,18 @@ class RunFolder:
     def cut_log(self, state: State | None) -> None:
         """Remove the lines of steps after this state: those steps will be repeated."""
         size = 0 if state is None else state.values["log_bytes"]
-        with open(self.path / _LOG, "ab") as stream:
+        with open(self.path / LOG, "ab") as stream:
             stream.truncate(min(size, stream.tell()))
 
     def save_state(self, state: State) -> None:
         """Replace the previous state, which stays if this raises OSError."""
-        size = {"log_bytes": (self.path / _LOG).stat().st_size}
+        size = {"log_bytes": (self.path / LOG).stat().st_size}
         metadata = {"format": FORMAT, "values": json.dumps(state.values | size)}
         write_safetensors(state.tensors, metadata, self.path / _STATE)
 
     def log(self, **record: Any) -> None:
         """Append one line to the log."""
-        with open(self.path / _LOG, "a", encoding="utf-8") as stream:
+        with open(self.path / LOG, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def result(self) -> TrainingResult | None:
@@ -170,6 +172,39 @@ def read_result(folder: Path) -> TrainingResult | None:
         ) from cause
 
 
+def finished(path: Path, settings: dict[str, Any]) -> TrainingResult | None:
+    """The result of a run that is done and had these settings, which need not say the weights.
+
+    None leaves it to `RunFolder` to find out what the folder holds. Raises UserError if a file is
+    damaged.
+    """
+    there = _read_json(path / SETTINGS)
+    same = there is not None and there | settings == there
+    # A kill in `finish` leaves the state, which is removed under the folder's lock.
+    return read_result(path) if same and not (path / _STATE).exists() else None
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without `start`: the same weights may come from another file, and `model` tells."""
+    return {name: value for name, value in settings.items() if name != "start"}
+
+
+def refresh_page(folder: Path, dataset: Dataset) -> str | None:
+    """Write the page of a run, see `drexperts.training.page`; or why it was not written."""
+    try:
+        from drexperts.training.page import write_page
+
+        write_page(folder, dataset)
+    except ImportError as error:
+        return (
+            f'the page of this run needs {error.name}: pip install "drexperts[report]", then run '
+            "the same command again"
+        )
+    except OSError as error:
+        return f"the page of this run cannot be written: {error}"
+    return None
+
+
 def _locked(path: Path) -> Callable[[], None]:
     """Make a folder and lock it; returns the function that unlocks it."""
     try:
@@ -202,14 +237,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first three settings that differ, by name."""
-    old, new = dict(_flat(there)), dict(_flat(asked))
+    old, new = dict(flat(there)), dict(flat(asked))
     names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     return "; ".join(f"{n}: {old.get(n)!s:.60}, asked {new.get(n)!s:.60}" for n in names[:3])
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings with those inside others, as `outer.inner`."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
