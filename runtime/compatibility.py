@@ -9,6 +9,7 @@ from typing import Any
 
 from drexperts.runtime.cuda import call
 from drexperts.runtime.errors import CudaError, MissingDependencyError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import Engine, EnginePlan
 
 
@@ -75,7 +76,7 @@ def obstacle(engine: Engine, gpu: Gpu | None, library_version: str | None) -> st
     if library_version is None:
         return (
             f"{engine.file} needs {engine.backend} {engine.plan.version}, which is not installed: "
-            f'pip install "drexperts[{engine.backend}]"'
+            + install_command(engine.backend)
         )
     if gpu is None:
         return f"{engine.file} needs a GPU of compute capability {_capabilities(engine.plan)}: " + (

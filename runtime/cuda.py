@@ -18,6 +18,7 @@ from drexperts.runtime.errors import (
     MissingDependencyError,
     OutOfMemoryError,
 )
+from drexperts.runtime.installing import install_command
 
 # After one of these errors the driver refuses every further call of the process.
 LOST = frozenset(
@@ -47,8 +48,8 @@ def bindings() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as cause:
         raise MissingDependencyError(
-            "TensorRT engines need cuda-python: "
-            'pip install "drexperts[tensorrt]", or "drexperts[tensorrt-rtx]"'
+            f"TensorRT engines need cuda-python: {install_command('tensorrt')}, or "
+            + install_command("tensorrt-rtx")
         ) from cause
 
 

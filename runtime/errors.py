@@ -21,7 +21,7 @@ class ConfigError(UserError):
 
 
 class MissingDependencyError(UserError):
-    """An optional package is not installed. The message names the pip extra that brings it."""
+    """An optional package is not installed. The message gives the command that brings it."""
 
 
 class ImageError(UserError):

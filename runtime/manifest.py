@@ -15,6 +15,7 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.json_document import canonical, decode, parse, require, require_plain
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.proof import PRECISIONS, BatchInvariance, Parity
+from drexperts.runtime.training import Training
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -242,6 +243,8 @@ class Engine:
 class Manifest:
     """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
+    trained: what the model was trained on; None if its checkpoint does not say
+
     It and the dataclasses inside it raise ConfigError for invalid values.
     """
 
@@ -254,6 +257,7 @@ class Manifest:
     outputs: tuple[str, ...]
     engines: tuple[Engine, ...]
     created_with: dict[str, str]
+    trained: Training | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")

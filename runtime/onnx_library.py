@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from drexperts.runtime.errors import MissingDependencyError
+from drexperts.runtime.installing import install_command
 
 _log = logging.getLogger(__name__)
 _warned = False
@@ -29,7 +30,7 @@ def import_onnxruntime() -> Any:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as cause:
         raise MissingDependencyError(
-            'this bundle needs ONNX Runtime: pip install "drexperts[cpu]"'
+            f"this bundle needs ONNX Runtime: {install_command('cpu')}"
         ) from cause
     choice = os.environ.get("ORT_DISABLE_TELEMETRY")
     if choice in (None, "1"):

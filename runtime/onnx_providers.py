@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from drexperts.runtime.cpus import available_cores
 from drexperts.runtime.errors import BundleError, DeviceError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.onnx_file import Content
 from drexperts.runtime.places import cache_folder
 
@@ -148,7 +149,7 @@ def _check_opens(runtime: Any, name: str, gpu: int) -> None:
     if name not in runtime.get_available_providers():
         raise DeviceError(
             f"this onnxruntime was built without {name}: pip uninstall onnxruntime, then "
-            'pip install "drexperts[gpu]"; or use the CPU'
+            f"{install_command('gpu')}; or use the CPU"
         )
     _load_libraries(runtime, name)
     asked = [(name, {"device_id": str(gpu)})]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drexperts.runtime.errors import MissingDependencyError
+from drexperts.runtime.installing import install_command
 
 if TYPE_CHECKING:
     import onnx
@@ -90,7 +91,7 @@ def load_graph(path: Path) -> "onnx.ModelProto":
         onnx: Any = importlib.import_module("onnx")
     except ImportError as cause:
         raise MissingDependencyError(
-            'profiling reads the graph with onnx: pip install "drexperts[export]"'
+            f"profiling reads the graph with onnx: {install_command('export')}"
         ) from cause
     return onnx.load(path, load_external_data=False)
 

@@ -16,6 +16,7 @@ from drexperts.cli.streams import flush_streams, open_streams, say
 from drexperts.cli.verbs import VERBS
 from drexperts.runtime.cpus import available_cpus, cpu_quotas
 from drexperts.runtime.errors import InternalError, OutputError, StoppedError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.quoting import printable
 
 if TYPE_CHECKING:
@@ -147,8 +148,8 @@ def _missing_library(arguments: argparse.Namespace, error: Exception) -> Outcome
     extra = _EXTRAS.get(library) or (arguments.extra if library in _OPTIONAL else None)
     if extra is None:
         return None
-    remedy = f'pip install "drexperts[{extra}]"'
-    return _failed(USER_MISTAKE, f"`drx {arguments.verb}` needs {error.name}: {remedy}")
+    message = f"`drx {arguments.verb}` needs {error.name}: {install_command(extra)}"
+    return _failed(USER_MISTAKE, message)
 
 
 def _failed(status: int, message: str) -> Outcome:

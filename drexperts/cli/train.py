@@ -1,7 +1,6 @@
 """`drx train`: train a model on rated images."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from drexperts.cli.training_arguments import (
     recipe_from,
     resources_from,
     screen_of_first_process,
+    start_from,
     train_config_from,
 )
 
@@ -52,6 +52,12 @@ def add(verbs: "Verbs") -> None:
         const=None,
         help="train on all splits, one after the other, each in its own folder below --out",
     )
+    verb.add_argument(
+        "--select-by",
+        choices=("srcc", "plcc"),
+        default="srcc",
+        help="the correlation that chooses the epoch: of ranks, or linear (default: srcc)",
+    )
     add_selection(verb)
     add_model(verb)
     add_optimisation(verb)
@@ -68,9 +74,9 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.cli.epochs import EpochLines
     from drexperts.runtime.errors import UserError
     from drexperts.training import Run, train
-    from drexperts.training.distributed import speaks
 
     screen = screen_of_first_process(arguments, screen)
     dataset = dataset_from(arguments)
@@ -85,13 +91,14 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     start = model_from(arguments, recipe.size, screen.note)
     results = {}
     for number in range(count) if one is None else [one]:
-        split = splits.splits[number]
         asked = Run(
             dataset=dataset,
-            split=split,
+            split=splits.splits[number],
             recipe=recipe,
             config=train_config_from(arguments, recipe, start.config),
             protocol=arguments.protocol,
+            split_seed=splits.seed,
+            select_by=arguments.select_by,
             select_on_test=arguments.select_on_test,
             fresh=arguments.init is None,
             prior=start.prior,
@@ -99,20 +106,15 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         out = arguments.out if one is not None else arguments.out / f"split-{number}"
         with screen.progress() as progress:
             results[out] = train(
-                asked, start.make, out, resources=resources_from(arguments), progress=progress
+                asked,
+                start.make,
+                out,
+                start=start_from(arguments, start.config),
+                resources=resources_from(arguments),
+                watch=EpochLines(screen),
+                progress=progress,
             )
-        if speaks():
-            # Only this split: this model has seen the test images of others.
-            _write_split(replace(splits, splits=(split,)), out / "splits.json", arguments.splits)
     return _trained(results, screen)
-
-
-def _write_split(splits: "Splits", path: Path, given: Path | None) -> None:
-    """Write the split, unless --splits already names this file, which may hold others."""
-    from drexperts.data.splits import write_splits
-
-    if given is None or not (path.exists() and path.samefile(given)):
-        write_splits(splits, path)
 
 
 def _splits(arguments: argparse.Namespace, dataset: "Dataset") -> "Splits":
@@ -134,7 +136,7 @@ def _trained(results: "dict[Path, TrainingResult]", screen: "Screen") -> Outcome
     for folder, result in results.items():
         screen.tables.print(
             f"split {result.split_digest}: tested on {result.test.images} images, epoch "
-            f"{result.best_epoch}, chosen on: {result.selected_on}; {folder / BEST}"
+            f"{result.best_epoch}, chosen by {result.selection}; {folder / BEST}"
         )
     documents = [result.as_json() for result in results.values()]
     return Outcome(DONE, {"out": [str(folder) for folder in results], "results": documents})

@@ -10,33 +10,36 @@ from timm.models.deit import checkpoint_filter_fn
 from drexperts.model.config import DRExpertsConfig, EncoderConfig
 from drexperts.model.downloads import Note, fetch
 from drexperts.model.dr_experts import DRExperts, layout_of, new_model
-from drexperts.model.metadata import PARTS, read_metadata
+from drexperts.model.metadata import PARTS, Metadata, read_metadata
 from drexperts.model.released_checkpoint import model_from_upstream
 from drexperts.model.weight_files import (
     State,
     compare_layout,
     load_strictly,
     read_safetensors,
+    read_safetensors_metadata,
     read_torch_tensors,
     write_safetensors,
 )
 from drexperts.runtime.errors import ConfigError, WeightsError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.training import Training
 
 FORMAT = "drexperts-checkpoint-1"
 
 
 class Checkpoint(NamedTuple):
-    """A trained model, the scale of its scores, and how its images were cropped."""
+    """A model, the scale of its scores, how its images are cropped, and what it was trained on."""
 
     model: DRExperts
     scale: ScoreScale | None  # None: the file does not say
     preprocessing: Preprocessing
+    trained: Training | None = None  # None: the file does not say
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write model, configuration, scale and preprocessing to one safetensors file, atomically.
+    """Write the weights and everything else of a checkpoint to one safetensors file, atomically.
 
     save_checkpoint(checkpoint._replace(scale=ScoreScale(0, 100, True)), Path("m.safetensors"))
     """
@@ -44,6 +47,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "config": checkpoint.model.config.as_dict(),
         "scale": checkpoint.scale and asdict(checkpoint.scale),
         "preprocessing": asdict(checkpoint.preprocessing),
+        "trained": checkpoint.trained and asdict(checkpoint.trained),
     }
     metadata = {name: json.dumps(parts[name]) for name in PARTS}
     write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
@@ -52,7 +56,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint: ours (`.safetensors`) or the authors' (any other suffix).
 
-        model, scale, preprocessing = load_checkpoint("model.safetensors")
+        model, scale, preprocessing, trained = load_checkpoint("model.safetensors")
 
     Raises WeightsError, which names the file, if it cannot be read as either, if its metadata
     describes no model of a supported kind and size, or if its weights do not fit or are not finite.
@@ -64,23 +68,45 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(model, None, default_preprocessing(model.config))
         return _own_checkpoint(path)
     except ConfigError as error:
-        raise WeightsError(f"{path} describes no model that can be made: {error}") from error
+        raise _no_model(path, error) from error
 
 
 def _own_checkpoint(path: Path) -> Checkpoint:
     state, texts = read_safetensors(path)
+    config, scale, preprocessing, trained = _own_metadata(path, texts)
+    # Before the model is made, because its size is only what the metadata claims.
+    compare_layout(state, layout_of(config), str(path))
+    model = new_model(config)
+    load_strictly(model, state, str(path))
+    return Checkpoint(model, scale, preprocessing, trained)
+
+
+def config_of(path: str | Path) -> DRExpertsConfig:
+    """The configuration of a checkpoint, of ours without reading its weights.
+
+    Raises WeightsError like `load_checkpoint`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path).model.config
+    try:
+        return _own_metadata(path, read_safetensors_metadata(path)).config
+    except ConfigError as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: Path, error: ConfigError) -> WeightsError:
+    return WeightsError(f"{path} describes no model that can be made: {error}")
+
+
+def _own_metadata(path: Path, texts: dict[str, str]) -> Metadata:
     if "variant" in texts:
         raise WeightsError(
             f"{path} is the ablation {texts['variant']}: `drx reproduce` trains and tests it"
         )
     if texts.pop("format", None) != FORMAT:
         raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
-    config, scale, preprocessing = read_metadata(texts)
-    # Before the model is made, because its size is only what the metadata claims.
-    compare_layout(state, layout_of(config), str(path))
-    model = new_model(config)
-    load_strictly(model, state, str(path))
-    return Checkpoint(model, scale, preprocessing)
+    return read_metadata(texts)
 
 
 def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:

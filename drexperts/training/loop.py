@@ -3,6 +3,7 @@
 import csv
 import math
 import platform
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.weight_files import load_strictly, read_safetensors, write_safetensors
+from drexperts.runtime.cpus import available_cpus, cpu_name
 from drexperts.runtime.errors import (
     DataError,
     MissingDependencyError,
@@ -40,10 +42,12 @@ from drexperts.runtime.errors import (
     WeightsError,
 )
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.progress import Progress
+from drexperts.runtime.training import Training, utc_now
 from drexperts.training.distributed import Processes
-from drexperts.training.result import Epoch, TrainingResult
-from drexperts.training.run_folder import RunFolder, State
+from drexperts.training.result import Epoch, TrainingResult, Watch, best_epoch
+from drexperts.training.run_folder import PREDICTIONS, RunFolder, State, refresh_page
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest
 from drexperts.training.trainer import DTYPES, Step, Trainer
@@ -67,6 +71,7 @@ class TrainingLoop:
     folder: RunFolder
     processes: Processes
     resources: Resources
+    watch: Watch
     progress: Progress
     request: StopRequest
 
@@ -92,9 +97,10 @@ class TrainingLoop:
                 f"takes {self.batches.batch}"
             )
         self.epochs: list[Epoch] = []
-        self.best = math.nan  # the highest PLCC so far
+        self.losses = 0.0  # the sum over the steps of this epoch
         self.events: Any = None
-        self.saved_at = time.monotonic()
+        self.saved_at = self.started_at = time.monotonic()
+        self.seconds_before = 0.0  # that earlier processes trained for
 
     def train(self) -> TrainingResult:
         """Do everything that is left to do, and return the result."""
@@ -126,7 +132,7 @@ class TrainingLoop:
                 "images were changed since the run began, or copied without their times: restore "
                 f"them, or remove {self.folder.path} to start over"
             )
-        if state.values["best"] is not None and not self.folder.best.exists():
+        if state.values["epochs"] and not self.folder.best.exists():
             raise UserError(
                 f"{self.folder.best}, the best model so far, is missing: restore it, or remove "
                 f"{self.folder.path} to start over"
@@ -139,12 +145,15 @@ class TrainingLoop:
                 "folder to start over"
             ) from cause
         self.epochs = [Epoch(**each) for each in state.values["epochs"]]
-        self.best = math.nan if state.values["best"] is None else state.values["best"]
+        self.losses, self.seconds_before = state.values["losses"], state.values["seconds"]
         self.progress.note(f"continuing after step {self.trainer.done} of {self.trainer.steps}")
+        if self.epochs:
+            self.watch(self.run.so_far(self.epochs))
 
     def _train_epoch(self, epoch: int, first_step: int) -> None:
         self.model.train()
         started, crops = time.monotonic(), 0
+        self.losses *= first_step > 0
         with (
             workers_explained(),
             closing(self.batches.epoch(epoch, first_step)) as micro_batches,
@@ -153,6 +162,7 @@ class TrainingLoop:
                 with self.processes.together():
                     step = self._step(part)
                 crops += self.batches.batch
+                self.losses += step.loss
                 self._tell(epoch, step, crops / (time.monotonic() - started))
                 stopping = self._is_asked_to_stop()
                 if stopping or self.processes.any(self._is_save_due()):
@@ -184,7 +194,7 @@ class TrainingLoop:
         self._log(step.number, loss=step.loss, rate=step.rate, images_per_second=rate)
         text = (
             f"epoch {epoch + 1} of {self.run.config.epochs}, loss {step.loss:.4g}, "
-            f"rate {step.rate:.1e}, {rate:.1f} images/s"
+            f"{rate:.1f} images/s"
         )
         self.progress(text, step.number, step.steps)
 
@@ -197,11 +207,16 @@ class TrainingLoop:
         tensors, values = self.trainer.state()
         values |= {
             "epochs": [each._asdict() for each in self.epochs],
-            "best": None if math.isnan(self.best) else self.best,
+            "losses": self.losses,
+            "seconds": self._seconds(),
             "images": self.store.digest,
         }
         self.processes.from_first(lambda: self.folder.save_state(State(tensors, values)))
         self.saved_at = time.monotonic()
+
+    def _seconds(self) -> float:
+        """How long the training took so far, all processes that continued it together."""
+        return self.seconds_before + time.monotonic() - self.started_at
 
     def _is_asked_to_stop(self) -> bool:
         """Whether any process was asked to stop; all processes get the same answer."""
@@ -218,18 +233,24 @@ class TrainingLoop:
     def _judge_epoch(self, epoch: int) -> None:
         """Validate the model after an epoch, and keep it if it is the best so far."""
         names = self.parts.test if self.run.select_on_test else self.parts.validation
-        plcc = srcc = math.nan
+        plcc = srcc = loss = None
         with self.trainer.averaged():
             if names:
-                found, _ = self._judge(names, f"validating epoch {epoch}")
-                plcc, srcc = found.plcc, found.srcc
-            if math.isnan(self.best) or plcc > self.best:
-                self.best = plcc
+                found, rows = self._judge(names, f"validating epoch {epoch}")
+                plcc, srcc = _defined(found.plcc), _defined(found.srcc)
+                loss = _loss_of(rows)
+            mean = self.losses / self.batches.steps
+            self.epochs.append(Epoch(epoch, plcc, srcc, mean, loss))
+            if best_epoch(self.epochs, self.run.select_by) in (epoch, None):
                 self.processes.from_first(self._keep)
-        self.epochs.append(Epoch(epoch, *(None if x != x else x for x in (plcc, srcc))))
         if self.processes.first:
+            where = {"seconds": self._seconds(), "machine": _machine(self.processes.device)}
+            self.folder.log(step=self.trainer.done, **where)
             self._log(self.trainer.done, **self.epochs[-1]._asdict())
         self._save()
+        self.watch(self.run.so_far(self.epochs))
+        if self.processes.first:
+            refresh_page(self.folder.path, self.run.dataset)
 
     def _log(self, step: int, **values: Any) -> None:
         self.folder.log(step=step, **values)
@@ -266,15 +287,34 @@ class TrainingLoop:
         if self.request.signal is not None:
             raise StoppedError("stopped while images were scored", self.request.signal)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(self, trained: Training | None = None) -> Checkpoint:
         spec = preprocessing(self.run.recipe, self.crop)
         # An ablation has everything of a model that scoring uses.
-        return Checkpoint(cast(DRExperts, self.model), self.run.dataset.scale, spec)
+        return Checkpoint(cast(DRExperts, self.model), self.run.dataset.scale, spec, trained)
 
-    def _keep(self) -> None:
+    def _trained(self, test: Metrics | None) -> Training:
+        """What the best model so far was trained on, and its test once that is done."""
+        run, best = self.run, best_epoch(self.epochs, self.run.select_by)
+        return Training(
+            dataset=_plain(run.dataset.name),
+            data_digest=run.dataset.digest,
+            split_digest=run.split.digest,
+            images=self._counts(),
+            selected_on="last epoch" if best is None else run.selected_on,
+            selected_by=None if best is None else run.select_by,
+            epoch=best or len(self.epochs),
+            when=utc_now(),
+            srcc=None if test is None else _defined(test.srcc),
+            plcc=None if test is None else _defined(test.plcc),
+        )
+
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(len(part) for part in asdict(self.parts).values())
+
+    def _keep(self, test: Metrics | None = None) -> None:
         """Write the best model so far, ready for `drx export`; of an ablation only its weights."""
         if self.run.variant == "full":
-            save_checkpoint(self._checkpoint(), self.folder.best)
+            save_checkpoint(self._checkpoint(self._trained(test)), self.folder.best)
         else:
             metadata = {"format": ABLATION_FORMAT, "variant": self.run.variant}
             write_safetensors(self.model.state_dict(), metadata, self.folder.best)
@@ -284,23 +324,26 @@ class TrainingLoop:
         best, _ = self.processes.from_first(lambda: read_safetensors(self.folder.best))
         load_strictly(self.model, best, str(self.folder.best))
         metrics, rows = self._judge(self.parts.test, "testing", resamples=1000)
-        chosen = [each.plcc for each in self.epochs]
-        known = [value for value in chosen if value is not None]
+        chosen = best_epoch(self.epochs, self.run.select_by)
         packages = {name: version(name) for name in ("drexperts", "torch", "timm")}
         result = TrainingResult(
             settings=self.folder.settings,
-            images=tuple(len(part) for part in asdict(self.parts).values()),
-            selected_on=self.run.selected_on if known else "last epoch",
+            images=self._counts(),
+            selected_on="last epoch" if chosen is None else self.run.selected_on,
+            selected_by=None if chosen is None else self.run.select_by,
             processes=self.processes.world,
             skipped=self.skipped,
             test=metrics,
             epochs=tuple(self.epochs),
-            best_epoch=chosen.index(max(known)) + 1 if known else len(chosen),
+            best_epoch=chosen or len(self.epochs),
             versions=packages | {"python": platform.python_version()},
         )
         if self.processes.first:
-            _write_predictions(rows, self.folder.path / "predictions.csv")
+            _write_predictions(rows, self.folder.path / PREDICTIONS)
+            self._keep(metrics)  # a kill from here on leaves the state, and the test is repeated
             self.folder.finish(result)
+            if missing := refresh_page(self.folder.path, self.run.dataset):
+                self.progress.note(missing)
         if self._is_asked_to_stop():  # so that the next of several trainings does not begin
             self._stop()
         return result
@@ -334,13 +377,36 @@ class _Scores(nn.Module):
         return scores
 
 
+def _machine(device: torch.device) -> str:
+    cpus = f"{cpu_name()}, {available_cpus()} CPUs, {platform.platform(terse=True)}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}; {cpus}"
+    return cpus
+
+
+def _defined(value: float) -> float | None:
+    """The value; None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
+def _loss_of(rows: Sequence[ScoredImage]) -> float:
+    """The loss of whole images; it is the training's, of which crops are the images."""
+    scores, labels = (torch.tensor([getattr(row, n) for row in rows]) for n in ("score", "label"))
+    return F.smooth_l1_loss(scores, labels).item()
+
+
+def _plain(name: str) -> str:
+    """The name of a data set as a manifest may hold it; from Python it can be any text."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:200].strip("-") or "unnamed"
+
+
 def _events(folder: Path, done: int) -> Any:
     """TensorBoard's writer; it discards what an earlier process wrote after step `done`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError(
-            '--tensorboard needs TensorBoard: pip install "drexperts[tensorboard]"'
+            f"--tensorboard needs TensorBoard: {install_command('tensorboard')}"
         ) from error
     return SummaryWriter(str(folder / "events"), purge_step=done + 1)
 

@@ -1,18 +1,78 @@
 """The result of a training: the content of `result.json`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self
 
 from drexperts.evaluation.metrics import Metrics, json_ready, metrics_from_json
+from drexperts.runtime.training import selection
+
+Criterion = Literal["srcc", "plcc"]
 
 
 class Epoch(NamedTuple):
-    """What was found after an epoch. A correlation is None where it is not defined."""
+    """What was found after an epoch, on the images that choose one.
+
+    plcc, srcc: None where a correlation is not defined, as of constant scores
+    training_loss: the mean over the steps of the epoch
+    validation_loss: the same loss of whole images; None without such images
+    """
 
     epoch: int  # from 1
     plcc: float | None
     srcc: float | None
+    training_loss: float
+    validation_loss: float | None
+
+
+def best_epoch(epochs: Sequence[Epoch], by: Criterion) -> int | None:
+    """The number of the epoch with the highest correlation; None if it is defined in none.
+
+    Small sets give many ties, which the other correlation decides, then the earlier epoch.
+    """
+
+    def rank(epoch: Epoch) -> tuple[float, ...]:
+        values = (epoch.srcc, epoch.plcc) if by == "srcc" else (epoch.plcc, epoch.srcc)
+        # Equal rank correlations may differ in their last digits.
+        return tuple(-math.inf if value is None else round(value, 9) for value in values)
+
+    defined = [epoch for epoch in epochs if getattr(epoch, by) is not None]
+    return max(defined, key=rank).epoch if defined else None
+
+
+@dataclass(frozen=True)
+class TrainingSoFar:
+    """A training after some of its epochs.
+
+    total: epochs when it is done
+    selected_on: the images that choose the epoch to keep, see `TrainingResult`
+    selected_by: the correlation that chooses it
+    """
+
+    epochs: tuple[Epoch, ...]
+    total: int
+    selected_on: str
+    selected_by: Criterion
+
+    def up_to(self, count: int) -> "TrainingSoFar":
+        """The training after the first `count` epochs."""
+        return replace(self, epochs=self.epochs[:count])
+
+    @property
+    def best(self) -> int | None:
+        """The number of the best epoch so far, see `best_epoch`."""
+        return best_epoch(self.epochs, self.selected_by)
+
+    @property
+    def selection(self) -> str:
+        """What chooses the epoch, in words."""
+        alone = self.selected_on == "last epoch"
+        return selection(self.selected_on, None if alone else self.selected_by)
+
+
+# Called after every epoch, and at the start of a training that continues or is done.
+Watch = Callable[[TrainingSoFar], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +81,19 @@ class TrainingResult:
 
     settings: everything that decided it, as in `run.json`
     images: how many images were trained on, validated on and tested on
-    selected_on: what chose the epoch: "validation", "test" or "last epoch"
+    selected_on: the images that chose the epoch, "validation" or "test"; "last epoch" if none did
+    selected_by: the correlation that chose it; None if the last epoch was taken
     processes: how many processes trained together
     skipped: why each unreadable image was left out on request, one line each
     test: the best model's metrics on the test images
-    epochs: the correlations after each epoch; `best_epoch` is counted from 1
+    epochs: what was found after each epoch; `best_epoch` is counted from 1
     versions: of Python and of the packages that matter
     """
 
     settings: Mapping[str, Any]
     images: tuple[int, ...]
     selected_on: str
+    selected_by: str | None
     processes: int
     skipped: tuple[str, ...]
     test: Metrics
@@ -43,6 +105,11 @@ class TrainingResult:
     def split_digest(self) -> str:
         """See `Split.digest`."""
         return str(self.settings["split_digest"])
+
+    @property
+    def selection(self) -> str:
+        """What chose the epoch, in words."""
+        return selection(self.selected_on, self.selected_by)
 
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`; undefined numbers are None."""
@@ -59,6 +126,7 @@ class TrainingResult:
             settings=settings,
             images=tuple(document["images"]),
             selected_on=document["selected_on"],
+            selected_by=document["selected_by"],
             processes=document["processes"],
             skipped=tuple(document["skipped"]),
             test=metrics_from_json(document["test"]),

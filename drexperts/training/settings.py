@@ -1,5 +1,6 @@
 """What decides the result of a training, and what only decides how fast it comes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from drexperts.data.splits import Split
 from drexperts.runtime.cpus import available_cpus
 from drexperts.runtime.errors import ConfigError
 from drexperts.training.from_nothing import PriorTraining
+from drexperts.training.result import Criterion, Epoch, TrainingSoFar
 from drexperts.training.trainer import TrainConfig
 
 
@@ -18,6 +20,8 @@ class Run:
     """Everything that decides a result, up to the rounding of sums over several processes.
 
     protocol: how images are resized and cropped for validation and test
+    split_seed: the seed of the split's order; `splits.json` names it, nothing depends on it
+    select_by: the correlation that chooses the epoch
     select_on_test: choose the epoch by the test images, as the released code does, which the result
         states. Otherwise the validation images choose, or the last epoch is taken without them.
     variant: "full", or an ablation of `drexperts.model.ablations`
@@ -30,6 +34,8 @@ class Run:
     recipe: Recipe
     config: TrainConfig
     protocol: Protocol = "grid"
+    split_seed: int = 0
+    select_by: Criterion = "srcc"
     select_on_test: bool = False
     variant: str = "full"
     fresh: bool = False
@@ -41,6 +47,10 @@ class Run:
         if self.select_on_test:
             return "test"
         return "validation" if self.split.validation else "last epoch"
+
+    def so_far(self, epochs: Sequence[Epoch]) -> TrainingSoFar:
+        """The training after these epochs."""
+        return TrainingSoFar(tuple(epochs), self.config.epochs, self.selected_on, self.select_by)
 
     def settings(self) -> dict[str, Any]:
         """The content of `run.json`: two runs with equal settings have equal results."""
@@ -57,6 +67,7 @@ class Run:
             "images": [len(part) for part in asdict(self.split).values()],
             "protocol": self.protocol,
             "selected_on": self.selected_on,
+            "selected_by": None if self.selected_on == "last epoch" else self.select_by,
             "variant": self.variant,
             "fresh": self.fresh,
         }

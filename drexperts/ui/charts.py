@@ -6,7 +6,7 @@ Times are given in seconds and drawn in milliseconds. The same values always giv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec
 
@@ -225,6 +225,21 @@ def curves(
         _make_logarithmic(axes.yaxis, heights, 1.3)
     else:
         axes.set_ylim(0, 1.15 * max(heights))
+    axes.set(xlabel=words.across, ylabel=words.upward)
+    _add_legend(figure, axes)
+    return figure
+
+
+@_chart
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], words: Words, marked: Collection[str] = ()
+) -> Figure:
+    """Lines through points (x, y), both axes linear. marked: the series whose points are seen."""
+    figure, axes = _figure(words.label)
+    for i, (name, points) in enumerate(series.items()):
+        marker = _MARKERS[i % len(_MARKERS)] if name in marked else ""
+        axes.plot(*zip(*points, strict=True), f"{marker}-", color=colour(i), label=_shown(name))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set(xlabel=words.across, ylabel=words.upward)
     _add_legend(figure, axes)
     return figure

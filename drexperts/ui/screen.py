@@ -17,11 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Table
 from rich.text import Text
 
 from drexperts.runtime.errors import OutputError
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.quoting import printable
+from drexperts.ui.fitting import fitted
 
 _QUIET = 5.0  # seconds between two progress lines where there is no terminal
 
@@ -34,8 +36,10 @@ class _Console(Console):
         return super().render_str(printable(text, kept="\n"), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """Print tables as `fitted`, and texts without a line break of ours: they hold names."""
+        shown = [fitted(each, self) if isinstance(each, Table) else each for each in objects]
         try:
-            super().print(*objects, **options)
+            super().print(*shown, **{"soft_wrap": True} | options)
         except OSError as cause:
             raise OutputError(cause) from cause
 

@@ -28,6 +28,7 @@ from drexperts.runtime.proof import (
 )
 from drexperts.runtime.quoting import printable
 from drexperts.runtime.scorer import Score
+from drexperts.ui import markdown
 from drexperts.ui.screen import Screen
 
 _ALL = 20  # a table shows up to this many scores,
@@ -70,6 +71,7 @@ class Tally:
     Attributes:
         scored: how many images have a score
         failed: how many have an error
+        enlarged: how many of the scored were enlarged, see `Score.enlarged`
         errors: the first few scores with an error
     """
 
@@ -78,6 +80,7 @@ class Tally:
         self._kept: list[Score] = []
         self.scored = 0
         self.failed = 0
+        self.enlarged = 0
         self.errors: list[Score] = []
 
     def add(self, score: Score) -> None:
@@ -87,6 +90,7 @@ class Tally:
             self.errors += [score][: _ERRORS - len(self.errors)]
             return
         self.scored += 1
+        self.enlarged += score.enlarged is not None
         # Maps take a megabyte per image and no table shows them.
         self._kept.append(dataclasses.replace(score, maps=None))
         if len(self._kept) > _ALL:
@@ -111,7 +115,9 @@ def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
     if tally.failed:
         screen.tables.print(error_table(tally))
     summary = f"{tally.scored} scored, {tally.failed} failed"
-    screen.tables.print(summary + f", {already_there} already there" * (already_there > 0))
+    summary += f", {already_there} already there" * (already_there > 0)
+    enlarged = f"; {tally.enlarged} smaller than the model's input, enlarged"
+    screen.tables.print(summary + enlarged * (tally.enlarged > 0))
 
 
 def score_table(tally: Tally) -> Table:
@@ -157,11 +163,16 @@ def scale_text(scale: ScoreScale) -> str:
     return f"{scale.low:g} to {scale.high:g}, {better} is better"
 
 
-def bundle_table(bundle: str, manifest: Manifest) -> Table:
-    """The model, the input and the outputs of a bundle."""
+def bundle_table(bundle: str, manifest: Manifest, parts: Sequence[tuple[str, str]] = ()) -> Table:
+    """The model, the input and the outputs of a bundle.
+
+    parts: what the model is made of, as names and words
+    """
     spec = manifest.preprocessing
     table = Table("", "", title=bundle, show_header=False)
     table.add_row("preset", manifest.preset)
+    for part in parts:
+        table.add_row(*part)
     table.add_row("score", scale_text(manifest.scale))
     table.add_row("outputs", ", ".join(manifest.outputs))
     table.add_row("distortions", ", ".join(manifest.distortions))
@@ -224,6 +235,18 @@ def _plan_rows(plan: EnginePlan) -> Iterator[tuple[str, str]]:
     yield "attention", "fused where possible" if plan.fused_attention else "not fused"
     yield "other versions", "newer ones too" if plan.version_compatible else "no"
     yield "weights", "left out, to be refitted" if plan.stripped else "inside"
+
+
+def text_table(content: markdown.Table, title: str, caption: str | None = None) -> Table:
+    """A table of text, which on a narrow screen breaks at spaces."""
+    table = Table(
+        title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading, numeric in zip(content.headings, content.numeric, strict=True):
+        table.add_column(heading, justify="right" if numeric else "left")
+    for row in content.rows:
+        table.add_row(*row)
+    return table
 
 
 class MetricsOfSplit(Protocol):

@@ -30,6 +30,7 @@ from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import check_same_model, loaded_checkpoint
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import MissingDependencyError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
@@ -363,5 +364,5 @@ def _polygraphy(module: str) -> Any:
         return importlib.import_module(f"polygraphy.{module}")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            'debugging layers needs polygraphy: pip install "drexperts[debug]"'
+            f"debugging layers needs polygraphy: {install_command('debug')}"
         ) from error

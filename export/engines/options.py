@@ -9,6 +9,7 @@ from typing import Any
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import ConfigError, MissingDependencyError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import BatchProfile
 
 TURING = "7.5"
@@ -163,14 +164,14 @@ def import_library(library: Library) -> Any:
     except ImportError as missing:
         raise MissingDependencyError(
             f"building with {library.name} needs {library.module} ({missing}): "
-            f'pip install "drexperts[{library.extra}]"'
+            + install_command(library.extra)
         ) from missing
     version = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
     if version < library.oldest:
         raise UserError(
             f"{library.name} {trt.__version__} is too old, "
             f"{'.'.join(map(str, library.oldest))} or later is needed: "
-            f'pip install --upgrade "drexperts[{library.extra}]"'
+            + install_command(library.extra)
         )
     return trt
 

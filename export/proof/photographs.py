@@ -19,6 +19,7 @@ from PIL import Image
 from drexperts.data.distortions import SYNTHETIC_TYPES, distort
 from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 
 # A folder of photographs, the images themselves, or None for `verification_images`.
@@ -60,8 +61,8 @@ def photograph(name: str) -> Image.Image:
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise MissingDependencyError(
-            'the default photographs come with scikit-image: pip install "drexperts[export]", or '
-            "pass a folder of your own with --images"
+            f"the default photographs come with scikit-image: {install_command('export')}, or pass "
+            "a folder of your own with --images"
         )
     return decode(Path(package.origin).parent / "data" / name)
 

@@ -14,6 +14,7 @@ from support.command_line import NO_TRAINING_LIBRARY, change_engine, drx, provid
 from drexperts import __version__
 from drexperts.cli.main import main
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import read_manifest
 
 
@@ -88,14 +89,14 @@ SLOW = pytest.mark.slow
 def test_a_missing_library_names_its_extra(arguments, extra):
     result = drx(*arguments, before=NO_TRAINING_LIBRARY)
     assert result.returncode == 2
-    assert f'pip install "drexperts[{extra}]"' in result.stderr
+    assert install_command(extra) in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_without_rich_the_command_line_names_its_extra(toy_bundle):
     result = drx("info", toy_bundle, before=without("rich"))
     assert result.returncode == 2
-    assert 'pip install "drexperts[cli]"' in result.stderr
+    assert install_command("cli") in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -17,6 +17,7 @@ from drexperts.cli.main import main
 from drexperts.data.layouts import NAMES, open_dataset
 from drexperts.data.splits import read_splits
 from drexperts.model.checkpoint import load_checkpoint
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.training.trainer import Trainer
 
@@ -95,7 +96,7 @@ def test_tensorboard_is_optional(
     done: Done, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    refused(call(*done[1], "--out", tmp_path / "run"), 'pip install "drexperts[tensorboard]"')
+    refused(call(*done[1], "--out", tmp_path / "run"), install_command("tensorboard"))
 
 
 def test_only_the_first_process_prints(

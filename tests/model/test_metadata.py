@@ -13,11 +13,24 @@ from drexperts.model.metadata import Metadata, read_metadata
 from drexperts.runtime.errors import ConfigError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.training import Training
 
+TRAINED = Training(
+    dataset="livec",
+    data_digest="0123456789abcdef",
+    split_digest="0123456789ab",
+    images=(837, 93, 232),
+    selected_on="validation",
+    selected_by="srcc",
+    epoch=3,
+    when="2026-11-28T20:00:00Z",
+    srcc=0.8,
+)
 VALID: dict[str, Any] = {
     "config": DRExpertsConfig.official().as_dict(),
     "scale": asdict(ScoreScale(0.0, 100.0, higher_is_better=True)),
     "preprocessing": asdict(Preprocessing(384, 384, 768, 3)),
+    "trained": asdict(TRAINED),
 }
 FIELDS = [
     *((part, name) for part in VALID for name in VALID[part]),
@@ -38,7 +51,10 @@ def test_what_was_written_is_read():
     assert read.config == DRExpertsConfig.official()
     assert read.scale == ScoreScale(0.0, 100.0, higher_is_better=True)
     assert read.preprocessing == Preprocessing(384, 384, 768, 3)
+    assert read.trained == TRAINED
     assert read_metadata(texts | {"scale": "null"}).scale is None
+    del texts["trained"]  # as in the files of earlier versions
+    assert read_metadata(texts).trained is None
 
 
 @pytest.mark.parametrize(
@@ -80,6 +96,15 @@ def test_what_was_written_is_read():
         ("preprocessing", "crop", "384"),
         ("preprocessing", "crops_per_side", True),
         ("preprocessing", "short_side_max", 10**9),
+        ("trained", "dataset", "=cmd()"),
+        ("trained", "images", [1, 2, "3"]),
+        ("trained", "images", 3),
+        ("trained", "epoch", True),
+        ("trained", "epoch", 10**400),
+        ("trained", "srcc", float("nan")),
+        ("trained", "plcc", "high"),
+        ("trained", "when", "now"),
+        ("trained", "unknown", 1),
     ],
 )
 def test_a_field_of_another_type_or_size_is_named(part, field, value):
@@ -110,6 +135,9 @@ def test_strings_instead_of_all_numbers_of_a_scale():
         ("preprocessing", "{}"),
         ("scale", '{"low": 0, "low": 1, "high": 2, "higher_is_better": true}'),
         ("scale", "9" * 5000),
+        ("trained", "{}"),
+        ("trained", "[]"),
+        ("trained", json.dumps(asdict(TRAINED) | {"srcc": 10**400})),
     ],
 )
 def test_a_text_that_is_not_its_part_is_named_shortly(part, text):

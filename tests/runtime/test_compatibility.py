@@ -13,6 +13,7 @@ from drexperts.runtime.compatibility import (
     library_version,
     this_platform,
 )
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import read_manifest
 
 ADA = Gpu(0, "Ada", "8.9", 2**33, "13.0")
@@ -76,7 +77,7 @@ def test_no_obstacle(toy_bundle):
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_no_library(backend):
     reason = obstacle(engine_of(PATH, backend), ADA, None)
-    assert f'pip install "drexperts[{backend}]"' in reason
+    assert install_command(backend) in reason
     assert "model.engine" in reason
 
 

@@ -1,4 +1,5 @@
 import gc
+import re
 import sys
 
 import numpy as np
@@ -23,6 +24,7 @@ from drexperts.runtime.errors import (
     MissingDependencyError,
     OutOfMemoryError,
 )
+from drexperts.runtime.installing import install_command
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_errors(fake, error, kind, lost, advice):
 
 def test_missing_cuda_python(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "drexperts\[tensorrt\]"'):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("tensorrt"))):
         Stream()
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from drexperts.runtime.errors import (
     BundleError,
     DeviceError,
 )
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.onnx_session import OnnxSession
 
 GPU_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -53,7 +55,7 @@ def test_no_gpu_is_an_error_with_its_cause(provider, toy_bundle, capfd):
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_build_without_the_provider(provider, toy_bundle, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(DeviceError, match=r'pip install "drexperts\[gpu\]"'):
+    with pytest.raises(DeviceError, match=re.escape(install_command("gpu"))):
         OnnxSession(toy_bundle / "model.onnx", max_batch=4, provider=provider)
 
 

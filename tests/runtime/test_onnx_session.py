@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ from drexperts.runtime.errors import (
     MissingDependencyError,
     UserError,
 )
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.onnx_session import OnnxSession
 
 
@@ -82,7 +84,7 @@ def test_a_model_that_cannot_be_loaded(content, toy_bundle, tmp_path, capfd):
 
 def test_missing_onnxruntime(toy_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "drexperts\[cpu\]"'):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("cpu"))):
         OnnxSession(toy_bundle / "model.onnx", max_batch=1)
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import gc
 import logging
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from drexperts.runtime.errors import (
     OutOfMemoryError,
     UserError,
 )
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.interface import Tensor
 from drexperts.runtime.proof import BatchInvariance
 from drexperts.runtime.tensorrt_session import TensorrtSession
@@ -757,7 +759,7 @@ def test_other_numbers_of_contexts(machine, contexts):
 def test_no_tensorrt(tmp_path, monkeypatch):
     fake_gpu.install(monkeypatch, FakeCuda())
     engine = engine_of(tmp_path / "model.engine", "tensorrt-rtx")
-    with pytest.raises(MissingDependencyError, match=r'pip install "drexperts\[tensorrt-rtx\]"'):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("tensorrt-rtx"))):
         TensorrtSession(tmp_path / "model.engine", engine)
 
 

@@ -18,6 +18,7 @@ from support.run_training import run_of, tiny_model, train
 from support.waiting import PATIENCE, holding
 
 from drexperts.evaluation.predict import open_model
+from drexperts.model.checkpoint import load_checkpoint
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import (
@@ -31,6 +32,8 @@ from drexperts.runtime.errors import (
 from drexperts.training import run as training
 from drexperts.training.distributed import Processes
 from drexperts.training.loop import _memory_advice
+from drexperts.training.result import TrainingResult
+from drexperts.training.run_folder import RunFolder
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import StepSchedule
 
@@ -66,7 +69,8 @@ def result(out: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None:
     assert {p.name for p in done.iterdir()} == {
-        *("best.safetensors", "log.jsonl", "predictions.csv", "result.json", "run.json")
+        *("best.safetensors", "log.jsonl", "predictions.csv", "result.json", "run.json"),
+        "splits.json",
     }
     steps = [line["step"] for line in lines(done) if "loss" in line]
     assert steps == list(range(1, 13))
@@ -81,6 +85,40 @@ def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None
         name, _, score, _ = row.split(",")
         again = scorer.score(root / name).value
         assert float(score) == pytest.approx(again, abs=1e-4)
+
+
+def test_the_best_model_says_what_it_was_trained_on(done: Path, root: Path) -> None:
+    run, found = run_of(root), result(done)
+    trained = load_checkpoint(done / "best.safetensors").trained
+    assert trained is not None
+    assert (trained.dataset, trained.data_digest) == ("livec", run.dataset.digest)
+    assert trained.split_digest == run.split.digest
+    assert list(trained.images) == found["images"]
+    assert (trained.selected_on, trained.selected_by) == ("validation", "srcc")
+    assert trained.epoch == found["best_epoch"]
+    assert (trained.srcc, trained.plcc) == (found["test"]["srcc"], found["test"]["plcc"])
+    with open_model(done / "best.safetensors", "cpu") as scorer:
+        assert scorer.manifest.trained == trained
+
+
+def test_a_kill_before_the_result_leaves_a_usable_model_and_a_run_that_continues(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, run = tmp_path / "run", run_of(root, epochs=1)
+
+    def killed(self: RunFolder, result: TrainingResult) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out)
+    before = load_checkpoint(out / "best.safetensors").trained
+    found = train(run, out)
+    after = load_checkpoint(out / "best.safetensors").trained
+    assert before is not None
+    assert after is not None
+    assert after.srcc == before.srcc == found.test.srcc
 
 
 def train_until(run: Run, out: Path, phase: str) -> None:
@@ -118,8 +156,17 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bits(
     assert not (out / "result.json").exists()
     train(run_of(root), out)
     assert losses(out) == losses(done)
-    for name in ("best.safetensors", "predictions.csv", "result.json"):
+    for name in ("predictions.csv", "result.json"):
         assert (out / name).read_bytes() == (done / name).read_bytes(), name
+    (weights, metadata), (expected, told) = (
+        read_safetensors(folder / "best.safetensors") for folder in (out, done)
+    )
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    # All but the time of the test.
+    trained, expected_training = (json.loads(each.pop("trained")) for each in (metadata, told))
+    assert metadata == told
+    assert trained | {"when": ""} == expected_training | {"when": ""}
 
 
 @pytest.mark.parametrize("phase", ["reading", "validating epoch 2", "testing"])
@@ -146,7 +193,11 @@ def test_images_that_changed_meanwhile_are_noticed(root: Path, tmp_path: Path) -
 def test_a_single_validation_image_chooses_no_epoch(root: Path, tmp_path: Path) -> None:
     run = run_of(root, epochs=1)
     run = replace(run, split=replace(run.split, validation=run.split.validation[:1]))
-    assert train(run, tmp_path / "run").selected_on == "last epoch"
+    found = train(run, tmp_path / "run")
+    assert (found.selected_on, found.selected_by) == ("last epoch", None)
+    trained = load_checkpoint(tmp_path / "run" / "best.safetensors").trained
+    assert trained is not None
+    assert trained.selection == "the last epoch"
 
 
 @pytest.mark.parametrize(
@@ -234,9 +285,9 @@ def test_a_damaged_result_is_named(done: Path, root: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_epoch_can_be_chosen_as_the_released_code_does(root: Path, tmp_path: Path) -> None:
-    run = replace(run_of(root, epochs=2), select_on_test=True)
+    run = replace(run_of(root, epochs=2), select_on_test=True, select_by="plcc")
     found = train(run, tmp_path / "run")
-    assert found.selected_on == "test"
+    assert (found.selected_on, found.selected_by) == ("test", "plcc")
     best = max(epoch.plcc or 0 for epoch in found.epochs)
     assert found.test.plcc == pytest.approx(best, abs=1e-6)
 

@@ -44,14 +44,15 @@ def opened(path: Path, **changes: Any) -> RunFolder:
 
 
 def state(value: float, size: int = 10) -> State:
-    values = {"done": int(value), "scaler": {}, "epochs": [], "best": None}
+    values = {"done": int(value), "scaler": {}, "epochs": [], "losses": 0.5, "seconds": 1.5}
     return State({"weights.a": torch.full((size,), value)}, values)
 
 
 def finished(**changes: Any) -> TrainingResult:
     test = Metrics(3, 0.5, 0.5, 0.5, 0.5, 1.0)
     known: dict[str, Any] = {"settings": SETTINGS, "images": (9, 1, 3), "selected_on": "test"}
-    known |= {"processes": 1, "skipped": (), "test": test, "epochs": (Epoch(1, 0.5, None),)}
+    known |= {"selected_by": "plcc", "processes": 1, "skipped": (), "test": test}
+    known |= {"epochs": (Epoch(1, 0.5, None, 0.25, None),)}
     return TrainingResult(**(known | {"best_epoch": 1, "versions": {}} | changes))
 
 

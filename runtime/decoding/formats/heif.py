@@ -21,6 +21,7 @@ from drexperts.runtime.decoding.headers.heif_items import (
 from drexperts.runtime.decoding.headers.hevc import HevcFrame, read_frame
 from drexperts.runtime.decoding.memory import bytes_held
 from drexperts.runtime.decoding.stored import Layout, NotReadError, Stored
+from drexperts.runtime.installing import install_command
 
 _CONVERTED = "libheif's conversion to 8-bit RGB"
 _GREY = Layout("HEIC", "grey, 8 bits", "expanded to RGB")
@@ -54,7 +55,7 @@ def decoder() -> str | None:
 
 def inspect(data: bytes) -> Stored:
     if not available():
-        raise NotReadError('it is HEIC: pip install "drexperts[heif]", or convert it')
+        raise NotReadError(f"it is HEIC: {install_command('heif')}, or convert it")
     items = read_items(data)
     picture = items.picture
     check_picture(items, "hvc1")

@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import types
@@ -31,6 +32,7 @@ from drexperts.runtime.errors import (
     UnreadablePlanError,
     UserError,
 )
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import BatchProfile
 from drexperts.runtime.progress import SILENT
 
@@ -283,7 +285,7 @@ def test_stripping_needs_a_gpu(tmp_path):
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_a_missing_library(backend, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, engine_options.LIBRARIES[backend].module, None)
-    with pytest.raises(MissingDependencyError, match=rf'pip install "drexperts\[{backend}\]"'):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command(backend))):
         engine_from_onnx(linear(), backend, tmp_path / "e", EngineOptions())
 
 

@@ -10,6 +10,7 @@ from support.decoded import pixels, refused
 
 from drexperts.runtime.decoding.formats import heif
 from drexperts.runtime.decoding.headers.heif_items import read_items
+from drexperts.runtime.installing import install_command
 
 pytestmark = pytest.mark.skipif(not heif.available(), reason="needs the extra heif")
 
@@ -198,7 +199,7 @@ def test_every_cut_is_an_error():
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert 'pip install "drexperts[heif]"' in refused(fixture("gradient"))
+    assert install_command("heif") in refused(fixture("gradient"))
 
 
 def test_the_decoder_has_a_version():
