@@ -23,6 +23,7 @@ from drexperts.benchmarks.receipt_types import (
     engine_receipt,
     full_size_receipt,
     kernel_receipt,
+    learning_receipt,
     model_receipt,
     precision_receipt,
     training_receipt,
@@ -60,6 +61,9 @@ SECTIONS = {
     "training": (Kind("training-*.json", TrainingReport, training_receipt.parts),),
     "precision": (
         Kind("precision*.json", precision_receipt.PrecisionReceipt, precision_receipt.parts),
+    ),
+    "learning": (
+        Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),
     ),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),
     "engines": (Kind("engines-*.json", engine_receipt.EngineReceipt, engine_receipt.parts),),
