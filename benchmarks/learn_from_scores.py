@@ -43,11 +43,14 @@ from drexperts.demo.training import PREPROCESSING, SCALE, train_demo
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.preprocess import crops_from_image
+from drexperts.training.from_nothing import EPOCHS
 
 Array = NDArray[np.float64]
 
 PACKAGES = ("drexperts.model", "drexperts.training", "drexperts.data", "drexperts.evaluation")
 CROP, SPLITS = 128, 5
+STARTS = {"nothing": "from nothing", "demo": "from the demo", "pretrained": "pre-trained"}
+HALF = ("--epochs", str(EPOCHS // 2))
 BASELINE = "SVR"
 # A small part of what `drx synth` makes, so that this start costs about as much as a training.
 TYPES, LEVELS, SYNTHETIC_SIDE = "gaussian_blur,white_noise,jpeg,darken", "2,4", 256
@@ -58,12 +61,14 @@ def main(given: list[str] | None = None) -> None:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset("folder", arguments.labels, scale=scale_of(arguments.scale))
-    splits = make_splits(dataset, count=arguments.splits)
+    # A tenth of so few images would choose the epoch by chance; without it the last one is taken.
+    splits = make_splits(dataset, count=arguments.splits, validation=0.0)
     write_splits(splits, work / "splits.json")
     rated = ("--data", "folder", str(arguments.labels), "--scale", arguments.scale)
-    networks = trainings(Commands(work, rated), dataset, splits)
+    networks = trainings(Commands(work, rated), dataset, splits, arguments.starts)
     receipt = LearningReceipt(
-        command=f"python benchmarks/learn_from_scores.py LABELS.csv --scale {arguments.scale}",
+        command=f"python benchmarks/learn_from_scores.py LABELS.csv --scale {arguments.scale} "
+        f"--starts {' '.join(arguments.starts)} --work DIR",
         machine=this_machine(),
         source=this_source(*PACKAGES),
         data=arguments.about,
@@ -83,6 +88,7 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", required=True, metavar="LOW:HIGH")
     parser.add_argument("--about", default="Rated images.", help="a sentence on the data")
     parser.add_argument("--splits", type=int, default=SPLITS, metavar="N")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="runs, kept")
     add_receipt_option(parser)
     return parser.parse_args(given)
@@ -92,7 +98,7 @@ def rated_part(dataset: Dataset, split: Split) -> RatedPart:
     """What a receipt keeps of a split."""
     return RatedPart(
         labels=tuple(sample.label for sample in dataset.select(split.test)),
-        learnt_from=len(split.train) + len(split.validation),
+        learnt_from=len(split.train),
     )
 
 
@@ -132,9 +138,9 @@ def all_features(
 def regressed(
     dataset: Dataset, split: Split, features: dict[str, Array], regression: Callable[[], Any]
 ) -> Learnt:
-    """A regression's scores of the test images. It also learns from the validation part."""
+    """A regression's scores of the test images."""
     started = time.process_time()
-    known = dataset.select([*split.train, *split.validation])
+    known = dataset.select(split.train)
     model = regression().fit([features[s.name] for s in known], [s.label for s in known])
     scores = model.predict([features[name] for name in split.test])
     return Learnt(scores=tuple(scores.tolist()), cpu_seconds=time.process_time() - started)
@@ -151,17 +157,17 @@ class Commands:
     rated: tuple[str, ...]
 
     def contestant(
-        self, name: str, what: str, seen: str, splits: Splits, *more: str, before: float = 0.0
+        self, start: str, seen: str, splits: Splits, options: Sequence[str], before: float
     ) -> Contestant:
-        """One training per split. `more`: what it starts from."""
-        learnt = [self.learnt(name, split, n, more) for n, split in enumerate(splits.splits)]
-        return Contestant(what=what, seen=seen, before=before, learnt=tuple(learnt))
+        """One training per split, with the options that its start needs."""
+        learnt = [self.learnt(start, split, n, options) for n, split in enumerate(splits.splits)]
+        return Contestant(what="DR.Experts", seen=seen, before=before, learnt=tuple(learnt))
 
-    def learnt(self, name: str, split: Split, number: int, more: Sequence[str]) -> Learnt:
+    def learnt(self, start: str, split: Split, number: int, options: Sequence[str]) -> Learnt:
         """One training and its scores of the test images."""
-        out = self.work / name / f"split-{number}"
+        out = self.work / start / f"split-{number}"
         where = ("--splits", str(self.work / "splits.json"), "--split", str(number))
-        seconds = self.train(out, *self.rated, *where, *more)
+        seconds = self.train(out, *self.rated, *where, *options)
         with open(out / "predictions.csv", encoding="utf-8", newline="") as stream:
             scores = {row["path"]: float(row["score"]) for row in csv.DictReader(stream)}
         return Learnt(scores=tuple(scores[n] for n in split.test), cpu_seconds=seconds)
@@ -189,31 +195,31 @@ class Commands:
         return float(note.read_text())
 
 
-def trainings(commands: Commands, dataset: Dataset, splits: Splits) -> dict[str, Contestant]:
-    """DR.Experts from each of its starts."""
+def trainings(
+    commands: Commands, dataset: Dataset, splits: Splits, starts: Sequence[str]
+) -> dict[str, Contestant]:
+    """DR.Experts from each of some starts."""
     same, small = (f"nine crops of {side} px" for side in (CROP, PREPROCESSING.crop))
-    found = {
-        "from nothing": commands.contestant("nothing", "DR.Experts", same, splits, "--size", "tiny")
+    makers = {
+        "nothing": lambda: (same, ("--size", "tiny"), 0.0),
+        "demo": lambda: (small, *demo_checkpoint(commands.work)),
+        "pretrained": lambda: (same, *pretrained(commands, unrated(dataset, splits))),
     }
-    demo, spent = demo_checkpoint(commands.work)
-    found["from the demo"] = commands.contestant(
-        "demo", "DR.Experts", small, splits, "--init", str(demo), before=spent
-    )
-    start, spent = pretrained(commands, unrated(dataset, splits))
-    found["pre-trained"] = commands.contestant(
-        "pretrained", "DR.Experts", same, splits, "--init", str(start), before=spent
-    )
+    found = {}
+    for start in starts:
+        seen, options, before = makers[start]()
+        found[STARTS[start]] = commands.contestant(start, seen, splits, options, before)
     return found
 
 
-def demo_checkpoint(work: Path) -> tuple[Path, float]:
-    """The demo's model, and the CPU seconds of its training."""
+def demo_checkpoint(work: Path) -> tuple[tuple[str, ...], float]:
+    """The options that start from the demo's model, and the CPU seconds of its training."""
     path, started = work / "demo.safetensors", time.process_time()
     if not path.exists():
         trained = train_demo(lambda what, step: None)
         save_checkpoint(Checkpoint(trained.model, SCALE, PREPROCESSING), path)
         path.with_suffix(".seconds").write_text(f"{time.process_time() - started:.1f}")
-    return path, float(path.with_suffix(".seconds").read_text())
+    return ("--init", str(path)), float(path.with_suffix(".seconds").read_text())
 
 
 def unrated(dataset: Dataset, splits: Splits) -> list[Path]:
@@ -222,8 +228,10 @@ def unrated(dataset: Dataset, splits: Splits) -> list[Path]:
     return [dataset.path(sample) for sample in dataset.samples if sample.name not in tested]
 
 
-def pretrained(commands: Commands, pictures: Sequence[Path]) -> tuple[Path, float]:
-    """A model that learnt synthetic distortions of pictures, and the CPU seconds that it took."""
+def pretrained(commands: Commands, pictures: Sequence[Path]) -> tuple[tuple[str, ...], float]:
+    """The options that start from a model which learnt synthetic distortions of pictures, for half
+    as many epochs as usual, as do the trainings from it; and the CPU seconds that it took.
+    """
     clean, made = commands.work / "unrated", commands.work / "synthetic"
     clean.mkdir(exist_ok=True)
     for picture in pictures:
@@ -233,8 +241,8 @@ def pretrained(commands: Commands, pictures: Sequence[Path]) -> tuple[Path, floa
     seconds = commands.run(made, "synth", str(clean), "--out", str(made), *kinds)
     out = commands.work / "pretraining"
     synthetic = ("--data", "folder", str(made / "labels.csv"), "--scale", "0:100")
-    seconds += commands.train(out, *synthetic, "--size", "tiny", "--crops", "1")
-    return out / "best.safetensors", seconds
+    seconds += commands.train(out, *synthetic, "--size", "tiny", "--crops", "1", *HALF)
+    return ("--init", str(out / "best.safetensors"), *HALF), seconds
 
 
 if __name__ == "__main__":

@@ -62,9 +62,7 @@ SECTIONS = {
     "precision": (
         Kind("precision*.json", precision_receipt.PrecisionReceipt, precision_receipt.parts),
     ),
-    "learning": (
-        Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),
-    ),
+    "learning": (Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),
     "engines": (Kind("engines-*.json", engine_receipt.EngineReceipt, engine_receipt.parts),),
     "gpu": (
