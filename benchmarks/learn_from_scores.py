@@ -105,7 +105,7 @@ def rated_part(dataset: Dataset, split: Split) -> RatedPart:
 def baselines(dataset: Dataset, splits: Splits) -> dict[str, Contestant]:
     """Both regressions, on the crops that DR.Experts sees and on whole images."""
     views = {
-        f"nine crops of {CROP} px": ("", crop_features),
+        f"crops of {CROP} px": ("", crop_features),
         "whole images": (" at full size", lambda image: brisque_features(np.asarray(image))),
     }
     found = {}
@@ -199,7 +199,7 @@ def trainings(
     commands: Commands, dataset: Dataset, splits: Splits, starts: Sequence[str]
 ) -> dict[str, Contestant]:
     """DR.Experts from each of some starts."""
-    same, small = (f"nine crops of {side} px" for side in (CROP, PREPROCESSING.crop))
+    same, small = (f"crops of {side} px" for side in (CROP, PREPROCESSING.crop))
     makers = {
         "nothing": lambda: (same, ("--size", "tiny"), 0.0),
         "demo": lambda: (small, *demo_checkpoint(commands.work)),

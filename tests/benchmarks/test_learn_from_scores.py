@@ -94,7 +94,7 @@ def test_scores_of_other_images_are_refused(receipt: LearningReceipt) -> None:
 
 def test_crop_features_are_the_mean_over_the_runtimes_crops() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
-    places = (0, 64, 128)
+    places = (0, 128)  # the shorter side is twice that of a crop
     crops = [pixels[y : y + 128, x : x + 128] for y in places for x in places]
     expected = np.mean([brisque_features(crop) for crop in crops], axis=0)
     found = learn_from_scores.crop_features(Image.fromarray(pixels))
