@@ -242,6 +242,9 @@ class Engine:
 class Manifest:
     """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
+    weights: digest of the weights that all engines were made of, such as "sha256:…"; None for a
+        bundle of an earlier version
+
     It and the dataclasses inside it raise ConfigError for invalid values.
     """
 
@@ -254,6 +257,7 @@ class Manifest:
     outputs: tuple[str, ...]
     engines: tuple[Engine, ...]
     created_with: dict[str, str]
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")
@@ -266,6 +270,8 @@ class Manifest:
         known = self.outputs in (OUTPUTS[:2], OUTPUTS)
         require(known, f"outputs must be {OUTPUTS[:2]} or {OUTPUTS}, got {self.outputs!s:.80}")
         _require_versions(self.created_with)
+        if self.weights is not None:
+            _require_match("a digest such as 'sha256:…'", _DIGEST, self.weights)
 
     @property
     def grid(self) -> int | None:

@@ -18,6 +18,7 @@ from drexperts.model.weight_files import (
     load_strictly,
     read_safetensors,
     read_torch_tensors,
+    weights_digest,
     write_safetensors,
 )
 from drexperts.runtime.errors import ConfigError, WeightsError
@@ -34,9 +35,16 @@ class Checkpoint(NamedTuple):
     scale: ScoreScale | None  # None: the file does not say
     preprocessing: Preprocessing
 
+    @property
+    def weights(self) -> str:
+        """The digest of the model's weights as they are now, see `weights_digest`."""
+        return weights_digest(self.model.state_dict())
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write model, configuration, scale and preprocessing to one safetensors file, atomically.
+
+    The file also states the digest of its weights, which `load_checkpoint` holds it to.
 
     save_checkpoint(checkpoint._replace(scale=ScoreScale(0, 100, True)), Path("m.safetensors"))
     """
@@ -46,7 +54,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "preprocessing": asdict(checkpoint.preprocessing),
     }
     metadata = {name: json.dumps(parts[name]) for name in PARTS}
-    write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
+    metadata |= {"format": FORMAT, "weights": checkpoint.weights}
+    write_safetensors(checkpoint.model.state_dict(), metadata, path)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -55,7 +64,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         model, scale, preprocessing = load_checkpoint("model.safetensors")
 
     Raises WeightsError, which names the file, if it cannot be read as either, if its metadata
-    describes no model of a supported kind and size, or if its weights do not fit or are not finite.
+    describes no model of a supported kind and size, or if its weights do not fit, are not finite,
+    or are not those that it was saved with.
     """
     path = Path(path)
     try:
@@ -75,11 +85,17 @@ def _own_checkpoint(path: Path) -> Checkpoint:
         )
     if texts.pop("format", None) != FORMAT:
         raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
+    saved = texts.pop("weights", None)  # which older files do not state
     config, scale, preprocessing = read_metadata(texts)
     # Before the model is made, because its size is only what the metadata claims.
     compare_layout(state, layout_of(config), str(path))
     model = new_model(config)
     load_strictly(model, state, str(path))
+    if saved not in (None, weights_digest(state)):
+        raise WeightsError(
+            f"the weights in {path} are not those that it was saved with: restore the file, or "
+            "write changed weights with `save_checkpoint`"
+        )
     return Checkpoint(model, scale, preprocessing)
 
 

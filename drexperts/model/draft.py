@@ -43,4 +43,5 @@ def draft_manifest(
         outputs=outputs,
         engines=(engine,),
         created_with={name: version(name) for name in ("drexperts", *libraries)},
+        weights=checkpoint.weights,
     )
