@@ -243,6 +243,8 @@ class Engine:
 class Manifest:
     """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
+    weights: digest of the weights that all engines were made of, such as "sha256:…"; None for a
+        bundle of an earlier version
     trained: what the model was trained on; None if its checkpoint does not say
 
     It and the dataclasses inside it raise ConfigError for invalid values.
@@ -257,6 +259,7 @@ class Manifest:
     outputs: tuple[str, ...]
     engines: tuple[Engine, ...]
     created_with: dict[str, str]
+    weights: str | None = None
     trained: Training | None = None
 
     def __post_init__(self) -> None:
@@ -270,6 +273,8 @@ class Manifest:
         known = self.outputs in (OUTPUTS[:2], OUTPUTS)
         require(known, f"outputs must be {OUTPUTS[:2]} or {OUTPUTS}, got {self.outputs!s:.80}")
         _require_versions(self.created_with)
+        if self.weights is not None:
+            _require_match("a digest such as 'sha256:…'", _DIGEST, self.weights)
 
     @property
     def grid(self) -> int | None:

@@ -197,7 +197,7 @@ def _check_weights(bundle: Path, scorer: Scorer, checkpoint: Path, progress: Pro
     from drexperts.model.checkpoint import load_checkpoint
 
     progress("comparing the checkpoint with the bundle")
-    check_same_weights(bundle, scorer.manifest, scorer.engine, load_checkpoint(checkpoint))
+    check_same_weights(bundle, scorer.manifest, load_checkpoint(checkpoint))
 
 
 def _batch_times(

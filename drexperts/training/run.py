@@ -14,7 +14,7 @@ import torch
 from drexperts.data.images import ImageStore, Stamp, check_images, sizing
 from drexperts.data.splits import Split, Splits, read_splits, write_splits
 from drexperts.data.training_crops import divisible_batch
-from drexperts.evaluation.predict import weights_digest
+from drexperts.evaluation.predict import model_digest
 from drexperts.model.ablations import Variant, ablated
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
@@ -164,7 +164,7 @@ def start_digest(new_model: Callable[[], DRExperts], seed: int) -> str:
 
 
 def _start_digest(model: DRExperts) -> str:
-    return weights_digest(model)[:16]
+    return model_digest(model)[:16]
 
 
 @contextmanager
