@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         new_model=start.make,
         start=_start(arguments, start),
         prior=start.prior,
-        published=not (arguments.init or arguments.encoder or arguments.prior or start.prior),
+        published=_is_published(arguments, start),
         fresh=arguments.init is None,
         train_config=lambda recipe: train_config_from(arguments, recipe, start.config),
         splits=arguments.splits,
@@ -90,6 +90,14 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         )
     _print(done, arguments.out, screen)
     return Outcome(GATE_FAILED if done.failures else DONE, done.as_json())
+
+
+def _is_published(arguments: argparse.Namespace, start: "Start") -> bool:
+    """Whether the trainings start as the authors' did, from these weights at this image size."""
+    from drexperts.model.config import EncoderConfig
+
+    given = arguments.init or arguments.encoder or arguments.prior
+    return not given and start.config.encoder == EncoderConfig()
 
 
 def _print(done: "Reproduction", out: Path, screen: "Screen") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drexperts.cli.arguments import add_scale, scale_of, whole_number
-from drexperts.model.config import PRESETS, SIZES
+from drexperts.model.config import LEAST_IMAGE_SIZE, PRESETS, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ def add_model(verb: "Parser") -> None:
         "--image-size",
         type=int,
         metavar="N",
-        help="side of the square crops in pixels, from 128 (default: 384, or 128 with --size tiny)",
+        help="side of the square crops in pixels, 128 or more (default: 384, or 128 for tiny)",
     )
     verb.add_argument(
         "--from-nothing",
@@ -235,15 +235,13 @@ def model_from(arguments: argparse.Namespace, size: str, note: "Callable[[str], 
         config, trained = config_of(arguments.init), cache(load_checkpoint)
         _check_init(arguments, config)
         return Start(config, lambda: copy.deepcopy(trained(arguments.init).model))
-    size = arguments.size or size
-    least = 128 if size == "tiny" else 384
-    config = DRExpertsConfig.preset_named(
-        arguments.preset or "paper", size, arguments.image_size or least
-    )
-    if arguments.from_nothing or config.encoder.published is None:
+    preset, size = arguments.preset or "paper", arguments.size or size
+    side = arguments.image_size or (LEAST_IMAGE_SIZE if size == "tiny" else 384)
+    if arguments.from_nothing or size == "tiny":
         _check_from_nothing(arguments)
-        config = config.from_nothing()
-        return Start(config, lambda: untrained_model(config), PriorTraining())
+        small = DRExpertsConfig.from_nothing(size, side, preset)
+        return Start(small, lambda: untrained_model(small), PriorTraining())
+    config = DRExpertsConfig.preset_named(preset, size, side)
 
     def make() -> "DRExperts":
         model = new_model(config)

@@ -61,12 +61,16 @@ def _differences(done: Reproduction) -> Iterator[str]:
 def _rows(done: Reproduction) -> Iterator[tuple[str, ...]]:
     """The rows of the paper, and ours below each that can be measured here."""
     table = TABLES[done.table]
+    here = "here" if done.published else "here, not from the published weights"
     for row, cells in table.rows.items():
         yield (row, *("-" if cell is None else _pair(*cell) for cell in cells))
         ours = {cell.column: cell for cell in done.cells if cell.row == row}
         for test in dict.fromkeys(test for cell in ours.values() for test in cell.medians):
             cells_here = [ours[column] for column in table.columns]
-            yield (f"{row}, here, {test}", *(_ours(cell, test, done.splits) for cell in cells_here))
+            yield (
+                f"{row}, {here}, {test}",
+                *(_ours(cell, test, done.splits) for cell in cells_here),
+            )
 
 
 def _ours(cell: MeasuredCell, test: str, splits: int) -> str:

@@ -20,13 +20,13 @@ from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
-from drexperts.training.from_nothing import START, keep_start, load_start
+from drexperts.training.from_nothing import keep_start, load_start
 from drexperts.training.loop import TrainingLoop
 from drexperts.training.result import TrainingResult, Watch
 from drexperts.training.run_folder import PAGE, SPLIT, RunFolder, difference, finished, refresh_page
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
-from drexperts.training.trainer import Step, start_at
+from drexperts.training.trainer import start_at
 
 
 def train(
@@ -92,10 +92,9 @@ def train(
             model = model.to(processes.device)
             if run.prior is not None:
                 samples = run.dataset.select(parts.train)
-                keep = partial(keep_start, base, run.prior, (store, samples), folder.path / START)
-                tell = partial(_tell_prior, progress, request)
-                processes.from_first(lambda: keep(run.config.seed, tell))
-                load_start(base, folder.path / START)
+                make = partial(keep_start, base, run.prior, store, samples)
+                processes.from_first(lambda: _start(folder, make, run, progress, request))
+                load_start(base, folder.start)
             return TrainingLoop(
                 run=run,
                 parts=parts,
@@ -111,13 +110,22 @@ def train(
             ).train()
 
 
-def _tell_prior(progress: Progress, request: StopRequest, step: Step) -> None:
-    progress(f"training the prior, loss {step.loss:.4f}", step.number, step.steps)
-    if request.signal is not None:
-        raise StoppedError(
-            "stopped before the prior was trained: run the same command to begin again",
-            request.signal,
-        )
+def _start(
+    folder: RunFolder,
+    make: Callable[..., None],
+    run: Run,
+    progress: Progress,
+    request: StopRequest,
+) -> None:
+    """Prepare the model that starts from nothing, unless an earlier call did."""
+
+    def tell(text: str, done: int, total: int) -> None:
+        progress(text, done, total)
+        if request.signal is not None:
+            raise StoppedError(f"stopped while {text}: run the same command again", request.signal)
+
+    folder.check_start()
+    make(folder.start, run.config.seed, tell)
 
 
 def _again(

@@ -19,7 +19,7 @@ FORMAT = "drexperts-training-1"
 
 SETTINGS, _STATE, LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
 BEST, SPLIT, PREDICTIONS = "best.safetensors", "splits.json", "predictions.csv"
-PAGE = "index.html"
+PAGE, _START = "index.html", "start.safetensors"
 
 _VALUES = {"done", "scaler", "epochs", "losses", "seconds", "log_bytes"}
 
@@ -34,7 +34,8 @@ class State(NamedTuple):
 class RunFolder:
     """The folder of one run.
 
-    It holds `run.json`, the settings; `state.safetensors`, from which the run continues;
+    It holds `run.json`, the settings; `start.safetensors`, the start of a model that starts from
+    nothing, and `state.safetensors`, from which the run continues;
     `best.safetensors`, the model; `log.jsonl`, one line per step and per epoch; and `result.json`
     once the run is done. Every file but the log is written aside and renamed, so that a kill leaves
     the previous one.
@@ -52,6 +53,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.best = path / BEST
+        self.start = path / _START
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._unlock: weakref.finalize[[], RunFolder] | None
         self._unlock = weakref.finalize(self, _locked(path))
@@ -98,6 +100,14 @@ class RunFolder:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_unlock": None}
 
+    def check_start(self) -> None:
+        """Raise UserError if the run has a state but no longer the start that this belongs to."""
+        if (self.path / _STATE).exists() and not self.start.exists():
+            raise UserError(
+                f"{self.start}, from which the run began, is missing: restore it, or remove "
+                f"{self.path} to start over"
+            )
+
     def load_state(self) -> State | None:
         """The last saved state; None before the first. Raises WeightsError if it is damaged."""
         path = self.path / _STATE
@@ -132,14 +142,17 @@ class RunFolder:
     def result(self) -> TrainingResult | None:
         """The result, if the run is done. Raises UserError if it is damaged."""
         if (result := read_result(self.path)) is not None:
-            # A kill in `finish` leaves the state.
-            (self.path / _STATE).unlink(missing_ok=True)
+            self._remove_state()  # which a kill in `finish` leaves
         return result
 
     def finish(self, result: TrainingResult) -> None:
         """Write the result and remove the state, which is no longer needed."""
         self._write_json(RESULT, result.as_json())
-        (self.path / _STATE).unlink(missing_ok=True)
+        self._remove_state()
+
+    def _remove_state(self) -> None:
+        for path in (self.path / _STATE, self.start):
+            path.unlink(missing_ok=True)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -163,11 +163,16 @@ def scale_text(scale: ScoreScale) -> str:
     return f"{scale.low:g} to {scale.high:g}, {better} is better"
 
 
-def bundle_table(bundle: str, manifest: Manifest) -> Table:
-    """The model, the input and the outputs of a bundle."""
+def bundle_table(bundle: str, manifest: Manifest, parts: Sequence[tuple[str, str]] = ()) -> Table:
+    """The model, the input and the outputs of a bundle.
+
+    parts: what the model is made of, as names and words
+    """
     spec = manifest.preprocessing
     table = Table("", "", title=bundle, show_header=False)
     table.add_row("preset", manifest.preset)
+    for part in parts:
+        table.add_row(*part)
     table.add_row("score", scale_text(manifest.scale))
     table.add_row("outputs", ", ".join(manifest.outputs))
     table.add_row("distortions", ", ".join(manifest.distortions))

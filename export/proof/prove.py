@@ -1,6 +1,5 @@
 """The proofs of a bundle's engines, measured on this machine and written into the manifest."""
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +13,7 @@ from drexperts.export.proof.batch_invariance import measure_invariance
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.model.config import DRExpertsConfig
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import (
     DeviceError,
@@ -174,10 +174,11 @@ def check_same_weights(bundle: Path, manifest: Manifest, checkpoint: Checkpoint)
 
 
 def _check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    # Through JSON, as the manifest went.
-    config = json.loads(json.dumps(checkpoint.model.config.as_dict()))
-    if config != manifest.config:
-        changed = [name for name in config if config[name] != manifest.config.get(name)]
+    config = checkpoint.model.config.as_dict()
+    # Read and written again, because older versions named a published encoder in any size.
+    exported = DRExpertsConfig.from_dict(manifest.config).as_dict()
+    if config != exported:
+        changed = [name for name in config if config[name] != exported[name]]
         raise UserError(
             f"the checkpoint is of another model than the bundle: {', '.join(changed)} differ; "
             "pass the checkpoint that was exported"
