@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from drexperts.ui.palette import COLOURS, colour
 
-_MARKERS = "os^DvPX*<>hp"
+_MARKERS = "os^DvPX*<>dp"
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH, _HEIGHT = 440, 260  # px of a chart without its legend
 _LEGEND_ROW = 20  # px

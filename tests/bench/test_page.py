@@ -121,7 +121,7 @@ def test_what_is_missing_has_no_heading() -> None:
 def colours_of(html: str) -> dict[str, set[str]]:
     """The colours that are drawn in each chart of times, by its label."""
     found = {}
-    for label, picture in re.findall(r'aria-label="([^"]+)"(.*?)</svg>', html, re.DOTALL):
+    for label, picture in re.findall(r'<svg [^>]*aria-label="([^"]+)"(.*?)</svg>', html, re.DOTALL):
         drawn = set(re.findall("(?:stroke|fill): (#[0-9a-f]{6})", picture))
         found[label] = drawn & set(map(palette.colour, range(100)))
     return found
