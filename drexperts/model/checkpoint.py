@@ -154,8 +154,8 @@ def load_encoder(model: DRExperts, source: Path | None = None, note: Note = lamb
 
 def _repository(config: EncoderConfig) -> str:
     """timm's repository of the weights; those of another image size are resampled."""
-    if config.published is None:
-        raise WeightsError(f"no weights are published for the encoder {config.name}")
+    if config.published is None or config.weights == "none":
+        raise WeightsError(f"the encoder, {config.name}, has no published weights: pass a file")
     nearest = 224 if config.image_size <= 224 else 384
     return f"timm/{config.published}_{nearest}.{config.weights}"
 

@@ -22,21 +22,33 @@ from typing import TYPE_CHECKING
 from drexperts.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from drexperts.training.from_nothing import PriorTraining, untrained_model
     from drexperts.training.result import TrainingResult
     from drexperts.training.run import train
     from drexperts.training.settings import Resources, Run
     from drexperts.training.trainer import StepSchedule, TrainConfig
 
-__all__ = ["Resources", "Run", "StepSchedule", "TrainConfig", "TrainingResult", "train"]
+__all__ = [
+    "PriorTraining",
+    "Resources",
+    "Run",
+    "StepSchedule",
+    "TrainConfig",
+    "TrainingResult",
+    "train",
+    "untrained_model",
+]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "PriorTraining": "from_nothing",
         "Resources": "settings",
         "Run": "settings",
         "StepSchedule": "trainer",
         "TrainConfig": "trainer",
         "TrainingResult": "result",
         "train": "run",
+        "untrained_model": "from_nothing",
     },
 )

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageDraw import ImageDraw as Draw
 from torch import Tensor
 
 from drexperts.evaluation.attention_maps import attentions, comparison
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, default_preprocessing
-from drexperts.model.config import DISTORTIONS
+from drexperts.model.config import DISTORTIONS, ControllerConfig
 from drexperts.runtime.explain import PAPER
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import crops_from_image
@@ -140,3 +141,27 @@ def test_the_title_is_there(checkpoint: Checkpoint, photo: Callable[..., Image.I
     changed = np.argwhere((titled != blank).any(-1))
     assert len(changed) > 100
     assert changed[:, 0].max() < 32 + 48
+
+
+@pytest.mark.parametrize("daclip", [False, True])
+def test_the_attention_has_the_name_of_its_prior(
+    daclip: bool,
+    checkpoint: Checkpoint,
+    photo: Callable[..., Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+
+    class Recorder(Draw):
+        def text(self, xy: Any, text: Any, *arguments: Any, **options: Any) -> None:
+            drawn.append(text)
+            super().text(xy, text, *arguments, **options)
+
+    monkeypatch.setattr("PIL.ImageDraw.Draw", Recorder)
+    monkeypatch.setattr(ControllerConfig, "is_daclip", daclip)
+    comparison(checkpoint, photo(64, 64), "a photograph")
+    prior = checkpoint.model.config.controller
+    assert ("DA-CLIP attention" in drawn) == daclip
+    assert ("Prior's attention" in drawn) == (not daclip)
+    # Whole: an ellipsis would hide what the names mean.
+    assert {f"Prior: {prior.name}", f"Names: {prior.words}"} <= set(drawn)

@@ -254,13 +254,31 @@ def test_deit_weights_with_a_key_missing(tmp_path, tiny):
         load_encoder(model, tmp_path / "model.safetensors")
 
 
+def test_deit_weights_are_resampled_to_another_image_size(tmp_path, tiny):
+    model = new_model(tiny())
+    state = deit_state(model, False)
+    state["pos_embed"] = torch.ones(1, 9, 32)  # of 3x3 patches; the model has 4x4
+    save_file(state, tmp_path / "model.safetensors")
+    load_encoder(model, tmp_path / "model.safetensors")
+    torch.testing.assert_close(model.encoder.vit.pos_embed, torch.ones(1, 16, 32))
+
+
+def test_an_encoder_from_nothing_has_nothing_to_download(tiny):
+    for config in (tiny(), DRExpertsConfig(encoder=EncoderConfig(weights="none"))):
+        model = new_model(tiny())
+        model.config = config
+        with pytest.raises(WeightsError, match="no published weights"):
+            load_encoder(model)
+
+
 def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
     def offline(repository: str, filename: str, **options: Any) -> str:
         raise ConnectionError("no network")
 
     monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", offline)
+    monkeypatch.setattr(EncoderConfig, "published", "deit3_small_patch16")
     model = new_model(tiny())
-    with pytest.raises(WeightsError, match=r"deit3_small_patch16_384\.fb_in22k_ft_in1k/.*safetens"):
+    with pytest.raises(WeightsError, match=r"deit3_small_patch16_224\.fb_in22k_ft_in1k/.*safetens"):
         load_encoder(model)
     with pytest.raises(WeightsError, match=r"weblzw/daclip.*/daclip_ViT-B-32\.pt"):
         daclip.load_prior(model)
@@ -269,6 +287,7 @@ def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
 def test_hub_names_lead_to_the_published_files(monkeypatch, tmp_path, tiny):
     asked: list[tuple[str, object]] = []
     notes: list[str] = []
+    monkeypatch.setattr(EncoderConfig, "published", "deit3_small_patch16")
     model = new_model(small_config())
     commit = tmp_path / ("0" * 40)
     commit.mkdir()
@@ -283,7 +302,7 @@ def test_hub_names_lead_to_the_published_files(monkeypatch, tmp_path, tiny):
     monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", hub)
     load_encoder(model, note=notes.append)
     daclip.load_prior(model, note=notes.append)
-    published = "timm/deit3_small_patch16_384.fb_in22k_ft_in1k"
+    published = "timm/deit3_small_patch16_224.fb_in22k_ft_in1k"
     assert asked == [(published, False), (daclip.REPOSITORY, False)]
     assert [note.split(" ")[0] for note in notes] == [
         f"{published}/model.safetensors",
