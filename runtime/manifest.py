@@ -33,6 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 _PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HARDWARE = ("none", "ampere+", "same-capability")
 
@@ -244,6 +245,8 @@ class Manifest:
     """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
     trained: what the model was trained on; None if its checkpoint does not say
+    created: when the bundle was exported, in UTC, such as "2026-11-28T20:00:00Z"; None if it is
+        older than this record
 
     It and the dataclasses inside it raise ConfigError for invalid values.
     """
@@ -258,6 +261,7 @@ class Manifest:
     engines: tuple[Engine, ...]
     created_with: dict[str, str]
     trained: Training | None = None
+    created: str | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")
@@ -270,6 +274,8 @@ class Manifest:
         known = self.outputs in (OUTPUTS[:2], OUTPUTS)
         require(known, f"outputs must be {OUTPUTS[:2]} or {OUTPUTS}, got {self.outputs!s:.80}")
         _require_versions(self.created_with)
+        if self.created is not None:
+            _require_match("a time such as '2026-11-28T20:00:00Z'", _TIME, self.created)
 
     @property
     def grid(self) -> int | None:

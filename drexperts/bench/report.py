@@ -72,13 +72,12 @@ def print_table(table: Table, console: "Console", title: str | None = None) -> N
 
     grid = Grid(
         title=title,
-        title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         show_header=bool(table.headings),
     )
     for heading in table.headings or ("", ""):
-        grid.add_column(heading, overflow="fold")  # a narrow terminal cuts nothing off
+        grid.add_column(heading)
     for row in table.rows:
         grid.add_row(*row)
     console.print(grid)
