@@ -3,12 +3,22 @@
 import contextlib
 import math
 import os
+import platform
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 _PROC = Path("/proc/self")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def cpu_name() -> str:
+    """The processor's name. `platform.processor` is empty on most Linux systems."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def available_cpus() -> int:

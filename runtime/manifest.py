@@ -244,6 +244,8 @@ class Engine:
 class Manifest:
     """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
+    weights: digest of the weights that all engines were made of, such as "sha256:…"; None for a
+        bundle of an earlier version
     trained: what the model was trained on; None if its checkpoint does not say
     created: when the bundle was exported, in UTC, such as "2026-11-28T20:00:00Z"; None if it is
         older than this record
@@ -260,6 +262,7 @@ class Manifest:
     outputs: tuple[str, ...]
     engines: tuple[Engine, ...]
     created_with: dict[str, str]
+    weights: str | None = None
     trained: Training | None = None
     created: str | None = None
 
@@ -276,6 +279,8 @@ class Manifest:
         _require_versions(self.created_with)
         if self.created is not None:
             _require_match("a time such as '2026-11-28T20:00:00Z'", _TIME, self.created)
+        if self.weights is not None:
+            _require_match("a digest such as 'sha256:…'", _DIGEST, self.weights)
 
     @property
     def grid(self) -> int | None:

@@ -45,22 +45,25 @@ class Crops:
     pixels: uint8 [n, 3, crop, crop], C-contiguous
     boxes: int64 [n, 4], (left, top, right, bottom) in pixels of the resized image
     size: (width, height) of the resized image
+    original: (width, height) of the image before it was resized
     """
 
     pixels: NDArray[np.uint8]
     boxes: NDArray[np.int64]
     size: tuple[int, int]
+    original: tuple[int, int]
 
 
 def crops_from_image(image: Image.Image, spec: Preprocessing) -> Crops:
     """The crop grid of an RGB image: rows x columns of crops, row by row."""
+    original = image.size
     image = resized(image, spec)
     boxes = crop_boxes(image.size, spec)
     planes = np.asarray(image).transpose(2, 0, 1)  # (3, height, width)
     pixels = np.empty((len(boxes), 3, spec.crop, spec.crop), np.uint8)
     for crop, (left, top, right, bottom) in zip(pixels, boxes.tolist(), strict=True):
         crop[:] = planes[:, top:bottom, left:right]
-    return Crops(pixels, boxes, image.size)
+    return Crops(pixels, boxes, image.size, original)
 
 
 def crop_boxes(size: tuple[int, int], spec: Preprocessing) -> NDArray[np.int64]:
@@ -79,6 +82,20 @@ def resized(image: Image.Image, spec: Preprocessing) -> Image.Image:
     part, size = _sizes(image.width, image.height, spec)
     image = _centre(image, *part)
     return image if size == part else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def resized_size(width: int, height: int, spec: Preprocessing) -> tuple[int, int]:
+    """The (width, height) that `resized` gives an image of this size."""
+    return _sizes(width, height, spec)[1]
+
+
+def enlargement(size: tuple[int, int], spec: Preprocessing) -> float | None:
+    """The factor by which `resized` enlarges an image of this (width, height).
+
+    It is above 1; None for an image whose shorter side is at least `short_side_min`.
+    """
+    short = min(size)
+    return spec.short_side_min / short if short < spec.short_side_min else None
 
 
 def resizing_memory(width: int, height: int, spec: Preprocessing) -> int:

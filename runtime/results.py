@@ -141,6 +141,10 @@ class _Jsonl:
     def encode(self, score: Score) -> bytes:
         return json.dumps(score.as_row(), allow_nan=False).encode("ascii") + b"\n"
 
+    def as_in(self, start: bytes) -> "_Jsonl":
+        """A row lacks what an earlier version did not know."""
+        return self
+
     def is_whole(self, record: bytes) -> bool:
         return record.endswith(b"\n")
 
@@ -150,20 +154,29 @@ class _Jsonl:
 
 
 class _Csv:
-    """A table with a header; `raw` holds the crops' scores separated by spaces."""
+    """A table with a header; `raw` holds the crops' scores separated by spaces.
 
-    def __init__(self, distortions: Sequence[str]) -> None:
-        self._distortions = distortions
+    later: columns at the end; files of earlier versions lack them
+    """
+
+    def __init__(self, distortions: Sequence[str], later: Sequence[str] = ("enlarged",)) -> None:
+        self._distortions, self._later = distortions, later
         scale = ("scale_low", "scale_high", "higher_is_better")
         before = ("source", "error", "fingerprint", "value", "std")
-        self.header = self.opening = _csv_record([*before, *distortions, *scale, "raw"])
+        self.header = self.opening = _csv_record([*before, *distortions, *scale, "raw", *later])
 
     def encode(self, score: Score) -> bytes:
         row = score.as_row()
         weights = [score.distortions.get(name) for name in self._distortions]
         before = [row[name] for name in ("source", "error", "fingerprint", "value", "std")]
         raw = " ".join(map(repr, score.raw))
-        return _csv_record([*before, *weights, *row["scale"].values(), raw])
+        later = [row[name] for name in self._later]
+        return _csv_record([*before, *weights, *row["scale"].values(), raw, *later])
+
+    def as_in(self, start: bytes) -> "_Csv":
+        """The form of a file that begins so: one with fewer columns goes on as it began."""
+        earlier = _Csv(self._distortions, later=())
+        return earlier if start.startswith(earlier.header) else self
 
     def is_whole(self, record: bytes) -> bool:
         # A quoted cell may hold line ends; a quote inside it is doubled, so the count stays even.
@@ -184,6 +197,8 @@ def _csv_record(cells: Sequence[Any]) -> bytes:
 
 class ResultFile:
     """Scores in a `.jsonl` or `.csv` file, one row per image, which a later run continues.
+
+    A CSV file of an earlier version goes on with the columns that it has.
 
     When `append` returns, the operating system has the row. If a run is killed, the next one keeps
     every complete row and cuts off an incomplete last one. A context manager; until its end the
@@ -209,7 +224,7 @@ class ResultFile:
         retry_errors: bool = False,
     ) -> None:
         self._path = path
-        self._format = _format_of(path, distortions)
+        self._format: _Jsonl | _Csv = _format_of(path, distortions)
         self._fingerprint = fingerprint
         self.done: dict[str, bool] = {}
         with ExitStack() as stack:
@@ -260,7 +275,9 @@ class ResultFile:
     def _resume(self, retry_errors: bool) -> None:
         end = 0
         with open(self._path, "rb") as stream:
-            self._check_opening(stream.read(len(self._format.opening)))
+            start = stream.read(len(self._format.opening))
+            self._format = self._format.as_in(start)
+            self._check_opening(start[: len(self._format.opening)])
             stream.seek(0)
             for number, record in enumerate(self._records(stream), 1):
                 end += len(record)

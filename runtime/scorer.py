@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, overload
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +28,15 @@ from drexperts.runtime.errors import (
 )
 from drexperts.runtime.forks import never_free, renew_in_children
 from drexperts.runtime.manifest import Engine, Manifest, ScoreScale
-from drexperts.runtime.preprocess import Crops, resampler_version
+from drexperts.runtime.preprocess import Crops, enlargement, resampler_version
 
 DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
 _AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream
+
+# A source, or a pair of a key and a source: the key becomes the `source` of its Score.
+Item: TypeAlias = Source | tuple[str | os.PathLike[str], Source]
+# Called with ("scoring", how many are done, of how many); None where that is not known.
+OnProgress: TypeAlias = Callable[[str, int, int | None], object]
 
 
 class Session(Protocol):
@@ -77,6 +84,7 @@ class DistortionMaps:
 class Score:
     """The quality of one image, or why there is none.
 
+    source: the key that was given with the image, else its path, else a description of the object
     value: mean of the crops' scores, on `scale`; NaN if there is an error
     std: population standard deviation of the crops' scores
     raw: the score of each crop
@@ -84,6 +92,8 @@ class Score:
     fingerprint: equal for scores made by the same weights, preprocessing and software
     maps: None unless they were asked for
     error: why the image has no score; None if it has one
+    enlarged: the factor by which the image was enlarged before it was scored, because its shorter
+        side is below the preprocessing's `short_side_min`; None if it was not
     """
 
     source: str
@@ -95,6 +105,7 @@ class Score:
     fingerprint: str
     maps: DistortionMaps | None = None
     error: str | None = None
+    enlarged: float | None = None
 
     def as_row(self) -> dict[str, Any]:
         """A JSON-ready dictionary without the maps; NaN becomes None."""
@@ -116,6 +127,7 @@ class _Work:
     """A source being scored: its crops and the rows that the engine returned, or its error."""
 
     source: Source
+    key: str | None = None
     crops: Crops | None = None
     failure: DrexpertsError | None = None
     rows: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
@@ -211,35 +223,69 @@ class Scorer:
         self.close()
 
     @overload
-    def score(self, source: Source, *, maps: bool = False) -> Score: ...
+    def score(
+        self, source: Source, *, maps: bool = False, progress: OnProgress | None = None
+    ) -> Score: ...
     @overload
     def score(
-        self, source: list[Source] | tuple[Source, ...], *, maps: bool = False
+        self,
+        source: list[Item] | tuple[Item, ...],
+        *,
+        maps: bool = False,
+        progress: OnProgress | None = None,
     ) -> list[Score]: ...
     def score(
-        self, source: Source | list[Source] | tuple[Source, ...], *, maps: bool = False
+        self,
+        source: Source | list[Item] | tuple[Item, ...],
+        *,
+        maps: bool = False,
+        progress: OnProgress | None = None,
     ) -> Score | list[Score]:
         """The score of one image, or of each image in a list or tuple.
 
         A single image that cannot be read raises ImageError. In a list, such an image gets a Score
-        with `error`, and the others are scored.
+        with `error`, and the others are scored. Keys and `progress` are those of `score_stream`; a
+        tuple that is not in a list or tuple is several images, and never a key with its image.
         """
         if isinstance(source, (list, tuple)):
-            return list(self.score_stream(source, maps=maps))
+            return list(self.score_stream(source, maps=maps, progress=progress))
         self._check_ready(maps)
         (work,) = self._run_all([self._prepare(source)])
         if work.failure is not None:
             raise work.failure
-        return self._score(work, maps)
+        (score,) = _reported([self._score(work, maps)], progress, 1)
+        return score
 
-    def score_stream(self, sources: Iterable[Source], *, maps: bool = False) -> Iterator[Score]:
+    def score_stream(
+        self,
+        sources: Iterable[Item],
+        *,
+        maps: bool = False,
+        flush: bool | Callable[[], bool] = False,
+        progress: OnProgress | None = None,
+    ) -> Iterator[Score]:
         """The score of each source, in order and in bounded memory.
 
         Images are decoded ahead while the engine runs, and crops of several images share a batch,
         so a score may wait for the next sources. An unreadable image gets a Score with `error`.
+
+        sources: images, or tuples (key, image) whose key, a string or a path, becomes the `source`
+            of the Score. Equal keys are not told apart. An empty key, one of another type, and one
+            with characters that no file name can have make a Score with `error`.
+        flush: whether all scores of the sources so far are given out before the next source is
+            asked for. A function is called each time, such as `queue.empty` of a queue that the
+            sources come from: then only a source that must be waited for ends a batch.
+        progress: called with ("scoring", how many scores are there, of how many), the last None
+            where `sources` has no length; what it raises ends the stream
+
+        Example:
+            for score in scorer.score_stream(zip(names, arrays, strict=True)):
+                print(score.source, score.value)
         """
         self._check_ready(maps)
-        return (self._score(work, maps) for work in self._run_all(self._prepare_ahead(sources)))
+        works = self._run_all(self._prepare_ahead(sources, flush))
+        scores = (self._score(work, maps) for work in works)
+        return _reported(scores, progress, len(sources) if isinstance(sources, Sized) else None)
 
     def fingerprint_parts(self, source: Source | None = None) -> dict[str, Any]:
         """What `fingerprint` is made from, JSON-ready."""
@@ -288,49 +334,65 @@ class Scorer:
         if maps and "maps" not in self.manifest.outputs:
             raise UserError("this bundle has no maps: export it again without --no-maps")
 
-    def _prepare(self, source: Source) -> _Work:
+    def _prepare(self, source: Source, key: str | None = None) -> _Work:
         try:
-            return _Work(source, self.decoder.crops(source))
+            return _Work(source, key, self.decoder.crops(source))
         except ImageError as error:
-            return _Work(source, failure=error)
+            return _Work(source, key, failure=error)
 
-    def _prepare_ahead(self, sources: Iterable[Source]) -> Iterator[_Work]:
+    def _prepare_ahead(
+        self, items: Iterable[Item], flush: bool | Callable[[], bool]
+    ) -> Iterator[_Work | None]:
+        """The works, and None wherever all of them so far are to be given out."""
         futures: deque[Future[_Work]] = deque()
         pool = ThreadPoolExecutor(DECODERS, "drexperts-decode")
         try:
-            for source in sources:
-                futures.append(self._submitted(source, pool))
-                if len(futures) > _AHEAD:
+            for item in items:
+                futures.append(self._submitted(item, pool))
+                flushing = flush() if callable(flush) else flush
+                while len(futures) > (0 if flushing else _AHEAD):
                     yield futures.popleft().result()
+                if flushing:
+                    yield None
             while futures:
                 yield futures.popleft().result()
         finally:  # a caller that stops early does not wait for the rest
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submitted(self, source: Source, pool: ThreadPoolExecutor) -> Future[_Work]:
-        if not isinstance(source, (Image.Image, np.ndarray)):
-            return pool.submit(self._prepare, source)
-        # The caller's own object: it may be closed or used again once the next source is asked for.
+    def _submitted(self, item: Item, pool: ThreadPoolExecutor) -> Future[_Work]:
         done: Future[_Work] = Future()
-        done.set_result(self._prepare(source))
+        try:
+            key, source = _key_and_source(item)
+        except ImageError as error:
+            done.set_result(_Work(b"", describe(item), failure=error))
+            return done
+        if not isinstance(source, (Image.Image, np.ndarray)):
+            return pool.submit(self._prepare, source, key)
+        # The caller's own object: it may be closed or used again once the next source is asked for.
+        done.set_result(self._prepare(source, key))
         return done
 
-    def _run_all(self, works: Iterable[_Work]) -> Iterator[_Work]:
-        """Run the crops of all works in batches; yield the works in order as they are done."""
+    def _run_all(self, works: Iterable[_Work | None]) -> Iterator[_Work]:
+        """Run the crops of all works in batches; yield the works in order as they are done.
+
+        None among the works, and the end of them, runs a batch that is not full.
+        """
         waiting: deque[_Work] = deque()
         batch: list[tuple[_Work, NDArray[np.uint8]]] = []
-        for work in works:
-            waiting.append(work)
-            for pixels in work.pixels:
-                batch.append((work, pixels))
+        for work in itertools.chain(works, [None]):
+            crops = () if work is None else [(work, pixels) for pixels in work.pixels]
+            for crop in crops:
+                batch.append(crop)
                 if len(batch) == self.batch:
                     self._run(batch)
                     batch = []
+            if work is not None:
+                waiting.append(work)
+            elif batch:
+                self._run(batch)
+                batch = []
             while waiting and waiting[0].done:
                 yield waiting.popleft()
-        if batch:
-            self._run(batch)
-        yield from waiting
 
     def _run(self, batch: list[tuple[_Work, NDArray[np.uint8]]]) -> None:
         pixels = np.stack([pixels for _, pixels in batch])
@@ -360,16 +422,17 @@ class Scorer:
                 )
 
     def _score(self, work: _Work, maps: bool) -> Score:
-        raw, weights, found = np.empty(0), dict[str, float](), None
+        raw, weights, found, enlarged = np.empty(0), dict[str, float](), None, None
         if work.failure is None and work.crops is not None:
             raw = np.array([row["score"] for row in work.rows], np.float64)
             means = np.array([row["weights"] for row in work.rows], np.float64).mean(axis=0)
             weights = dict(zip(self.manifest.distortions, means.tolist(), strict=True))
+            enlarged = enlargement(work.crops.original, self.manifest.preprocessing)
             if maps:
                 values = np.stack([row["maps"] for row in work.rows])
                 found = DistortionMaps(values, work.crops.boxes, work.crops.size)
         return Score(
-            source=describe(work.source),
+            source=describe(work.source) if work.key is None else work.key,
             value=float(raw.mean()) if raw.size else math.nan,
             std=float(raw.std()) if raw.size else math.nan,
             raw=tuple(raw.tolist()),
@@ -378,7 +441,38 @@ class Scorer:
             fingerprint=self.fingerprint(work.source),
             maps=found,
             error=None if work.failure is None else str(work.failure),
+            enlarged=enlarged,
         )
+
+
+def _key_and_source(item: Item) -> tuple[str | None, Source]:
+    """Raises ImageError for a tuple that is no pair of a key and a source."""
+    if not isinstance(item, tuple):
+        return None, item
+    if len(item) != 2:
+        raise ImageError(f"a tuple among sources is a pair (key, source), not {len(item)} values")
+    key, source = item
+    if isinstance(key, os.PathLike):
+        key = os.fspath(key)
+    if not isinstance(key, str):
+        kind = type(key).__name__
+        raise ImageError(f"a key is a string or a path: make one of this {kind}, as with str()")
+    if not key:
+        raise ImageError("a key must not be empty")
+    try:
+        key.encode("utf-8", "surrogateescape")  # as result files do
+    except UnicodeEncodeError as cause:
+        raise ImageError(f"the key {key!a:.80} holds characters without UTF-8 form") from cause
+    return key, source
+
+
+def _reported(
+    scores: Iterable[Score], progress: OnProgress | None, total: int | None
+) -> Iterator[Score]:
+    for done, score in enumerate(scores, 1):
+        if progress is not None:
+            progress("scoring", done, total)
+        yield score
 
 
 def _none_if_nan(value: float) -> float | None:

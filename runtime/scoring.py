@@ -24,6 +24,7 @@ class ScoringSummary:
     passed_over_files: how many other files the searched folders hold, by suffix, see `find_images`
     already_there: images of which the result file had a row before
     scored, failed: images that got a score, and that could not be read, in this run
+    enlarged: images that got one and were enlarged before, see `Score.enlarged`
     any_scored: whether at least one image has a score, from this run or an earlier one
     seconds: wall-clock time
     out: the result file
@@ -36,6 +37,7 @@ class ScoringSummary:
     already_there: int
     scored: int
     failed: int
+    enlarged: int
     any_scored: bool
     seconds: float
     out: Path | None
@@ -43,7 +45,8 @@ class ScoringSummary:
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        names = ("images", "already_there", "scored", "failed", "passed_over_files", "seconds")
+        counts = ("images", "already_there", "scored", "failed", "enlarged")
+        names = (*counts, "passed_over_files", "seconds")
         rows = None if self.scores is None else [score.as_row() for score in self.scores]
         out = None if self.out is None else str(self.out)
         return {name: getattr(self, name) for name in names} | {"out": out, "results": rows}
@@ -90,7 +93,7 @@ def score_files(
     kept: list[Score] = []
     sinks: list[Callable[[Score], object]] = []
     there: dict[str, bool] = {}
-    scored, start = 0, time.monotonic()
+    scored, enlarged, start = 0, 0, time.monotonic()
     with ExitStack() as stack:
         # The picture before the row: an image whose row is there is not scored again.
         if pictures is not None:
@@ -112,6 +115,7 @@ def score_files(
             for sink in sinks:
                 sink(score)
             scored += score.error is None
+            enlarged += score.enlarged is not None
             progress("scoring", count, len(todo))
     return ScoringSummary(
         images=len(images),
@@ -119,6 +123,7 @@ def score_files(
         already_there=already,
         scored=scored,
         failed=len(todo) - scored,
+        enlarged=enlarged,
         any_scored=scored > 0 or any(there.get(os.path.abspath(path)) for path in images),
         seconds=time.monotonic() - start,
         out=None if out is None else Path(out),

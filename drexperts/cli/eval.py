@@ -121,11 +121,13 @@ def _differences_table(differences: "Sequence[Difference]") -> "Table":
 
     table = Table(title=Name(f"against {differences[0].reference}"))
     table.add_column("model", no_wrap=True)
+    table.add_column("weights")
     for header in ("largest |Δ score|", "SRCC", "PLCC"):
         table.add_column(header, justify="right")
     for each in differences:
         largest = "other scale" if each.score_max is None else f"{each.score_max:.3g}"
-        table.add_row(each.model, largest, _number(each.srcc, 6), _number(each.plcc, 6))
+        weights = {True: "same", False: "other", None: "unknown"}[each.same_weights]
+        table.add_row(each.model, weights, largest, _number(each.srcc, 6), _number(each.plcc, 6))
     return table
 
 

@@ -22,8 +22,8 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument(
         "--compare",
         action="store_true",
-        help="show the attention of DA-CLIP, that of the encoder and their difference; needs a "
-        "checkpoint",
+        help="show the attention of the prior (DA-CLIP, or a small one if the model started from "
+        "nothing), that of the encoder and their difference; needs a checkpoint",
     )
     add_scale(verb)
 

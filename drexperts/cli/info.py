@@ -51,7 +51,6 @@ def _model(manifest: "Manifest") -> tuple[dict[str, str], "Mapping[str, object]"
     try:
         config = DRExpertsConfig.from_dict(manifest.config)
     except ConfigError:
-        return dict.fromkeys(("encoder", "prior"), "not recorded"), manifest.config
-    names = {"encoder": config.encoder.name, "prior": config.controller.name}
+        return {}, manifest.config  # another kind of model
     # Older bundles name a published encoder that theirs only resembles.
-    return names, config.as_dict()
+    return config.parts, config.as_dict()

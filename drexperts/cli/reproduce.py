@@ -20,6 +20,7 @@ from drexperts.cli.training_arguments import (
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
     from drexperts.cli.training_arguments import Start
+    from drexperts.paper.results import Reproduction
     from drexperts.ui.screen import Screen
 
 
@@ -60,6 +61,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.cli.epochs import EpochLines
     from drexperts.paper import ReproductionOptions, reproduce
 
     screen = screen_of_first_process(arguments, screen)
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         new_model=start.make,
         start=_start(arguments, start),
         prior=start.prior,
-        published=not (arguments.init or arguments.encoder or arguments.prior or start.prior),
+        published=_is_published(arguments, start),
         fresh=arguments.init is None,
         train_config=lambda recipe: train_config_from(arguments, recipe, start.config),
         splits=arguments.splits,
@@ -83,12 +85,40 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             options,
             only=arguments.only,
             resources=resources_from(arguments),
+            watch=EpochLines(screen),
             progress=progress,
         )
-    page = arguments.out / f"{arguments.table}.md"
-    if page.exists():
-        screen.tables.print(page.read_text(encoding="utf-8"))
+    _print(done, arguments.out, screen)
     return Outcome(GATE_FAILED if done.failures else DONE, done.as_json())
+
+
+def _is_published(arguments: argparse.Namespace, start: "Start") -> bool:
+    """Whether the trainings start as the authors' did, from these weights at this image size."""
+    from drexperts.model.config import EncoderConfig
+
+    given = arguments.init or arguments.encoder or arguments.prior
+    return not given and start.config.encoder == EncoderConfig()
+
+
+def _print(done: "Reproduction", out: Path, screen: "Screen") -> None:
+    from drexperts.paper.page import cells_table, failures_by_error, runs_table, standing
+    from drexperts.ui.markdown import Table
+    from drexperts.ui.tables import text_table
+
+    tables = screen.tables
+    title = f"Table {done.table.removeprefix('table')}: {done.title}"
+    headings, rows = cells_table(done)
+    # So that a narrow screen breaks between two numbers.
+    apart = [(row[0], *(cell.replace("/", " ") for cell in row[1:])) for row in rows]
+    caption = "SRCC and PLCC. Only the rows that say `here` were measured here."
+    tables.print(text_table(Table(headings, apart), title, caption))
+    tables.print(standing(done))
+    if any(cell.runs for cell in done.cells):
+        tables.print(text_table(runs_table(done), "Measured here"))
+    for error, jobs in failures_by_error(done).items():
+        more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        tables.print(f"failed: {jobs[0]}{more}: {error}")
+    tables.print(f"page: {out / done.table}.md", soft_wrap=True)
 
 
 def _start(arguments: argparse.Namespace, start: "Start") -> str:

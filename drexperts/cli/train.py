@@ -16,6 +16,7 @@ from drexperts.cli.training_arguments import (
     recipe_from,
     resources_from,
     screen_of_first_process,
+    start_from,
     train_config_from,
 )
 
@@ -108,6 +109,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
                 asked,
                 start.make,
                 out,
+                start=start_from(arguments, start.config),
                 resources=resources_from(arguments),
                 watch=EpochLines(screen),
                 progress=progress,

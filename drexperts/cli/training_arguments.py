@@ -2,12 +2,15 @@
 
 import argparse
 import copy
+import hashlib
+import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drexperts.cli.arguments import add_scale, scale_of, whole_number
-from drexperts.model.config import PRESETS, SIZES
+from drexperts.model.config import LEAST_IMAGE_SIZE, PRESETS, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +104,7 @@ def add_model(verb: "Parser") -> None:
         "--image-size",
         type=int,
         metavar="N",
-        help="side of the square crops in pixels, from 128 (default: 384, or 128 with --size tiny)",
+        help="side of the square crops in pixels, 128 or more (default: 384, or 128 for tiny)",
     )
     verb.add_argument(
         "--from-nothing",
@@ -222,25 +225,23 @@ def model_from(arguments: argparse.Namespace, size: str, note: "Callable[[str], 
 
     note: told what is recorded of weights that are downloaded
     """
-    from drexperts.model.checkpoint import load_checkpoint, load_encoder
+    from drexperts.model.checkpoint import config_of, load_checkpoint, load_encoder
     from drexperts.model.config import DRExpertsConfig
     from drexperts.model.daclip import load_prior
     from drexperts.model.dr_experts import new_model
     from drexperts.training.from_nothing import PriorTraining, untrained_model
 
     if arguments.init is not None:
-        trained = load_checkpoint(arguments.init).model
-        _check_init(arguments, trained.config)
-        return Start(trained.config, lambda: copy.deepcopy(trained))
-    size = arguments.size or size
-    least = 128 if size == "tiny" else 384
-    config = DRExpertsConfig.preset_named(
-        arguments.preset or "paper", size, arguments.image_size or least
-    )
-    if arguments.from_nothing or config.encoder.published is None:
+        config, trained = config_of(arguments.init), cache(load_checkpoint)
+        _check_init(arguments, config)
+        return Start(config, lambda: copy.deepcopy(trained(arguments.init).model))
+    preset, size = arguments.preset or "paper", arguments.size or size
+    side = arguments.image_size or (LEAST_IMAGE_SIZE if size == "tiny" else 384)
+    if arguments.from_nothing or size == "tiny":
         _check_from_nothing(arguments)
-        config = config.from_nothing()
-        return Start(config, lambda: untrained_model(config), PriorTraining())
+        small = DRExpertsConfig.from_nothing(size, side, preset)
+        return Start(small, lambda: untrained_model(small), PriorTraining())
+    config = DRExpertsConfig.preset_named(preset, size, side)
 
     def make() -> "DRExperts":
         model = new_model(config)
@@ -262,6 +263,19 @@ def _check_from_nothing(arguments: argparse.Namespace) -> None:
                 f"{asked} starts without weights: leave --{name} out, or choose --size small or "
                 "base without --from-nothing"
             )
+
+
+def start_from(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:
+    """16 hex digits of what the models of `model_from` are made of, without making one.
+
+    Published weights are those of their configuration: a later download that differs is refused.
+    """
+    from drexperts.runtime.manifest import sha256_of
+
+    given = (arguments.init, arguments.encoder, arguments.prior)
+    files = [sha256_of(path) if path is not None and path.is_file() else None for path in given]
+    text = json.dumps([config.as_dict(), files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_init(arguments: argparse.Namespace, config: "DRExpertsConfig") -> None:

@@ -57,6 +57,8 @@ TRAIN = {
 }
 HELD_OUT = {"camera": "camera.png", "cat": "chelsea.png", "coffee": "coffee.png"}
 
+# Of the distortions that a prior learns, those whose labels can be compared.
+KINDS = ("lens_blur", "jpeg", "white_noise", "impulse_noise", "pixelate")
 LEVELS = range(1, 6)
 
 SIDE = 64  # px of the model's images
@@ -149,8 +151,8 @@ def computed_labels(photos: list[Image.Image]) -> Labels:
     """
     generator = Generator().manual_seed(0)
     images = [tensor_from_image(reduced(photo, _SHORT_SIDE)) for photo in photos]
-    labels = {(name, 0): SCALE.high for name in PROMPT_OF}
-    for name in PROMPT_OF:
+    labels = {(name, 0): SCALE.high for name in KINDS}
+    for name in KINDS:
         for level in LEVELS:
             values = [similarity(x, distort(x, name, level, generator)) for x in images]
             labels[name, level] = SCALE.high * sum(values) / len(values)
@@ -180,7 +182,7 @@ def held_out(photos: dict[str, Image.Image], labels: Labels, seed: int) -> list[
     for content, photo in photos.items():
         small = reduced(photo, _SHORT_SIDE)
         images.append(HeldOut(small, SCALE.high, content, "none", 0))
-        for name in PROMPT_OF:
+        for name in KINDS:
             for level in LEVELS:
                 image = distort(tensor_from_image(small), name, level, generator)
                 label = labels[name, level]

@@ -1,8 +1,9 @@
 """Pictures of where the experts look in a photograph.
 
 One kind compares an expert's two attentions and their difference, as in the paper's Fig. 3. For
-each of the three strongest distortions: where DA-CLIP's branch looks (p1), where the image encoder
-looks (p2), and the refined attention p1 - alpha p2 with which the expert pools.
+each of the three strongest distortions: where the prior's branch looks (p1), where the image
+encoder looks (p2), and the refined attention p1 - alpha p2 with which the expert pools. The prior
+is DA-CLIP, or in a model that started from nothing a small one of its own.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 from drexperts.evaluation.predict import open_model
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
-from drexperts.model.config import DISTORTIONS
+from drexperts.model.config import DISTORTIONS, ControllerConfig
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError, WeightsError
@@ -55,11 +56,7 @@ _ROW_TITLE = 30  # height
 _CAPTION = 46  # height
 _KEY = 310  # height of the score and the colour keys below the photograph
 
-_HEADED = (
-    ("DA-CLIP attention", "p1, of the distortion branch"),
-    ("Encoder attention", "p2, of the semantic branch"),
-    ("Refined attention", "p1 - alpha p2, which the expert uses"),
-)
+_NOTE = 42  # height of two lines about the prior, at the foot
 
 
 @dataclass(frozen=True)
@@ -138,12 +135,14 @@ def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.
     headings = MARGIN + _TITLE
     first = headings + _HEADINGS
     key = first + _ROW_TITLE + photo.height + GAP
-    height = max(first + SHOWN_MAPS * row, key + _KEY) + MARGIN
+    foot = max(first + SHOWN_MAPS * row, key + _KEY)
+    height = foot + _NOTE + MARGIN
     picture = Image.new("RGB", (2 * MARGIN + 4 * _COLUMN + 3 * GAP, height), PAPER)
     pen = Pen(ImageDraw.Draw(picture))
     pen.text((MARGIN, MARGIN), title, 24, width=picture.width - 2 * MARGIN)
     photograph = ("Photograph", f"{image.width} x {image.height} pixels")
-    for place, (heading, note) in enumerate((photograph, *_HEADED)):
+    prior = checkpoint.model.config.controller
+    for place, (heading, note) in enumerate((photograph, *_headings(prior))):
         pen.text((_left(place), headings), heading, 20, width=_COLUMN)
         pen.text((_left(place), headings + 27), note, 14, FAINT, width=_COLUMN)
     picture.paste(photo, (MARGIN, first + _ROW_TITLE))
@@ -151,7 +150,22 @@ def comparison(checkpoint: Checkpoint, image: Image.Image, title: str) -> Image.
         _paint_row(picture, pen, photo, found, name, first + number * row)
     _draw_score(pen, found, checkpoint.scale, key)
     _draw_key(picture, pen, found, key + 112)
+    for number, line in enumerate((f"Prior: {prior.name}", f"Names: {prior.words}")):
+        at = (MARGIN, foot + 21 * number)
+        pen.text(at, line, 14, FAINT, width=picture.width - 2 * MARGIN)
     return picture
+
+
+def _headings(prior: ControllerConfig) -> tuple[tuple[str, str], ...]:
+    """The heading of each attention, and a note below it."""
+    first = ("DA-CLIP attention", "p1, of the distortion branch")
+    if not prior.is_daclip:
+        first = ("Prior's attention", "p1, of a small prior, not DA-CLIP")
+    return (
+        first,
+        ("Encoder attention", "p2, of the semantic branch"),
+        ("Refined attention", "p1 - alpha p2, which the expert uses"),
+    )
 
 
 def attentions(checkpoint: Checkpoint, image: Image.Image) -> Attentions:

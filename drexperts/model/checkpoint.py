@@ -10,14 +10,16 @@ from timm.models.deit import checkpoint_filter_fn
 from drexperts.model.config import DRExpertsConfig, EncoderConfig
 from drexperts.model.downloads import Note, fetch
 from drexperts.model.dr_experts import DRExperts, layout_of, new_model
-from drexperts.model.metadata import PARTS, read_metadata
+from drexperts.model.metadata import PARTS, Metadata, read_metadata
 from drexperts.model.released_checkpoint import model_from_upstream
 from drexperts.model.weight_files import (
     State,
     compare_layout,
     load_strictly,
     read_safetensors,
+    read_safetensors_metadata,
     read_torch_tensors,
+    weights_digest,
     write_safetensors,
 )
 from drexperts.runtime.errors import ConfigError, WeightsError
@@ -36,9 +38,16 @@ class Checkpoint(NamedTuple):
     preprocessing: Preprocessing
     trained: Training | None = None  # None: the file does not say
 
+    @property
+    def weights(self) -> str:
+        """The digest of the model's weights as they are now, see `weights_digest`."""
+        return weights_digest(self.model.state_dict())
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write the weights and everything else of a checkpoint to one safetensors file, atomically.
+
+    The file also states the digest of its weights, which `load_checkpoint` holds it to.
 
     save_checkpoint(checkpoint._replace(scale=ScoreScale(0, 100, True)), Path("m.safetensors"))
     """
@@ -49,7 +58,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "trained": checkpoint.trained and asdict(checkpoint.trained),
     }
     metadata = {name: json.dumps(parts[name]) for name in PARTS}
-    write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
+    metadata |= {"format": FORMAT, "weights": checkpoint.weights}
+    write_safetensors(checkpoint.model.state_dict(), metadata, path)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -58,7 +68,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         model, scale, preprocessing, trained = load_checkpoint("model.safetensors")
 
     Raises WeightsError, which names the file, if it cannot be read as either, if its metadata
-    describes no model of a supported kind and size, or if its weights do not fit or are not finite.
+    describes no model of a supported kind and size, or if its weights do not fit, are not finite,
+    or are not those that it was saved with.
     """
     path = Path(path)
     try:
@@ -67,23 +78,53 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(model, None, default_preprocessing(model.config))
         return _own_checkpoint(path)
     except ConfigError as error:
-        raise WeightsError(f"{path} describes no model that can be made: {error}") from error
+        raise _no_model(path, error) from error
 
 
 def _own_checkpoint(path: Path) -> Checkpoint:
     state, texts = read_safetensors(path)
+    saved = texts.pop("weights", None)  # which older files do not state
+    config, scale, preprocessing, trained = _own_metadata(path, texts)
+    # Before the model is made, because its size is only what the metadata claims.
+    compare_layout(state, layout_of(config), str(path))
+    model = new_model(config)
+    load_strictly(model, state, str(path))
+    if saved not in (None, weights_digest(state)):
+        raise WeightsError(
+            f"the weights in {path} are not those that it was saved with: restore the file, or "
+            "write changed weights with `save_checkpoint`"
+        )
+    return Checkpoint(model, scale, preprocessing, trained)
+
+
+def config_of(path: str | Path) -> DRExpertsConfig:
+    """The configuration of a checkpoint, of ours without reading its weights.
+
+    Raises WeightsError like `load_checkpoint`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path).model.config
+    try:
+        texts = read_safetensors_metadata(path)
+        texts.pop("weights", None)
+        return _own_metadata(path, texts).config
+    except ConfigError as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: Path, error: ConfigError) -> WeightsError:
+    return WeightsError(f"{path} describes no model that can be made: {error}")
+
+
+def _own_metadata(path: Path, texts: dict[str, str]) -> Metadata:
     if "variant" in texts:
         raise WeightsError(
             f"{path} is the ablation {texts['variant']}: `drx reproduce` trains and tests it"
         )
     if texts.pop("format", None) != FORMAT:
         raise WeightsError(f"{path} is not a drexperts checkpoint: `drx train` writes one")
-    config, scale, preprocessing, trained = read_metadata(texts)
-    # Before the model is made, because its size is only what the metadata claims.
-    compare_layout(state, layout_of(config), str(path))
-    model = new_model(config)
-    load_strictly(model, state, str(path))
-    return Checkpoint(model, scale, preprocessing, trained)
+    return read_metadata(texts)
 
 
 def default_preprocessing(config: DRExpertsConfig) -> Preprocessing:

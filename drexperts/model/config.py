@@ -20,6 +20,9 @@ DISTORTIONS = (
     "snowy",
     "uncompleted",
 )
+# Those of which a prior that starts from nothing sees synthetic stand-ins; see
+# `training.from_nothing`.
+LEARNT = ("motion-blurry", "jpeg-compressed", "low-light", "noisy", "snowy", "uncompleted")
 PRESETS = ("paper", "official")
 
 # timm's names of the published encoders; `custom` is any other size.
@@ -33,19 +36,18 @@ Architecture = Literal[
 # The published weights that training starts from; `none` for an encoder that starts from nothing.
 Weights = Literal["fb_in22k_ft_in1k", "fb_in1k", "none"]
 
-# The encoder of each size. There are published weights of `small` and `base` only. The numbers of
-# `tiny`, and of the controller of all models that start from nothing, are ours.
+# The encoder of each size. Weights are published of `small` and `base` only; the numbers of `tiny`
+# are ours.
 _ENCODERS: dict[str, dict[str, Any]] = {
     "tiny": {"patch_size": 8, "width": 128, "depth": 4, "heads": 4},
     "small": {"patch_size": 16, "width": 384, "depth": 12, "heads": 6},
     "base": {"patch_size": 16, "width": 768, "depth": 12, "heads": 12},
 }
-_OWN_CONTROLLER: dict[str, Any] = {
-    "patch_size": 8,
-    "width": 64,
-    "depth": 3,
-    "heads": 2,
-    "embedding": 64,
+# The prior of a model that starts from nothing.
+_OWN_CONTROLLERS: dict[str, dict[str, Any]] = {
+    "tiny": {"patch_size": 8, "width": 64, "depth": 3, "heads": 2, "embedding": 64},
+    "small": {"patch_size": 16, "width": 192, "depth": 3, "heads": 3, "embedding": 64},
+    "base": {"patch_size": 16, "width": 192, "depth": 3, "heads": 3, "embedding": 64},
 }
 SIZES = tuple(_ENCODERS)
 LEAST_IMAGE_SIZE = 128  # px; below, a crop shows little of a photograph
@@ -135,9 +137,25 @@ class ControllerConfig:
     @property
     def name(self) -> str:
         """What people read: DA-CLIP only where every size is that of DA-CLIP."""
-        if self == ControllerConfig():
+        if self.is_daclip:
             return "DA-CLIP ViT-B/32"
-        return f"a small prior trained on synthetic distortions ({_described(self)})"
+        return f"a small prior trained on synthetic distortions: {_described(self)}"
+
+    @property
+    def is_daclip(self) -> bool:
+        """Whether every size is that of DA-CLIP, by which a prior is known."""
+        return self == ControllerConfig()
+
+    @property
+    def words(self) -> str:
+        """What the names of the ten distortions mean with this prior."""
+        if self.is_daclip:
+            return "DA-CLIP was trained to name these ten distortions"
+        rest = [name for name in DISTORTIONS if name not in LEARNT]
+        return (
+            f"the prior knows synthetic stand-ins for at most {', '.join(LEARNT)}; "
+            f"{', '.join(rest)} are names only"
+        )
 
     @property
     def grid(self) -> int:
@@ -224,21 +242,26 @@ class DRExpertsConfig:
         made: Self = getattr(cls, name)(size, image_size)
         return made
 
+    @classmethod
+    def from_nothing(cls, size: str, image_size: int, preset: str = "paper") -> Self:
+        """A preset of which no weights are published: one of `SIZES` with a small prior of ours."""
+        made = cls.preset_named(preset, size, image_size)
+        prior = ControllerConfig(image_size=image_size, **_OWN_CONTROLLERS[size])
+        return made.with_sizes(replace(made.encoder, weights="none"), prior)
+
     def with_sizes(self, encoder: EncoderConfig, controller: ControllerConfig) -> Self:
         """The same switches on other sizes; a fixed grid follows the encoder."""
         grid = None if self.grid is None else encoder.grid
         return replace(self, encoder=encoder, controller=controller, grid=grid)
 
-    def from_nothing(self) -> Self:
-        """The same switches and encoder without published weights, and our own small controller."""
-        encoder = replace(self.encoder, weights="none")
-        own = ControllerConfig(image_size=encoder.image_size, **_OWN_CONTROLLER)
-        return self.with_sizes(encoder, own)
-
     @property
-    def starts_from_nothing(self) -> bool:
-        """Whether no published weights are part of the model."""
-        return self.encoder.weights == "none"
+    def parts(self) -> dict[str, str]:
+        """What the model is made of, and what its distortions' names mean, as people read it."""
+        return {
+            "encoder": self.encoder.name,
+            "prior": self.controller.name,
+            "names of distortions": self.controller.words,
+        }
 
     @property
     def scale(self) -> float:

@@ -5,11 +5,13 @@ accepts a short list of inert types.
 """
 
 import _codecs
+import hashlib
 import json
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any, BinaryIO, cast
@@ -44,6 +46,20 @@ def load_strictly(module: nn.Module, state: State, source: str) -> None:
         raise WeightsError(f"{source} has weights that are not floating-point: {_listed(odd)}")
     module.load_state_dict(state)
     check_finite(module.state_dict(), source)
+
+
+def weights_digest(state: State) -> str:
+    """Such as "sha256:…": equal for equal weights, whatever file they are read from."""
+    digest = hashlib.sha256()
+    hash_tensors(digest, state)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def hash_tensors(digest: "hashlib._Hash", state: State) -> None:
+    """Add the name, dtype, shape and bytes of each tensor to a digest, sorted by name."""
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -212,10 +228,22 @@ def _is_dense(value: Any) -> bool:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a `.safetensors` file."""
+    with _opened(path) as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a `.safetensors` file, without its tensors."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         path.open("rb").close()  # safetensors reports an unreadable file as missing
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except FileNotFoundError as error:
         raise WeightsError(f"there is no file {path}: check the path") from error
     except (SafetensorError, OSError) as error:

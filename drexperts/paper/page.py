@@ -5,25 +5,43 @@ from collections.abc import Iterator
 from math import isnan
 
 from drexperts.paper.reported import IMAGES, SOURCE, TABLES
-from drexperts.paper.results import Failure, Median, Reproduction
+from drexperts.paper.results import MeasuredCell, Reproduction
 from drexperts.ui.markdown import Table
 from drexperts.ui.pages import render
 
 
 def page(done: Reproduction) -> str:
     """The Markdown page of a reproduced table."""
-    headings = ("trained", "tested on", "split", "digest", "images", "epoch", "SRCC", "PLCC")
     return render(
         "paper.md.j2",
         done=done,
         number=done.table.removeprefix("table"),
         paper=SOURCE,
-        differences=list(_differences(done)),
-        measured=any(cell.runs for cell in done.cells),
-        cells=Table(("", *TABLES[done.table].columns), list(_rows(done))),
-        runs=Table(headings, list(_runs(done))),
-        failures=_by_error(done.failures),
+        standing=standing(done),
+        cells=cells_table(done),
+        runs=runs_table(done),
+        failures=failures_by_error(done),
     )
+
+
+def cells_table(done: Reproduction) -> Table:
+    """The paper's rows, and ours below each that can be measured here; SRCC/PLCC."""
+    return Table(("", *TABLES[done.table].columns), list(_rows(done)))
+
+
+def runs_table(done: Reproduction) -> Table:
+    """Every test behind the medians."""
+    headings = ("trained", "tested on", "split", "digest", "images", "epoch", "SRCC", "PLCC")
+    return Table(headings, list(_runs(done)))
+
+
+def standing(done: Reproduction) -> str:
+    """What the table says of the paper's numbers."""
+    if not any(cell.runs for cell in done.cells):
+        return "This is no reproduction of the paper's numbers: nothing was measured here."
+    if differences := list(_differences(done)):
+        return f"This is no reproduction of the paper's numbers: {', '.join(differences)}."
+    return "All data sets measured here have all their images, and the weights are published."
 
 
 def _differences(done: Reproduction) -> Iterator[str]:
@@ -43,17 +61,25 @@ def _differences(done: Reproduction) -> Iterator[str]:
 def _rows(done: Reproduction) -> Iterator[tuple[str, ...]]:
     """The rows of the paper, and ours below each that can be measured here."""
     table = TABLES[done.table]
+    here = "here" if done.published else "here, not from the published weights"
     for row, cells in table.rows.items():
         yield (row, *("-" if cell is None else _pair(*cell) for cell in cells))
-        ours = {cell.column: cell.medians for cell in done.cells if cell.row == row}
-        for test in dict.fromkeys(test for medians in ours.values() for test in medians):
-            medians = [ours[column][test] for column in table.columns]
-            yield (f"{row}, here, {test}", *(_ours(each, done.splits) for each in medians))
+        ours = {cell.column: cell for cell in done.cells if cell.row == row}
+        for test in dict.fromkeys(test for cell in ours.values() for test in cell.medians):
+            cells_here = [ours[column] for column in table.columns]
+            yield (
+                f"{row}, {here}, {test}",
+                *(_ours(cell, test, done.splits) for cell in cells_here),
+            )
 
 
-def _ours(found: Median, splits: int) -> str:
-    pair = _pair(found.srcc, found.plcc)
-    return f"{pair} ({found.splits} of {splits})" if found.splits else "missing"
+def _ours(cell: MeasuredCell, test: str, splits: int) -> str:
+    """The medians of the splits that are finished, and what is the matter with the others."""
+    found = cell.medians[test]
+    if not found.splits:
+        return cell.state
+    numbers = f"{_pair(found.srcc, found.plcc)} ({found.splits} of {splits})"
+    return numbers if cell.state in ("done", "partly done") else f"{numbers}, {cell.state}"
 
 
 def _pair(srcc: float | None, plcc: float | None) -> str:
@@ -66,7 +92,6 @@ def _number(value: float | None) -> str:
 
 
 def _runs(done: Reproduction) -> Iterator[tuple[str, ...]]:
-    """Every test behind the medians."""
     for cell in done.cells:
         for run in cell.runs:
             for test, metrics in run.tests.items():
@@ -82,9 +107,9 @@ def _runs(done: Reproduction) -> Iterator[tuple[str, ...]]:
                 )
 
 
-def _by_error(failures: tuple[Failure, ...]) -> dict[str, list[str]]:
+def failures_by_error(done: Reproduction) -> dict[str, list[str]]:
     """The jobs that failed by their error, which many jobs often share."""
     jobs: dict[str, list[str]] = defaultdict(list)
-    for failure in failures:
+    for failure in done.failures:
         jobs[failure.error].append(failure.job)
     return jobs

@@ -36,20 +36,28 @@ from drexperts.paper.cells import (
 )
 from drexperts.paper.page import page
 from drexperts.paper.reported import SOURCE, TABLES
-from drexperts.paper.results import Failure, MeasuredCell, MeasuredRun, Median, Reproduction
+from drexperts.paper.results import (
+    CellState,
+    Failure,
+    MeasuredCell,
+    MeasuredRun,
+    Median,
+    Reproduction,
+)
 from drexperts.runtime.errors import ConfigError, DataError, UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
 from drexperts.training.from_nothing import PriorTraining
-from drexperts.training.result import TrainingResult
+from drexperts.training.result import Criterion, TrainingResult, Watch
 from drexperts.training.run import start_digest, train
 from drexperts.training.run_folder import BEST, RESULT, read_result
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import TrainConfig
 
 SPLITS = 10
+SELECTED_BY: Criterion = "plcc"  # as the released code does; the paper does not say
 
 _TRANSFER_TESTS = (WHOLE_TARGET, PART_OF_TARGET)
 
@@ -104,9 +112,10 @@ def reproduce(
     *,
     only: Sequence[str] = (),
     resources: Resources = _ANYWHERE,
+    watch: Watch = lambda _: None,
     progress: Progress = SILENT,
 ) -> Reproduction:
-    """Train and test what a table lacks; write `out/<table>.md` and `.json` after every training.
+    """Train and test what a table lacks; write `out/<table>.md` and `.json` around every training.
 
     If a training fails, for example because its data set is missing, the page lists the failure and
     the other trainings continue.
@@ -117,6 +126,7 @@ def reproduce(
         out: for the trainings, their splits and the pages.
         only: data sets to train on, variants and shares ("20"), see `cells.choose`. The page shows
             earlier results of the others.
+        watch: told what was found after every epoch of every training.
 
     Raises:
         StoppedError: a signal ended the work; the same call resumes it.
@@ -128,23 +138,37 @@ def reproduce(
     """
     data_root, out = Path(data_root), Path(out)
     chosen = choose(cells_of(table), only)
-    runs = _Runs(data_root, out, options, resources, progress)
+    runs = _Runs(data_root, out, options, resources, watch, progress)
     failures: list[Failure] = []
     jobs = list(product(range(options.splits), chosen))
-    done = _collected(table, runs, failures)
-    for number, (split, cell) in enumerate(jobs, 1):
-        job = f"{cell.training.name}, split {split}, on {cell.target or 'its test part'}"
-        progress.note(f"{table}, {number} of {len(jobs)}: {job}")
-        try:
-            runs.make(cell, split)
-        except (UserError, OSError) as error:
-            failures.append(Failure(job, str(error)))
-            progress.note(f"{job}: {error}")
-        done = _collected(table, runs, failures)
+    states: dict[Cell, CellState] = dict.fromkeys(chosen, "not run yet")
+
+    def publish() -> Reproduction:
+        done = _collected(table, runs, states, failures)
         if runs.first:
             _write_json(out / f"{table}.json", done.as_json())
             _write(out / f"{table}.md", page(done))
-    return done
+        return done
+
+    try:
+        for number, (split, cell) in enumerate(jobs, 1):
+            job = f"{cell.training.name}, split {split}, on {cell.target or 'its test part'}"
+            progress.note(f"{table}, {number} of {len(jobs)}: {job}")
+            before, states[cell] = states[cell], "running"
+            publish()
+            try:
+                runs.make(cell, split)
+                states[cell] = before
+            except (UserError, OSError) as error:
+                states[cell] = "data missing" if runs.lacks_data(cell) else "failed"
+                failures.append(Failure(job, str(error)))
+                progress.note(f"{job}: {error}")
+    except BaseException:  # also of a signal: nothing is running any more
+        running = [cell for cell, state in states.items() if state == "running"]
+        states.update(dict.fromkeys(running, "not run yet"))
+        publish()
+        raise
+    return publish()
 
 
 class _Data(NamedTuple):
@@ -168,21 +192,37 @@ class _Runs:
         out: Path,
         options: ReproductionOptions,
         resources: Resources,
+        watch: Watch,
         progress: Progress,
     ) -> None:
         self.options, self.first = options, Processes(resources.device).first
         self._root, self._out, self._resources, self._progress = root, out, resources, progress
+        self._watch = watch
         self._starts = cache(partial(start_digest, options.new_model))
         self._data = cache(self._read_data)
         self._noted: set[str] = set()
 
+    def lacks_data(self, cell: Cell) -> bool:
+        """Whether the folder of a data set is missing."""
+        names = (cell.training.dataset, cell.target)
+        return not all((self._root / name).exists() for name in names if name is not None)
+
     def make(self, cell: Cell, split: int) -> None:
         """Train and test, unless both are finished."""
+        if self.found(cell, split) is not None:
+            return  # without making a model to compare it with
         # Before the training, which would be in vain without its target.
         target = None if cell.target is None else self._data(cell.target)
         run, folder = self._run(cell.training, split), self._folder(cell.training, split)
         new_model = self.options.new_model
-        train(run, new_model, folder, resources=self._resources, progress=self._progress)
+        train(
+            run,
+            new_model,
+            folder,
+            resources=self._resources,
+            watch=self._watch,
+            progress=self._progress,
+        )
         if target is not None and self.first:
             self._transfer(run, folder, target, split)
 
@@ -240,7 +280,7 @@ class _Runs:
             config=self.options.train_config(recipe),
             protocol=self.options.protocol,
             split_seed=splits.seed,
-            select_by="plcc",  # as the released code does
+            select_by=SELECTED_BY,
             select_on_test=self.options.select_on_test,
             variant=training.variant,
             fresh=self.options.fresh,
@@ -320,7 +360,9 @@ class _Runs:
         }
 
 
-def _collected(table: str, runs: _Runs, failures: Sequence[Failure]) -> Reproduction:
+def _collected(
+    table: str, runs: _Runs, states: Mapping[Cell, CellState], failures: Sequence[Failure]
+) -> Reproduction:
     """The table with everything that is finished."""
     options, cells = runs.options, cells_of(table)
     return Reproduction(
@@ -332,8 +374,9 @@ def _collected(table: str, runs: _Runs, failures: Sequence[Failure]) -> Reproduc
         schedules=tuple(sorted({_schedule(options, cell.training) for cell in cells})),
         protocol=options.protocol,
         selected_on="test" if options.select_on_test else "validation",
+        selected_by=SELECTED_BY,
         splits=options.splits,
-        cells=tuple(_measured(cell, runs) for cell in cells),
+        cells=tuple(_measured(cell, runs, states.get(cell, "not asked for")) for cell in cells),
         failures=tuple(failures),
     )
 
@@ -344,12 +387,23 @@ def _schedule(options: ReproductionOptions, training: Training) -> str:
     return f"{epochs} at a learning rate of {config.schedule.rate:g}"
 
 
-def _measured(cell: Cell, runs: _Runs) -> MeasuredCell:
+def _measured(cell: Cell, runs: _Runs, state: CellState) -> MeasuredCell:
     found = [runs.found(cell, split) for split in range(runs.options.splits)]
     finished = tuple(run for run in found if run is not None)
     medians = {test: _median([run.tests[test] for run in finished]) for test in cell.tests}
+    if state != "running" and len(finished) == len(found):
+        state = "done"
+    elif state in ("not asked for", "not run yet") and finished:
+        state = "partly done"
     return MeasuredCell(
-        cell.row, cell.column, cell.training, cell.target, cell.training.name, medians, finished
+        row=cell.row,
+        column=cell.column,
+        training=cell.training,
+        target=cell.target,
+        name=cell.training.name,
+        state=state,
+        medians=medians,
+        runs=finished,
     )
 
 

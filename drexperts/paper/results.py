@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from drexperts.evaluation.metrics import Metrics, json_ready
 from drexperts.paper.cells import Training
+
+# In the words that a reader sees. A cell with some of its splits finished also has their medians.
+CellState = Literal[
+    "not asked for", "data missing", "not run yet", "running", "failed", "partly done", "done"
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class MeasuredCell:
     """A cell of the table with all that was measured for it.
 
     name: the name of the training
+    state: what became of it, or what will
     medians: by what was tested on
     """
 
@@ -51,6 +57,7 @@ class MeasuredCell:
     training: Training
     target: str | None
     name: str
+    state: CellState
     medians: Mapping[str, Median]
     runs: tuple[MeasuredRun, ...]
 
@@ -70,7 +77,7 @@ class Reproduction:
     start: what the trainings start from, in words
     published: whether those are the weights that the authors started from
     schedules: the epochs and learning rates of the trainings, in words
-    selected_on: the images that choose an epoch
+    selected_on, selected_by: the images that choose an epoch, and the correlation
     splits: how many trainings a cell has when all are finished
     """
 
@@ -82,6 +89,7 @@ class Reproduction:
     schedules: tuple[str, ...]
     protocol: str
     selected_on: str
+    selected_by: str
     splits: int
     cells: tuple[MeasuredCell, ...]
     failures: tuple[Failure, ...]

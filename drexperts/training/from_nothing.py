@@ -32,15 +32,22 @@ from drexperts.model.weight_files import (
 from drexperts.training.trainer import CosineSchedule, Loss, Step, TrainConfig, Trainer
 
 FORMAT = "drexperts-start-1"
-START = "start.safetensors"  # in a run's folder
 
-# Synthetic distortions, and the prompt of DA-CLIP that is closest to each.
+# Synthetic distortions, and the prompt of DA-CLIP that is closest to each. None is close to haze,
+# rain, raindrops or shadows.
 PROMPT_OF = {
+    "gaussian_blur": "motion-blurry",
     "lens_blur": "motion-blurry",
+    "motion_blur": "motion-blurry",
     "jpeg": "jpeg-compressed",
+    "jpeg2000": "jpeg-compressed",
+    "darken": "low-light",
     "white_noise": "noisy",
+    "ycbcr_noise": "noisy",
+    "multiplicative_noise": "noisy",
     "impulse_noise": "snowy",
     "pixelate": "uncompleted",
+    "colour_block": "uncompleted",
 }
 # Below this level the prior cannot tell distortions from none.
 LEAST_LEVEL, MOST_LEVEL = 2, 5
@@ -92,21 +99,30 @@ def untrained_model(config: DRExpertsConfig) -> DRExperts:
 def keep_start(
     model: DRExperts,
     training: PriorTraining,
-    pictures: tuple[ImageStore, Sequence[Sample]],
+    store: ImageStore,
+    samples: Sequence[Sample],
     path: Path,
     seed: int,
-    tell: Tell,
+    tell: Callable[[str, int, int], None],
 ) -> None:
-    """Prepare an untrained model and write what changed to `path`, unless that is done already."""
-    store, samples = pictures
-    made_from = json.dumps(
-        [asdict(training), model.config.as_dict(), seed, store.digest, [s.name for s in samples]]
-    )
+    """Prepare an untrained model and write what changed to `path`, unless that is done already.
+
+    Args:
+        samples: images to distort, of the training part.
+        tell: called with a text, how much is done, and of how much.
+    """
+    facts = [asdict(training), model.config.as_dict(), seed, store.digest]
+    made_from = json.dumps([*facts, [sample.name for sample in samples]])
     if path.exists() and read_safetensors(path)[1].get("made_from") == made_from:
         return
-    squares = distorted_squares(store, samples, model.config.encoder.image_size, training, seed)
+    side = model.config.encoder.image_size
+    squares = distorted_squares(store, samples, side, training.squares, seed, tell)
     initialise(model, squares.pixels[::10])
-    train_prior(model, squares, training.config(seed), tell)
+
+    def of_step(step: Step) -> None:
+        tell(f"training the prior, loss {step.loss:.4f}", step.number, step.steps)
+
+    train_prior(model, squares, training.config(seed), of_step)
     state = {k: v for k, v in model.state_dict().items() if k.startswith(_PARTS)}
     write_safetensors(state, {"format": FORMAT, "made_from": made_from}, path)
 
@@ -119,23 +135,33 @@ def load_start(model: DRExperts, path: Path) -> None:
 
 
 def distorted_squares(
-    store: ImageStore, samples: Sequence[Sample], side: int, training: PriorTraining, seed: int
+    store: ImageStore,
+    samples: Sequence[Sample],
+    side: int,
+    count: int,
+    seed: int,
+    tell: Callable[[str, int, int], None],
 ) -> Squares:
-    """Squares from random places of random pictures, under distortions of random levels."""
+    """About `count` squares of random places and pictures, under distortions of random levels."""
     generator = Generator().manual_seed(seed)
-    order = torch.randperm(len(samples), generator=generator).tolist()[: training.squares]
-    each = -(-training.squares // len(order))
-    names = list(PROMPT_OF)
+    order = torch.randperm(len(samples), generator=generator).tolist()[:count]
+    each = -(-count // len(order))
     pixels, prompts = [], []
-    for number in order:
+    for done, number in enumerate(order, 1):
         picture = torch.tensor(store.pixels(samples[number])).permute(2, 0, 1)
-        for _ in range(each):
-            square = random_crops(picture[None], side, generator)[0].float() / 255
-            kind = int(torch.randint(len(names), (), generator=generator))
-            level = int(torch.randint(LEAST_LEVEL, MOST_LEVEL + 1, (), generator=generator))
-            pixels.append(to_uint8(distort(square, names[kind], level, generator)))
-            prompts.append(DISTORTIONS.index(PROMPT_OF[names[kind]]))
+        for square in random_crops(picture.expand(each, -1, -1, -1), side, generator):
+            kind, level = _drawn(generator)
+            pixels.append(to_uint8(distort(square.float() / 255, kind, level, generator)))
+            prompts.append(DISTORTIONS.index(PROMPT_OF[kind]))
+        tell("distorting pictures for the prior", done, len(order))
     return Squares(torch.stack(pixels), torch.tensor(prompts))
+
+
+def _drawn(generator: Generator) -> tuple[str, int]:
+    """A random distortion at a random level."""
+    kinds, levels = list(PROMPT_OF), range(LEAST_LEVEL, MOST_LEVEL + 1)
+    kind, level = torch.rand(2, generator=generator).tolist()
+    return kinds[int(kind * len(kinds))], levels[int(level * len(levels))]
 
 
 def initialise(model: DRExperts, pixels: Tensor) -> None:

@@ -31,6 +31,7 @@ from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.weight_files import load_strictly, read_safetensors, write_safetensors
+from drexperts.runtime.cpus import available_cpus, cpu_name
 from drexperts.runtime.errors import (
     DataError,
     MissingDependencyError,
@@ -46,7 +47,7 @@ from drexperts.runtime.progress import Progress
 from drexperts.runtime.training import Training, utc_now
 from drexperts.training.distributed import Processes
 from drexperts.training.result import Epoch, TrainingResult, Watch, best_epoch
-from drexperts.training.run_folder import RunFolder, State
+from drexperts.training.run_folder import PREDICTIONS, RunFolder, State, refresh_page
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest
 from drexperts.training.trainer import DTYPES, Step, Trainer
@@ -193,7 +194,7 @@ class TrainingLoop:
         self._log(step.number, loss=step.loss, rate=step.rate, images_per_second=rate)
         text = (
             f"epoch {epoch + 1} of {self.run.config.epochs}, loss {step.loss:.4g}, "
-            f"rate {step.rate:.1e}, {rate:.1f} images/s"
+            f"{rate:.1f} images/s"
         )
         self.progress(text, step.number, step.steps)
 
@@ -243,9 +244,13 @@ class TrainingLoop:
             if best_epoch(self.epochs, self.run.select_by) in (epoch, None):
                 self.processes.from_first(self._keep)
         if self.processes.first:
-            self._log(self.trainer.done, **self.epochs[-1]._asdict(), seconds=self._seconds())
+            where = {"seconds": self._seconds(), "machine": _machine(self.processes.device)}
+            self.folder.log(step=self.trainer.done, **where)
+            self._log(self.trainer.done, **self.epochs[-1]._asdict())
         self._save()
         self.watch(self.run.so_far(self.epochs))
+        if self.processes.first:
+            refresh_page(self.folder.path, self.run.dataset)
 
     def _log(self, step: int, **values: Any) -> None:
         self.folder.log(step=step, **values)
@@ -334,9 +339,11 @@ class TrainingLoop:
             versions=packages | {"python": platform.python_version()},
         )
         if self.processes.first:
-            _write_predictions(rows, self.folder.path / "predictions.csv")
+            _write_predictions(rows, self.folder.path / PREDICTIONS)
             self._keep(metrics)  # a kill from here on leaves the state, and the test is repeated
             self.folder.finish(result)
+            if missing := refresh_page(self.folder.path, self.run.dataset):
+                self.progress.note(missing)
         if self._is_asked_to_stop():  # so that the next of several trainings does not begin
             self._stop()
         return result
@@ -368,6 +375,13 @@ class _Scores(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.model(images).score
         return scores
+
+
+def _machine(device: torch.device) -> str:
+    cpus = f"{cpu_name()}, {available_cpus()} CPUs, {platform.platform(terse=True)}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}; {cpus}"
+    return cpus
 
 
 def _defined(value: float) -> float | None:

@@ -1,5 +1,6 @@
 """A training from its data to its result, in a folder, which may be stopped or killed."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,19 +14,19 @@ import torch
 from drexperts.data.images import ImageStore, Stamp, check_images, sizing
 from drexperts.data.splits import Split, Splits, read_splits, write_splits
 from drexperts.data.training_crops import divisible_batch
-from drexperts.evaluation.predict import weights_digest
+from drexperts.evaluation.predict import model_digest
 from drexperts.model.ablations import Variant, ablated
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
-from drexperts.training.from_nothing import START, keep_start, load_start
+from drexperts.training.from_nothing import keep_start, load_start
 from drexperts.training.loop import TrainingLoop
 from drexperts.training.result import TrainingResult, Watch
-from drexperts.training.run_folder import RunFolder, difference
+from drexperts.training.run_folder import PAGE, SPLIT, RunFolder, difference, finished, refresh_page
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
-from drexperts.training.trainer import Step, start_at
+from drexperts.training.trainer import start_at
 
 
 def train(
@@ -33,6 +34,7 @@ def train(
     new_model: Callable[[], DRExperts],
     out: str | Path,
     *,
+    start: str | None = None,
     resources: Resources | None = None,
     watch: Watch = lambda _: None,
     progress: Progress = SILENT,
@@ -48,6 +50,8 @@ def train(
     Args:
         new_model: makes the model to start from; called with PyTorch's generator seeded.
         out: the run's folder.
+        start: what identifies the weights that `new_model` starts from, such as the hash of their
+            file. With it a run that is done returns its result without making the model.
         watch: told what was found after every epoch.
 
     Example: see `drexperts.training`.
@@ -59,7 +63,12 @@ def train(
         UserError: `out` holds another run.
     """
     resources = resources or Resources()
+    settings = _in_json(run.settings() | {"start": start})
     with Processes(resources.device) as processes:
+        if start is not None:
+            result = processes.from_first(lambda: finished(Path(out), settings))
+            if result is not None:
+                return _again(result, run, Path(out), watch, progress, processes)
         with _seeded(run.config.seed):
             base = new_model()
             digest = _start_digest(base)
@@ -68,26 +77,24 @@ def train(
         crops = len(run.split.train) * run.recipe.train_crops
         divisible_batch(crops, run.config.batch, processes.world, run.config.accumulate)
         store = ImageStore(run.dataset, sizing(run.protocol, run.recipe, crop), resources.cache)
-        settings = run.settings() | {"model": digest}
+        settings |= {"model": digest}
         _require_one_run(settings, processes)
         with (
             processes.from_first(lambda: RunFolder(Path(out), settings)) as folder,
             stop_requests() as request,
         ):
             if (result := processes.from_first(folder.result)) is not None:
-                watch(run.so_far(result.epochs))
-                return result
-            processes.from_first(lambda: _write_split(run, folder.path / "splits.json"))
+                return _again(result, run, folder.path, watch, progress, processes)
+            processes.from_first(lambda: _write_split(run, folder.path / SPLIT))
             parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
             )
             model = model.to(processes.device)
             if run.prior is not None:
                 samples = run.dataset.select(parts.train)
-                start = partial(keep_start, base, run.prior, (store, samples), Path(out) / START)
-                tell = partial(_tell_prior, progress, request)
-                processes.from_first(lambda: start(run.config.seed, tell))
-                load_start(base, Path(out) / START)
+                make = partial(keep_start, base, run.prior, store, samples)
+                processes.from_first(lambda: _start(folder, make, run, progress, request))
+                load_start(base, folder.start)
             return TrainingLoop(
                 run=run,
                 parts=parts,
@@ -103,13 +110,44 @@ def train(
             ).train()
 
 
-def _tell_prior(progress: Progress, request: StopRequest, step: Step) -> None:
-    progress(f"training the prior, loss {step.loss:.4f}", step.number, step.steps)
-    if request.signal is not None:
-        raise StoppedError(
-            "stopped before the prior was trained: run the same command to begin again",
-            request.signal,
-        )
+def _start(
+    folder: RunFolder,
+    make: Callable[..., None],
+    run: Run,
+    progress: Progress,
+    request: StopRequest,
+) -> None:
+    """Prepare the model that starts from nothing, unless an earlier call did."""
+
+    def tell(text: str, done: int, total: int) -> None:
+        progress(text, done, total)
+        if request.signal is not None:
+            raise StoppedError(f"stopped while {text}: run the same command again", request.signal)
+
+    folder.check_start()
+    make(folder.start, run.config.seed, tell)
+
+
+def _again(
+    result: TrainingResult,
+    run: Run,
+    folder: Path,
+    watch: Watch,
+    progress: Progress,
+    processes: Processes,
+) -> TrainingResult:
+    """Show the result of a run that is done, and write its page if that is still missing."""
+    if processes.first:
+        watch(run.so_far(result.epochs))
+        if not (folder / PAGE).exists() and (missing := refresh_page(folder, run.dataset)):
+            progress.note(missing)
+    return result
+
+
+def _in_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from a JSON file."""
+    content: dict[str, Any] = json.loads(json.dumps(settings))
+    return content
 
 
 def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:
@@ -134,7 +172,7 @@ def start_digest(new_model: Callable[[], DRExperts], seed: int) -> str:
 
 
 def _start_digest(model: DRExperts) -> str:
-    return weights_digest(model)[:16]
+    return model_digest(model)[:16]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from drexperts.data.dataset import Dataset
 from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.files import written_whole
@@ -16,8 +17,9 @@ from drexperts.training.result import TrainingResult
 
 FORMAT = "drexperts-training-1"
 
-_SETTINGS, _STATE, _LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
-BEST = "best.safetensors"
+SETTINGS, _STATE, LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
+BEST, SPLIT, PREDICTIONS = "best.safetensors", "splits.json", "predictions.csv"
+PAGE, _START = "index.html", "start.safetensors"
 
 _VALUES = {"done", "scaler", "epochs", "losses", "seconds", "log_bytes"}
 
@@ -32,7 +34,8 @@ class State(NamedTuple):
 class RunFolder:
     """The folder of one run.
 
-    It holds `run.json`, the settings; `state.safetensors`, from which the run continues;
+    It holds `run.json`, the settings; `start.safetensors`, the start of a model that starts from
+    nothing, and `state.safetensors`, from which the run continues;
     `best.safetensors`, the model; `log.jsonl`, one line per step and per epoch; and `result.json`
     once the run is done. Every file but the log is written aside and renamed, so that a kill leaves
     the previous one.
@@ -50,6 +53,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.best = path / BEST
+        self.start = path / _START
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._unlock: weakref.finalize[[], RunFolder] | None
         self._unlock = weakref.finalize(self, _locked(path))
@@ -67,17 +71,18 @@ class RunFolder:
         """Write the settings, or compare them if the folder holds more than a log."""
         kept = any((self.path / name).exists() for name in (_STATE, BEST, RESULT))
         if not kept:
-            self._write_json(_SETTINGS, self.settings)
+            self._write_json(SETTINGS, self.settings)
             return
-        there = _read_json(self.path / _SETTINGS)
+        there = _read_json(self.path / SETTINGS)
         if there is None:
             raise UserError(
-                f"{self.path} holds a run whose {_SETTINGS} is missing: restore it, choose "
+                f"{self.path} holds a run whose {SETTINGS} is missing: restore it, choose "
                 "another folder with --out, or remove this one"
             )
-        if there != self.settings:
+        there, asked = _deciding(there), _deciding(self.settings)
+        if there != asked:
             raise UserError(
-                f"{self.path} holds another run ({difference(there, self.settings)}): choose "
+                f"{self.path} holds another run ({difference(there, asked)}): choose "
                 "another folder with --out, or remove this one"
             )
 
@@ -94,6 +99,14 @@ class RunFolder:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_unlock": None}
+
+    def check_start(self) -> None:
+        """Raise UserError if the run has a state but no longer the start that this belongs to."""
+        if (self.path / _STATE).exists() and not self.start.exists():
+            raise UserError(
+                f"{self.start}, from which the run began, is missing: restore it, or remove "
+                f"{self.path} to start over"
+            )
 
     def load_state(self) -> State | None:
         """The last saved state; None before the first. Raises WeightsError if it is damaged."""
@@ -112,31 +125,34 @@ class RunFolder:
     def cut_log(self, state: State | None) -> None:
         """Remove the lines of steps after this state: those steps will be repeated."""
         size = 0 if state is None else state.values["log_bytes"]
-        with open(self.path / _LOG, "ab") as stream:
+        with open(self.path / LOG, "ab") as stream:
             stream.truncate(min(size, stream.tell()))
 
     def save_state(self, state: State) -> None:
         """Replace the previous state, which stays if this raises OSError."""
-        size = {"log_bytes": (self.path / _LOG).stat().st_size}
+        size = {"log_bytes": (self.path / LOG).stat().st_size}
         metadata = {"format": FORMAT, "values": json.dumps(state.values | size)}
         write_safetensors(state.tensors, metadata, self.path / _STATE)
 
     def log(self, **record: Any) -> None:
         """Append one line to the log."""
-        with open(self.path / _LOG, "a", encoding="utf-8") as stream:
+        with open(self.path / LOG, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def result(self) -> TrainingResult | None:
         """The result, if the run is done. Raises UserError if it is damaged."""
         if (result := read_result(self.path)) is not None:
-            # A kill in `finish` leaves the state.
-            (self.path / _STATE).unlink(missing_ok=True)
+            self._remove_state()  # which a kill in `finish` leaves
         return result
 
     def finish(self, result: TrainingResult) -> None:
         """Write the result and remove the state, which is no longer needed."""
         self._write_json(RESULT, result.as_json())
-        (self.path / _STATE).unlink(missing_ok=True)
+        self._remove_state()
+
+    def _remove_state(self) -> None:
+        for path in (self.path / _STATE, self.start):
+            path.unlink(missing_ok=True)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -154,6 +170,39 @@ def read_result(folder: Path) -> TrainingResult | None:
         raise UserError(
             f"{path} is not the result of a training: remove it to continue the run"
         ) from cause
+
+
+def finished(path: Path, settings: dict[str, Any]) -> TrainingResult | None:
+    """The result of a run that is done and had these settings, which need not say the weights.
+
+    None leaves it to `RunFolder` to find out what the folder holds. Raises UserError if a file is
+    damaged.
+    """
+    there = _read_json(path / SETTINGS)
+    same = there is not None and there | settings == there
+    # A kill in `finish` leaves the state, which is removed under the folder's lock.
+    return read_result(path) if same and not (path / _STATE).exists() else None
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without `start`: the same weights may come from another file, and `model` tells."""
+    return {name: value for name, value in settings.items() if name != "start"}
+
+
+def refresh_page(folder: Path, dataset: Dataset) -> str | None:
+    """Write the page of a run, see `drexperts.training.page`; or why it was not written."""
+    try:
+        from drexperts.training.page import write_page
+
+        write_page(folder, dataset)
+    except ImportError as error:
+        return (
+            f'the page of this run needs {error.name}: pip install "drexperts[report]", then run '
+            "the same command again"
+        )
+    except OSError as error:
+        return f"the page of this run cannot be written: {error}"
+    return None
 
 
 def _locked(path: Path) -> Callable[[], None]:
@@ -188,14 +237,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first three settings that differ, by name."""
-    old, new = dict(_flat(there)), dict(_flat(asked))
+    old, new = dict(flat(there)), dict(flat(asked))
     names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     return "; ".join(f"{n}: {old.get(n)!s:.60}, asked {new.get(n)!s:.60}" for n in names[:3])
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings with those inside others, as `outer.inner`."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -26,7 +26,7 @@ def facts(title: str, rows: Rows) -> Table:
 def about_bundle(bundle: Path, manifest: Manifest, names: Mapping[str, str], digest: str) -> Table:
     """What a person asks first: which model, trained on what, how good, when, proven on what.
 
-    names: of the parts of the model, such as "encoder"
+    names: of the parts of the model, such as "encoder"; none if they are not known
     """
     rows = [
         ("model", f"DR.Experts, preset {manifest.preset}"),
@@ -36,6 +36,7 @@ def about_bundle(bundle: Path, manifest: Manifest, names: Mapping[str, str], dig
         ("exported", _exported(manifest)),
         *(engine_summary(bundle, engine) for engine in manifest.engines),
         ("size", size_text(bundle_bytes(bundle, manifest))),
+        ("weights", UNKNOWN if manifest.weights is None else Name(manifest.weights)),
         ("digest", Name(digest)),
     ]
     return facts(str(bundle), rows)

@@ -21,6 +21,7 @@ from drexperts.runtime.proof import (
 )
 from drexperts.runtime.quoting import printable
 from drexperts.runtime.scorer import Score
+from drexperts.ui import markdown
 from drexperts.ui.screen import Screen
 
 _ALL = 20  # a table shows up to this many scores,
@@ -64,6 +65,7 @@ class Tally:
     Attributes:
         scored: how many images have a score
         failed: how many have an error
+        enlarged: how many of the scored were enlarged, see `Score.enlarged`
         errors: the first few scores with an error
     """
 
@@ -72,6 +74,7 @@ class Tally:
         self._kept: list[Score] = []
         self.scored = 0
         self.failed = 0
+        self.enlarged = 0
         self.errors: list[Score] = []
 
     def add(self, score: Score) -> None:
@@ -81,6 +84,7 @@ class Tally:
             self.errors += [score][: _ERRORS - len(self.errors)]
             return
         self.scored += 1
+        self.enlarged += score.enlarged is not None
         # Maps take a megabyte per image and no table shows them.
         self._kept.append(dataclasses.replace(score, maps=None))
         if len(self._kept) > _ALL:
@@ -105,7 +109,9 @@ def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
     if tally.failed:
         screen.tables.print(error_table(tally))
     summary = f"{tally.scored} scored, {tally.failed} failed"
-    screen.tables.print(summary + f", {already_there} already there" * (already_there > 0))
+    summary += f", {already_there} already there" * (already_there > 0)
+    enlarged = f"; {tally.enlarged} smaller than the model's input, enlarged"
+    screen.tables.print(summary + enlarged * (tally.enlarged > 0))
 
 
 def score_table(tally: Tally) -> Table:
@@ -155,6 +161,18 @@ def scale_text(scale: ScoreScale) -> str:
     """A scale in words, such as "0 to 100, higher is better"."""
     better = "higher" if scale.higher_is_better else "lower"
     return f"{scale.low:g} to {scale.high:g}, {better} is better"
+
+
+def text_table(content: markdown.Table, title: str, caption: str | None = None) -> Table:
+    """A table of text, which on a narrow screen breaks at spaces."""
+    table = Table(
+        title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading, numeric in zip(content.headings, content.numeric, strict=True):
+        table.add_column(heading, justify="right" if numeric else "left")
+    for row in content.rows:
+        table.add_row(*row)
+    return table
 
 
 class MetricsOfSplit(Protocol):

@@ -101,7 +101,7 @@ def _build_engine(
     loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
         progress("comparing the checkpoint with the bundle")
-        check_same_weights(bundle, manifest, source, loaded)
+        check_same_weights(bundle, manifest, loaded)
     pictures = None if images is None else proof_images(images)
     work = _Build(bundle, manifest, loaded, pictures, progress)
     if backend not in TENSORRT_BACKENDS:

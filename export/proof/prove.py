@@ -1,6 +1,5 @@
 """The proofs of a bundle's engines, measured on this machine and written into the manifest."""
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -8,11 +7,13 @@ from pathlib import Path
 
 from drexperts import runtime
 from drexperts.export.changes import bundle_to_change
+from drexperts.export.engines.source_graph import source_engine
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.model.config import DRExpertsConfig
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import (
     DeviceError,
@@ -40,6 +41,8 @@ def verify(
     An engine that this machine cannot run, or that cannot be opened, keeps its record; `progress`
     is told why, and the others are still measured.
 
+    A proof that failed can be measured again, and one that passes replaces it.
+
     Args:
         checkpoint: the weights that engines are compared with. Without it, the recorded parity
             stays and only batch invariance is measured.
@@ -51,8 +54,8 @@ def verify(
         The manifest with its new proofs, as it was written.
 
     Raises:
-        UserError: the checkpoint is of another model, `images` are too few or too much alike, or
-            another process changes the bundle.
+        UserError: the checkpoint is of another model or has other weights, `images` are too few or
+            too much alike, or another process changes the bundle.
         NotTakenError, MissingDependencyError, DeviceError: no engine could be opened.
 
     Example:
@@ -63,6 +66,9 @@ def verify(
     """
     loaded = loaded_checkpoint(checkpoint)
     with bundle_to_change(Path(bundle)) as place:
+        if loaded is not None:
+            progress("comparing the checkpoint with the bundle")
+            check_same_weights(place, read_manifest(place), loaded)
         return measure_proofs(place, loaded, images, trust=trust, progress=progress)
 
 
@@ -74,12 +80,11 @@ def measure_proofs(
     trust: bool = False,
     progress: Progress = SILENT,
 ) -> Manifest:
-    """What `verify` does, in a folder that nobody else writes."""
+    """What `verify` does with the bundle's own checkpoint, in a folder that nobody else writes."""
     manifest = read_manifest(bundle)
     pictures = proof_images(images)
     reference = None
     if loaded is not None:
-        check_same_model(loaded, manifest)
         reference = Reference(loaded.model, pictures, manifest.preprocessing, progress)
     measured: list[Engine] = []
     failures: list[UserError] = []
@@ -151,28 +156,38 @@ def prove_engine(
     return replace(engine, parity=parity, invariance=invariance, proven_on=on)
 
 
-def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raises UserError for a checkpoint of another model than the bundle's."""
-    # Through JSON, as the manifest went.
-    config = json.loads(json.dumps(checkpoint.model.config.as_dict()))
-    if config != manifest.config:
-        changed = [name for name in config if config[name] != manifest.config.get(name)]
+def check_same_weights(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raises UserError for a checkpoint of another model or other weights than the bundle's.
+
+    Measured against it, a good engine would fail its proof, and an engine made from it would score
+    as another model. A bundle of an earlier version has no digest of its weights: the scores of its
+    ONNX engine are compared with the checkpoint's.
+    """
+    _check_same_model(checkpoint, manifest)
+    if manifest.weights is None:
+        return _check_same_scores(bundle, manifest, checkpoint)
+    if (found := checkpoint.weights) != manifest.weights:
+        raise UserError(
+            f"the checkpoint has other weights than the bundle, {found[:15]}… instead of "
+            f"{manifest.weights[:15]}…; pass the checkpoint that was exported"
+        )
+
+
+def _check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    config = checkpoint.model.config.as_dict()
+    # Read and written again, because older versions named a published encoder in any size.
+    exported = DRExpertsConfig.from_dict(manifest.config).as_dict()
+    if config != exported:
+        changed = [name for name in config if config[name] != exported[name]]
         raise UserError(
             f"the checkpoint is of another model than the bundle: {', '.join(changed)} differ; "
             "pass the checkpoint that was exported"
         )
 
 
-def check_same_weights(
-    bundle: Path, manifest: Manifest, engine: Engine, checkpoint: Checkpoint
-) -> None:
-    """Compare a checkpoint with the bundle's ONNX engine, on a few pictures.
-
-    Scores may differ by twice what they did when the engine was proven on other images.
-
-    Raises UserError for other weights: an engine made from them would score as another model.
-    """
-    check_same_model(checkpoint, manifest)
+def _check_same_scores(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Compare a few scores, which may differ by twice what they did when the engine was proven."""
+    engine = source_engine(bundle, manifest)
     pictures = verification_images()[:COMPARED_ON]
     expected = eager_outputs(checkpoint.model, pictures, manifest.preprocessing)
     with runtime.open_engine(bundle, manifest, replace(engine, invariance=None)) as scorer:

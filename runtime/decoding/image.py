@@ -36,7 +36,7 @@ _PER_ROW = 36
 _LOADING = ForkSafeLock()
 
 
-def describe(source: Source) -> str:
+def describe(source: object) -> str:
     """A short name of a source, for messages and result rows."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"

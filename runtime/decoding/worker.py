@@ -6,7 +6,7 @@ both sides know. For each image:
     parent: {"size": of the file, "wants": "crops" or "resized", "spec", "limits"}, and the file
     worker: {"memory": the most bytes that decoding takes}
     parent: {}, once they are free
-    worker: {"size": (width, height) of the resized image}, the pixels
+    worker: {"size": (width, height) of the image before it is resized}, the pixels
 
 In place of both of its messages the worker may send {"error": why the image cannot be read,
 "failed": whether memory ran out}. It ends when its input does.
@@ -120,10 +120,9 @@ def _answer(requests: IO[bytes], answers: IO[bytes]) -> None:
         image = pixels_of(stored)
         if request["wants"] == "crops":
             crops = crops_from_image(image, spec)
-            size, pixels = crops.size, crops.pixels
+            size, pixels = crops.original, crops.pixels
         else:
-            image = resized(image, spec)
-            size, pixels = image.size, np.asarray(image)
+            size, pixels = image.size, np.asarray(resized(image, spec))
         write(answers, {"size": size}, pixels.data.cast("B"))
 
 

@@ -27,7 +27,7 @@ from drexperts.runtime.decoding.stored import DecoderFailure, NotReadError
 from drexperts.runtime.decoding.worker import EndOfInput, read, read_into, write, write_bytes
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.forks import renew_in_children
-from drexperts.runtime.preprocess import LONGEST_RATIO, Crops, Preprocessing, crop_boxes
+from drexperts.runtime.preprocess import Crops, Preprocessing, crop_boxes, resized_size
 
 _START = 60  # seconds, for Python and two libraries
 # A worker's limit is of processor time, which a busy machine does not change. This many times as
@@ -75,17 +75,19 @@ class IsolatedDecoder:
         if isinstance(source, (Image.Image, np.ndarray)):
             return self._local.crops(source)
         with errors_of(source):
-            size, pixels = self._ask(source, "crops")
+            original, pixels = self._ask(source, "crops")
+            size = resized_size(*original, self.spec)
             boxes = crop_boxes(size, self.spec)
             shape = (len(boxes), 3, self.spec.crop, self.spec.crop)
-            return Crops(np.frombuffer(pixels, np.uint8).reshape(shape), boxes, size)
+            return Crops(np.frombuffer(pixels, np.uint8).reshape(shape), boxes, size, original)
 
     def resized(self, source: Source) -> Image.Image:
         """See `Decoder`."""
         if isinstance(source, (Image.Image, np.ndarray)):
             return self._local.resized(source)
         with errors_of(source):
-            size, pixels = self._ask(source, "resized")
+            original, pixels = self._ask(source, "resized")
+            size = resized_size(*original, self.spec)
             return Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
 
     def close(self) -> None:
@@ -113,6 +115,7 @@ class IsolatedDecoder:
     def _ask(
         self, source: Source, wants: Literal["crops", "resized"]
     ) -> tuple[tuple[int, int], bytearray]:
+        """The size of the image before it is resized, and the pixels."""
         request = {
             "wants": wants,
             "spec": dataclasses.asdict(self.spec),
@@ -126,12 +129,13 @@ class IsolatedDecoder:
             # The wait for others does not count as this image's time.
             with PIXELS.reserved(memory, self.limits.for_pixels), worker.exchange(watch):
                 worker.send({})
-                size = worker.size(self.spec)
-                pixels = worker.receive(self._bytes(size, wants))
+                original = worker.size(self.limits)
+                pixels = worker.receive(self._bytes(original, wants))
             worker.lost = watch.expired
-            return size, pixels
+            return original, pixels
 
-    def _bytes(self, size: tuple[int, int], wants: Literal["crops", "resized"]) -> int:
+    def _bytes(self, original: tuple[int, int], wants: Literal["crops", "resized"]) -> int:
+        size = resized_size(*original, self.spec)
         if wants == "resized":
             return 3 * size[0] * size[1]
         return 3 * self.spec.crop**2 * len(crop_boxes(size, self.spec))
@@ -232,12 +236,13 @@ class _Worker:
             raise ValueError("not a number of bytes")
         return value
 
-    def size(self, spec: Preprocessing) -> tuple[int, int]:
-        """The size of the resized image, which fits the contract."""
+    def size(self, limits: DecodingLimits) -> tuple[int, int]:
+        """The size of the image before it is resized, which is within the limits."""
         width, height = self._message()["size"]
-        longest = LONGEST_RATIO * spec.short_side_max
-        if not all(type(side) is int and spec.crop <= side <= longest for side in (width, height)):
+        if not all(type(side) is int and side >= 1 for side in (width, height)):
             raise ValueError("not a size")
+        if width * height > limits.max_pixels:
+            raise ValueError("not a size that is decoded")
         return width, height
 
     def receive(self, count: int) -> bytearray:

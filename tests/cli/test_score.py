@@ -18,7 +18,7 @@ from drexperts.runtime.manifest import Engine, digest, read_manifest, write_mani
 from drexperts.runtime.scorer import Scorer
 
 Call = Callable[..., tuple[int, Any, str]]
-COUNTS = ("images", "already_there", "scored", "failed")
+COUNTS = ("images", "already_there", "scored", "failed", "enlarged")
 
 
 def counts(document: dict[str, Any]) -> list[int]:
@@ -29,7 +29,7 @@ def test_the_document(toy_bundle: Path, photos: Path, call: Call) -> None:
     status, document, error = call("score", toy_bundle, photos, "--batch", "3", "--threads", "1")
     assert status == 0
     assert "1 failed" in error
-    assert counts(document) == [4, 0, 3, 1]
+    assert counts(document) == [4, 0, 3, 1, 0]
     assert list(document) == [
         *("bundle", "engine", "session", "passed_over"),
         *(*COUNTS, "passed_over_files", "seconds", "out", "results"),
@@ -47,6 +47,24 @@ def test_tables_go_to_stdout_without_json(
     assert "3 scored, 1 failed" in out
     assert "a.png" in out
     assert "onnxruntime" in err
+
+
+def test_enlarged_images_are_counted(
+    toy_bundle: Path,
+    photos: Path,
+    photo: Callable[..., Image.Image],
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The toy's images have at least 32 pixels a side."""
+    photo(8, 40).save(photos / "small.png")
+    _, document, _ = call("score", toy_bundle, photos)
+    assert document["enlarged"] == 1
+    enlarged = {Path(row["source"]).name: row["enlarged"] for row in document["results"]}
+    assert [name for name, factor in enlarged.items() if factor] == ["small.png"]
+    assert enlarged["small.png"] == 4.0
+    assert main(["score", str(toy_bundle), str(photos)]) == 0
+    assert "1 smaller" in capsys.readouterr().out
 
 
 def test_many_scores_show_their_ends(
@@ -101,9 +119,9 @@ def test_a_result_file_is_continued(
     document = call(*arguments)[1]
     assert (document["out"], document["results"]) == (str(out), None)
     shutil.copy(photos / "a.png", photos / "broken.jpg")
-    assert counts(call(*arguments)[1]) == [4, 4, 0, 0]
-    assert counts(call(*arguments, "--retry-errors")[1]) == [4, 3, 1, 0]
-    assert counts(call(*arguments, "--overwrite")[1]) == [4, 0, 4, 0]
+    assert counts(call(*arguments)[1]) == [4, 4, 0, 0, 0]
+    assert counts(call(*arguments, "--retry-errors")[1]) == [4, 3, 1, 0, 0]
+    assert counts(call(*arguments, "--overwrite")[1]) == [4, 0, 4, 0, 0]
 
 
 def test_files_that_are_passed_over_are_counted(toy_bundle: Path, photos: Path, call: Call) -> None:

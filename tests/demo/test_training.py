@@ -35,12 +35,12 @@ def test_contents_are_disjoint_and_all_there(photos: dict[str, Image.Image]) -> 
 
 
 def test_distortions_grow_with_their_level_and_have_a_prompt() -> None:
-    assert all(synthetic.SYNTHETIC_TYPES[name].monotone for name in PROMPT_OF)
-    assert set(PROMPT_OF.values()) <= set(DISTORTIONS)
+    assert all(synthetic.SYNTHETIC_TYPES[name].monotone for name in demo.KINDS)
+    assert set(demo.KINDS) <= PROMPT_OF.keys()
 
 
 def test_labels_fall_with_the_level(labels: demo.Labels) -> None:
-    for name in PROMPT_OF:
+    for name in demo.KINDS:
         falling = [labels[name, level] for level in range(6)]
         assert falling[0] == 100
         assert all(weaker > stronger > 0 for weaker, stronger in pairwise(falling))
@@ -55,7 +55,7 @@ def test_the_training_set_holds_every_distortion(
     assert min(one.pixels.shape[2:]) >= demo.SIDE
     assert sorted(one.labels.tolist()) == pytest.approx(sorted(labels.values()))
     named = {DISTORTIONS[i] for i in one.prompts.tolist() if i >= 0}
-    assert named == set(PROMPT_OF.values())
+    assert named == {PROMPT_OF[kind] for kind in demo.KINDS}
     assert torch.equal(one.pixels, again.pixels)
 
 
@@ -63,7 +63,7 @@ def test_held_out_images_fit_the_preprocessing(
     photos: dict[str, Image.Image], labels: demo.Labels
 ) -> None:
     images = demo.held_out({"cat": photos["cat"]}, labels, seed=0)
-    assert len(images) == 1 + 5 * len(PROMPT_OF)
+    assert len(images) == 1 + 5 * len(demo.KINDS)
     for image in images:
         assert image.label == labels.get((image.distortion, image.level), 100)
         assert crops_from_image(image.image, demo.PREPROCESSING).size == image.image.size

@@ -30,6 +30,7 @@ def example(name: str) -> ModuleType:
 
 def test_every_example_has_a_test() -> None:
     tested = {"score_folder.py", "score_in_web_handler.py", "use_kernel.py", "drexperts.ipynb"}
+    tested |= {"score_in_asyncio.py"}
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")} == tested
 
 
@@ -99,6 +100,27 @@ def test_web_handler_reads_no_more_than_it_allows(
     with runtime.load(toy_bundle) as scorer:
         module.score_upload(scorer, environ, lambda status, headers: statuses.append(status))
     assert statuses[0].startswith("413")
+
+
+def test_score_in_asyncio(
+    toy_bundle: Path,
+    tmp_path: Path,
+    photo: Callable[..., Image.Image],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [str(tmp_path / f"{i}.png") for i in range(6)]
+    for i, name in enumerate(names):
+        photo(40, 36, i).save(name)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    names.insert(2, str(tmp_path / "broken.jpg"))
+    with runtime.load(toy_bundle) as scorer:
+        expected = [score.value for score in scorer.score(list(names))]
+    example("score_in_asyncio").main([str(toy_bundle), *names])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == names
+    assert "cannot read" in lines.pop(2)
+    del expected[2]
+    assert [float(line.split()[1]) for line in lines] == pytest.approx(expected, abs=0.006)
 
 
 def test_use_kernel() -> None:

@@ -8,6 +8,7 @@ import pytest
 from drexperts.model.config import (
     DISTORTIONS,
     PRESETS,
+    SIZES,
     ControllerConfig,
     DRExpertsConfig,
     EncoderConfig,
@@ -106,3 +107,66 @@ def test_preset_name_survives_other_sizes_but_no_other_switch():
 def test_an_impossible_size_is_named(name, value):
     with pytest.raises(ConfigError, match=f"encoder.*{name}.* {value}"):
         DRExpertsConfig(encoder=replace(EncoderConfig(), **{name: value}))
+
+
+def test_only_the_published_sizes_have_a_published_name():
+    small = EncoderConfig()
+    assert (small.name, small.weights) == ("deit3_small_patch16_384", "fb_in22k_ft_in1k")
+    toy = EncoderConfig(image_size=64, width=64, depth=2, heads=2)
+    assert (toy.architecture, toy.weights, toy.published) == ("custom", "none", None)
+    assert toy.name == "ViT of 2 blocks, width 64, patches of 16 px, 64 px images"
+    # Published weights can be resampled to another image size, which no published encoder has.
+    other = DRExpertsConfig.paper("base", 128).encoder
+    assert (other.architecture, other.published) == ("custom", "deit3_base_patch16")
+    changes: list[dict[str, Any]] = [{"heads": 12}, {"depth": 11}, {"patch_size": 32}]
+    for change in [*changes, {"image_size": 400}]:
+        assert "deit3" not in replace(small, **change).name
+
+
+def test_an_old_configuration_that_named_a_published_encoder_in_any_size_is_read():
+    config = DRExpertsConfig.from_nothing("tiny", 128)
+    old = config.as_dict()
+    old["encoder"] |= {"architecture": "deit3_small_patch16_384", "weights": "fb_in22k_ft_in1k"}
+    assert DRExpertsConfig.from_dict(old) == config
+    assert "deit3" not in str(DRExpertsConfig.from_dict(old).as_dict())
+
+
+def test_only_da_clips_sizes_are_called_da_clip():
+    assert ControllerConfig().name == "DA-CLIP ViT-B/32"
+    for change in ({"depth": 11}, {"image_size": 256}, {"embedding": 64}, {"heads": 6}):
+        prior = replace(ControllerConfig(), **change)
+        assert prior.name.startswith("a small prior trained on synthetic distortions: ViT of ")
+        assert all(word in prior.words for word in DISTORTIONS)
+    parts = DRExpertsConfig.paper().parts
+    assert parts["prior"] == "DA-CLIP ViT-B/32"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("image_size", [128, 176, 384])
+def test_every_size_starts_from_nothing_at_many_image_sizes(size, image_size):
+    config = DRExpertsConfig.from_nothing(size, image_size)
+    assert (config.encoder.image_size, config.controller.image_size) == (image_size, image_size)
+    assert (config.preset, config.encoder.weights) == ("paper", "none")
+    assert not config.controller.is_daclip
+    assert DRExpertsConfig.from_dict(config.as_dict()) == config
+    assert config.encoder.width == DRExpertsConfig.paper(size, image_size).encoder.width
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "near"),
+    [
+        ("tiny", 130, "128 or 136"),
+        ("tiny", 127, "such as 128"),
+        ("tiny", -8, "such as 128"),
+        ("small", 200, "192 or 208"),
+        ("base", 64, "such as 128"),
+    ],
+)
+def test_an_impossible_image_size_names_those_near(size, image_size, near):
+    with pytest.raises(ConfigError, match=rf"{image_size} px.*{size}.*{near}$"):
+        DRExpertsConfig.from_nothing(size, image_size)
+
+
+def test_an_image_size_beyond_all_memory_is_refused():
+    with pytest.raises(ConfigError, match="2048"):
+        DRExpertsConfig.from_nothing("small", 16 * 10**6)

@@ -1,5 +1,6 @@
 import collections
 import csv
+import dataclasses
 import errno
 import json
 import math
@@ -162,10 +163,11 @@ def test_suffixes_are_those_of_the_formats_that_are_decoded():
 
 
 def test_rows_hold_everything(path):
-    write(path, [scored("a.jpg"), scored("b.jpg", error='a "bad"\nfile')])
+    first = dataclasses.replace(scored("a.jpg"), enlarged=2.5)
+    write(path, [first, scored("b.jpg", error='a "bad"\nfile')])
     good, bad = rows_of(path)
     if path.suffix == ".jsonl":
-        assert good == scored("a.jpg").as_row()
+        assert good == first.as_row()
         assert bad["value"] is None
     else:
         assert float(good["value"]) == 0.1 + 0.2
@@ -177,6 +179,8 @@ def test_rows_hold_everything(path):
         assert good["error"] == ""
         assert bad["value"] == bad["raw"] == bad[NAMES[0]] == ""
     assert bad["error"] == 'a "bad"\nfile'
+    assert good["enlarged"] in (2.5, "2.5")
+    assert bad["enlarged"] in (None, "")
 
 
 def test_a_row_is_in_the_file_when_append_returns(path):
@@ -192,6 +196,24 @@ def test_a_later_run_goes_on(path):
     assert done == dict.fromkeys(AWKWARD, True)
     assert write(path, []) == dict.fromkeys(AWKWARD, True) | {"more.jpg": False}
     assert sources_of(path) == [*AWKWARD, "more.jpg"]
+
+
+def test_a_csv_file_of_an_earlier_version_goes_on_with_its_columns(tmp_path):
+    path = tmp_path / "r.csv"
+    write(path, map(scored, AWKWARD))
+    header, rest = path.read_bytes().split(b",enlarged\r\n")
+    earlier = header + b"\r\n" + rest.replace(b"0.5,\r\n", b"0.5\r\n")
+    path.write_bytes(earlier[:-4])  # torn
+    row = dataclasses.replace(scored("small.jpg"), enlarged=2.5)
+    assert list(write(path, [scored(AWKWARD[-1]), row])) == AWKWARD[:-1]
+    assert sources_of(path) == [*AWKWARD, "small.jpg"]
+    assert {tuple(row) for row in rows_of(path)} == {tuple(rows_of(path)[0])}
+    assert path.read_bytes().startswith(earlier)  # the torn row was written again
+    assert "enlarged" not in rows_of(path)[-1]
+    assert write(path, [scored("e", error="no")])["small.jpg"]
+    assert write(path, [], retry_errors=True) == dict.fromkeys([*AWKWARD, "small.jpg"], True)
+    assert write(path, [row], overwrite=True) == {}
+    assert rows_of(path)[0]["enlarged"] == "2.5"
 
 
 def test_every_torn_end_is_mended(path, monkeypatch):

@@ -1,13 +1,16 @@
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
 import os
 import pickle
+import queue
 import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -222,6 +225,216 @@ def test_error_of_the_source_reaches_the_caller(scorer, photos):
 
     with pytest.raises(OSError, match="listing failed"):
         list(scorer.score_stream(sources()))
+
+
+def test_keys_name_arrays_of_one_size(scorer, photo, tmp_path):
+    arrays = [np.asarray(photo(40, 40, seed)) for seed in range(3)]
+    plain = scorer.score(arrays)
+    assert [score.source for score in plain] == ["<array uint8 40x40x3>"] * 3
+    names = ["a", "shard-0/b.jpg", "a"]  # equal keys are the caller's affair
+    expected = [dataclasses.replace(s, source=n) for s, n in zip(plain, names, strict=True)]
+    pairs = list(zip(names, arrays, strict=True))
+    assert scorer.score(pairs) == scorer.score(tuple(pairs)) == expected
+    assert list(scorer.score_stream(iter(pairs))) == expected
+    keyed = [(tmp_path / "x.png", arrays[0]), arrays[1], (np.str_("n"), arrays[2])]
+    assert [score.source for score in scorer.score(keyed)] == [
+        str(tmp_path / "x.png"),
+        "<array uint8 40x40x3>",
+        "n",
+    ]
+
+
+def test_the_fingerprint_of_a_keyed_source_is_the_sources(scorer, photo, encode):
+    for source in (encode(photo(40, 40), "PNG"), photo(40, 40), np.asarray(photo(40, 40))):
+        (score,) = scorer.score([("key", source)])
+        assert score.fingerprint == scorer.fingerprint(source)
+
+
+def test_a_tuple_alone_is_several_images(scorer, photo, encode, tmp_path):
+    photo(40, 40).save(tmp_path / "key.png")
+    scores = scorer.score((str(tmp_path / "key.png"), encode(photo(40, 40), "PNG")))
+    assert [score.value for score in scores] == [scorer.score(photo(40, 40)).value] * 2
+
+
+def test_rows_of_errors_carry_their_keys(scorer, tmp_path):
+    bad = [("one", b"junk"), ("two", tmp_path / "none.jpg"), ("three", ("a", b"")), ("four", None)]
+    bad += [("five", np.zeros((3, 3), np.float32)), ("six", [b""])]
+    scores = scorer.score(bad)
+    assert [score.source for score in scores] == ["one", "two", "three", "four", "five", "six"]
+    assert all(score.error for score in scores)
+    assert "none.jpg" in scores[1].error
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("", "empty"),
+        (7, "this int, as with str"),
+        (None, "NoneType"),
+        (b"bytes", "bytes"),
+        (math.nan, "float"),
+        ("\ud800", r"'\\ud800' holds"),
+    ],
+)
+def test_what_is_no_key_is_a_row_with_an_error(scorer, photo, encode, key, said):
+    good = encode(photo(40, 40), "PNG")
+    bad, other = scorer.score([(key, good), ("good", good)])
+    assert re.search(said, bad.error)
+    assert bad.source == "<tuple>"
+    assert other.error is None
+
+
+@pytest.mark.parametrize("item", [(), ("alone",), ("a", b"", b"more")])
+def test_a_tuple_among_sources_is_a_pair(scorer, photo, item):
+    bad, good = scorer.score([item, photo(40, 40)])
+    assert f"(key, source), not {len(item)}" in bad.error
+    assert good.error is None
+
+
+@pytest.mark.parametrize(
+    "key", ["two\nlines", "\x1b[31m", "nul\0", os.fsdecode(b"\xff"), " ", "照"]
+)
+def test_any_other_key_is_kept_as_it_is(scorer, photo, key):
+    (score,) = scorer.score([(key, photo(40, 40))])
+    assert score.source == key
+    assert json.loads(json.dumps(score.as_row()))["source"] == key
+
+
+class Blocked(Exception):  # noqa: N818 - not an error
+    """A source was asked for what is not there yet: a real one would wait now."""
+
+
+def feed(given):
+    """Gives the sources that are there, and would then wait."""
+    while given:
+        yield given.popleft()
+    raise Blocked
+
+
+def until_blocked(stream):
+    """What a stream gives before it asks its source for what is not there."""
+    scores = []
+    with pytest.raises(Blocked):
+        scores.extend(stream)  # keeps what came before the exception
+    return scores
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_all_rows_are_out_before_a_source_is_waited_for(toy_bundle, photos, encode, isolated):
+    files = [b"junk", *(encode(photo, "PNG") for photo in photos)]
+    given: deque[bytes] = deque()
+    with runtime.load(toy_bundle, threads=1, isolated=isolated) as scorer:
+        expected = [score.value for score in scorer.score(files)]
+        for flush in (True, lambda: not given):
+            given.extend(files)
+            scores = until_blocked(scorer.score_stream(feed(given), flush=flush))
+            assert [score.value for score in scores] == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_queue_is_scored_as_it_fills(scorer, photos, encode):
+    """The guide's example: `flush=queue.empty`. Each image is put in when the last has its row."""
+    arrived: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
+    seen = []
+    arrived.put(("0", encode(photos[0], "PNG")))
+    for score in scorer.score_stream(iter(arrived.get, None), flush=arrived.empty):
+        seen.append(score.source)
+        more = len(seen) < 4
+        arrived.put((str(len(seen)), encode(photos[len(seen)], "PNG")) if more else None)
+    assert seen == ["0", "1", "2", "3"]
+
+
+def test_ctrl_c_in_a_source_that_waits_loses_no_row(scorer, photos):
+    def source():
+        yield photos[0]
+        raise KeyboardInterrupt
+
+    before, scores = set(threading.enumerate()), []
+    with pytest.raises(KeyboardInterrupt):
+        scores.extend(scorer.score_stream(source(), flush=True))
+    assert scores == [scorer.score(photos[0])]
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_without_a_flush_rows_wait_for_their_batch(fake, photos):
+    assert until_blocked(fake.score_stream(feed(deque(photos[1:2])))) == []
+
+
+def test_a_function_decides_before_each_source_whether_to_flush(fake, photos):
+    answers = iter([False, True, False, False])
+    scores = list(fake.score_stream(photos[1:2] * 4, flush=lambda: next(answers)))
+    assert fake.session.batches == [2, 2]  # one crop each
+    assert scores == [fake.score(photos[1])] * 4
+
+
+def test_a_flush_of_each_source_is_one_at_a_time(fake, photos):
+    given = deque(photos)
+    stream = fake.score_stream(feed(given), flush=True)
+    for i, photo in enumerate(photos, 1):
+        assert next(stream) == fake.score(photo)
+        assert len(given) == len(photos) - i
+
+
+def test_an_error_of_the_flush_reaches_the_caller(scorer, photos):
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        list(scorer.score_stream(photos, flush=lambda: 1 // 0))
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_progress_counts_what_is_scored(scorer, photos, flush):
+    steps: list[tuple[object, ...]] = []
+    sources = [photos[0], b"junk", photos[1]]
+
+    def note(*step):
+        steps.append(step)
+
+    def taken():
+        before, steps[:] = list(steps), []
+        return before
+
+    scorer.score(sources, progress=note)
+    assert taken() == [("scoring", 1, 3), ("scoring", 2, 3), ("scoring", 3, 3)]
+    stream = scorer.score_stream(iter(sources), progress=note, flush=flush)
+    assert taken() == []
+    assert next(stream).error is None
+    assert taken() == [("scoring", 1, None)]
+    assert len(list(stream)) == 2
+    assert taken() == [("scoring", 2, None), ("scoring", 3, None)]
+    scorer.score(photos[0], progress=note)
+    assert taken() == [("scoring", 1, 1)]
+    scorer.score([], progress=note)
+    assert taken() == []
+
+
+def test_an_error_of_the_progress_ends_the_stream(scorer, photos):
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        scorer.score(photos, progress=lambda *step: 1 // 0)
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_an_image_that_was_enlarged_says_so(toy_bundle, photo, encode, tmp_path, isolated):
+    spec = runtime.read_manifest(toy_bundle).preprocessing
+    least = spec.short_side_min
+    sizes = [(least, least), (least - 1, 500), (10, 10), (900, least // 4), (1, 1), (least, 2000)]
+    expected = [None, least / (least - 1), least / 10, 4.0, float(least), None]
+    images = [photo(*size) for size in sizes]
+    with runtime.load(toy_bundle, threads=1, isolated=isolated) as scorer:
+        for sources in (images, [encode(image, "PNG") for image in images]):
+            scores = scorer.score(sources)
+            assert [score.enlarged for score in scores] == expected
+            assert [score.as_row()["enlarged"] for score in scores] == expected
+        assert scorer.score([b"junk"])[0].enlarged is None
+
+
+def test_an_image_on_its_side_is_measured_upright(scorer, photo, encode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    photo(64, 16).save(stream, "JPEG", exif=exif)
+    assert scorer.score(stream.getvalue()).enlarged == 2.0
 
 
 def test_a_non_finite_output_affects_only_its_image(fake, photos):

@@ -40,6 +40,7 @@ def test_scores_are_returned_in_the_order_of_the_paths(scorer: Scorer, folder: P
     assert [score.as_row() for score in summary.scores or ()] == expected
     assert [score.source for score in seen] == [score.source for score in summary.scores or ()]
     assert progress.messages == ["scoring"] * 4
+    assert summary.enlarged == summary.as_json()["enlarged"] == 0
     document = json.loads(json.dumps(summary.as_json()))
     assert [row["source"] for row in document["results"]] == [score.source for score in seen]
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.reporting import Recorder
 
-from drexperts.export import verify
+from drexperts.export import build_engine, verify
+from drexperts.export.engines.debug_layers import bundle_layers
 from drexperts.export.proof.parity import eager_outputs
 from drexperts.export.proof.prove import check_same_weights, prove_engine, record_proofs
 from drexperts.runtime import compatibility
@@ -59,13 +61,43 @@ def test_the_proof_is_rewritten(bundle, checkpoint_file, pictures, tmp_path):
     assert proven.proven
 
 
-def test_other_weights_fail_and_without_weights_parity_stays(bundle, other, pictures):
+def test_without_a_checkpoint_parity_stays(bundle, pictures):
     before = only_engine(bundle)
     (without,) = verify(bundle, images=pictures).engines
     assert without.parity == before.parity
     assert without.invariance is not None
     assert without.invariance.passed
-    assert not verify(bundle, checkpoint=other, images=pictures).engines[0].proven
+
+
+def without_digest(bundle: Path) -> Path:
+    """The bundle as an earlier version wrote it."""
+    write_manifest(replace(read_manifest(bundle), weights=None), bundle)
+    return bundle
+
+
+@pytest.mark.parametrize("change", [lambda bundle: bundle, without_digest])
+def test_foreign_weights_are_refused_and_change_nothing(change, bundle, other, pictures):
+    before = (change(bundle) / "manifest.json").read_bytes()
+    assert (read_manifest(bundle).weights is None) == (change is without_digest)
+    with pytest.raises(UserError, match="other weights"):
+        verify(bundle, checkpoint=other, images=pictures)
+    with pytest.raises(UserError, match="other weights"):
+        build_engine(bundle, "onnx-cuda", checkpoint=other, images=pictures)
+    with pytest.raises(UserError, match="other weights"):
+        next(bundle_layers(bundle, other, pictures))
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [lambda bundle: bundle, without_digest])
+def test_a_spoilt_proof_is_repaired(change, bundle, checkpoint, pictures):
+    engine = only_engine(change(bundle))
+    assert engine.parity is not None
+    spoilt = replace(engine, parity=replace(engine.parity, score_max=0.5, passed=False))
+    with_engines(bundle, spoilt)
+    assert not only_engine(bundle).proven
+    assert verify(bundle, checkpoint=checkpoint, images=pictures).engines[0].proven
+    assert only_engine(bundle).proven
 
 
 def test_a_changed_file_is_not_verified(bundle, pictures):
@@ -106,23 +138,34 @@ def test_a_batch_that_was_not_certified_can_be_certified(exported, pictures):
     assert again.certified_batch == 4
 
 
-def test_a_checkpoint_may_differ_by_twice_the_measured_drift(exported, checkpoint, other, pictures):
-    manifest, engine = read_manifest(exported), only_engine(exported)
-    check_same_weights(exported, manifest, engine, checkpoint)
-    with pytest.raises(UserError, match="other weights"):
-        check_same_weights(exported, manifest, engine, other)
-
+def test_without_a_digest_scores_may_differ_by_twice_the_measured_drift(
+    bundle, checkpoint, pictures
+):
+    manifest, engine = read_manifest(without_digest(bundle)), only_engine(bundle)
     assert engine.parity is not None
     rough = replace(engine, precision="int8")  # whose limit is 3 % of the span
+    wide = replace(rough, parity=replace(engine.parity, score_max=0.02, passed=False))
+    narrow_bundle, wide_bundle = (replace(manifest, engines=(each,)) for each in (rough, wide))
     near = copy.deepcopy(checkpoint.model)
     (bias,) = [p for name, p in near.named_parameters() if name.endswith("score.bias")]
     weights = eager_outputs(near, pictures[:3], manifest.preprocessing).weights
     bias.data += 0.01 * manifest.scale.span / float(np.abs(weights.sum(1)).max())
+    moved = checkpoint._replace(model=near)
     with pytest.raises(UserError, match="other weights"):
-        check_same_weights(exported, manifest, rough, checkpoint._replace(model=near))
-    check_same_weights(exported, manifest, rough, checkpoint)
-    wide = replace(rough, parity=replace(engine.parity, score_max=0.02, passed=False))
-    check_same_weights(exported, manifest, wide, checkpoint._replace(model=near))
+        check_same_weights(bundle, narrow_bundle, moved)
+    check_same_weights(bundle, narrow_bundle, checkpoint)
+    check_same_weights(bundle, wide_bundle, moved)
+
+
+def test_with_a_digest_no_weight_may_differ(exported, checkpoint):
+    manifest = read_manifest(exported)
+    assert manifest.weights == checkpoint.weights
+    check_same_weights(exported, manifest, checkpoint)
+    near = copy.deepcopy(checkpoint.model)
+    with torch.no_grad():
+        near.score.bias += 1e-6
+    with pytest.raises(UserError, match="other weights"):
+        check_same_weights(exported, manifest, checkpoint._replace(model=near))
 
 
 def test_proofs_are_written_beside_what_a_build_added_meanwhile(bundle, planned):

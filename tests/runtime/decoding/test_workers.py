@@ -61,6 +61,7 @@ def same(first, second):
     np.testing.assert_array_equal(first.pixels, second.pixels)
     np.testing.assert_array_equal(first.boxes, second.boxes)
     assert first.size == second.size
+    assert first.original == second.original
     assert first.boxes.dtype == second.boxes.dtype
 
 
@@ -96,6 +97,7 @@ def test_the_same_pixels_and_reasons_as_in_this_process(decoder, photo, tmp_path
         ("os._exit(3)", "ended with status 3"),
         ("os.write(3, b'x' * 99) and time.sleep(600)", "without sense"),
         (SAY % "{'size': [9**9, 16]}", "without sense"),
+        (SAY % "{'size': [0, 16]}", "without sense"),
         (SAY % "{'size': 5}", "without sense"),
         ("time.sleep(600)", "takes too long.*--decode-seconds"),
         ("all(iter(int, 1)) or any(iter(int, 1))", "takes too long.*--decode-seconds"),
