@@ -24,6 +24,7 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.training import utc_now
 
 # Of the transformer blocks; "auto" searches for the lowest that keeps the parity limits.
 ExportPrecision = Literal["fp32", "fp16", "int8", "auto"]
@@ -101,7 +102,7 @@ def export_bundle(
             islands=chosen.islands,
             frontier=chosen.trials,
         )
-        write_manifest(replace(draft, engines=(engine,)), aside)
+        write_manifest(replace(draft, engines=(engine,), created=utc_now()), aside)
         return measure_proofs(aside, loaded, pictures, progress=progress)
 
 

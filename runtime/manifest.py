@@ -33,6 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 _PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HARDWARE = ("none", "ampere+", "same-capability")
 
@@ -246,6 +247,8 @@ class Manifest:
     weights: digest of the weights that all engines were made of, such as "sha256:…"; None for a
         bundle of an earlier version
     trained: what the model was trained on; None if its checkpoint does not say
+    created: when the bundle was exported, in UTC, such as "2026-11-28T20:00:00Z"; None if it is
+        older than this record
 
     It and the dataclasses inside it raise ConfigError for invalid values.
     """
@@ -261,6 +264,7 @@ class Manifest:
     created_with: dict[str, str]
     weights: str | None = None
     trained: Training | None = None
+    created: str | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")
@@ -273,6 +277,8 @@ class Manifest:
         known = self.outputs in (OUTPUTS[:2], OUTPUTS)
         require(known, f"outputs must be {OUTPUTS[:2]} or {OUTPUTS}, got {self.outputs!s:.80}")
         _require_versions(self.created_with)
+        if self.created is not None:
+            _require_match("a time such as '2026-11-28T20:00:00Z'", _TIME, self.created)
         if self.weights is not None:
             _require_match("a digest such as 'sha256:…'", _DIGEST, self.weights)
 

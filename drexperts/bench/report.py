@@ -123,8 +123,7 @@ def _grid(table: Table, title: str | None) -> "Grid":
     )
     whole = _whole(table) if table.headings else [False, False]
     for heading, one_line in zip(table.headings or ("", ""), whole, strict=True):
-        # A very narrow terminal cuts nothing off.
-        grid.add_column(heading, overflow="fold", no_wrap=one_line)
+        grid.add_column(heading, no_wrap=one_line)
     for row in table.rows:
         grid.add_row(*row)
     return grid
