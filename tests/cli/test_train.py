@@ -41,8 +41,8 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 
 def times(folder: Path) -> dict[Path, int]:
-    """When each file was written, except the split file, which is written again."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "splits.json")
+    """When each file was written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -101,7 +101,7 @@ def test_tensorboard_is_optional(
 def test_only_the_first_process_prints(
     done: Done, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drexperts.training.distributed.speaks", lambda: False)
+    monkeypatch.setattr("drexperts.training.place.speaks", lambda: False)
     assert main([*done[1], "--out", str(done[0]), "--json"]) == 0
     assert capsys.readouterr() == ("", "")
 
