@@ -39,11 +39,10 @@ def train(
 ) -> TrainingResult:
     """Train on one split, validate after each epoch, and test the best model.
 
-    `out` holds `splits.json` from the start, and then `best.safetensors`, `result.json`,
-    `predictions.csv` and `log.jsonl`. A run
-    that was stopped or killed continues from its last saved state with the same result, on a CPU to
-    the bit. A run that is done returns its result at once. Under `torchrun` every process
-    calls this and returns the same.
+    `out` holds `splits.json` and `log.jsonl` from the start, then `best.safetensors` and
+    `index.html`, and at the end `result.json` and `predictions.csv`. A run that was stopped or
+    killed continues from its last saved state with the same result, on a CPU to the bit. A run that
+    is done returns its result. Under `torchrun` every process calls this and returns the same.
 
     Args:
         new_model: makes the model to start from; called with PyTorch's generator seeded.
