@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from drexperts.ui.screen import Screen
 
 
+# The columns of every test on the screen; the page also has digests and numbers of images.
+_SHOWN = ("trained", "tested on", "split", "epoch", "SRCC", "PLCC")
+
+
 def add(verbs: "Verbs") -> None:
     summary = "train and test what a table of the paper compares, beside its reported numbers"
     verb = add_verb(verbs, "reproduce", run, summary, "train")
@@ -102,10 +106,10 @@ def _print(done: "Reproduction", out: Path, screen: "Screen") -> None:
     # So that a narrow screen breaks between two numbers.
     apart = [(row[0], *(cell.replace("/", " ") for cell in row[1:])) for row in rows]
     caption = "SRCC and PLCC. Only the rows that say `here` were measured here."
-    tables.print(text_table(Table(headings, apart), title, caption))
+    tables.print(text_table(Table(headings, apart), tables.width, title, caption))
     tables.print(standing(done))
     if any(cell.runs for cell in done.cells):
-        tables.print(text_table(runs_table(done), "Measured here"))
+        tables.print(text_table(runs_table(done, _SHOWN), tables.width, "Measured here"))
     for error, jobs in failures_by_error(done).items():
         more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         tables.print(f"failed: {jobs[0]}{more}: {error}")

@@ -227,16 +227,31 @@ def _plan_rows(plan: EnginePlan) -> Iterator[tuple[str, str]]:
     yield "weights", "left out, to be refitted" if plan.stripped else "inside"
 
 
-def text_table(content: markdown.Table, title: str, caption: str | None = None) -> Table:
-    """A table of text, which on a narrow screen breaks at spaces."""
-    table = Table(
-        title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for heading, numeric in zip(content.headings, content.numeric, strict=True):
-        table.add_column(heading, justify="right" if numeric else "left")
+def text_table(
+    content: markdown.Table, width: int, title: str, caption: str | None = None
+) -> Table:
+    """A table of text on a screen of `width` characters, which breaks at spaces and nowhere else.
+
+    It is wider than the screen if its longest words are.
+    """
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
+    columns = list(zip(content.headings, *content.rows, strict=True))
+    for cells, room in zip(columns, _widths(columns, width - 2 * len(columns)), strict=True):
+        table.add_column(cells[0], width=room)
     for row in content.rows:
         table.add_row(*row)
     return table
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """How wide each column is: its longest word or more, the narrowest for its text grows first."""
+    widths = [max(len(word) for cell in cells for word in cell.split(" ")) for cells in columns]
+    wanted = [max(map(len, cells)) for cells in columns]
+    while sum(widths) < min(room, sum(wanted)):
+        shares = [w / max(most, 1) for w, most in zip(widths, wanted, strict=True)]
+        widths[shares.index(min(shares))] += 1
+    return widths
 
 
 class MetricsOfSplit(Protocol):

@@ -14,7 +14,8 @@ from drexperts.evaluation.metrics import compute_metrics
 from drexperts.export.proof.parity import Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
 from drexperts.runtime.proof import LIMITS
-from drexperts.ui.tables import metrics_table, proof_table
+from drexperts.ui import markdown
+from drexperts.ui.tables import metrics_table, proof_table, text_table
 
 SCALE = ScoreScale(0.0, 50.0, higher_is_better=True)
 RANDOM = np.random.default_rng(0)
@@ -103,3 +104,18 @@ def test_metrics_have_an_interval_or_a_range_over_splits() -> None:
     assert f"{second.srcc:.3f} to {first.srcc:.3f}" in srcc
     (krcc,) = [line for line in both if "KRCC" in line]
     assert krcc.split() == ["KRCC", "-"]
+
+
+def test_a_table_of_text_breaks_no_word_at_80_columns() -> None:
+    pair = "0.941 0.954"
+    rows = [("DR.Experts", *[pair] * 6), ("DR.Experts, here", *["not asked for"] * 6)]
+    content = markdown.Table(("", *["koniq10k 20 %"] * 6), rows)
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(text_table(content, 80, "a title"))
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    words = shown.split()
+    for word in ("0.941", "0.954", "asked", "koniq10k", "%"):
+        assert words.count(word) == 6
+    wide = lines(text_table(content, 200, "a title"))
+    assert any(line.split()[1:] == pair.split() * 6 for line in wide)
