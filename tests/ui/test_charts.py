@@ -28,6 +28,7 @@ NAMING: dict[str, Callable[[], str]] = {
     "curves": partial(charts.curves, POINTS, WORDS, 15.0),
     "curves, logarithmic": partial(charts.curves, POINTS, WORDS, logarithmic=True, base=2),
     "shares": partial(charts.shares, TIMES, PALETTE, WORDS.label),
+    "lines": partial(charts.lines, POINTS, WORDS),
     "scatter": partial(charts.scatter, POINTS, WORDS),
 }
 CHARTS = NAMING | {
@@ -150,3 +151,11 @@ def test_logarithmic_axes_have_round_numbers(
 ) -> None:
     svg = charts.curves({"a": [(each, 1.0) for each in x]}, WORDS, base=base)
     assert [text for text in texts(svg) if text in ticks] == ticks
+
+
+def test_lines_go_through_their_points_and_may_be_negative() -> None:
+    axes = axes_of(charts.lines, {"a": [(1, -0.5), (2, 0.5)], "b": [(1, 0.1)]}, WORDS, {"a"})
+    drawn = [np.asarray(line.get_data(), dtype=float)[1].tolist() for line in axes.lines]
+    assert drawn == [[-0.5, 0.5], [0.1]]
+    assert [line.get_marker() for line in axes.lines] == ["o", ""]
+    assert axes.get_xscale() == "linear"
