@@ -11,15 +11,25 @@ if TYPE_CHECKING:
     from drexperts.export.bundle import export_bundle
     from drexperts.export.engines.build import build_engine
     from drexperts.export.engines.options import EngineOptions
-    from drexperts.export.proof.prove import verify
+    from drexperts.export.proof.prove import Measured, Verification, verify
     from drexperts.export.triton_repository import write_triton_repository
 
-__all__ = ["EngineOptions", "build_engine", "export_bundle", "verify", "write_triton_repository"]
+__all__ = [
+    "EngineOptions",
+    "Measured",
+    "Verification",
+    "build_engine",
+    "export_bundle",
+    "verify",
+    "write_triton_repository",
+]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "EngineOptions": "engines.options",
+        "Measured": "proof.prove",
+        "Verification": "proof.prove",
         "build_engine": "engines.build",
         "export_bundle": "bundle",
         "verify": "proof.prove",

@@ -27,6 +27,7 @@ from drexperts.runtime.errors import (
 from drexperts.runtime.forks import never_free, renew_in_children
 from drexperts.runtime.manifest import Engine, Manifest, ScoreScale
 from drexperts.runtime.preprocess import Crops, resampler_version
+from drexperts.runtime.wording import remedy
 
 DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
 _AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream
@@ -235,8 +236,10 @@ class Scorer:
     def score_stream(self, sources: Iterable[Source], *, maps: bool = False) -> Iterator[Score]:
         """The score of each source, in order and in bounded memory.
 
-        Images are decoded ahead while the engine runs, and crops of several images share a batch,
-        so a score may wait for the next sources. An unreadable image gets a Score with `error`.
+        Images are decoded ahead while the engine runs. Crops of several images share a batch, so a
+        score may wait for the next sources, but none reaches beyond a group of `batch` sources:
+        the scores of a group do not depend on the sources before it. An unreadable image gets a
+        Score with `error`.
         """
         self._check_ready(maps)
         return (self._score(work, maps) for work in self._run_all(self._prepare_ahead(sources)))
@@ -286,7 +289,8 @@ class Scorer:
     def _check_ready(self, maps: bool) -> None:
         self._check_open()
         if maps and "maps" not in self.manifest.outputs:
-            raise UserError("this bundle has no maps: export it again without --no-maps")
+            again = remedy("without --no-maps", "with maps=True")
+            raise UserError(f"this bundle has no maps: export it again {again}")
 
     def _prepare(self, source: Source) -> _Work:
         try:
@@ -316,16 +320,22 @@ class Scorer:
         return done
 
     def _run_all(self, works: Iterable[_Work]) -> Iterator[_Work]:
-        """Run the crops of all works in batches; yield the works in order as they are done."""
+        """Run the crops of all works in batches; yield the works in order as they are done.
+
+        A group of `batch` works with equally many crops each fills its batches.
+        """
         waiting: deque[_Work] = deque()
         batch: list[tuple[_Work, NDArray[np.uint8]]] = []
-        for work in works:
+        for number, work in enumerate(works, 1):
             waiting.append(work)
             for pixels in work.pixels:
                 batch.append((work, pixels))
                 if len(batch) == self.batch:
                     self._run(batch)
                     batch = []
+            if batch and number % self.batch == 0:
+                self._run(batch)
+                batch = []
             while waiting and waiting[0].done:
                 yield waiting.popleft()
         if batch:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -131,7 +131,7 @@ def score_table(tally: Tally) -> Table:
         last_worst = not tally.is_complete and place == _ENDS - 1
         row = (
             printable(score.source),
-            f"{score.value:.4g}",
+            f"{score.value:.{score.scale.decimals}f}",
             f"{score.std:.2g}",
             ", ".join(experts),
         )
@@ -253,11 +253,16 @@ def metrics_table(splits: Sequence[MetricsOfSplit]) -> Table:
     return table
 
 
-def proof_table(engine: Engine) -> Table:
-    """What was measured to prove an engine, against its limits: parity, and batch invariance."""
+def proof_table(engine: Engine, *, recorded: Collection[str] = ()) -> Table:
+    """What was measured to prove an engine, against its limits: parity, and batch invariance.
+
+    recorded: "parity" and "batch invariance", if they were measured before this run and not in it
+    """
     verdict = "proven" if engine.proven else f"NOT PROVEN, {engine.objection}"
     if engine.evidence != "executed":
         verdict = f"{engine.evidence}, never executed"
+    if recorded:
+        verdict += f"; not measured here: {' and '.join(recorded)}"
     table = Table(
         "measured", title=f"{engine.file} ({engine.backend}, {engine.precision}): {verdict}"
     )
@@ -267,13 +272,22 @@ def proof_table(engine: Engine) -> Table:
     if engine.parity is None:
         table.add_row("parity with the model", "never measured", "", "")
     else:
+        _add_source(table, "parity", recorded)
         _add_parity(table, engine.parity)
     table.add_section()
     if engine.invariance is None:
         table.add_row("batch invariance", "never measured", "", "")
     else:
+        _add_source(table, "batch invariance", recorded)
         _add_rows(table, _invariance_rows(engine.invariance))
     return table
+
+
+def _add_source(table: Table, proof: str, recorded: Collection[str]) -> None:
+    """Say so before numbers that are older than the run that shows them."""
+    if proof in recorded:
+        when = "recorded at export or verified earlier, not measured here"
+        table.add_row(f"{proof.upper()}: {when}", "", "", "")
 
 
 def _add_parity(table: Table, parity: Parity) -> None:

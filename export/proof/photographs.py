@@ -20,6 +20,7 @@ from drexperts.data.distortions import SYNTHETIC_TYPES, distort
 from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
+from drexperts.runtime.wording import remedy
 
 # A folder of photographs, the images themselves, or None for `verification_images`.
 Images: TypeAlias = str | Path | Sequence[Source] | None
@@ -61,7 +62,7 @@ def photograph(name: str) -> Image.Image:
     if package is None or package.origin is None:
         raise MissingDependencyError(
             'the default photographs come with scikit-image: pip install "drexperts[export]", or '
-            "pass a folder of your own with --images"
+            f"pass a folder of your own, {remedy('--images DIR', 'images=')}"
         )
     return decode(Path(package.origin).parent / "data" / name)
 
