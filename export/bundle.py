@@ -103,7 +103,7 @@ def export_bundle(
             frontier=chosen.trials,
         )
         write_manifest(replace(draft, engines=(engine,), created=utc_now()), aside)
-        return measure_proofs(aside, loaded, pictures, progress=progress)
+        return measure_proofs(aside, loaded, pictures, progress=progress).manifest
 
 
 def _check_replaceable(out: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -14,8 +15,9 @@ from drexperts.runtime.errors import BundleError, ChangedFileError, ConfigError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.json_document import canonical, decode, parse, require, require_plain
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.proof import PRECISIONS, BatchInvariance, Parity
+from drexperts.runtime.proof import PRECISIONS, TOLERANCES, BatchInvariance, Parity
 from drexperts.runtime.training import Training
+from drexperts.runtime.wording import rebuild
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -67,6 +69,16 @@ class ScoreScale:
     def span(self) -> float:
         """The width of the range, the unit in which score differences are reported."""
         return self.high - self.low
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals of a score to show: the last one stands for 1e-5 of the span or less.
+
+        That is what the strictest proof allows a score to vary by, see `proof.TOLERANCES`, so the
+        order of two scores that a proof tells apart can be seen.
+        """
+        finest = min(TOLERANCES.values()) * self.span
+        return max(0, math.ceil(round(-math.log10(finest), 6)))
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,7 @@ class Engine:
         """
         make = "export the bundle again with `drx export`"
         if self.plan is not None:
-            make = f"rebuild it with `drx build BUNDLE --backend {self.backend}`"
+            make = rebuild(self.backend)
         return read_recorded(path, self.sha256, f"restore it, or {make}")
 
     @property
@@ -304,8 +316,7 @@ def read_manifest(folder: str | os.PathLike[str], pinned: str | None = None) -> 
         _require_match("a digest as `drx info` prints it, sha256:...", _DIGEST, pinned)
     if not path.is_file():
         raise BundleError(
-            f"{str(folder)!r} is not a bundle: it has no {FILE_NAME}; "
-            "make one with `drx export CKPT --out BUNDLE`"
+            f"{str(folder)!r} is not a bundle: it has no {FILE_NAME}; make one with `drx export`"
         )
     try:
         manifest = _manifest_from_text(_read_text(path))

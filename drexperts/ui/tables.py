@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -131,7 +131,7 @@ def score_table(tally: Tally) -> Table:
         last_worst = not tally.is_complete and place == _ENDS - 1
         row = (
             printable(score.source),
-            f"{score.value:.4g}",
+            f"{score.value:.{score.scale.decimals}f}",
             f"{score.std:.2g}",
             ", ".join(experts),
         )
@@ -202,14 +202,19 @@ def metrics_table(splits: Sequence[MetricsOfSplit]) -> Table:
     return table
 
 
-def proof_table(engine: Engine, *, only_failed: bool = False) -> Table:
+def proof_table(
+    engine: Engine, *, only_failed: bool = False, recorded: Collection[str] = ()
+) -> Table:
     """What was measured to prove an engine, against its limits: parity, and batch invariance.
 
     only_failed: leave out what is within its limit
+    recorded: "parity" and "batch invariance", if they were measured before this run and not in it
     """
     verdict = "proven" if engine.proven else f"NOT PROVEN, {engine.objection}"
     if engine.evidence != "executed":
         verdict = f"{engine.evidence}, never executed"
+    if recorded:
+        verdict += f"; not measured here: {' and '.join(recorded)}"
     table = Table("measured")
     table.title = f"{engine.file} ({engine.backend}, {engine.precision}): {verdict}"
     if engine.parity is not None:
@@ -217,7 +222,7 @@ def proof_table(engine: Engine, *, only_failed: bool = False) -> Table:
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("")
-    for heading, rows in _measured(engine):
+    for heading, rows in _measured(engine, recorded):
         shown = [row for row in rows if row[-1] == _FAILS or not only_failed]
         for row in [(heading, "", "", "")] * bool(heading and shown) + shown:
             table.add_row(*row)
@@ -225,12 +230,12 @@ def proof_table(engine: Engine, *, only_failed: bool = False) -> Table:
     return table
 
 
-def _measured(engine: Engine) -> Iterator[tuple[str, Iterator[_Row]]]:
+def _measured(engine: Engine, recorded: Collection[str]) -> Iterator[tuple[str, Iterator[_Row]]]:
     """Rows with a heading: of all images, of each set of them, and of batch invariance."""
     if (parity := engine.parity) is None:
         yield "", iter([("parity with the model", "never measured", "", "")])
     else:
-        yield "", _parity_rows(parity, parity.limits)
+        yield _older("parity", recorded), _parity_rows(parity, parity.limits)
         for name, each in parity.sets.items():
             limits = parity.limits if each.images >= MIN_IMAGES else {}
             note = "" if limits else ", too few for limits of their own"
@@ -238,7 +243,13 @@ def _measured(engine: Engine) -> Iterator[tuple[str, Iterator[_Row]]]:
     if engine.invariance is None:
         yield "", iter([("batch invariance", "never measured", "", "")])
     else:
-        yield "", _invariance_rows(engine.invariance)
+        yield _older("batch invariance", recorded), _invariance_rows(engine.invariance)
+
+
+def _older(proof: str, recorded: Collection[str]) -> str:
+    """A heading for numbers that are older than the run that shows them, empty for others."""
+    when = "recorded at export or verified earlier, not measured here"
+    return f"{proof.upper()}: {when}" if proof in recorded else ""
 
 
 def _parity_rows(measured: SetParity, limits: Mapping[str, float]) -> Iterator[_Row]:

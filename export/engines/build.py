@@ -34,6 +34,7 @@ from drexperts.runtime.manifest import (
 )
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.trust import note_built_here
+from drexperts.runtime.wording import remedy
 
 DEFAULT_OPTIONS = EngineOptions()
 WARM_UP, ROUNDS = 5, 30  # calls of each of two engines when they are timed
@@ -108,7 +109,7 @@ def _build_engine(
         if (options, precision, fused_attention) != (DEFAULT_OPTIONS, None, True):
             raise UserError(
                 f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, "
-                "and keep --checkpoint and --images"
+                "and keep the checkpoint and the images"
             )
         same_file = replace(source, backend=backend, parity=None, invariance=None)
         return _record(bundle, work.proven(same_file), progress)
@@ -116,7 +117,7 @@ def _build_engine(
     if options.stripped and (kept != source.precision or not fused_attention):
         raise UserError(
             f"weights are put back from the bundle's own graph, in {source.precision}: build it as "
-            "it is, or leave --strip out"
+            f"it is, or without {remedy('--strip', 'stripped=True')}"
         )
     progress(f"the graph in {kept}")
     proto = engine_graph(bundle, manifest, kept, fused_attention, loaded)
@@ -136,12 +137,12 @@ def _check_for_gpus(
     if (precision or source.precision) == "int8":
         raise UserError(
             f"the bundle's graph is in int8, which is for CPUs: for {backend}, export another "
-            "bundle with --precision fp16 or --precision auto --target gpu"
+            "bundle in fp16, or in the precision that is found for the target gpu"
         )
     if source.islands and "7.5" in options.capabilities:
         raise UserError(
             "the bundle keeps parts in float32, which compute capability 7.5 cannot multiply: "
-            "leave it out, or export a bundle with --precision fp16"
+            "leave it out, or export a bundle in fp16"
         )
 
 

@@ -131,8 +131,8 @@ def check_comparable(manifest: Manifest) -> None:
         if engine.precision not in LIMITS:
             raise UserError(
                 f"{engine.file} is in {engine.precision}, and layers are compared in "
-                f"{', '.join(LIMITS)} only: export the checkpoint with --precision fp32, look into "
-                "that bundle with --debug-layers, and verify this one without"
+                f"{', '.join(LIMITS)} only: export the checkpoint in fp32, and look into the "
+                "layers of that bundle"
             )
 
 

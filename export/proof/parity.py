@@ -90,8 +90,8 @@ def parity_sets(
     if different < MIN_IMAGES:
         raise UserError(
             f"parity needs {MIN_IMAGES} different images, and these {len(images)} with crops of "
-            f"them under every distortion make {different}: pass more photographs with --images, "
-            "in colour and with some detail, or leave it out"
+            f"them under every distortion make {different}: pass more photographs, in colour and "
+            "with some detail, or none of your own"
         )
     return [*images, *crops], {"photographs": len(images), "synthetic": len(crops)}
 
@@ -113,7 +113,7 @@ def check_scores(scores: Array, sizes: Mapping[str, int]) -> None:
         if np.ptp(part) == 0:
             raise UserError(
                 f"the model gives all {len(part)} {name} the score {part[0]:g}: pass different "
-                "photographs with --images, or check the checkpoint"
+                "photographs, or check the checkpoint"
             )
 
 

@@ -21,6 +21,7 @@ from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
+from drexperts.runtime.wording import remedy
 
 # A folder of photographs, the images themselves, or None for `verification_images`.
 Images: TypeAlias = str | Path | Sequence[Source] | None
@@ -62,7 +63,7 @@ def photograph(name: str) -> Image.Image:
     if package is None or package.origin is None:
         raise MissingDependencyError(
             f"the default photographs come with scikit-image: {install_command('export')}, or pass "
-            "a folder of your own with --images"
+            f"a folder of your own, {remedy('--images DIR', 'images=')}"
         )
     return decode(Path(package.origin).parent / "data" / name)
 

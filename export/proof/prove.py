@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drexperts import runtime
@@ -24,8 +24,37 @@ from drexperts.runtime.errors import (
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import LIMITS
+from drexperts.runtime.wording import remedy
 
 COMPARED_ON = 3  # pictures, when a checkpoint is compared with a bundle
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `verify` measured of an engine. What it did not measure is as it was recorded before.
+
+    reason: why not both were measured; None if they were
+    """
+
+    file: str
+    backend: str
+    parity: bool
+    batch_invariance: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` did.
+
+    manifest: with the new proofs, as it was written
+    images: what was measured on, such as "40 images in photos"
+    measured: for each engine of the manifest, in its order
+    """
+
+    manifest: Manifest
+    images: str
+    measured: tuple[Measured, ...]
 
 
 def verify(
@@ -35,23 +64,23 @@ def verify(
     images: Images = None,
     trust: bool = False,
     progress: Progress = SILENT,
-) -> Manifest:
+) -> Verification:
     """Measure the proofs of every engine of a bundle that runs here, and rewrite them.
 
-    An engine that this machine cannot run, or that cannot be opened, keeps its record; `progress`
-    is told why, and the others are still measured.
+    An engine that this machine cannot run, or that cannot be opened, keeps its record, and the
+    others are still measured.
 
     A proof that failed can be measured again, and one that passes replaces it.
 
     Args:
-        checkpoint: the weights that engines are compared with. Without it, the recorded parity
-            stays and only batch invariance is measured.
+        checkpoint: the weights that engines are compared with. Without it, only batch invariance
+            is measured, and parity stays as it was recorded, on other images.
         images: to verify on, a folder of photographs or the images themselves; None takes
             `verification_images`.
         trust: also run TensorRT engines that were not built here.
 
     Returns:
-        The manifest with its new proofs, as it was written.
+        The new manifest, and what of its proofs was measured now.
 
     Raises:
         UserError: the checkpoint is of another model or has other weights, `images` are too few or
@@ -61,8 +90,9 @@ def verify(
     Example:
         from drexperts.export import verify
 
-        manifest = verify("bundle/", checkpoint="model.safetensors")
-        all(engine.proven for engine in manifest.engines)
+        done = verify("bundle/", checkpoint="model.safetensors", images="photos/")
+        all(engine.proven for engine in done.manifest.engines)
+        all(engine.parity for engine in done.measured)  # on these photos
     """
     loaded = loaded_checkpoint(checkpoint)
     with bundle_to_change(Path(bundle)) as place:
@@ -79,28 +109,50 @@ def measure_proofs(
     *,
     trust: bool = False,
     progress: Progress = SILENT,
-) -> Manifest:
+) -> Verification:
     """What `verify` does with the bundle's own checkpoint, in a folder that nobody else writes."""
     manifest = read_manifest(bundle)
     pictures = proof_images(images)
     reference = None
     if loaded is not None:
         reference = Reference(loaded.model, pictures, manifest.preprocessing, progress)
-    measured: list[Engine] = []
+    proven: list[Engine] = []
+    measured: list[Measured] = []
     failures: list[UserError] = []
     for engine in manifest.engines:
-        if runtime.obstacle(engine):
-            continue
-        try:
-            measured.append(
-                prove_engine(bundle, manifest, engine, reference, pictures, progress, trust=trust)
-            )
-        except (NotTakenError, MissingDependencyError, DeviceError) as failure:
-            progress(f"{engine.file} ({engine.backend}) is not measured: {failure}")
-            failures.append(failure)
-    if failures and not measured:
+        reason = runtime.obstacle(engine)
+        if reason is None:
+            try:
+                proven.append(
+                    prove_engine(
+                        bundle, manifest, engine, reference, pictures, progress, trust=trust
+                    )
+                )
+            except (NotTakenError, MissingDependencyError, DeviceError) as failure:
+                reason = str(failure)
+                failures.append(failure)
+        measured.append(_measured(engine, reference is not None, reason))
+    if failures and not proven:
         raise failures[0]
-    return record_proofs(bundle, measured)
+    written = record_proofs(bundle, proven)
+    return Verification(written, _described(images, pictures), tuple(measured))
+
+
+def _measured(engine: Engine, with_checkpoint: bool, reason: str | None) -> Measured:
+    """reason: why nothing was measured"""
+    if reason is not None:
+        return Measured(engine.file, engine.backend, False, False, reason)
+    if with_checkpoint:
+        return Measured(engine.file, engine.backend, True, True, None)
+    give = remedy("--checkpoint FILE", "checkpoint=")
+    reason = f"parity is measured against the checkpoint that was exported: pass {give}"
+    return Measured(engine.file, engine.backend, False, True, reason)
+
+
+def _described(images: Images, pictures: Sequence[Source]) -> str:
+    place = "scikit-image" if images is None else images
+    where = f" in {place}" if isinstance(place, str | Path) else ""
+    return f"{len(pictures)} images{where}"
 
 
 def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:

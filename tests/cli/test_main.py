@@ -13,6 +13,7 @@ from support.command_line import NO_TRAINING_LIBRARY, change_engine, drx, provid
 
 from drexperts import __version__
 from drexperts.cli.main import main
+from drexperts.export import Measured, Verification
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import read_manifest
@@ -177,15 +178,38 @@ def test_scales_that_cannot_be(scale, call, monkeypatch):
     assert call("export", "c.pth", "--out", "b", f"--scale={scale}")[0] == 2
 
 
+def verified(manifest, **measured):
+    """What `verify` returns; its engines share what was measured of them."""
+    given = {"parity": True, "batch_invariance": True, "reason": None} | measured
+    each = tuple(Measured(e.file, e.backend, **given) for e in manifest.engines)
+    return Verification(manifest, "4 images in photos", each)
+
+
 def test_verify(bundle, call, monkeypatch):
     proven, unproven = read_manifest(bundle), change_engine(bundle, invariance=None)
     for manifest, wanted in ((proven, 0), (unproven, 1)):
-        calls = provide(monkeypatch, "drexperts.export.proof.prove", verify=manifest)
+        calls = provide(monkeypatch, "drexperts.export.proof.prove", verify=verified(manifest))
         status, document, tables = call("verify", "b", "--checkpoint", "c.pth")
         assert (status, document["proven"]) == (wanted, wanted == 0)
+        assert document["measured"][0]["parity"]
         assert "batch invariance" in tables
+        assert "not measured here" not in tables
     args, kwargs = calls["verify"]
     assert (args, kwargs["checkpoint"], kwargs["images"]) == ((Path("b"),), Path("c.pth"), None)
+
+
+def test_verify_says_what_it_did_not_measure(bundle, call, monkeypatch):
+    done = verified(read_manifest(bundle), parity=False, reason="there is no checkpoint")
+    provide(monkeypatch, "drexperts.export.proof.prove", verify=done)
+    status, document, tables = call("verify", "b", "--images", "photos")
+    assert (status, document["images"]) == (0, "4 images in photos")
+    (measured,) = document["measured"]
+    assert (measured["parity"], measured["batch_invariance"]) == (False, True)
+    assert measured["reason"] == "there is no checkpoint"
+    shown = " ".join(tables.split())
+    assert "not measured here: parity" in shown
+    assert "PARITY: recorded at export" in shown
+    assert "BATCH INVARIANCE" not in shown
 
 
 @pytest.mark.parametrize(("tensor", "wanted"), [(None, 0), ("linear_3", 1)])
@@ -193,7 +217,7 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
     manifest = read_manifest(bundle)
     first = tensor and types.SimpleNamespace(tensor=tensor, hidden=True)
     report = types.SimpleNamespace(first=first)
-    provide(monkeypatch, "drexperts.export.proof.prove", verify=manifest)
+    provide(monkeypatch, "drexperts.export.proof.prove", verify=verified(manifest))
     provide(
         monkeypatch,
         "drexperts.export.engines.debug_layers",

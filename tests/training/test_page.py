@@ -14,6 +14,7 @@ from support.reporting import Recorder
 
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.evaluation.metrics import compute_metrics
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.training.files import finished, refresh_page, show_again
 from drexperts.training.page import duration, thumbnail, write_page
@@ -165,7 +166,7 @@ def test_without_its_libraries_the_page_says_what_to_install(
         patch.setitem(sys.modules, "drexperts.ui.charts", None)
         show_again(result, done, dataset, seen.append, progress)
     assert seen == [TrainingSoFar(EPOCHS, 2, "validation", "srcc")]
-    assert 'pip install "drexperts[report]"' in progress.notes[0]
+    assert install_command("report") in progress.notes[0]
     assert not (done / "index.html").exists()
     show_again(result, done, dataset, seen.append, progress)
     assert (done / "index.html").exists()

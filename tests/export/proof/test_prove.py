@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.reporting import Recorder
 
-from drexperts.export import build_engine, verify
+from drexperts import runtime
+from drexperts.export import Measured, build_engine, verify
 from drexperts.export.engines.debug_layers import bundle_layers
 from drexperts.export.proof.parity import eager_outputs
 from drexperts.export.proof.prove import check_same_weights, prove_engine, record_proofs
@@ -52,9 +52,11 @@ def test_the_proof_is_rewritten(bundle, checkpoint_file, pictures, tmp_path):
         picture.save(folder / f"{i}.png")
     (folder / "notes.txt").write_text("not an image")
     with_engines(bundle, replace(only_engine(bundle), parity=None))
-    manifest = verify(bundle, checkpoint=checkpoint_file, images=folder)
-    assert manifest == read_manifest(bundle)
-    (proven,) = manifest.engines
+    done = verify(bundle, checkpoint=checkpoint_file, images=folder)
+    assert done.manifest == read_manifest(bundle)
+    assert done.measured == (Measured("model.onnx", "onnx", True, True, None),)
+    assert done.images == f"4 images in {folder}"
+    (proven,) = done.manifest.engines
     assert proven.parity is not None
     assert proven.parity.sets["photographs"].images == 4
     assert proven.parity.sets["synthetic"].images >= 100
@@ -63,7 +65,11 @@ def test_the_proof_is_rewritten(bundle, checkpoint_file, pictures, tmp_path):
 
 def test_without_a_checkpoint_parity_stays(bundle, pictures):
     before = only_engine(bundle)
-    (without,) = verify(bundle, images=pictures).engines
+    done = verify(bundle, images=pictures)
+    ((without,), (measured,)) = done.manifest.engines, done.measured
+    assert (measured.parity, measured.batch_invariance) == (False, True)
+    assert "checkpoint=" in (measured.reason or "")
+    assert done.images == "6 images"
     assert without.parity == before.parity
     assert without.invariance is not None
     assert without.invariance.passed
@@ -96,7 +102,7 @@ def test_a_spoilt_proof_is_repaired(change, bundle, checkpoint, pictures):
     spoilt = replace(engine, parity=replace(engine.parity, score_max=0.5, passed=False))
     with_engines(bundle, spoilt)
     assert not only_engine(bundle).proven
-    assert verify(bundle, checkpoint=checkpoint, images=pictures).engines[0].proven
+    assert verify(bundle, checkpoint=checkpoint, images=pictures).manifest.engines[0].proven
     assert only_engine(bundle).proven
 
 
@@ -124,9 +130,13 @@ def test_engines_that_do_not_run_here_keep_their_record(bundle, pictures, planne
     onnx = only_engine(bundle)
     provider = replace(onnx, backend="onnx-cuda", parity=None, invariance=None)
     with_engines(bundle, replace(onnx, invariance=None), planned(), provider)
-    proven = verify(bundle, images=pictures)
-    assert proven.engines[0].proven
-    assert proven.engines[1:] == (planned(), provider)
+    done = verify(bundle, images=pictures)
+    assert done.manifest.engines[0].proven
+    assert done.manifest.engines[1:] == (planned(), provider)
+    for engine, measured in zip(done.manifest.engines[1:], done.measured[1:], strict=True):
+        assert (measured.file, measured.backend) == (engine.file, engine.backend)
+        assert (measured.parity, measured.batch_invariance) == (False, False)
+        assert measured.reason == runtime.obstacle(engine)
 
 
 def test_a_batch_that_was_not_certified_can_be_certified(exported, pictures):
@@ -182,11 +192,11 @@ def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
     elsewhere = planned()
     with_engines(bundle, elsewhere, replace(only_engine(bundle), invariance=None))
     monkeypatch.setattr("drexperts.runtime.obstacle", lambda engine: None)
-    progress = Recorder()
-    proven = verify(bundle, images=pictures, progress=progress)
-    assert proven.engines[0] == elsewhere
-    assert proven.engines[1].proven
-    assert any(elsewhere.file in text for text in progress.messages)
+    done = verify(bundle, images=pictures)
+    assert done.manifest.engines[0] == elsewhere
+    assert done.manifest.engines[1].proven
+    assert [each.batch_invariance for each in done.measured] == [False, True]
+    assert "trust=True" in (done.measured[0].reason or "")
     with_engines(bundle, elsewhere)
-    with pytest.raises(NotTakenError, match="--trust"):
+    with pytest.raises(NotTakenError, match="trust=True"):
         verify(bundle, images=pictures)
