@@ -46,13 +46,16 @@ _PARITY = {
     "order_flips": "order flips, share of {pairs} pairs",
     "clear_flips": "order flips, share of {clear_pairs} pairs 1 % of the span apart",
     "weights_max": "weights, largest difference",
+    "weights_p99": "weights, 99th percentile",
     "weights_srcc": "weights, SRCC of the worst expert",
     "weights_srcc_low": "its SRCC, 95 % over images",
     "weights_plcc": "weights, PLCC of the worst expert",
     "weights_plcc_low": "its PLCC, 95 % over images",
     "leading_flips": "leading distortion changed, share of {images} images",
     "maps_max": "maps, largest difference",
+    "maps_p99": "maps, 99th percentile",
     "maps_plcc": "maps, PLCC of the worst crop",
+    "maps_plcc_p01": "maps, PLCC, first percentile",
 }
 _METRICS = {
     "srcc": "SRCC",
@@ -268,6 +271,10 @@ def proof_table(engine: Engine) -> Table:
         table.add_row("parity with the model", "never measured", "", "")
     else:
         _add_parity(table, engine.parity)
+        if near := engine.parity.headroom(engine.precision):
+            table.add_section()
+            label = near.measure.replace("_", " ")
+            table.add_row(f"headroom: limit / measured, {label}", f"{near.factor:.2f}", "", "")
     table.add_section()
     if engine.invariance is None:
         table.add_row("batch invariance", "never measured", "", "")

@@ -1,5 +1,6 @@
 """How well the outputs of an engine agree with those of the model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,19 +105,32 @@ def weights_agreement(expected: Array, got: Array) -> Correlations | None:
     return Correlations(ranks.srcc, values.plcc, ranks.srcc_interval, values.plcc_interval)
 
 
-def maps_correlation(expected: Array, got: Array) -> float | None:
-    """Pearson's correlation over all maps of a crop [n, 10, grid, grid], the lowest of any crop.
+def maps_agreement(expected: Array, got: Array) -> dict[str, float | None]:
+    """How far the maps of crops [n, 10, grid, grid] are from the reference's, as in `Parity`.
 
-    A mean over the crops would hide one whose maps are wrong. Crops whose maps are flat are left
-    out; None if all are. There is no rank correlation: most of a map is next to zero, where the
-    order is one of rounding errors.
+    The correlation is Pearson's over all maps of a crop, the lowest of any crop and the first
+    percentile: a mean over the crops would hide one whose maps are wrong. Crops whose maps are flat
+    are left out; None if all are. There is no rank correlation: most of a map is next to zero,
+    where the order is one of rounding errors.
     """
+    drift = np.abs(got - expected).reshape(len(got), -1).max(1)
     kept = [
         correlation(before, after)
         for before, after in zip(expected, got, strict=True)
         if not all(_is_flat(maps, float(np.abs(before).max())) for maps in (before, after))
     ]
-    return min(kept, default=None)
+    return {
+        "maps_max": finite(float(drift.max())),
+        "maps_p99": percentile(drift, 99),
+        "maps_plcc": min(kept, default=None),
+        "maps_plcc_p01": percentile(kept, 1) if kept else None,
+    }
+
+
+def percentile(values: Array | Sequence[float], percent: float) -> float:
+    """A percentile, or the largest float beside a value that is not finite."""
+    with np.errstate(invalid="ignore"):
+        return finite(float(np.percentile(values, percent)))
 
 
 def _is_flat(values: Array, largest: float) -> bool:

@@ -1,7 +1,7 @@
 """The proofs of a bundle's engines, measured on this machine and written into the manifest."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from drexperts import runtime
 from drexperts.export.changes import bundle_to_change
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
+from drexperts.export.proof.division import digest_of, in_turn, photographs_of
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
@@ -44,7 +45,8 @@ def verify(
         checkpoint: the weights that engines are compared with. Without it, the recorded parity
             stays and only batch invariance is measured.
         images: to verify on, a folder of photographs or the images themselves; None takes
-            `verification_images`.
+            the `verification_images` that no engine of the bundle was made on. A proof says how
+            many an engine was made on.
         trust: also run TensorRT engines that were not built here.
 
     Returns:
@@ -73,14 +75,17 @@ def measure_proofs(
     *,
     trust: bool = False,
     progress: Progress = SILENT,
+    limits: Mapping[str, dict[str, float]] = LIMITS,
 ) -> Manifest:
-    """What `verify` does, in a folder that nobody else writes."""
+    """What `verify` does, in a folder that nobody else writes, under the limits of a precision."""
     manifest = read_manifest(bundle)
-    pictures = proof_images(images)
+    pictures = pictures_for(manifest, images)
     reference = None
     if loaded is not None:
         check_same_model(loaded, manifest)
-        reference = Reference(loaded.model, pictures, manifest.preprocessing, progress)
+        reference = Reference(
+            loaded.model, pictures, manifest.preprocessing, progress, limits=limits
+        )
     measured: list[Engine] = []
     failures: list[UserError] = []
     for engine in manifest.engines:
@@ -96,6 +101,14 @@ def measure_proofs(
     if failures and not measured:
         raise failures[0]
     return record_proofs(bundle, measured)
+
+
+def pictures_for(manifest: Manifest, images: Images) -> Sequence[Source]:
+    """The images to verify a bundle on, see `verify`."""
+    if images is not None:
+        return proof_images(images)
+    seen = frozenset[str]().union(*(engine.made_on for engine in manifest.engines))
+    return in_turn([each for each in photographs_of(None) if seen.isdisjoint(map(digest_of, each))])
 
 
 def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
@@ -142,6 +155,11 @@ def prove_engine(
 
         if reference is not None:
             parity = reference.parity(opened(), progress)
+            if parity.seen:
+                progress.note(
+                    f"{engine.file} was made on {parity.seen} of these {len(images)} images, which "
+                    "say little about others"
+                )
         invariance = measure_invariance(
             lambda threads: opened(threads).session, images, manifest, engine, progress
         )
