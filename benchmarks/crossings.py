@@ -157,7 +157,7 @@ def crossings(
     name: str, checkpoint: Checkpoint, photographs: Photographs, divisions: int, shared: bool
 ) -> Iterator[Crossing]:
     """Every engine of one model."""
-    folded = {p: inference_model(checkpoint.model, p) for p in PLAIN}
+    folded = {p: inference_model(checkpoint.model, p) for p in PLAIN if not shared}
     sizes = {p: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for p, m in folded.items()}
     plain = {p: Remembering(folded_session(model)) for p, model in folded.items()}
     for seed in range(divisions):

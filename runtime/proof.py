@@ -246,7 +246,7 @@ class Parity(SetParity):
     limits: the limit of each value in `measured()`
     sets: the same measures for each subset of the images. A subset of at least MIN_IMAGES must be
         within the limits by itself. "synthetic" consists of distorted crops of "photographs".
-    pictures: what identifies the photographs, "sha256:…" of their sorted digests as in `Engine`
+    pictures: what identifies the photographs, "sha256:…" of their digests as in `Engine`
     undetermined: how many images were left out because float32 does not determine the model's own
         answer; at most one of 100, and only for float32 engines
     seen: how many of the photographs the engine was calibrated or searched on; None for older

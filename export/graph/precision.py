@@ -94,6 +94,7 @@ class Int8:
             for name, found in peaks.items()
         }
         self.float_graph = onnx_from_folded(self.folded, maps, max_batch, shared=False)
+        self._last: tuple[frozenset[str], onnx.ModelProto] | None = None
 
     def ranked(self) -> list[str]:
         quantised = {
@@ -103,8 +104,11 @@ class Int8:
         return _worst_first(score_errors(self.folded, quantised, self.crops[:RANKED_ON]))
 
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
-        ranges = {name: found for name, found in self.ranges.items() if name not in islands}
-        return int8_storage(int8_products(self.float_graph, ranges))
+        kept = frozenset(islands)
+        if self._last is None or self._last[0] != kept:  # the search asks twice for each
+            ranges = {name: found for name, found in self.ranges.items() if name not in kept}
+            self._last = kept, int8_storage(int8_products(self.float_graph, ranges))
+        return self._last[1]
 
     def session(self, islands: Collection[str]) -> Session:
         with tempfile.TemporaryDirectory() as folder:

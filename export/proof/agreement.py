@@ -34,6 +34,15 @@ class Correlations(NamedTuple):
     plcc_interval: ConfidenceInterval | None = None
 
 
+class MapsAgreement(NamedTuple):
+    """What `Parity` says of maps, by the same names."""
+
+    maps_max: float | None = None
+    maps_p99: float | None = None
+    maps_plcc: float | None = None
+    maps_plcc_p01: float | None = None
+
+
 def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
     """How far scores [n] are from the reference's, which are finite.
 
@@ -105,8 +114,8 @@ def weights_agreement(expected: Array, got: Array) -> Correlations | None:
     return Correlations(ranks.srcc, values.plcc, ranks.srcc_interval, values.plcc_interval)
 
 
-def maps_agreement(expected: Array, got: Array) -> dict[str, float | None]:
-    """How far the maps of crops [n, 10, grid, grid] are from the reference's, as in `Parity`.
+def maps_agreement(expected: Array, got: Array) -> MapsAgreement:
+    """How far the maps of crops [n, 10, grid, grid] are from the reference's.
 
     The correlation is Pearson's over all maps of a crop, the lowest of any crop and the first
     percentile: a mean over the crops would hide one whose maps are wrong. Crops whose maps are flat
@@ -119,12 +128,8 @@ def maps_agreement(expected: Array, got: Array) -> dict[str, float | None]:
         for before, after in zip(expected, got, strict=True)
         if not all(_is_flat(maps, float(np.abs(before).max())) for maps in (before, after))
     ]
-    return {
-        "maps_max": finite(float(drift.max())),
-        "maps_p99": percentile(drift, 99),
-        "maps_plcc": min(kept, default=None),
-        "maps_plcc_p01": percentile(kept, 1) if kept else None,
-    }
+    lowest = (min(kept), percentile(kept, 1)) if kept else (None, None)
+    return MapsAgreement(finite(float(drift.max())), percentile(drift, 99), *lowest)
 
 
 def percentile(values: Array | Sequence[float], percent: float) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from drexperts.evaluation.predict import TorchSession
 from drexperts.export.proof.agreement import (
+    MapsAgreement,
     finite,
     leading_flips,
     maps_agreement,
@@ -289,7 +290,7 @@ def compare(
     drift = np.abs(got.scores - expected.scores) / scale.span
     weights = weights_agreement(expected.weights, got.weights)
     weights_of = np.abs(got.weights - expected.weights).max(1) / largest(expected.weights)
-    of_maps: dict[str, float | None] = {"maps_max": None}
+    of_maps = MapsAgreement()
     if expected.maps is not None and got.maps is not None:
         of_maps = maps_agreement(expected.maps, got.maps)
     report = Parity(
@@ -305,7 +306,7 @@ def compare(
         if weights
         else {},
         leading_flips=leading_flips(expected.weights, got.weights),
-        **of_maps,
+        **of_maps._asdict(),
         limits=limits,
         passed=False,
         sets={

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,30 +162,32 @@ def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
 def test_an_engine_without_the_margin_is_refused_where_it_was_made(bundle, checkpoint, pictures):
     (engine,) = verify(bundle, checkpoint=checkpoint, images=pictures).engines
     assert engine.proven
+    assert engine.parity is not None
     narrow = LIMITS | {"fp32": LIMITS["fp32"] | {"score_max": engine.parity.score_max / 2}}
     wide = LIMITS | {"fp32": LIMITS["fp32"] | {"score_max": engine.parity.score_max * 1.5}}
     for limits, proven in ((wide, True), (narrow, False)):
         (made,) = measure_proofs(bundle, checkpoint, pictures, limits=limits).engines
         assert made.proven == proven
+        assert made.parity is not None
         assert made.parity.limits == limits["fp32"]
     # Measured again on the same pictures it keeps its limits, on others it gets the usual ones.
-    assert not verify(bundle, checkpoint=checkpoint, images=pictures[::-1]).engines[0].proven
+    assert not verify(bundle, checkpoint=checkpoint, images=pictures).engines[0].proven
     assert verify(bundle, checkpoint=checkpoint, images=pictures[:5]).engines[0].proven
 
 
 def test_a_proof_says_which_pictures_the_engine_was_made_on(bundle, checkpoint, pictures):
-    made_on = {
-        "calibrated_on": (digest_of(pictures[0]),),
-        "searched_on": (digest_of(pictures[1]), digest_of(pictures[2])),
-    }
-    with_engines(bundle, replace(only_engine(bundle), **made_on))
+    digests = [digest_of(picture) for picture in pictures]
+    made = replace(
+        only_engine(bundle), calibrated_on=tuple(digests[:1]), searched_on=tuple(digests[1:3])
+    )
+    with_engines(bundle, made)
     progress = Recorder()
-    seen = [
+    seen: list[Any] = [
         verify(bundle, checkpoint=checkpoint, images=images, progress=progress).engines[0].parity
         for images in (pictures[1:], pictures[3:])
     ]
     assert [parity.seen for parity in seen] == [2, 0]
-    assert seen[0].pictures == digest_of_all([*map(digest_of, pictures[1:])])
+    assert seen[0].pictures == digest_of_all(digests[1:])
     assert sum("2 of these 5" in text for text in progress.notes) == 1
 
 
