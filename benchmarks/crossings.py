@@ -7,8 +7,8 @@ The default photographs and those of a folder are divided at random into two hal
 several times. In each half engines are made as `drx export` makes them, calibrated, searched and
 proven inside the half, and then measured on the other as `drx verify --images` does. Of each
 picture one crop in the middle is used, so that hundreds of engines can be made; a score that is a
-mean over crops varies less. With --shared, all parts have the same photographs and there is no
-margin, as it was before.
+mean over crops varies less. With --shared, int8 alone, all parts have the same photographs, and the
+limits are those of before, without a margin.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from PIL import Image
 from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import this_machine, this_source
 from drexperts.benchmarks.receipt_types.crossings_receipt import (
+    BEFORE,
     Crossing,
     CrossingsReceipt,
     parts,
@@ -176,7 +177,7 @@ def crossings(
                     **found,
                 )
             int8 = Int8(checkpoint, half.parts["calibration"], maps=True, max_batch=BATCH)
-            limits = LIMITS if shared else SEARCH_LIMITS
+            limits = {"int8": BEFORE} if shared else SEARCH_LIMITS
             test = PrecisionTest(checkpoint, half.parts["search"], "int8", True, limits=limits)
             for precision, islands in (
                 ("int8", ()),
