@@ -32,6 +32,7 @@ _MAX_ENGINES = 100
 _MAX_ENGINE_BYTES = 2**31 - 1  # of a protobuf message, and far more than the model needs
 _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PICTURE = re.compile(r"[0-9a-f]{12}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 _PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")
@@ -170,6 +171,8 @@ class Engine:
         for a CPU engine and where it is unknown
     islands: the parts that stayed in float32, because `precision` was not enough for them
     frontier: what the precision search tried; empty if there was no search
+    calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
+        the first 12 hex digits of the SHA-256 of its size and pixels
     """
 
     backend: str
@@ -184,6 +187,8 @@ class Engine:
     proven_on: str | None = None
     islands: tuple[str, ...] = ()
     frontier: tuple[PrecisionTrial, ...] = ()
+    calibrated_on: tuple[str, ...] = ()
+    searched_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("backend", BACKENDS, self.backend)
@@ -194,10 +199,16 @@ class Engine:
         require(1 <= self.max_batch <= 65536, f"max_batch {self.max_batch} is not 1 to 65536")
         _require_versions(self.versions)
         require_plain("islands", *self.islands)
+        _require_match("12 hex digits", _PICTURE, *self.calibrated_on, *self.searched_on)
         if self.proven_on is not None:
             _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)
         planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
         require(planned, f"an engine of {self.backend!r} has a plan, or lacks one")
+
+    @property
+    def made_on(self) -> frozenset[str]:
+        """The pictures that the engine was calibrated or searched on."""
+        return frozenset((*self.calibrated_on, *self.searched_on))
 
     def file_state(self, bundle: str | os.PathLike[str]) -> str:
         """Whether the file in the bundle's folder is "intact", "CHANGED" or "MISSING"."""

@@ -18,7 +18,8 @@ def add_images(verb: "Parser") -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="folder of photographs to verify on (default: those in scikit-image)",
+        help="folder of photographs to verify on, of which an export keeps some for calibration "
+        "and search (default: those in scikit-image)",
     )
 
 

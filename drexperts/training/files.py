@@ -50,8 +50,8 @@ def refresh_page(folder: Path, dataset: Dataset) -> str | None:
         write_page(folder, dataset)
     except ImportError as error:
         return (
-            f"the page of this run needs {error.name}: {install_command('report')}, then run the same "
-            "command again"
+            f"the page of this run needs {error.name}: {install_command('report')}, then run "
+            "the same command again"
         )
     except OSError as error:
         return f"the page of this run cannot be written: {error}"

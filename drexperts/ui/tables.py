@@ -40,13 +40,16 @@ _PARITY = {
     "order_flips": "order flips, share of {pairs} pairs",
     "clear_flips": "order flips, share of {clear_pairs} pairs 1 % of the span apart",
     "weights_max": "weights, largest difference",
+    "weights_p99": "weights, 99th percentile",
     "weights_srcc": "weights, SRCC of the worst expert",
     "weights_srcc_low": "its SRCC, 95 % over images",
     "weights_plcc": "weights, PLCC of the worst expert",
     "weights_plcc_low": "its PLCC, 95 % over images",
     "leading_flips": "leading distortion changed, share of {images} images",
     "maps_max": "maps, largest difference",
+    "maps_p99": "maps, 99th percentile",
     "maps_plcc": "maps, PLCC of the worst crop",
+    "maps_plcc_p01": "maps, PLCC, first percentile",
 }
 _METRICS = {
     "srcc": "SRCC",
@@ -227,6 +230,9 @@ def proof_table(
         for row in [(heading, "", "", "")] * bool(heading and shown) + shown:
             table.add_row(*row)
         table.add_section()
+    if engine.parity is not None and (near := engine.parity.headroom(engine.precision)):
+        label = near.measure.replace("_", " ")
+        table.add_row(f"headroom: limit / measured, {label}", f"{near.factor:.2f}", "", "")
     return table
 
 

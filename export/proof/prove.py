@@ -1,6 +1,6 @@
 """The proofs of a bundle's engines, measured on this machine and written into the manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from drexperts.export.changes import bundle_to_change
 from drexperts.export.engines.source_graph import source_engine
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
+from drexperts.export.proof.division import digest_of, in_turn, photographs_of
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
@@ -76,7 +77,8 @@ def verify(
         checkpoint: the weights that engines are compared with. Without it, only batch invariance
             is measured, and parity stays as it was recorded, on other images.
         images: to verify on, a folder of photographs or the images themselves; None takes
-            `verification_images`.
+            the `verification_images` that no engine of the bundle was made on. A proof says how
+            many an engine was made on.
         trust: also run TensorRT engines that were not built here.
 
     Returns:
@@ -109,13 +111,19 @@ def measure_proofs(
     *,
     trust: bool = False,
     progress: Progress = SILENT,
+    limits: Mapping[str, dict[str, float]] = LIMITS,
 ) -> Verification:
-    """What `verify` does with the bundle's own checkpoint, in a folder that nobody else writes."""
+    """What `verify` does with the bundle's own checkpoint, in a folder that nobody else writes.
+
+    limits: of each precision, for what was not proven on the same pictures before
+    """
     manifest = read_manifest(bundle)
-    pictures = proof_images(images)
+    pictures = pictures_for(manifest, images)
     reference = None
     if loaded is not None:
-        reference = Reference(loaded.model, pictures, manifest.preprocessing, progress)
+        reference = Reference(
+            loaded.model, pictures, manifest.preprocessing, progress, limits=limits
+        )
     proven: list[Engine] = []
     measured: list[Measured] = []
     failures: list[UserError] = []
@@ -153,6 +161,14 @@ def _described(images: Images, pictures: Sequence[Source]) -> str:
     place = "scikit-image" if images is None else images
     where = f" in {place}" if isinstance(place, str | Path) else ""
     return f"{len(pictures)} images{where}"
+
+
+def pictures_for(manifest: Manifest, images: Images) -> Sequence[Source]:
+    """The images to verify a bundle on, see `verify`."""
+    if images is not None:
+        return proof_images(images)
+    seen = frozenset[str]().union(*(engine.made_on for engine in manifest.engines))
+    return in_turn([each for each in photographs_of(None) if seen.isdisjoint(map(digest_of, each))])
 
 
 def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
@@ -199,6 +215,11 @@ def prove_engine(
 
         if reference is not None:
             parity = reference.parity(opened(), progress)
+            if parity.seen:
+                progress.note(
+                    f"{engine.file} was made on {parity.seen} of these {len(images)} images, which "
+                    "say little about others"
+                )
         invariance = measure_invariance(
             lambda threads: opened(threads).session, images, manifest, engine, progress
         )

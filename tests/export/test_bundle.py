@@ -19,7 +19,7 @@ from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.proof import LIMITS
+from drexperts.runtime.proof import EXPORT_LIMITS
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_presets_and_precisions_are_proven_under_their_own_limits(
     (engine,) = manifest.engines
     assert (manifest.preset, engine.precision) == (preset, precision)
     assert engine.parity is not None
-    assert engine.parity.limits == LIMITS[precision]
+    assert engine.parity.limits == EXPORT_LIMITS[precision]
     assert engine.proven
 
 

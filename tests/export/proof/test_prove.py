@@ -3,20 +3,31 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.reporting import Recorder
 
 from drexperts import runtime
 from drexperts.export import Measured, build_engine, verify
 from drexperts.export.engines.debug_layers import bundle_layers
+from drexperts.export.proof.division import digest_of, digest_of_all, divided, photographs_of
 from drexperts.export.proof.parity import eager_outputs
-from drexperts.export.proof.prove import check_same_weights, prove_engine, record_proofs
+from drexperts.export.proof.photographs import NAMES
+from drexperts.export.proof.prove import (
+    check_same_weights,
+    measure_proofs,
+    pictures_for,
+    prove_engine,
+    record_proofs,
+)
 from drexperts.runtime import compatibility
 from drexperts.runtime.errors import BundleError, NotTakenError, UserError
 from drexperts.runtime.manifest import Engine, read_manifest, write_manifest
+from drexperts.runtime.proof import LIMITS
 
 Pictures = list[Image.Image]
 
@@ -200,3 +211,51 @@ def test_one_engine_that_cannot_be_opened_costs_only_its_own_proof(
     with_engines(bundle, elsewhere)
     with pytest.raises(NotTakenError, match="trust=True"):
         verify(bundle, images=pictures)
+
+
+def test_an_engine_without_the_margin_is_refused_where_it_was_made(bundle, checkpoint, pictures):
+    (engine,) = verify(bundle, checkpoint=checkpoint, images=pictures).manifest.engines
+    assert engine.proven
+    assert engine.parity is not None
+    narrow = LIMITS | {"fp32": LIMITS["fp32"] | {"score_max": engine.parity.score_max / 2}}
+    wide = LIMITS | {"fp32": LIMITS["fp32"] | {"score_max": engine.parity.score_max * 1.5}}
+    for limits, proven in ((wide, True), (narrow, False)):
+        (made,) = measure_proofs(bundle, checkpoint, pictures, limits=limits).manifest.engines
+        assert made.proven == proven
+        assert made.parity is not None
+        assert made.parity.limits == limits["fp32"]
+    # Measured again on the same pictures it keeps its limits, on others it gets the usual ones.
+    assert not verify(bundle, checkpoint=checkpoint, images=pictures).manifest.engines[0].proven
+    assert verify(bundle, checkpoint=checkpoint, images=pictures[:5]).manifest.engines[0].proven
+
+
+def test_a_proof_says_which_pictures_the_engine_was_made_on(bundle, checkpoint, pictures):
+    digests = [digest_of(picture) for picture in pictures]
+    made = replace(
+        only_engine(bundle), calibrated_on=tuple(digests[:1]), searched_on=tuple(digests[1:3])
+    )
+    with_engines(bundle, made)
+    progress = Recorder()
+    seen: list[Any] = [
+        verify(bundle, checkpoint=checkpoint, images=images, progress=progress)
+        .manifest.engines[0]
+        .parity
+        for images in (pictures[1:], pictures[3:])
+    ]
+    assert [parity.seen for parity in seen] == [2, 0]
+    assert seen[0].pictures == digest_of_all(digests[1:])
+    assert sum("2 of these 5" in text for text in progress.notes) == 1
+
+
+def test_by_default_an_engine_is_proven_on_what_it_was_not_made_on(exported):
+    manifest = read_manifest(exported)
+    assert len(pictures_for(manifest, None)) == 8 * len(NAMES)
+    parts = divided(photographs_of(None), "search", "calibration")
+    digests = {name: tuple(map(digest_of, part)) for name, part in parts.items()}
+    engine = replace(
+        only_engine(exported),
+        calibrated_on=digests["calibration"],
+        searched_on=digests["search"],
+    )
+    unseen = pictures_for(replace(manifest, engines=(engine,)), None)
+    assert sorted(map(digest_of, unseen)) == sorted(digests["proof"])
