@@ -271,13 +271,13 @@ def test_an_encoder_from_nothing_has_nothing_to_download(tiny):
             load_encoder(model)
 
 
-def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
+def test_offline_the_address_of_the_file_is_named(monkeypatch):
     def offline(repository: str, filename: str, **options: Any) -> str:
         raise ConnectionError("no network")
 
     monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", offline)
     monkeypatch.setattr(EncoderConfig, "published", "deit3_small_patch16")
-    model = new_model(tiny())
+    model = new_model(small_config())
     with pytest.raises(WeightsError, match=r"deit3_small_patch16_224\.fb_in22k_ft_in1k/.*safetens"):
         load_encoder(model)
     with pytest.raises(WeightsError, match=r"weblzw/daclip.*/daclip_ViT-B-32\.pt"):
