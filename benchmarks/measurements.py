@@ -24,6 +24,7 @@ from drexperts.benchmarks.receipt_types import (
     engine_receipt,
     full_size_receipt,
     kernel_receipt,
+    learning_receipt,
     model_receipt,
     precision_receipt,
     training_receipt,
@@ -65,6 +66,7 @@ SECTIONS = {
     "crossings": (
         Kind("crossings-*.json", crossings_receipt.CrossingsReceipt, crossings_receipt.parts),
     ),
+    "learning": (Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),
     "engines": (Kind("engines-*.json", engine_receipt.EngineReceipt, engine_receipt.parts),),
     "gpu": (

@@ -132,10 +132,16 @@ def add_model(verb: "Parser") -> None:
 
 def add_optimisation(verb: "Parser") -> None:
     verb.add_argument(
-        "--epochs", type=int, default=9, metavar="N", help="passes over the images (default: 9)"
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the images (default: 9, or 10 for a model without published weights)",
     )
     verb.add_argument(
-        "--rate", type=float, default=2e-4, metavar="R", help="learning rate (default: 2e-4)"
+        "--rate",
+        type=float,
+        metavar="R",
+        help="learning rate (default: 2e-4, or 1e-3 for a model without published weights)",
     )
     verb.add_argument(
         "--accumulate",
@@ -293,15 +299,20 @@ def _amp(arguments: argparse.Namespace) -> "Amp":
 def train_config_from(
     arguments: argparse.Namespace, recipe: "Recipe", config: "DRExpertsConfig"
 ) -> "TrainConfig":
-    """The optimisation that the options describe, with the paper's schedule."""
-    from drexperts.training.trainer import StepSchedule, TrainConfig
+    """The optimisation that the options describe: the paper's if there are published weights."""
+    from drexperts.training import from_nothing
+    from drexperts.training.trainer import CosineSchedule, StepSchedule, TrainConfig
 
+    ours = config.encoder.weights == "none"
+    epochs, rate = (from_nothing.EPOCHS, from_nothing.RATE) if ours else (9, 2e-4)
+    epochs = epochs if arguments.epochs is None else arguments.epochs
+    rate = rate if arguments.rate is None else arguments.rate
     # The preset's warm-up is for nine epochs; this keeps its share of the training.
-    warmup = config.warmup_epochs * arguments.epochs / 9
+    steps = StepSchedule(rate, config.warmup_epochs * epochs / 9)
     return TrainConfig(
         batch=recipe.batch,
-        epochs=arguments.epochs,
-        schedule=StepSchedule(arguments.rate, warmup),
+        epochs=epochs,
+        schedule=CosineSchedule(rate, from_nothing.WARMUP_STEPS) if ours else steps,
         amp=_amp(arguments),
         accumulate=arguments.accumulate,
         ema=arguments.ema,

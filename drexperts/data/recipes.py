@@ -46,7 +46,7 @@ RECIPES = {
     "csiq": Recipe(16, 4, 15, None, 2.0, True),
     "tid2013": Recipe(16, 1, 10, None, 2.0, True, "base"),
     "kadid10k": Recipe(80, 2, 15, None, 2.0, True, "base"),
-    "folder": Recipe(64, 4, 15, None, 2.0, False),
+    "folder": Recipe(32, 4, 15, None, 2.0, False),
 }
 
 

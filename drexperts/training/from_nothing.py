@@ -53,7 +53,11 @@ PROMPT_OF = {
 LEAST_LEVEL, MOST_LEVEL = 2, 5
 
 _CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601
+_SMALL = 0.1  # of what starts small, beside the usual random weights
 _PARTS = ("encoder.", "controller.")  # what a start changes of an untrained model
+
+# The optimisation of models without published weights; the log says what else was tried.
+EPOCHS, RATE, WARMUP_STEPS = 10, 1e-3, 50
 
 Tell = Callable[[Step], None]
 
@@ -174,6 +178,7 @@ def initialise(model: DRExperts, pixels: Tensor) -> None:
         images = normalised(pixels.to(device))
         _reset_layer_scales(model.encoder.vit)
         _set_cosine_filters(model.encoder.vit.get_submodule("patch_embed.proj"), images)
+        _set_energy_blocks(model.encoder.vit)
         _set_cosine_filters(model.controller.visual.conv1, model.controller_input(images))
 
 
@@ -197,6 +202,28 @@ def _set_cosine_filters(embedding: nn.Module, images: Tensor) -> None:
     embedding.weight.copy_(filters / std[:, None, None, None])
     if embedding.bias is not None:
         embedding.bias.copy_(-mean / std)
+
+
+def _set_energy_blocks(vit: nn.Module) -> None:
+    """Initialise the first two blocks so that every token holds the mean |x| of each frequency.
+
+    Quality shows in how strong a frequency is, whatever its sign, and the mean of a frequency says
+    nothing of that. The first block's MLP is set to GELU(2x) + GELU(-2x), which is nearly 2|x|, the
+    second block's attention to an even mean over all tokens. Everything else there starts small.
+    """
+    weight = vit.get_parameter
+    width = weight("cls_token").shape[-1]
+    same = torch.eye(width).to(weight("cls_token"))
+    for name in ("cls_token", "blocks.0.attn.proj.weight", "blocks.0.mlp.fc2.weight"):
+        weight(name).mul_(_SMALL)
+    weight("blocks.0.mlp.fc1.weight")[: 2 * width] = torch.cat((2 * same, -2 * same))
+    weight("blocks.0.mlp.fc2.weight")[:, : 2 * width] = torch.cat((same, same), dim=1)
+    for name in ("blocks.0.mlp.fc1.bias", "blocks.0.mlp.fc2.bias"):
+        nn.init.zeros_(weight(name))
+    weight("blocks.1.attn.qkv.weight")[: 2 * width].mul_(_SMALL)
+    weight("blocks.1.attn.qkv.weight")[2 * width :] = same
+    weight("blocks.1.attn.proj.weight").copy_(3 * same)
+    weight("blocks.1.mlp.fc2.weight").mul_(_SMALL)
 
 
 def frequency_filters(side: int, count: int) -> Tensor:

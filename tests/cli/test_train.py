@@ -73,7 +73,7 @@ def test_training_leaves_what_eval_and_export_take(
     assert not result["fresh"]  # the checkpoint's trained head is kept
     config = result["config"]
     assert (config["epochs"], config["batch"], config["amp"]) == (2, 8, "fp32")
-    assert config["schedule"] == {"rate": 2e-4, "warmup_epochs": 0.0}
+    assert config["schedule"] == {"rate": 1e-3, "warmup_steps": 50}  # no published weights
     assert (result["test"]["images"], result["images"]) == (4, [14, 2, 4])
     for text in ("validation", result["split_digest"], f"{out}/best.safetensors"):
         assert text in ended.error

@@ -1,5 +1,6 @@
 """What a training starts from, as it is typed: sizes, image sizes, weights or nothing."""
 
+import argparse
 import json
 import socket
 from functools import partial
@@ -9,8 +10,12 @@ from typing import Any
 import pytest
 from support.training_verbs import SHORT, Call, refused
 
+from drexperts.cli.training_arguments import train_config_from
+from drexperts.data.recipes import RECIPES
 from drexperts.model.checkpoint import load_checkpoint
+from drexperts.model.config import DRExpertsConfig
 from drexperts.training import from_nothing
+from drexperts.training.trainer import CosineSchedule, StepSchedule
 
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 
@@ -59,7 +64,7 @@ def test_tiny_is_trained_exported_and_scores(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--size", "tiny", "--image-size", "130"], ["130 px", "128 or 136"]),
+        (["--size", "tiny", "--image-size", "136"], ["136 px", "128 or 144"]),
         (["--size", "tiny", "--image-size", "64"], ["64 px", "such as 128"]),
         (["--size", "small", "--image-size", "200"], ["192 or 208"]),
         (["--size", "small", "--from-nothing", "--image-size", "200"], ["192 or 208"]),
@@ -83,3 +88,24 @@ def test_a_checkpoint_to_start_from_has_its_size(
 ) -> None:
     given = ["--data", "folder", data["folder"], "--out", tmp_path / "run", *SHORT]
     refused(call("train", *given, "--init", start, *options), f"leave {options[0]} out")
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs", "schedule"),
+    [
+        (DRExpertsConfig.paper(), 9, StepSchedule(2e-4, 0)),
+        (DRExpertsConfig.official(), 9, StepSchedule(2e-4, 3)),
+        (DRExpertsConfig.from_nothing("tiny", 128), 10, CosineSchedule(1e-3, 50)),
+        (DRExpertsConfig.from_nothing("small", 384), 10, CosineSchedule(1e-3, 50)),
+    ],
+)
+def test_the_optimisation_depends_on_published_weights(
+    config: DRExpertsConfig, epochs: int, schedule: object
+) -> None:
+    given: dict[str, Any] = {"accumulate": 1, "ema": None, "seed": 0, "amp": "fp32"}
+    asked = argparse.Namespace(epochs=None, rate=None, device="cpu", **given)
+    found = train_config_from(asked, RECIPES["folder"], config)
+    assert (found.epochs, found.schedule, found.batch) == (epochs, schedule, 32)
+    asked.epochs, asked.rate = 3, 5e-4
+    found = train_config_from(asked, RECIPES["folder"], config)
+    assert (found.epochs, found.schedule.rate) == (3, 5e-4)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from support import miniature
 from support.run_training import Printed, run_of, train
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from drexperts.data.distortions import SYNTHETIC_TYPES
 from drexperts.data.images import GridSize, ImageStore
 from drexperts.data.layouts import open_dataset
+from drexperts.model.backbones import normalised
 from drexperts.model.config import DISTORTIONS, LEARNT, ControllerConfig, DRExpertsConfig
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import UserError
@@ -40,7 +41,7 @@ SHORT = PriorTraining(squares=16, epochs=1, batch=8)
 def toy() -> DRExperts:
     """64 px, as small as a model can be."""
     config = DRExpertsConfig.from_nothing("tiny", 128)
-    encoder = replace(config.encoder, image_size=64, width=32, depth=1, heads=2)
+    encoder = replace(config.encoder, image_size=64, width=32, depth=2, heads=2)
     prior = ControllerConfig(64, 16, width=32, depth=1, heads=2, embedding=16)
     return untrained_model(config.with_sizes(encoder, prior))
 
@@ -99,6 +100,25 @@ def test_the_first_weights_let_every_frequency_through(store: ImageStore) -> Non
         directions = nn.functional.cosine_similarity(filters, cosines)
         torch.testing.assert_close(directions, torch.ones(len(filters)))
         assert not torch.equal(filters, before[name].flatten(1))
+
+
+def test_the_first_features_are_energies_which_have_no_sign(store: ImageStore) -> None:
+    def features(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            tokens: Tensor = model.encoder(normalised(pixels))
+        return tokens[:, 0]
+
+    torch.manual_seed(0)
+    model, squares = toy(), squares_of(store).pixels
+    blurred = nn.functional.avg_pool2d(squares.float(), 3, 1, 1).to(torch.uint8)
+    distances = []
+    for _ in range(2):
+        of_squares = features(squares)
+        others = (features(255 - squares), features(blurred))
+        distances.append([float((of_squares - other).norm(dim=1).mean()) for other in others])
+        initialise(model, squares)
+    (negative, blur), (negative_now, blur_now) = distances
+    assert negative_now / blur_now < 0.5 * negative / blur
 
 
 @pytest.mark.slow
