@@ -79,8 +79,8 @@ _LIMITS: dict[str, tuple[float | None, ...]] = {
     "leading_flips": (1e-2, 5e-2, 1e-1, 1e-1),
     "maps_max": (3e-4, None, None, None),
     "maps_p99": (None, 5e-2, 4e-1, None),
-    "maps_plcc": (0.9999, 0.999, 0.95, 0.75),
-    "maps_plcc_p01": (None, None, None, 0.95),
+    "maps_plcc": (0.9999, 0.99, 0.9, 0.75),
+    "maps_plcc_p01": (None, 0.999, 0.95, 0.95),
 }
 LIMITS: dict[str, dict[str, float]] = {
     precision: {name: row[i] for name, row in _LIMITS.items() if row[i] is not None}  # type: ignore[misc]
@@ -94,17 +94,17 @@ MARGINS = dict.fromkeys(_LIMITS.keys() - {"score_max", "weights_max", "maps_plcc
 def tightened(limits: Mapping[str, float], margins: Mapping[str, float]) -> dict[str, float]:
     """Limits that are nearer to perfect agreement, each by its margin, a factor of at least 1."""
     return {
-        name: _at(name, _distance(name, limit) / margins.get(name, 1.0))
+        name: _at(name, distance(name, limit) / margins.get(name, 1.0))
         for name, limit in limits.items()
     }
 
 
-def _distance(name: str, value: float) -> float:
+def distance(name: str, value: float) -> float:
     """How far a measure is from perfect agreement, at which correlations are 1 and others 0."""
     return 1 - value if name in LOWER_LIMITS else value
 
 
-_at = _distance  # its own inverse
+_at = distance  # its own inverse
 
 # What an engine must keep when it is made. float32 has no margin: its limits are of rounding alone.
 EXPORT_LIMITS = {
@@ -342,10 +342,10 @@ class Parity(SetParity):
         """
         enough = [each for each in self.sets.values() if each.images >= MIN_IMAGES]
         found = [
-            Headroom(_distance(name, limit) / _distance(name, value), name)
+            Headroom(distance(name, limit) / distance(name, value), name)
             for measured in (self.measured(), *(each.measured() for each in enough))
             for name, limit in LIMITS[precision].items()
-            if (value := measured.get(name)) is not None and _distance(name, value) > 0
+            if (value := measured.get(name)) is not None and distance(name, value) > 0
         ]
         return min(found, default=None)
 

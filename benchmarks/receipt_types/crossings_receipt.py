@@ -1,13 +1,13 @@
 """The receipt of `crossings.py`, and its tables."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, machine_line
-from drexperts.runtime.proof import EXPORT_LIMITS, EXTREME_OF, LIMITS, within
+from drexperts.runtime.proof import EXPORT_LIMITS, EXTREME_OF, LIMITS, distance, within
 from drexperts.ui.markdown import Table
 
 # What int8 was held to until 28 November 2026, everywhere: no quantiles, and narrower bounds.
@@ -82,6 +82,28 @@ def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
     headings = ("", "engines", "pass where made", "of these, on the other half")
     rows = [_cells(receipt, kind) for kind in dict.fromkeys(map(_kind, receipt.crossings))]
     yield Table((*headings, "islands", "MB", "what fails there"), rows)
+    if not receipt.shared:
+        yield _farther(receipt.crossings)
+
+
+def _farther(crossings: Sequence[Crossing]) -> Table:
+    """How many times farther from the model engines are on the other half than on their own.
+
+    float32, whose distances are rounding, and perfect agreement are left out.
+    """
+    rows = []
+    for name in LIMITS["int8"]:
+        pairs = [(each.made.get(name), each.other.get(name)) for each in crossings]
+        ratios = [
+            distance(name, there) / distance(name, here)
+            for (here, there), each in zip(pairs, crossings, strict=True)
+            if each.precision != "fp32" and here is not None and there is not None
+            if distance(name, here) > 0
+        ]
+        if ratios:
+            median, high = np.quantile(ratios, (0.5, 0.95))
+            rows.append((name.replace("_", " "), f"{median:.2f}", f"{high:.2f}"))
+    return Table(("times farther on the other half", "median", "95 % are below"), rows)
 
 
 def _kind(each: Crossing) -> str:
