@@ -1,18 +1,18 @@
 """Whether an engine that is proven on some photographs also passes on others.
 
-    python benchmarks/crossings.py FOLDER --checkpoint FILE --name NAME [--divisions 10] [--shared]
-        [--receipt FILE]
+    python benchmarks/crossings.py FOLDER --model NAME=CHECKPOINT [--model ...] [--divisions 10]
+        [--default] [--shared] [--receipt FILE]
 
-The default photographs and those of a folder are divided at random into two halves,
-several times. In each half engines are made as `drx export` makes them, calibrated, searched and
-proven inside the half, and then measured on the other as `drx verify --images` does. Of each
-picture one crop in the middle is used, so that hundreds of engines can be made; a score that is a
-mean over crops varies less. With --shared, int8 alone, all parts have the same photographs, and the
-limits are those of before, without a margin.
+The default photographs and those of a folder are divided at random into two halves, several times;
+with --default also once into the default ones and the others. In each half engines are made as
+`drx export` makes them, calibrated, searched and proven inside the half, and then measured on the
+other as `drx verify --images` does. Of each picture one crop in the middle is used, so that
+hundreds of engines can be made; a score that is a mean over crops varies less. With --shared, int8
+alone, all parts have the same photographs, and the limits are those of before, without a margin.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import this_machine, this_source
 from drexperts.benchmarks.receipt_types.crossings_receipt import (
     BEFORE,
+    DEFAULT,
     Crossing,
     CrossingsReceipt,
     parts,
@@ -72,6 +73,14 @@ def middles(photographs: Photographs, spec: Preprocessing) -> Photographs:
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
     return [[middle(source) for source in each] for each in photographs]
+
+
+def divisions_of(
+    default: Photographs, others: Photographs, count: int, with_default: bool
+) -> dict[int, tuple[Photographs, Photographs]]:
+    """The divisions by number: `DEFAULT` if asked for, and the random ones by their seeds."""
+    found = {seed: halves([*default, *others], seed) for seed in range(count)}
+    return {DEFAULT: (default, others), **found} if with_default else found
 
 
 def halves(photographs: Photographs, seed: int) -> tuple[Photographs, Photographs]:
@@ -155,14 +164,17 @@ def measured(
 
 
 def crossings(
-    name: str, checkpoint: Checkpoint, photographs: Photographs, divisions: int, shared: bool
+    name: str,
+    checkpoint: Checkpoint,
+    divisions: Mapping[int, tuple[Photographs, Photographs]],
+    shared: bool,
 ) -> Iterator[Crossing]:
     """Every engine of one model."""
     folded = {p: inference_model(checkpoint.model, p) for p in PLAIN if not shared}
     sizes = {p: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for p, m in folded.items()}
     plain = {p: Remembering(folded_session(model)) for p, model in folded.items()}
-    for seed in range(divisions):
-        pair = [Half(checkpoint, each, shared) for each in halves(photographs, seed)]
+    for seed, photographs in divisions.items():
+        pair = [Half(checkpoint, each, shared) for each in photographs]
         for at, half in enumerate(pair):
             other = pair[1 - at]
             for precision, session in plain.items():
@@ -198,9 +210,9 @@ def crossings(
 def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("photographs", type=Path, help="a folder of photographs")
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--name", required=True, help="of the checkpoint, in the receipt")
-    parser.add_argument("--divisions", type=int, default=10)
+    parser.add_argument("--model", action="append", required=True, metavar="NAME=CHECKPOINT")
+    parser.add_argument("--divisions", type=int, default=10, help="random ones (default: 10)")
+    parser.add_argument("--default", action="store_true", help="and the default ones alone")
     parser.add_argument("--shared", action="store_true", help="as before: no parts and no margin")
     add_receipt_option(parser)
     return parser.parse_args(given)
@@ -208,32 +220,37 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     arguments = arguments_of(given)
-    name, shared = arguments.name, arguments.shared
-    loaded = load_checkpoint(arguments.checkpoint)
-    photographs = middles(
-        [*photographs_of(None), *photographs_of(arguments.photographs)], loaded.preprocessing
-    )
-    crop = loaded.preprocessing.crop
-    checkpoint = loaded._replace(preprocessing=Preprocessing(crop, crop, crop, 1))
+    names = dict(each.split("=", 1) for each in arguments.model)
+    models = {name: load_checkpoint(Path(file)) for name, file in names.items()}
+    (spec,) = {loaded.preprocessing for loaded in models.values()}
+    default, others = (middles(photographs_of(i), spec) for i in (None, arguments.photographs))
+    divisions = divisions_of(default, others, arguments.divisions, arguments.default)
     found: list[Crossing] = []
     with Screen().progress() as tell:
-        for each in crossings(name, checkpoint, photographs, arguments.divisions, shared):
-            found.append(each)
-            tell(f"division {each.division}, half {each.half}: {each.precision}")
-    as_before = " --shared" * shared
+        for name, loaded in models.items():
+            one = loaded._replace(preprocessing=Preprocessing(spec.crop, spec.crop, spec.crop, 1))
+            for each in crossings(name, one, divisions, arguments.shared):
+                found.append(each)
+                tell(f"{name}, division {each.division}, half {each.half}: {each.precision}")
     receipt = CrossingsReceipt(
-        command=f"python benchmarks/crossings.py FOLDER --checkpoint FILE --name {name}{as_before}",
+        command=_command(arguments, names),
         machine=this_machine(),
         source=this_source(*PACKAGES),
-        photographs=len(photographs),
-        images=sum(map(len, photographs)),
-        shared=shared,
-        parts=len(block_linears(inference_model(checkpoint.model))),
+        photographs=len(default) + len(others),
+        images=sum(map(len, (*default, *others))),
+        shared=arguments.shared,
+        parts=len(block_linears(inference_model(one.model))),
         crossings=tuple(found),
     )
     print(markdown(parts(receipt)))
     if arguments.receipt:
         write_json(receipt, arguments.receipt)
+
+
+def _command(arguments: argparse.Namespace, names: Iterable[str]) -> str:
+    words = ["python benchmarks/crossings.py FOLDER", *(f"--model {name}=FILE" for name in names)]
+    words.append(f"--divisions {arguments.divisions}")
+    return " ".join(words + ["--default"] * arguments.default + ["--shared"] * arguments.shared)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from drexperts.runtime.errors import ConfigError
 from drexperts.runtime.manifest import digest, read_manifest
 from drexperts.runtime.proof import (
     EXPORT_LIMITS,
+    EXTREME_OF,
     LIMITS,
     LOWER_LIMITS,
     MARGINS,
@@ -54,6 +55,21 @@ def test_each_limit_counts(parity, name):
         assert name in (found or "")
     stricter = parity.limits[name] + (1e-6 if name in LOWER_LIMITS else 0)
     assert looser(parity.limits | {name: stricter}, LIMITS["fp32"]) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({}, None), ({"weights_max": 0.15}, "weights_p99"), ({"score_p99": 0.02}, "score_p99")],
+)
+def test_a_proof_from_before_the_quantiles_is_judged_by_what_it_measured(parity, changed, named):
+    before = {n: limit for n, limit in LIMITS["int8"].items() if n not in EXTREME_OF}
+    before |= {"score_max": 0.03, "weights_max": 0.2, "maps_plcc": 0.9}
+    old = dataclasses.replace(
+        parity, limits=before, weights_p99=None, maps_p99=None, maps_plcc_p01=None, **changed
+    )
+    found = old.objection("int8")
+    assert (named is None) == (found is None)
+    assert named is None or named in (found or "")
 
 
 def test_limits_are_those_of_the_precision(parity):
