@@ -42,8 +42,8 @@ from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
 from drexperts.export.graph.precision import Int8, PrecisionTest, fewest_islands
 from drexperts.export.graph.to_onnx import onnx_from_model
+from drexperts.export.proof.division import divided, photographs_of
 from drexperts.export.proof.parity import compare, engine_outputs
-from drexperts.export.proof.photographs import NAMES, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import Progress
@@ -128,10 +128,11 @@ def _plain(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> PrecisionReceipt:
     """Every way's size, answers, batch invariance and speed."""
-    images = verification_images()
-    int8 = Int8(checkpoint, images, maps=True, max_batch=BATCH)
-    test = PrecisionTest(checkpoint, images[: len(NAMES)], "int8", True, tell)
-    chosen = fewest_islands(int8, test, tell)
+    given = divided(photographs_of(None), "search", "calibration")
+    int8 = Int8(checkpoint, given["calibration"], maps=True, max_batch=BATCH)
+    search = PrecisionTest(checkpoint, given["search"], "int8", True, tell)
+    chosen = fewest_islands(int8, search, tell)
+    test = PrecisionTest(checkpoint, given["proof"], "int8", True, tell)
     plain = onnx_from_model(checkpoint.model, maps=True, max_batch=BATCH)
     ways: dict[str, Callable[[], onnx.ModelProto]] = {
         FLOAT: lambda: plain,

@@ -200,7 +200,7 @@ def trainings(
 ) -> dict[str, Contestant]:
     """DR.Experts from each of some starts."""
     same, small = (f"crops of {side} px" for side in (CROP, PREPROCESSING.crop))
-    makers = {
+    makers: dict[str, Callable[[], tuple[str, Sequence[str], float]]] = {
         "nothing": lambda: (same, ("--size", "tiny"), 0.0),
         "demo": lambda: (small, *demo_checkpoint(commands.work)),
         "pretrained": lambda: (same, *pretrained(commands, unrated(dataset, splits))),

@@ -19,6 +19,7 @@ from drexperts.bench.json_files import read_json
 from drexperts.bench.provenance import staleness
 from drexperts.bench.reports import TrainingReport
 from drexperts.benchmarks.receipt_types import (
+    crossings_receipt,
     drift_receipt,
     engine_receipt,
     full_size_receipt,
@@ -61,6 +62,9 @@ SECTIONS = {
     "training": (Kind("training-*.json", TrainingReport, training_receipt.parts),),
     "precision": (
         Kind("precision*.json", precision_receipt.PrecisionReceipt, precision_receipt.parts),
+    ),
+    "crossings": (
+        Kind("crossings-*.json", crossings_receipt.CrossingsReceipt, crossings_receipt.parts),
     ),
     "learning": (Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),

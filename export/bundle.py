@@ -7,9 +7,15 @@ from typing import Literal
 import onnx
 
 from drexperts.export.changes import is_leftover
-from drexperts.export.graph.precision import MODEL_FILE, choose_precision, draft_of
+from drexperts.export.graph.precision import (
+    MODEL_FILE,
+    choose_precision,
+    draft_of,
+    parts_needed,
+)
+from drexperts.export.proof.division import digest_of, divided, photographs_of
 from drexperts.export.proof.parity import parity_sets
-from drexperts.export.proof.photographs import Images, proof_images
+from drexperts.export.proof.photographs import Images
 from drexperts.export.proof.prove import loaded_checkpoint, measure_proofs
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
@@ -24,6 +30,8 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.proof import EXPORT_LIMITS
+from drexperts.runtime.training import utc_now
 
 # Of the transformer blocks; "auto" searches for the lowest that keeps the parity limits.
 ExportPrecision = Literal["fp32", "fp16", "int8", "auto"]
@@ -50,8 +58,8 @@ def export_bundle(
     Args:
         checkpoint: the file of a checkpoint, or one in memory.
         out: the bundle's folder: one that does not exist or is empty, or a bundle to replace.
-        images: to verify on, a folder of photographs or the images themselves; None takes
-            `verification_images`.
+        images: to make the engine on and to prove it on, a folder of photographs or the images
+            themselves, which are `divided`; None takes `verification_images`.
         scale: of the scores; None takes the checkpoint's own.
         precision: of the transformer blocks. "auto" takes the lowest that keeps parity, see
             `choose_precision`.
@@ -85,13 +93,14 @@ def export_bundle(
     outputs = OUTPUTS if maps else OUTPUTS[:2]
     draft = draft_of(loaded, "fp32", outputs, max_batch)  # raises now for an incomplete checkpoint
     out = Path(out).resolve()  # if it is a link, its target is replaced
-    pictures = proof_images(images)
+    parts = divided(photographs_of(images), *parts_needed(precision, target))
     with folder_written_whole(out) as aside:
         _check_replaceable(out)
-        parity_sets(pictures, loaded.preprocessing)  # raises now what the proof would after minutes
+        # Raises now what the proof would after minutes.
+        parity_sets(parts["proof"], loaded.preprocessing)
         progress("folding and writing ONNX")
         chosen = choose_precision(
-            loaded, precision, target, pictures, maps=maps, max_batch=max_batch, progress=progress
+            loaded, precision, target, parts, maps=maps, max_batch=max_batch, progress=progress
         )
         onnx.save(chosen.graph, aside / MODEL_FILE)
         engine = replace(
@@ -100,9 +109,13 @@ def export_bundle(
             precision=chosen.precision,
             islands=chosen.islands,
             frontier=chosen.trials,
+            calibrated_on=tuple(map(digest_of, parts.get("calibration", ()))),
+            searched_on=tuple(map(digest_of, parts.get("search", ()))),
         )
-        write_manifest(replace(draft, engines=(engine,)), aside)
-        return measure_proofs(aside, loaded, pictures, progress=progress)
+        write_manifest(replace(draft, engines=(engine,), created=utc_now()), aside)
+        return measure_proofs(
+            aside, loaded, parts["proof"], progress=progress, limits=EXPORT_LIMITS
+        ).manifest
 
 
 def _check_replaceable(out: Path) -> None:

@@ -23,6 +23,7 @@ from drexperts.runtime.files import folder_written_whole
 from drexperts.runtime.manifest import BatchProfile, Engine, Manifest, read_manifest
 from drexperts.runtime.onnx_file import check_self_contained
 from drexperts.runtime.onnx_providers import CUDA_OPTIONS
+from drexperts.runtime.wording import remedy
 
 _MARK = "Written by `drx triton-repo`."
 _CONFIG, _VERSION, _README = "config.pbtxt", "1", "README.md"
@@ -157,10 +158,12 @@ def _objection(engine: Engine, allow_unverified: bool, trust: bool) -> str | Non
     if _served_batch(engine) < 1:
         return "none of its profiles allows a batch of 1, which the server may send"
     if engine.objection and not allow_unverified:
-        remedy = (
-            "run `drx verify --checkpoint FILE`, or pass allow_unverified=True (--allow-unverified)"
+        prove = remedy(
+            "prove it with `drx verify BUNDLE --checkpoint FILE`, or pass --allow-unverified",
+            "prove it with `drexperts.export.verify(bundle, checkpoint=...)`, or pass "
+            "allow_unverified=True",
         )
-        return f"{engine.objection}: {remedy}"
+        return f"{engine.objection}: {prove}"
     return None if trust else trusted.objection(engine)
 
 
@@ -172,7 +175,7 @@ def _claim(engine: Engine, served: dict[str, Engine]) -> str | None:
     # An entry has one list of profiles for all its plans.
     first = next(iter(served.values()), engine)
     if engine.plan and first.plan and engine.plan.profiles != first.plan.profiles:
-        return f"its profiles differ from those of {first.file}: build both with the same --batch"
+        return f"its profiles differ from those of {first.file}: build both with the same"
     served.update(dict.fromkeys(free, engine))
     return None
 

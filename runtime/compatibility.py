@@ -11,6 +11,7 @@ from drexperts.runtime.cuda import call
 from drexperts.runtime.errors import CudaError, MissingDependencyError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import Engine, EnginePlan
+from drexperts.runtime.wording import rebuild
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def obstacle(engine: Engine, gpu: Gpu | None, library_version: str | None) -> st
             why_no_gpu() or "this machine has no GPU with that number"
         )
     mismatch = _mismatch(engine, engine.plan, gpu, library_version)
-    rebuild = f"rebuild it here with `drx build BUNDLE --backend {engine.backend}`"
-    return None if mismatch is None else f"{engine.file} {mismatch}; {rebuild}"
+    return None if mismatch is None else f"{engine.file} {mismatch}; {rebuild(engine.backend)} here"
 
 
 def _mismatch(engine: Engine, plan: EnginePlan, gpu: Gpu, version: str) -> str | None:

@@ -50,7 +50,7 @@ def explanation(image: Image.Image, score: Score) -> Image.Image:
     Raises UserError for a score without maps, such as one with an error.
     """
     if score.maps is None:
-        raise UserError("there are no maps to explain this score by: score it with maps=True")
+        raise UserError("there are no maps to explain this score by: score it with maps")
     photo = panel_photo(image, score.maps.size, _PANEL)
     column = max(photo.width, _COLUMN)
     width = 2 * MARGIN + 4 * column + 3 * GAP
@@ -240,7 +240,7 @@ def _draw_value(pen: Pen, score: Score, place: tuple[int, int, int]) -> None:
     better = "higher is better" if scale.higher_is_better else "lower is better"
     crops = f"mean ± std of {len(score.raw)} crop{'s' * (len(score.raw) != 1)}"
     pen.text((left, top), "Quality", 20)
-    pen.text((left, top + 32), f"{score.value:.4g} ± {score.std:.2g}", 44)
+    pen.text((left, top + 32), f"{score.value:.{score.scale.decimals}f} ± {score.std:.2g}", 44)
     pen.text((left, top + 86), f"{crops} · {better}", 16, FAINT)
 
     def x(value: float) -> float:  # a score beyond the scale is drawn at its end

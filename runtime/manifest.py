@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -14,8 +15,9 @@ from drexperts.runtime.errors import BundleError, ChangedFileError, ConfigError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.json_document import canonical, decode, parse, require, require_plain
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.proof import PRECISIONS, BatchInvariance, Parity
+from drexperts.runtime.proof import PRECISIONS, TOLERANCES, BatchInvariance, Parity
 from drexperts.runtime.training import Training
+from drexperts.runtime.wording import rebuild
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -30,9 +32,11 @@ _MAX_ENGINES = 100
 _MAX_ENGINE_BYTES = 2**31 - 1  # of a protobuf message, and far more than the model needs
 _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PICTURE = re.compile(r"[0-9a-f]{12}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 _PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HARDWARE = ("none", "ampere+", "same-capability")
 
@@ -66,6 +70,16 @@ class ScoreScale:
     def span(self) -> float:
         """The width of the range, the unit in which score differences are reported."""
         return self.high - self.low
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals of a score to show: the last one stands for 1e-5 of the span or less.
+
+        That is what the strictest proof allows a score to vary by, see `proof.TOLERANCES`, so the
+        order of two scores that a proof tells apart can be seen.
+        """
+        finest = min(TOLERANCES.values()) * self.span
+        return max(0, math.ceil(round(-math.log10(finest), 6)))
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,8 @@ class Engine:
         for a CPU engine and where it is unknown
     islands: the parts that stayed in float32, because `precision` was not enough for them
     frontier: what the precision search tried; empty if there was no search
+    calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
+        the first 12 hex digits of the SHA-256 of its size and pixels
     """
 
     backend: str
@@ -171,6 +187,8 @@ class Engine:
     proven_on: str | None = None
     islands: tuple[str, ...] = ()
     frontier: tuple[PrecisionTrial, ...] = ()
+    calibrated_on: tuple[str, ...] = ()
+    searched_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("backend", BACKENDS, self.backend)
@@ -181,10 +199,16 @@ class Engine:
         require(1 <= self.max_batch <= 65536, f"max_batch {self.max_batch} is not 1 to 65536")
         _require_versions(self.versions)
         require_plain("islands", *self.islands)
+        _require_match("12 hex digits", _PICTURE, *self.calibrated_on, *self.searched_on)
         if self.proven_on is not None:
             _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)
         planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
         require(planned, f"an engine of {self.backend!r} has a plan, or lacks one")
+
+    @property
+    def made_on(self) -> frozenset[str]:
+        """The pictures that the engine was calibrated or searched on."""
+        return frozenset((*self.calibrated_on, *self.searched_on))
 
     def file_state(self, bundle: str | os.PathLike[str]) -> str:
         """Whether the file in the bundle's folder is "intact", "CHANGED" or "MISSING"."""
@@ -200,7 +224,7 @@ class Engine:
         """
         make = "export the bundle again with `drx export`"
         if self.plan is not None:
-            make = f"rebuild it with `drx build BUNDLE --backend {self.backend}`"
+            make = rebuild(self.backend)
         return read_recorded(path, self.sha256, f"restore it, or {make}")
 
     @property
@@ -243,7 +267,11 @@ class Engine:
 class Manifest:
     """Everything that the runtime knows about a bundle. `config` holds JSON values only.
 
+    weights: digest of the weights that all engines were made of, such as "sha256:…"; None for a
+        bundle of an earlier version
     trained: what the model was trained on; None if its checkpoint does not say
+    created: when the bundle was exported, in UTC, such as "2026-11-28T20:00:00Z"; None if it is
+        older than this record
 
     It and the dataclasses inside it raise ConfigError for invalid values.
     """
@@ -257,7 +285,9 @@ class Manifest:
     outputs: tuple[str, ...]
     engines: tuple[Engine, ...]
     created_with: dict[str, str]
+    weights: str | None = None
     trained: Training | None = None
+    created: str | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")
@@ -270,6 +300,10 @@ class Manifest:
         known = self.outputs in (OUTPUTS[:2], OUTPUTS)
         require(known, f"outputs must be {OUTPUTS[:2]} or {OUTPUTS}, got {self.outputs!s:.80}")
         _require_versions(self.created_with)
+        if self.created is not None:
+            _require_match("a time such as '2026-11-28T20:00:00Z'", _TIME, self.created)
+        if self.weights is not None:
+            _require_match("a digest such as 'sha256:…'", _DIGEST, self.weights)
 
     @property
     def grid(self) -> int | None:
@@ -293,8 +327,7 @@ def read_manifest(folder: str | os.PathLike[str], pinned: str | None = None) -> 
         _require_match("a digest as `drx info` prints it, sha256:...", _DIGEST, pinned)
     if not path.is_file():
         raise BundleError(
-            f"{str(folder)!r} is not a bundle: it has no {FILE_NAME}; "
-            "make one with `drx export CKPT --out BUNDLE`"
+            f"{str(folder)!r} is not a bundle: it has no {FILE_NAME}; make one with `drx export`"
         )
     try:
         manifest = _manifest_from_text(_read_text(path))

@@ -21,6 +21,14 @@ from drexperts.runtime.onnx_providers import (
 )
 
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+_OPTIONS = (
+    "intra_op_num_threads",
+    "inter_op_num_threads",
+    "execution_mode",
+    "graph_optimization_level",
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+)
 
 
 class OnnxSession:
@@ -113,6 +121,15 @@ class OnnxSession:
             return time.perf_counter() - start
         except Exception as cause:
             raise self._failure(pixels, cause) from cause
+
+    @property
+    def options(self) -> dict[str, str]:
+        """How ONNX Runtime was set, as it says itself: what bears on speed, and each provider's."""
+        told = self._session.get_session_options()
+        found = {name: str(getattr(told, name)).rpartition(".")[2] for name in _OPTIONS}
+        for provider, options in self._session.get_provider_options().items():
+            found |= {f"{provider}.{name}": str(value) for name, value in options.items()}
+        return found
 
     def close(self) -> None:
         """Free the model."""

@@ -18,6 +18,7 @@ from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.locks import locked
 from drexperts.runtime.scorer import Score
+from drexperts.runtime.wording import remedy
 
 # File name suffixes of the formats that `decoding` reads.
 SUFFIXES = frozenset(
@@ -300,7 +301,7 @@ class ResultFile:
     def _check_opening(self, start: bytes) -> None:
         # Before anything is cut off: a file with other contents must stay unchanged.
         if not self._format.opening.startswith(start):
-            raise UserError(f"{str(self._path)!r} holds no scores, or other columns: {_REMEDY}")
+            raise UserError(f"{str(self._path)!r} holds no scores, or other columns: {_remedy()}")
 
     def _is_header(self, number: int, record: bytes) -> bool:
         return number == 1 and record == self._format.header
@@ -310,11 +311,11 @@ class ResultFile:
             done = self._format.decode(record)
         except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as cause:
             where = f"row {number} of {str(self._path)!r}"
-            raise UserError(f"{where} is not a score: {_REMEDY}") from cause
+            raise UserError(f"{where} is not a score: {_remedy()}") from cause
         if done.fingerprint != self._fingerprint:
             raise UserError(
                 f"{str(self._path)!r} holds scores with fingerprint {done.fingerprint}, this run "
-                f"makes {self._fingerprint}: weights, preprocessing or software differ; {_REMEDY}"
+                f"makes {self._fingerprint}: weights, preprocessing or software differ; {_remedy()}"
             )
         return done
 
@@ -336,7 +337,9 @@ class ResultFile:
         )
 
 
-_REMEDY = "choose another --out, or pass --overwrite to start anew"
+def _remedy() -> str:
+    start_anew = remedy("pass --overwrite", "pass overwrite=True")
+    return f"choose another file, or {start_anew} to start anew"
 
 
 def _format_of(path: Path, distortions: Sequence[str]) -> _Jsonl | _Csv:

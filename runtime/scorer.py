@@ -29,6 +29,7 @@ from drexperts.runtime.errors import (
 from drexperts.runtime.forks import never_free, renew_in_children
 from drexperts.runtime.manifest import Engine, Manifest, ScoreScale
 from drexperts.runtime.preprocess import Crops, enlargement, resampler_version
+from drexperts.runtime.wording import remedy
 
 DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
 _AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream
@@ -266,8 +267,10 @@ class Scorer:
     ) -> Iterator[Score]:
         """The score of each source, in order and in bounded memory.
 
-        Images are decoded ahead while the engine runs, and crops of several images share a batch,
-        so a score may wait for the next sources. An unreadable image gets a Score with `error`.
+        Images are decoded ahead while the engine runs. Crops of several images share a batch, so a
+        score may wait for the next sources, but none reaches beyond a group of `batch` sources:
+        the scores of a group do not depend on the sources before it. An unreadable image gets a
+        Score with `error`.
 
         sources: images, or tuples (key, image) whose key, a string or a path, becomes the `source`
             of the Score. Equal keys are not told apart. An empty key, one of another type, and one
@@ -332,7 +335,8 @@ class Scorer:
     def _check_ready(self, maps: bool) -> None:
         self._check_open()
         if maps and "maps" not in self.manifest.outputs:
-            raise UserError("this bundle has no maps: export it again without --no-maps")
+            again = remedy("without --no-maps", "with maps=True")
+            raise UserError(f"this bundle has no maps: export it again {again}")
 
     def _prepare(self, source: Source, key: str | None = None) -> _Work:
         try:
@@ -375,20 +379,22 @@ class Scorer:
     def _run_all(self, works: Iterable[_Work | None]) -> Iterator[_Work]:
         """Run the crops of all works in batches; yield the works in order as they are done.
 
-        None among the works, and the end of them, runs a batch that is not full.
+        None among the works, and the end of them, runs a batch that is not full. So does every
+        group of `batch` works; with equally many crops each they fill their batches.
         """
         waiting: deque[_Work] = deque()
         batch: list[tuple[_Work, NDArray[np.uint8]]] = []
+        taken = 0
         for work in itertools.chain(works, [None]):
-            crops = () if work is None else [(work, pixels) for pixels in work.pixels]
-            for crop in crops:
+            if work is not None:
+                waiting.append(work)
+                taken += 1
+            for crop in () if work is None else [(work, pixels) for pixels in work.pixels]:
                 batch.append(crop)
                 if len(batch) == self.batch:
                     self._run(batch)
                     batch = []
-            if work is not None:
-                waiting.append(work)
-            elif batch:
+            if batch and (work is None or taken % self.batch == 0):
                 self._run(batch)
                 batch = []
             while waiting and waiting[0].done:

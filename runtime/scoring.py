@@ -1,5 +1,6 @@
 """Score image files: into memory, or into a result file that a later run continues."""
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import ResultFile, count_passed_over, find_images
 from drexperts.runtime.scorer import Score, Scorer
+from drexperts.runtime.wording import remedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,9 @@ def score_files(
 
     paths: one or several, see `find_images`; pictures that `explain` wrote before are left out
     out: a `.jsonl` or `.csv` file, one row per image; a run with the same file continues it. With
-        a file, memory is bounded; without one, every score is kept for the summary.
+        a file, memory is bounded; without one, every score is kept for the summary. A run that was
+        killed and continued with the same images, batch and threads writes the file of one that
+        was not; for that it scores up to `scorer.batch` - 1 images once more.
     explain: a folder for one explanation picture per scored image; the bundle must have maps
     overwrite: start the result file anew instead of continuing it
     retry_errors: score again the images whose row in the result file is an error
@@ -83,7 +87,8 @@ def score_files(
         print(summary.scored, summary.failed)
     """
     if out is None and (overwrite or retry_errors):
-        raise UserError("overwriting and retrying are about a result file: name it with --out")
+        out_option = remedy("--out FILE", "out=")
+        raise UserError(f"overwriting and retrying are about a result file: pass {out_option}")
     named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     pictures = None if explain is None else Path(explain)
     found, passed_over = find_images([os.fspath(path) for path in named])
@@ -108,10 +113,12 @@ def score_files(
             sinks.append(on_score)
         todo = [path for path in images if os.path.abspath(path) not in there]
         already = len(images) - len(todo)
+        again = _to_repeat(images, todo, scorer.batch)
         if already and pictures is not None:
             progress.note(f"{already} images already have a row and get no new picture")
         progress("scoring", 0, len(todo))
-        for count, score in enumerate(scorer.score_stream(todo, maps=pictures is not None), 1):
+        scores = scorer.score_stream([*again, *todo], maps=pictures is not None)
+        for count, score in enumerate(itertools.islice(scores, len(again), None), 1):
             for sink in sinks:
                 sink(score)
             scored += score.error is None
@@ -129,6 +136,18 @@ def score_files(
         out=None if out is None else Path(out),
         scores=tuple(kept) if out is None else None,
     )
+
+
+def _to_repeat(images: list[Path], todo: list[Path], group: int) -> list[Path]:
+    """The images to score once more, so that a killed run gets the rows of one that was not.
+
+    Rounding depends on an image's place in its batch, and so on the images before it in its group,
+    see `Scorer.score_stream`. Where other images are missing than the last ones, no run without a
+    kill would have scored them in this order.
+    """
+    done = len(images) - len(todo)
+    is_rest = todo and todo == images[done:]
+    return images[done - done % group : done] if is_rest else []
 
 
 def _result_file(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultFile:

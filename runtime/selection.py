@@ -17,6 +17,7 @@ from drexperts.runtime.scorer import Session
 from drexperts.runtime.sealed import sealed_copy
 from drexperts.runtime.tensorrt_session import TensorrtSession
 from drexperts.runtime.trust import objection
+from drexperts.runtime.wording import remedy
 
 
 class Device(NamedTuple):
@@ -95,8 +96,9 @@ def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
     """
     runs_on = BACKENDS[engine.backend].device
     if device.kind not in ("auto", runs_on):
-        remedy = "; add one with `drx build BUNDLE --backend onnx-cuda`" * (runs_on == "cpu")
-        raise NotTakenError(f"it runs on {runs_on}, but {device.kind} was asked for{remedy}")
+        add = remedy("drx build BUNDLE --backend onnx-cuda", "build_engine(bundle, 'onnx-cuda')")
+        more = f"; add one with `{add}`" * (runs_on == "cpu")
+        raise NotTakenError(f"it runs on {runs_on}, but {device.kind} was asked for{more}")
     if reason := obstacle(engine, device.gpu):
         raise NotTakenError(reason)
     if not unverified:
@@ -104,13 +106,17 @@ def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
 
 
 def _check_proven(engine: Engine, device: Device) -> None:
-    remedy = "run `drx verify --checkpoint FILE` here, or pass allow_unverified=True"
+    prove = remedy(
+        "prove it here with `drx verify BUNDLE --checkpoint FILE`",
+        "prove it here with `drexperts.export.verify(bundle, checkpoint=...)`, or pass "
+        "allow_unverified=True, which `runtime.load` takes",
+    )
     if reason := engine.objection:
-        raise NotTakenError(f"{reason}, so it may differ from the model: {remedy}")
+        raise NotTakenError(f"{reason}, so it may differ from the model: {prove}")
     here = capability(device.gpu)
     # A GPU of another compute capability runs other kernels of the same engine.
     if engine.proven_on not in (None, here):
-        raise NotTakenError(f"it was proven on {engine.proven_on}, this GPU is {here}: {remedy}")
+        raise NotTakenError(f"it was proven on {engine.proven_on}, this GPU is {here}: {prove}")
 
 
 def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:

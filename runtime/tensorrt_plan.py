@@ -29,6 +29,7 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import Engine, EnginePlan, read_recorded
 from drexperts.runtime.onnx_file import check_self_contained
 from drexperts.runtime.places import cache_folder
+from drexperts.runtime.wording import rebuild
 
 _log = logging.getLogger("drexperts.runtime")
 
@@ -103,7 +104,7 @@ class LoadedPlan:
         """The error for an action that failed, with what TensorRT logged."""
         return DeviceError(
             f"TensorRT could not {action}: {_reason()}; run it again, and if it fails again "
-            f"rebuild the engine with `drx build BUNDLE --backend {self._record.backend}`"
+            + rebuild(self._record.backend)
         )
 
     def _started(self) -> Any:
@@ -122,10 +123,7 @@ class LoadedPlan:
         return runtime
 
     def _refusal(self, reason: str) -> BundleError:
-        return BundleError(
-            f"{str(self._path)!r} {reason}; "
-            f"rebuild it with `drx build BUNDLE --backend {self._record.backend}`"
-        )
+        return BundleError(f"{str(self._path)!r} {reason}; {rebuild(self._record.backend)}")
 
     def _deserialised(self, plan: EnginePlan) -> Any:
         content = self._record.read(self._path)

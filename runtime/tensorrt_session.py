@@ -578,9 +578,7 @@ def _library(engine: Engine) -> Any:
 def _gpu(engine: Engine, index: int, version: str) -> Gpu:
     found = gpus()
     if not found:
-        raise DeviceError(
-            f"a TensorRT engine needs a GPU: {why_no_gpu()}; or score on the CPU, with device='cpu'"
-        )
+        raise DeviceError(f"a TensorRT engine needs a GPU: {why_no_gpu()}; or score on the CPU")
     if type(index) is not int or not 0 <= index < len(found):
         raise UserError(f"gpu must be 0 to {len(found) - 1} on this machine, got {index!r}")
     reason = obstacle(engine, found[index], version)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drexperts.runtime.manifest import TENSORRT_BACKENDS, Engine
 from drexperts.runtime.places import state_folder
+from drexperts.runtime.wording import rebuild, remedy
 
 _FILE = "engines-built-here"
 
@@ -17,9 +18,13 @@ def objection(engine: Engine) -> str | None:
     """Why an engine is not to be run unless its maker is trusted; None if it can be."""
     if engine.backend not in TENSORRT_BACKENDS or built_here(engine.sha256):
         return None
+    take = remedy(
+        "pass --trust, which `drx score`, `drx verify` and `drx triton-repo` take",
+        "pass trust=True, which `runtime.load` takes",
+    )
     return (
-        "it was not built here, and a TensorRT engine can run its maker's code: rebuild it with "
-        "`drx build`, or pass trust=True (--trust) if you trust its source"
+        "it was not built here, and a TensorRT engine can run its maker's code: "
+        f"{rebuild(engine.backend)}, or {take}, if you trust its source"
     )
 
 

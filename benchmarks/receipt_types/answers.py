@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drexperts.export.proof.agreement import score_agreement
+from drexperts.export.proof.agreement import percentile, score_agreement
 from drexperts.export.proof.parity import Outputs
 from drexperts.runtime.proof import LIMITS, MIN_IMAGES, Parity, SetParity, within
 
@@ -59,7 +59,9 @@ class Reference:
             if size >= MIN_IMAGES:
                 sets.append(agreement(self.scores[part], answers.scores[part], self.span))
         figures: Mapping[str, float | None] = self.agreement(answers).measured()
-        whole = within({**figures, **answers.weights_and_maps}, limits)
+        drift = np.abs(np.array(answers.scores, float) - np.array(self.scores)) / self.span
+        most = {"score_p99": percentile(drift, 99)}
+        whole = within({**figures, **most, **answers.weights_and_maps}, limits)
         return whole and all(each.keeps(limits) for each in sets)
 
 

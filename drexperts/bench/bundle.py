@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from drexperts import runtime
 from drexperts.bench import scenarios
 from drexperts.bench.cold_start import cold_start
+from drexperts.bench.conditions import Watch
 from drexperts.bench.provenance import gpus, this_machine, this_source
 from drexperts.bench.reports import (
     AGAIN,
@@ -67,7 +68,9 @@ class BenchOptions:
     against: bundles of the same model, by the names they are to have
     batches: crops per call; None is 1 and 4, as far as the bundle takes them
     repeats: rounds for each batch
-    threads: of every engine and of PyTorch; None is one per physical core that may be used
+    threads: of every engine and of PyTorch; None is one per physical core that may be used. With
+        several, the engine also runs with each of the others, in the same rounds; all else runs
+        with the first
     checkpoint: what the bundle was exported from, for the weights of the baselines; None makes
         random ones, which take the same time
     images: a folder of photographs, of which at most 100 are used; None makes one photograph
@@ -83,7 +86,7 @@ class BenchOptions:
     against: Mapping[str, Path] = field(default_factory=dict)
     batches: tuple[int, ...] | None = None
     repeats: int = ROUNDS
-    threads: int | None = None
+    threads: int | tuple[int, ...] | None = None
     checkpoint: Path | None = None
     images: Path | None = None
     scenarios: tuple[str, ...] = ()
@@ -94,7 +97,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise UserError(f"a measurement needs at least one repeat, got {self.repeats}")
-        if self.threads is not None and self.threads < 1:
+        if not self.thread_counts or min(self.thread_counts) < 1:
             raise UserError(f"a measurement needs at least one thread, got {self.threads}")
         unknown = sorted(set(self.scenarios) - set(SCENARIOS))
         if unknown:
@@ -102,6 +105,14 @@ class BenchOptions:
         for name, value in (("the p99 bound", self.p99_bound), ("seconds", self.seconds)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} must be above 0 and finite, got {value}")
+
+    @property
+    def thread_counts(self) -> tuple[int, ...]:
+        """The numbers of threads, each once."""
+        if self.threads is None:
+            return (available_cores(),)
+        given = (self.threads,) if isinstance(self.threads, int) else self.threads
+        return tuple(dict.fromkeys(given))
 
     @property
     def command(self) -> str:
@@ -113,7 +124,7 @@ class BenchOptions:
         numbers = {
             "batch": None if self.batches is None else ",".join(map(str, self.batches)),
             "repeats": None if self.repeats == ROUNDS else self.repeats,
-            "threads": self.threads,
+            "threads": None if self.threads is None else ",".join(map(str, self.thread_counts)),
             "p99-bound": self.p99_bound,
             "seconds": self.seconds,
             "checkpoint": None if self.checkpoint is None else "FILE",
@@ -143,13 +154,17 @@ def bench(
     """
     bundle, options = Path(bundle), options or BenchOptions()
     # Set for all variants, because their own defaults differ.
-    threads = available_cores() if options.threads is None else options.threads
+    threads, *sweep = options.thread_counts
     if options.baselines:
         baseline_names(options.baselines)  # a mistake is reported before anything is measured
-    machine, source = this_machine(threads), this_source(*PACKAGES)
+    watch, machine, source = Watch(), this_machine(threads), this_source(*PACKAGES)
     images = [photograph()] if options.images is None else _photographs(options.images)
     with runtime.load(bundle, threads=threads) as scorer:
         pixels = _pixels(scorer, options.batches)
+        if sweep and device_of(scorer) != "cpu":
+            raise UserError(
+                "threads are of the CPU, and this engine runs on a GPU: name one number"
+            )
         if options.checkpoint is not None:
             _check_weights(bundle, scorer, options.checkpoint, progress)
         progress("cold start in a process of its own")
@@ -160,15 +175,21 @@ def bench(
             bundle,
             pixels,
             threads=threads,
+            sweep=sweep,
             baselines=options.baselines,
             against=options.against,
             checkpoint=options.checkpoint,
             progress=progress,
         )
         running = {ENGINE: scorer.session.run, AGAIN: scorer.session.run} | variants.running
-        batches = [_batch_times(running, each, options.repeats, progress) for each in pixels]
+        batches = []
+        for each in pixels:
+            batches.append(_batch_times(running, each, options.repeats, progress))
+            watch.look()
         gpus_after = gpus()  # now, because a GPU that rests is not throttled
         alone = _alone(scorer, images, pixels, options, progress)
+        roofline = _roofline(scorer, threads)
+        profile = _profile(scorer, images[0], options, variants.left_out, progress)
         return BenchReport(
             command=options.command,
             machine=machine,
@@ -185,9 +206,11 @@ def bench(
             image=alone.image,
             energy=alone.energy,
             scenarios=alone.scenarios,
-            roofline=_roofline(scorer, threads),
-            profile=_profile(scorer, images[0], options, variants.left_out, progress),
+            roofline=roofline,
+            profile=profile,
             left_out=variants.left_out,
+            warm_ups=WARM_UP,
+            conditions=watch.conditions(),
         )
 
 
@@ -197,7 +220,7 @@ def _check_weights(bundle: Path, scorer: Scorer, checkpoint: Path, progress: Pro
     from drexperts.model.checkpoint import load_checkpoint
 
     progress("comparing the checkpoint with the bundle")
-    check_same_weights(bundle, scorer.manifest, scorer.engine, load_checkpoint(checkpoint))
+    check_same_weights(bundle, scorer.manifest, load_checkpoint(checkpoint))
 
 
 def _batch_times(
@@ -314,7 +337,10 @@ def _pixels(scorer: Scorer, batches: Sequence[int] | None) -> list[NDArray[np.ui
     most, side = scorer.session.max_batch, scorer.manifest.preprocessing.crop
     sizes = [size for size in BATCHES if size <= most] if batches is None else batches
     if any(not 1 <= size <= most for size in sizes):
-        raise UserError(f"this bundle takes batches of 1 to {most}, asked for {list(sizes)}")
+        raise UserError(
+            f"this bundle is certified for batches of 1 to {most}, asked for {list(sizes)}: larger "
+            "ones need an export that proves them"
+        )
     draw = np.random.default_rng(0).integers
     return [draw(0, 256, (size, 3, side, side), dtype=np.uint8) for size in sizes]
 

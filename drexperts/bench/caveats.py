@@ -7,6 +7,8 @@ from drexperts.bench.timing import Summary
 from drexperts.runtime.manifest import TENSORRT_BACKENDS
 from drexperts.runtime.selection import BACKENDS
 
+BUSY = 0.25  # load average per core, before the run, above which others used the CPUs
+STOLEN = 0.01  # of the CPUs' time
 UNSTABLE = 0.1  # coefficient of variation above which a mean says little
 
 Series = Mapping[str, Seconds]
@@ -37,11 +39,22 @@ def warnings(report: BenchReport) -> list[str]:
     rounds, queries = _rounds(report), _queries(report)
     return [
         *_server(report),
+        *_shared(report),
         *_unstable({**rounds, **queries, **_verdict(report)}),
         *_few(rounds, "samples", f"--repeats {ENOUGH}"),
         *_few(queries, "queries", "more --seconds"),
         *_throttled(report),
     ]
+
+
+def _shared(report: BenchReport) -> Iterator[str]:
+    """That others used the CPUs, too."""
+    found = report.conditions
+    load = None if found is None else found.load_before
+    if load is not None and load > BUSY * report.machine.cores:
+        yield f"other work ran on the machine: its load average was {load:.2f} before the run"
+    if found is not None and found.steal is not None and found.steal > STOLEN:
+        yield f"the host gave {found.steal:.1%} of the CPUs' time to other machines (steal)"
 
 
 def _rounds(report: BenchReport) -> Series:

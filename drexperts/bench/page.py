@@ -1,6 +1,6 @@
 """A report of `drx bench` as one HTML page. No script, nothing fetched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ PART_COLOURS = dict(zip(PARTS, _COLOURS, strict=True))
 _THROUGHPUT = charts.Words("crops per second against batch", "crops in a batch", "crops/s")
 
 # Sections that have no chart.
-_PLAIN = ("What is timed", "Start, memory, size, energy", "Agreement", "Left out")
+_PLAIN = ("What is timed", "Start, memory, size, energy", "Agreement", "Left out", "Conditions")
 
 
 class _Batch(NamedTuple):
@@ -48,6 +48,9 @@ def page(report: BenchReport) -> str:
     """The page of a report."""
     sections = tables.sections(report)
     profile = report.profile
+    # Of each variant in all charts, although some may have run in some batches only.
+    names = dict.fromkeys(name for entry in report.batches for name in entry.shown)
+    numbers = {name: number for number, name in enumerate(names)}
     return render(
         "bench.html.j2",
         title=f"drx bench: {tables.title(report)}",
@@ -56,9 +59,11 @@ def page(report: BenchReport) -> str:
         highlights=dict(_highlights(report)),
         warnings=warnings(report),
         noise_floor=tables.noise_floor(report),
-        batches=list(map(_batch, report.batches)),
+        batches=[_batch(entry, numbers) for entry in report.batches],
         computation=tables.latency(report.engine_gpu),
-        throughput=charts.curves(tables.throughput_points(report), _THROUGHPUT, base=2),
+        throughput=charts.curves(
+            tables.throughput_points(report), _THROUGHPUT, base=2, numbers=numbers
+        ),
         scenarios=tables.scenarios(report),
         server=_server(report),
         roofline=_roofline(report),
@@ -85,13 +90,13 @@ def _highlights(report: BenchReport) -> Iterator[tuple[str, str]]:
     yield "p50 from a file's bytes to its Score", f"{whole} ms"
 
 
-def _batch(entry: BatchTimes) -> _Batch:
+def _batch(entry: BatchTimes, numbers: Mapping[str, int]) -> _Batch:
     batch, shown = entry.batch, entry.shown
     histograms = {
-        name: charts.histogram(times, f"latencies of {name}, batch {batch}", i)
-        for i, (name, times) in enumerate(shown.items())
+        name: charts.histogram(times, f"latencies of {name}, batch {batch}", numbers[name])
+        for name, times in shown.items()
     }
-    strips = charts.strips(shown, f"every call of each variant, batch {batch}")
+    strips = charts.strips(shown, f"every call of each variant, batch {batch}", numbers)
     return _Batch(batch, strips, histograms, tables.latency([entry]))
 
 

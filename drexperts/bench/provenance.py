@@ -29,6 +29,12 @@ LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx",
 )
+CPUINFO = Path("/proc/cpuinfo")
+# As x86 and ARM name them in it.
+_CPU_ID = (
+    *("vendor_id", "cpu family", "model", "stepping", "microcode"),
+    *("CPU implementer", "CPU variant", "CPU part", "CPU revision"),
+)
 # NVML's bits for the reasons why a GPU runs below the clock that was asked for. An idle GPU and
 # clocks that a user has set have bits too, but they are not throttling.
 _THROTTLED = {
@@ -69,6 +75,7 @@ class Machine:
     versions: of the installed libraries that matter for speed
     gpus: empty without an NVIDIA GPU, None where that is not known
     missing: the reason for each field that is not known, or not completely
+    cpu_id: the numbers by which the CPU's maker tells models apart that share a name
     """
 
     cpu: str | None
@@ -79,6 +86,7 @@ class Machine:
     versions: dict[str, str]
     gpus: tuple[Gpu, ...] | None
     missing: dict[str, str] = field(default_factory=dict)
+    cpu_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,10 @@ def this_machine(threads: int | None = None) -> Machine:
     threads: that engines and PyTorch are set to use; None is their default
     """
     found, reason = _gpus()
+    cpu = _cpu()
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu.get("model name", platform.processor()) or None,
+        cpu_id=", ".join(f"{name} {cpu[name]}" for name in _CPU_ID if cpu.get(name)) or None,
         cores=available_cpus(),
         threads=threads,
         system=platform.platform(),
@@ -251,11 +261,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str | None:
-    """psutil does not know it, and `platform.processor` is empty on most Linux systems."""
+def _cpu() -> dict[str, str]:
+    """What Linux says of the first CPU; psutil does not know it. Empty on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = CPUINFO.read_text(errors="replace").partition("\n\n")[0]
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor()) or None
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}

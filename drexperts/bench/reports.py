@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+from drexperts.bench.conditions import Conditions
 from drexperts.bench.graph_parts import CONTROLLER, ENCODER, HEAD, OTHER, PREPARE
 from drexperts.bench.provenance import Gpu, Machine, Source
 from drexperts.bench.timing import Ratio, Summary
@@ -38,6 +39,8 @@ class EngineDescription:
 
     engine: the name of its file
     bytes: the size of that file
+    digest: of the bundle, as `drx info` prints it
+    options: how the library that runs it was set, threads among them
     """
 
     preset: str
@@ -47,6 +50,8 @@ class EngineDescription:
     precision: str
     session: str
     bytes: int
+    digest: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -297,6 +302,8 @@ class BenchReport:
     left_out: why a baseline or the profile could not be measured
     batches: engine_e2e, from crops on the host to results on the host
     engine_gpu: the engine's computation alone
+    warm_ups: rounds before those that are timed, for each batch
+    conditions: when it ran, and how busy the machine was
     """
 
     kind: Literal["bench"] = "bench"
@@ -319,6 +326,8 @@ class BenchReport:
     scenarios: Scenarios = field(default_factory=Scenarios)
     profile: Profile | None = None
     roofline: Roofline | None = None
+    warm_ups: int | None = None
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from drexperts.bench import caveats
+from drexperts.bench.conditions import Conditions
 from drexperts.bench.provenance import Gpu, Machine, Source
 from drexperts.bench.reports import (
     AGAIN,
@@ -24,7 +25,7 @@ from drexperts.ui.markdown import Table
 
 CALLS = ("p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "cv")
 _NO_CALLS = ("-",) * len(CALLS)
-_DIGITS = 12  # of an engine's SHA-256, enough to tell files apart
+_DIGITS = 12  # of a SHA-256, enough to tell files apart; the JSON document has all
 _LAYERS = 20  # of the slowest, in a table
 
 
@@ -40,6 +41,7 @@ def sections(report: BenchReport) -> dict[str, list[Table]]:
         "Start, memory, size, energy": [costs(report)],
         "Agreement": [agreement(report)],
         "Left out": [left_out(report)],
+        "Conditions": [conditions(report)],
         "Where this is from": [origin(report)],
     }
     kept = {title: [table for table in tables if table.rows] for title, tables in found.items()}
@@ -270,10 +272,38 @@ def left_out(report: BenchReport) -> Table:
     return Table(("what", "why it is left out"), list(report.left_out.items()))
 
 
+def conditions(report: BenchReport) -> Table:
+    """When it ran, on what, beside what else, and how the engine was set."""
+    machine, bundle = report.machine, report.bundle
+    identity = "" if machine.cpu_id is None else f" ({machine.cpu_id})"
+    rows = [
+        *_when(report.conditions),
+        ("CPU", f"{_cpu(machine)}{identity}, {machine.cores} cores"),
+        ("engine", _engine(bundle)),
+        ("bundle", "-" if bundle.digest is None else f"digest {_short(bundle.digest)}"),
+        ("options", _pairs(bundle.options) or "-"),
+        ("warm-ups", _warm_ups(report)),
+    ]
+    return Table((), rows)
+
+
+def _when(found: Conditions | None) -> Iterator[tuple[str, str]]:
+    if found is not None:
+        yield "date", f"{found.started}, for {text(found.seconds)} s"
+        most = max(found.loads, default=None)
+        yield "load average", f"{text(found.load_before)} before, at most {text(most)} during"
+        share = "-" if found.steal is None else f"{100 * found.steal:.2f} %"
+        yield "steal", f"{share} of the CPUs' time"
+
+
+def _warm_ups(report: BenchReport) -> str:
+    rounds = len(report.batches[0].seconds[ENGINE])
+    return f"{'-' if report.warm_ups is None else report.warm_ups} before {rounds} timed rounds"
+
+
 def origin(report: BenchReport) -> Table:
     """What was measured, on what, from which source, and how to do it again."""
     rows = [
-        ("engine", _engine(report.bundle)),
         ("session", report.bundle.session),
         *((name, _engine(other)) for name, other in report.against.items()),
         ("baselines' weights", report.weights),
@@ -285,7 +315,6 @@ def origin(report: BenchReport) -> Table:
 
 
 def _machine(machine: Machine, gpus_after: Sequence[Gpu] = ()) -> Iterator[tuple[str, str]]:
-    yield "CPU", f"{_cpu(machine)}, {machine.cores} cores"
     yield "threads", "the default" if machine.threads is None else str(machine.threads)
     yield from _gpus("", machine.gpus or ())
     yield from _gpus(" after the last round", gpus_after)
@@ -319,6 +348,11 @@ def _pairs(values: Mapping[str, object]) -> str:
 def _engine(engine: EngineDescription) -> str:
     digest = engine.sha256[:_DIGITS]
     return f"{engine.engine}: {engine.backend}, {engine.precision}, SHA-256 {digest}"
+
+
+def _short(digest: str) -> str:
+    kind, _, digits = digest.rpartition(":")
+    return f"{kind}:{digits[:_DIGITS]}"
 
 
 def noise_floor(report: BenchReport) -> str:

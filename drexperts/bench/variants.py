@@ -18,7 +18,8 @@ from drexperts.bench.reports import ENGINE, EngineDescription
 from drexperts.bench.timing import photograph
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Engine, read_manifest
+from drexperts.runtime.manifest import Engine, digest, read_manifest
+from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
@@ -36,6 +37,8 @@ Run = Callable[[Pixels], object]
 ALL = "all"
 # Engines of GPUs. Those that the bundle has are timed without being asked for.
 GPU_ENGINES = tuple(name for name, backend in BACKENDS.items() if backend.device == "cuda")
+# What bears on speed of how a TensorRT plan was built.
+_BUILT = ("hardware_compatibility", "plugin_layers", "fused_attention", "version_compatible")
 
 
 @dataclass
@@ -86,6 +89,7 @@ def prepared(
     batches: Sequence[Pixels],
     *,
     threads: int,
+    sweep: Sequence[int] = (),
     baselines: Sequence[str] = (),
     against: Mapping[str, Path] | None = None,
     checkpoint: Path | None = None,
@@ -96,6 +100,7 @@ def prepared(
     Args:
         scorer: of the bundle's engine that is measured.
         threads: of every engine and of PyTorch, whose are set for this process.
+        sweep: other numbers of threads with which the measured engine is to run, too.
         baselines: see `baseline_names`.
         against: bundles of the same model, by the names they are to have.
         checkpoint: the weights of the forms of the model, the bundle's own; None makes random ones.
@@ -103,6 +108,10 @@ def prepared(
     Raises UserError for a bundle or a checkpoint that does not fit, and for an unknown baseline.
     """
     variants = Variants(batches, {ENGINE: scorer.session.run})
+    for count in sweep:
+        name = f"{ENGINE}-{count}-thread{'s' * (count > 1)}"
+        progress(f"opening {name}")
+        _add_engine(variants, scorer, bundle, name, scorer.engine, count)
     for name, other in (against or {}).items():
         progress(f"opening {name}")
         _add_bundle(variants, scorer, name, other, threads)
@@ -157,7 +166,18 @@ def described(bundle: Path, scorer: Scorer) -> EngineDescription:
         precision=engine.precision,
         session=scorer.session.description,
         bytes=(bundle / engine.file).stat().st_size,
+        digest=digest(scorer.manifest),
+        options=_options(scorer),
     )
+
+
+def _options(scorer: Scorer) -> dict[str, str]:
+    """How an engine is set: by its session, or when its plan was built."""
+    session, plan = scorer.session, scorer.engine.plan
+    if isinstance(session, OnnxSession):
+        return session.options
+    built = {} if plan is None else vars(plan)
+    return {name: str(built[name]) for name in _BUILT if name in built}
 
 
 def device_of(scorer: Scorer) -> str:

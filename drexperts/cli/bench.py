@@ -32,17 +32,19 @@ def add(verbs: "Verbs") -> None:
         "--batch",
         type=_sizes,
         metavar="N,N",
-        help="batch sizes (default: 1,4 as far as the bundle takes them; with --train 4)",
+        help="batch sizes, none above the one that the bundle is certified for (default: 1,4 as "
+        "far as it is; with --train 4)",
     )
     verb.add_argument(
         "--repeats", type=int, metavar="N", help="timing rounds (default: 15, with --train 9)"
     )
     verb.add_argument(
         "--threads",
-        type=int,
-        metavar="N",
-        help="threads of engines and of PyTorch (default: one per physical core that may be used; "
-        "with --train PyTorch's own default)",
+        type=_sizes,
+        metavar="N,N",
+        help="threads of engines and of PyTorch; the engine is also measured with each further "
+        "number (default: one per physical core that may be used; with --train PyTorch's own "
+        "default)",
     )
     verb.add_argument(
         "--checkpoint",
@@ -161,6 +163,8 @@ def _check_training(arguments: argparse.Namespace) -> None:
         raise UserError(f"a measurement needs at least one repeat, got {arguments.repeats}")
     if arguments.batch is not None and len(arguments.batch) > 1:
         raise UserError("--train measures one batch size: name one with --batch")
+    if arguments.threads is not None and len(arguments.threads) > 1:
+        raise UserError("--train measures one number of threads: name one with --threads")
 
 
 def _check_writable(folder: Path) -> None:
@@ -218,7 +222,7 @@ def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             batch=(arguments.batch or (4,))[0],
             rounds=training_step.ROUNDS if arguments.repeats is None else arguments.repeats,
             amp=arguments.amp,
-            threads=arguments.threads,
+            threads=(arguments.threads or (None,))[0],
             checkpoint=arguments.checkpoint,
             progress=progress,
         )
@@ -231,5 +235,5 @@ def _bench_training(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = text.split(",")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(f"give sizes such as 1,4, not {text!r}")
+        raise argparse.ArgumentTypeError(f"give numbers from 1 on, such as 1,4, not {text!r}")
     return tuple(map(int, sizes))

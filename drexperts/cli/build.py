@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import Outcome, add_verb, byte_count
-from drexperts.cli.proofs import add_images, proof_outcome
+from drexperts.cli.proofs import add_images, new_engine_outcome
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Parser, Verbs
@@ -129,4 +129,4 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             images=arguments.images,
             progress=progress,
         )
-    return proof_outcome(arguments.bundle, manifest, screen)
+    return new_engine_outcome(arguments.bundle, manifest, manifest.engines[-1], screen)

@@ -54,6 +54,7 @@ def _score_table(held_out: "Sequence[ScoredVersion]") -> "Table":
     from rich.table import Table
 
     table = Table("distortion", "level", "label", "score", title="held-out photographs, means")
+    table.columns[0].no_wrap = True
     for distortion, level in dict.fromkeys((each.distortion, each.level) for each in held_out):
         same = [each for each in held_out if (each.distortion, each.level) == (distortion, level)]
         means = (fmean(each.label for each in same), fmean(each.score for each in same))

@@ -18,6 +18,7 @@ from drexperts.runtime.cpus import available_cpus, cpu_quotas
 from drexperts.runtime.errors import InternalError, OutputError, StoppedError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.quoting import printable
+from drexperts.runtime.wording import speaking_drx
 
 if TYPE_CHECKING:
     from drexperts.ui.screen import Screen
@@ -115,7 +116,8 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     try:
-        outcome: Outcome = arguments.run(arguments, _screen(arguments))
+        with speaking_drx():
+            outcome: Outcome = arguments.run(arguments, _screen(arguments))
         return outcome
     except OutputError:
         raise

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from drexperts.export.engines.debug_layers import Divergence, LayerReport
@@ -19,7 +19,7 @@ def divergence_table(report: "LayerReport") -> Table:
     else:
         title = _title(first)
         middle = [row.tensor for row in profile].index(first.tensor)
-    table = Table("", "tensor", "operator", title=title)
+    table = Table("", Column("tensor", no_wrap=True), "operator", title=title)
     for column in ("error", "error of its inputs", "cosine"):
         table.add_column(column, justify="right")
     start = max(0, min(middle - AROUND // 2, len(profile) - AROUND))

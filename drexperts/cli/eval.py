@@ -95,11 +95,12 @@ def _metrics_table(evaluation: "Evaluation") -> "Table":
     from rich.table import Table
 
     from drexperts.evaluation.metrics import INTERVALS
+    from drexperts.ui.fitting import Name
 
     models, count = evaluation.models, evaluation.data.splits
     table = Table("split", "metric", title=f"scores against labels; {INTERVALS}")
     for model in models:
-        table.add_column(model.model, overflow="fold", justify="right")
+        table.add_column(Name(model.model), no_wrap=True, justify="right")
     for number in range(count):
         metrics = [model.splits[number] for model in models]
         for name, label in _LABELS.items():
@@ -116,13 +117,17 @@ def _metrics_table(evaluation: "Evaluation") -> "Table":
 def _differences_table(differences: "Sequence[Difference]") -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"against {differences[0].reference}")
-    table.add_column("model", overflow="fold")
+    from drexperts.ui.fitting import Name
+
+    table = Table(title=Name(f"against {differences[0].reference}"))
+    table.add_column("model", no_wrap=True)
+    table.add_column("weights")
     for header in ("largest |Δ score|", "SRCC", "PLCC"):
         table.add_column(header, justify="right")
     for each in differences:
         largest = "other scale" if each.score_max is None else f"{each.score_max:.3g}"
-        table.add_row(each.model, largest, _number(each.srcc, 6), _number(each.plcc, 6))
+        weights = {True: "same", False: "other", None: "unknown"}[each.same_weights]
+        table.add_row(each.model, weights, largest, _number(each.srcc, 6), _number(each.plcc, 6))
     return table
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import Outcome, add_scale, add_verb, scale_of
-from drexperts.cli.proofs import add_images, proof_outcome
+from drexperts.cli.proofs import add_images, new_engine_outcome
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -60,4 +60,4 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             max_batch=arguments.max_batch,
             progress=progress,
         )
-    return proof_outcome(arguments.out, manifest, screen)
+    return new_engine_outcome(arguments.out, manifest, manifest.engines[0], screen)

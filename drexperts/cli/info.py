@@ -1,16 +1,17 @@
 """`drx info`: what a bundle holds, and what was proven about it."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_verb
 from drexperts.cli.proofs import bundle_document
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from drexperts.cli.arguments import Verbs
-    from drexperts.model.config import DRExpertsConfig
+    from drexperts.runtime import Manifest
     from drexperts.ui.screen import Screen
 
 
@@ -22,35 +23,34 @@ def add(verbs: "Verbs") -> None:
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.runtime import obstacle, read_manifest
     from drexperts.runtime.manifest import digest
-    from drexperts.ui.tables import bundle_table, engine_table, proof_table
+    from drexperts.ui.bundles import about_bundle, configuration, engine_table, file_bytes
+    from drexperts.ui.tables import proof_table
 
     bundle: Path = arguments.bundle
     manifest = read_manifest(bundle)
     states = {engine.file: engine.file_state(bundle) for engine in manifest.engines}
-    config = _known(manifest.config)
-    parts = {} if config is None else config.parts
-    # Older versions named a published encoder in any size; this is what such a name reads as now.
-    shown = manifest if config is None else replace(manifest, config=config.as_dict())
-    screen.tables.print(bundle_table(str(bundle), shown, list(parts.items())))
+    names, config = _model(manifest)
+    identity = digest(manifest)
+    screen.tables.print(about_bundle(bundle, manifest, names, identity))
     for engine in manifest.engines:
-        path = bundle / engine.file
-        size = path.stat().st_size if path.is_file() else None
+        size = file_bytes(bundle / engine.file)
         table = engine_table(engine, states[engine.file], size, obstacle(engine))
-        screen.tables.print(table, proof_table(engine))
+        screen.tables.print(proof_table(engine), table)
+    screen.tables.print(configuration(manifest, config))
     intact = all(state == "intact" for state in states.values())
-    document = bundle_document(bundle, manifest) | {"files": states, "intact": intact}
-    document |= {"model": parts, "digest": digest(manifest)}
-    # For `--digest`: on one line of its own, so that it can be copied.
-    screen.tables.print(f"digest {document['digest']}", soft_wrap=True)
+    document = bundle_document(bundle, manifest)
+    document |= {"files": states, "intact": intact, "digest": identity, "model": names}
     return Outcome(DONE if intact and document["proven"] else GATE_FAILED, document)
 
 
-def _known(config: "dict[str, Any]") -> "DRExpertsConfig | None":
-    """The configuration; None if it is of another kind of model."""
+def _model(manifest: "Manifest") -> tuple[dict[str, str], "Mapping[str, object]"]:
+    """The names of the model's parts and its configuration, as far as this version knows them."""
     from drexperts.model.config import DRExpertsConfig
     from drexperts.runtime.errors import ConfigError
 
     try:
-        return DRExpertsConfig.from_dict(config)
+        config = DRExpertsConfig.from_dict(manifest.config)
     except ConfigError:
-        return None
+        return {}, manifest.config  # another kind of model
+    # Older bundles name a published encoder that theirs only resembles.
+    return config.parts, config.as_dict()

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from drexperts.ui.screen import Screen
 
 
+# The columns of every test on the screen; the page also has digests and numbers of images.
+_SHOWN = ("trained", "tested on", "split", "epoch", "SRCC", "PLCC")
+
+
 def add(verbs: "Verbs") -> None:
     summary = "train and test what a table of the paper compares, beside its reported numbers"
     verb = add_verb(verbs, "reproduce", run, summary, "train")
@@ -114,7 +118,7 @@ def _print(done: "Reproduction", out: Path, screen: "Screen") -> None:
     tables.print(text_table(Table(headings, apart), title, caption))
     tables.print(standing(done))
     if any(cell.runs for cell in done.cells):
-        tables.print(text_table(runs_table(done), "Measured here"))
+        tables.print(text_table(runs_table(done, _SHOWN), "Measured here"))
     for error, jobs in failures_by_error(done).items():
         more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         tables.print(f"failed: {jobs[0]}{more}: {error}")

@@ -1,6 +1,10 @@
 """`drx train`: train a model on rated images."""
 
 import argparse
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +20,23 @@ from drexperts.cli.training_arguments import (
     recipe_from,
     resources_from,
     screen_of_first_process,
-    start_from,
     train_config_from,
 )
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
+    from drexperts.cli.training_arguments import Start
     from drexperts.data.dataset import Dataset
+    from drexperts.data.recipes import Recipe
     from drexperts.data.splits import Splits
-    from drexperts.training.result import TrainingResult
+    from drexperts.runtime.progress import Progress
+    from drexperts.training.result import TrainingResult, Watch
     from drexperts.ui.screen import Screen
+
+
+# Options that change no result, and what is no option.
+_NO_MATTER = {"out", "split", "workers", "cache", "save_minutes", "tensorboard", "json"}
+_NO_MATTER |= {"verb", "run", "extra"}
 
 
 def add(verbs: "Verbs") -> None:
@@ -74,47 +85,100 @@ def add(verbs: "Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
-    from drexperts.cli.epochs import EpochLines
     from drexperts.runtime.errors import UserError
-    from drexperts.training import Run, train
 
     screen = screen_of_first_process(arguments, screen)
     dataset = dataset_from(arguments)
     screen.note(f"{len(dataset.samples)} images of {dataset.name}, data {dataset.digest}")
     for reason in dataset.skipped:
         screen.note(f"left out: {reason}")
-    recipe = recipe_from(arguments)
     splits = _splits(arguments, dataset)
     count, one = len(splits.splits), arguments.split
     if one is not None and not 0 <= one < count:
         raise UserError(f"--split {one} does not exist: there are splits 0 to {count - 1}")
-    start = model_from(arguments, recipe.size, screen.note)
-    results = {}
-    for number in range(count) if one is None else [one]:
-        asked = Run(
-            dataset=dataset,
-            split=splits.splits[number],
-            recipe=recipe,
-            config=train_config_from(arguments, recipe, start.config),
+    trainings = _Trainings(arguments, dataset, splits, screen)
+    if one is not None:
+        results = {arguments.out: trainings.result(one, arguments.out)}
+    else:
+        folders = {number: arguments.out / f"split-{number}" for number in range(count)}
+        results = {out: trainings.result(number, out) for number, out in folders.items()}
+    return _trained(results, screen)
+
+
+@dataclass
+class _Trainings:
+    """The trainings that a command asks for, one per split."""
+
+    arguments: argparse.Namespace
+    dataset: "Dataset"
+    splits: "Splits"
+    screen: "Screen"
+
+    def result(self, number: int, out: Path) -> "TrainingResult":
+        """Train on a split; of one that is done, read the result, which needs no torch."""
+        from drexperts.cli.epochs import EpochLines
+        from drexperts.training.files import finished, show_again
+        from drexperts.training.place import speaks
+
+        asked, watch = _asked(self.arguments, self.dataset, number), EpochLines(self.screen)
+        with self.screen.progress() as progress:
+            if (result := finished(out, asked)) is None:
+                return self._train(number, out, asked, watch, progress)
+            if speaks():
+                show_again(result, out, self.dataset, watch, progress)
+            return result
+
+    def _train(
+        self, number: int, out: Path, asked: str, watch: "Watch", progress: "Progress"
+    ) -> "TrainingResult":
+        from drexperts.training import Run, train
+
+        arguments, start = self.arguments, self._start
+        run = Run(
+            dataset=self.dataset,
+            split=self.splits.splits[number],
+            recipe=self._recipe,
+            config=train_config_from(arguments, self._recipe, start.config),
             protocol=arguments.protocol,
-            split_seed=splits.seed,
+            split_seed=self.splits.seed,
             select_by=arguments.select_by,
             select_on_test=arguments.select_on_test,
             fresh=arguments.init is None,
             prior=start.prior,
         )
-        out = arguments.out if one is not None else arguments.out / f"split-{number}"
-        with screen.progress() as progress:
-            results[out] = train(
-                asked,
-                start.make,
-                out,
-                start=start_from(arguments, start.config),
-                resources=resources_from(arguments),
-                watch=EpochLines(screen),
-                progress=progress,
-            )
-    return _trained(results, screen)
+        return train(
+            run,
+            start.make,
+            out,
+            asked=asked,
+            resources=resources_from(arguments),
+            watch=watch,
+            progress=progress,
+        )
+
+    @cached_property
+    def _recipe(self) -> "Recipe":
+        return recipe_from(self.arguments)
+
+    @cached_property
+    def _start(self) -> "Start":
+        return model_from(self.arguments, self._recipe.size, self.screen.note)
+
+
+def _asked(arguments: argparse.Namespace, dataset: "Dataset", number: int) -> str:
+    """16 hex digits of what a command asks of one split: options, labels, the content of files.
+
+    Two commands with the same digits ask for the same run; of others `train` finds out.
+    """
+    from drexperts import __version__
+    from drexperts.runtime.manifest import sha256_of
+
+    decides = {name: value for name, value in vars(arguments).items() if name not in _NO_MATTER}
+    for name, value in decides.items():
+        if isinstance(value, Path) and value.is_file():
+            decides[name] = sha256_of(value)
+    facts = [__version__, dataset.digest, dataset.skipped, number, sorted(decides.items())]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
 
 
 def _splits(arguments: argparse.Namespace, dataset: "Dataset") -> "Splits":
@@ -129,7 +193,7 @@ def _splits(arguments: argparse.Namespace, dataset: "Dataset") -> "Splits":
 
 
 def _trained(results: "dict[Path, TrainingResult]", screen: "Screen") -> Outcome:
-    from drexperts.training.run_folder import BEST
+    from drexperts.training.files import BEST, PAGE
     from drexperts.ui.tables import metrics_table
 
     screen.tables.print(metrics_table([result.test for result in results.values()]))
@@ -138,5 +202,12 @@ def _trained(results: "dict[Path, TrainingResult]", screen: "Screen") -> Outcome
             f"split {result.split_digest}: tested on {result.test.images} images, epoch "
             f"{result.best_epoch}, chosen by {result.selection}; {folder / BEST}"
         )
-    documents = [result.as_json() for result in results.values()]
-    return Outcome(DONE, {"out": [str(folder) for folder in results], "results": documents})
+    pages = [folder / PAGE if (folder / PAGE).exists() else None for folder in results]
+    for page in filter(None, pages):
+        screen.tables.print(f"page: {page}", soft_wrap=True)
+    document = {
+        "out": [str(folder) for folder in results],
+        "pages": [page and str(page) for page in pages],
+        "results": [result.as_json() for result in results.values()],
+    }
+    return Outcome(DONE, document)

@@ -2,8 +2,6 @@
 
 import argparse
 import copy
-import hashlib
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -196,7 +194,7 @@ def add_resources(verb: "Parser") -> None:
 
 def screen_of_first_process(arguments: argparse.Namespace, screen: "Screen") -> "Screen":
     """The screen, silent unless this is the first of torchrun's processes."""
-    from drexperts.training.distributed import speaks
+    from drexperts.training.place import speaks
     from drexperts.ui.screen import Screen
 
     if speaks():
@@ -269,19 +267,6 @@ def _check_from_nothing(arguments: argparse.Namespace) -> None:
                 f"{asked} starts without weights: leave --{name} out, or choose --size small or "
                 "base without --from-nothing"
             )
-
-
-def start_from(arguments: argparse.Namespace, config: "DRExpertsConfig") -> str:
-    """16 hex digits of what the models of `model_from` are made of, without making one.
-
-    Published weights are those of their configuration: a later download that differs is refused.
-    """
-    from drexperts.runtime.manifest import sha256_of
-
-    given = (arguments.init, arguments.encoder, arguments.prior)
-    files = [sha256_of(path) if path is not None and path.is_file() else None for path in given]
-    text = json.dumps([config.as_dict(), files], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_init(arguments: argparse.Namespace, config: "DRExpertsConfig") -> None:

@@ -1,14 +1,16 @@
 """`drx verify`: measure the proofs of a bundle again."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import GATE_FAILED, Outcome, add_trust, add_verb
-from drexperts.cli.proofs import add_images, proof_outcome
+from drexperts.cli.arguments import DONE, GATE_FAILED, Outcome, add_trust, add_verb
+from drexperts.cli.proofs import add_images, bundle_document
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
+    from drexperts.export.proof.prove import Verification
     from drexperts.ui.screen import Screen
 
 
@@ -21,7 +23,7 @@ def add(verbs: "Verbs") -> None:
         type=Path,
         metavar="FILE",
         help="the exported checkpoint, needed to measure parity (default: none, which measures "
-        "batch invariance only)",
+        "batch invariance only and shows the parity that was recorded before)",
     )
     add_images(verb)
     verb.add_argument(
@@ -41,15 +43,33 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
         check_comparable(read_manifest(arguments.bundle))
     with screen.progress() as progress:
-        manifest = verify(
+        done = verify(
             arguments.bundle,
             checkpoint=arguments.checkpoint,
             images=arguments.images,
             progress=progress,
             trust=arguments.trust,
         )
-    outcome = proof_outcome(arguments.bundle, manifest, screen)
+    outcome = _outcome(arguments.bundle, done, screen)
     return _debug_layers(arguments, screen, outcome) if arguments.debug_layers else outcome
+
+
+def _outcome(bundle: Path, done: "Verification", screen: "Screen") -> Outcome:
+    """Tables and a document that tell what was measured now from what was recorded before."""
+    from drexperts.ui.tables import proof_table
+
+    for engine, now in zip(done.manifest.engines, done.measured, strict=True):
+        proofs = {"parity": now.parity, "batch invariance": now.batch_invariance}
+        recorded = [name for name, measured in proofs.items() if not measured]
+        screen.tables.print(proof_table(engine, recorded=recorded))
+        if now.reason is not None:
+            missing = " and ".join(recorded)
+            screen.note(
+                f"{now.file} ({now.backend}): {missing} NOT measured on {done.images}: {now.reason}"
+            )
+    document = bundle_document(bundle, done.manifest)
+    document |= {"images": done.images, "measured": [asdict(each) for each in done.measured]}
+    return Outcome(DONE if document["proven"] else GATE_FAILED, document)
 
 
 def _debug_layers(arguments: argparse.Namespace, screen: "Screen", outcome: Outcome) -> Outcome:

@@ -56,6 +56,7 @@ class EvaluatedModel:
     """One model against the labels.
 
     model: the path of the checkpoint or bundle
+    weights: digest of its weights; None for a bundle of an earlier version
     labels_mirrored: whether the labels were mirrored, so that higher means the same in both
     crops: crops that were scored, of all images together
     skipped: why each unusable image was left out, one line each
@@ -63,6 +64,7 @@ class EvaluatedModel:
     """
 
     model: str
+    weights: str | None
     engine: str
     session: str
     fingerprint: str
@@ -80,12 +82,14 @@ class EvaluatedModel:
 class Difference:
     """How far a model's scores are from those of the first model, on the same images.
 
+    same_weights: whether both have the same weights; None where one does not say which it has
     score_max: the largest absolute difference; None where the two have different scales
     srcc, plcc: correlations of the two models' scores
     """
 
     model: str
     reference: str
+    same_weights: bool | None
     score_max: float | None
     srcc: float
     plcc: float
@@ -249,6 +253,7 @@ def _evaluated(
 ) -> EvaluatedModel:
     return EvaluatedModel(
         model=str(model),
+        weights=scorer.manifest.weights,
         engine=scorer.engine.backend,
         session=scorer.session.description,
         fingerprint=predicted.fingerprint,
@@ -283,4 +288,6 @@ def _difference(
     a, b = ([row.score for row in predicted.rows] for predicted in (expected, got))
     comparable = first.scale == other.scale
     largest = max(abs(x - y) for x, y in zip(a, b, strict=True)) if comparable else None
-    return Difference(other.model, first.model, largest, srcc(a, b), plcc(a, b))
+    known = None not in (first.weights, other.weights)
+    same = first.weights == other.weights if known else None
+    return Difference(other.model, first.model, same, largest, srcc(a, b), plcc(a, b))

@@ -23,6 +23,7 @@ from drexperts.model.ablations import Variant
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.model.draft import draft_manifest
+from drexperts.model.weight_files import hash_tensors
 from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
 from drexperts.runtime.manifest import OUTPUTS, Engine, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
@@ -140,7 +141,7 @@ def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Sc
     engine = Engine(
         backend="torch",
         file="checkpoint",
-        sha256=weights_digest(model),
+        sha256=model_digest(model),
         precision=_precision(autocast),
         max_batch=_MAX_BATCH,
         versions={"torch": version("torch")},
@@ -151,12 +152,10 @@ def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Sc
     return Scorer(manifest, engine, TorchSession(model, autocast))
 
 
-def weights_digest(model: Variant) -> str:
+def model_digest(model: Variant) -> str:
     """SHA-256 of a model's configuration and tensors, as 64 hex digits."""
     digest = hashlib.sha256(json.dumps(model.config.as_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    hash_tensors(digest, model.state_dict())
     return digest.hexdigest()
 
 

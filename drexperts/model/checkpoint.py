@@ -19,6 +19,7 @@ from drexperts.model.weight_files import (
     read_safetensors,
     read_safetensors_metadata,
     read_torch_tensors,
+    weights_digest,
     write_safetensors,
 )
 from drexperts.runtime.errors import ConfigError, WeightsError
@@ -37,9 +38,16 @@ class Checkpoint(NamedTuple):
     preprocessing: Preprocessing
     trained: Training | None = None  # None: the file does not say
 
+    @property
+    def weights(self) -> str:
+        """The digest of the model's weights as they are now, see `weights_digest`."""
+        return weights_digest(self.model.state_dict())
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write the weights and everything else of a checkpoint to one safetensors file, atomically.
+
+    The file also states the digest of its weights, which `load_checkpoint` holds it to.
 
     save_checkpoint(checkpoint._replace(scale=ScoreScale(0, 100, True)), Path("m.safetensors"))
     """
@@ -50,7 +58,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "trained": checkpoint.trained and asdict(checkpoint.trained),
     }
     metadata = {name: json.dumps(parts[name]) for name in PARTS}
-    write_safetensors(checkpoint.model.state_dict(), metadata | {"format": FORMAT}, path)
+    metadata |= {"format": FORMAT, "weights": checkpoint.weights}
+    write_safetensors(checkpoint.model.state_dict(), metadata, path)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -59,7 +68,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         model, scale, preprocessing, trained = load_checkpoint("model.safetensors")
 
     Raises WeightsError, which names the file, if it cannot be read as either, if its metadata
-    describes no model of a supported kind and size, or if its weights do not fit or are not finite.
+    describes no model of a supported kind and size, or if its weights do not fit, are not finite,
+    or are not those that it was saved with.
     """
     path = Path(path)
     try:
@@ -73,11 +83,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def _own_checkpoint(path: Path) -> Checkpoint:
     state, texts = read_safetensors(path)
+    saved = texts.pop("weights", None)  # which older files do not state
     config, scale, preprocessing, trained = _own_metadata(path, texts)
     # Before the model is made, because its size is only what the metadata claims.
     compare_layout(state, layout_of(config), str(path))
     model = new_model(config)
     load_strictly(model, state, str(path))
+    if saved not in (None, weights_digest(state)):
+        raise WeightsError(
+            f"the weights in {path} are not those that it was saved with: restore the file, or "
+            "write changed weights with `save_checkpoint`"
+        )
     return Checkpoint(model, scale, preprocessing, trained)
 
 
@@ -90,7 +106,9 @@ def config_of(path: str | Path) -> DRExpertsConfig:
     if path.suffix != ".safetensors":
         return load_checkpoint(path).model.config
     try:
-        return _own_metadata(path, read_safetensors_metadata(path)).config
+        texts = read_safetensors_metadata(path)
+        texts.pop("weights", None)
+        return _own_metadata(path, texts).config
     except ConfigError as error:
         raise _no_model(path, error) from error
 

@@ -43,5 +43,6 @@ def draft_manifest(
         outputs=outputs,
         engines=(engine,),
         created_with={name: version(name) for name in ("drexperts", *libraries)},
+        weights=checkpoint.weights,
         trained=checkpoint.trained,
     )

@@ -5,6 +5,7 @@ accepts a short list of inert types.
 """
 
 import _codecs
+import hashlib
 import json
 import re
 import zipfile
@@ -45,6 +46,20 @@ def load_strictly(module: nn.Module, state: State, source: str) -> None:
         raise WeightsError(f"{source} has weights that are not floating-point: {_listed(odd)}")
     module.load_state_dict(state)
     check_finite(module.state_dict(), source)
+
+
+def weights_digest(state: State) -> str:
+    """Such as "sha256:…": equal for equal weights, whatever file they are read from."""
+    digest = hashlib.sha256()
+    hash_tensors(digest, state)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def hash_tensors(digest: "hashlib._Hash", state: State) -> None:
+    """Add the name, dtype, shape and bytes of each tensor to a digest, sorted by name."""
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -49,10 +49,10 @@ from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.files import BEST, RESULT, read_result
 from drexperts.training.from_nothing import PriorTraining
 from drexperts.training.result import Criterion, TrainingResult, Watch
 from drexperts.training.run import start_digest, train
-from drexperts.training.run_folder import BEST, RESULT, read_result
 from drexperts.training.settings import Resources, Run
 from drexperts.training.trainer import TrainConfig
 

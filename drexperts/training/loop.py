@@ -46,8 +46,9 @@ from drexperts.runtime.installing import install_command
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.training import Training, utc_now
 from drexperts.training.distributed import Processes
+from drexperts.training.files import PREDICTIONS, refresh_page
 from drexperts.training.result import Epoch, TrainingResult, Watch, best_epoch
-from drexperts.training.run_folder import PREDICTIONS, RunFolder, State, refresh_page
+from drexperts.training.run_folder import RunFolder, State
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest
 from drexperts.training.trainer import DTYPES, Step, Trainer

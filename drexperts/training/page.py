@@ -21,8 +21,8 @@ from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.training import selection, utc_now
+from drexperts.training.files import LOG, PAGE, PREDICTIONS, SETTINGS, SPLIT, flat, read_result
 from drexperts.training.result import Epoch, TrainingResult, best_epoch
-from drexperts.training.run_folder import LOG, PAGE, PREDICTIONS, SETTINGS, SPLIT, flat, read_result
 from drexperts.ui.charts import Words, lines, scatter
 from drexperts.ui.markdown import Table
 from drexperts.ui.pages import render
@@ -96,6 +96,7 @@ def _page(folder: Path, dataset: Dataset) -> str:
         done=result is not None,
         state=_state(log, result, total),
         selection=selection(settings["selected_on"], settings["selected_by"]),
+        on_test=settings["selected_on"] == "test",
         tiles=_tiles(log, result, best, total),
         losses=_losses(log, total),
         correlations=_correlations(log.epochs),
@@ -136,7 +137,7 @@ def _read_predictions(path: Path) -> list[_Prediction]:
 def _state(log: _Log, result: TrainingResult | None, total: int) -> str:
     if result is None:
         return f"After {len(log.epochs)} of {total} epochs. Written at {utc_now()}."
-    return f"Done: {total} epochs in {duration(log.seconds)}, then tested on images kept apart."
+    return f"Done: {total} epochs in {duration(log.seconds)}, then tested."
 
 
 def _tiles(
@@ -144,8 +145,8 @@ def _tiles(
 ) -> dict[str, str]:
     if result is not None:
         return {
-            "SRCC on the test images": _number(result.test.srcc),
-            "PLCC on the test images": _number(result.test.plcc),
+            "SRCC on the test images": _correlation(result.test.srcc),
+            "PLCC on the test images": _correlation(result.test.plcc),
             "epoch that was kept": f"{result.best_epoch} of {total}",
             "images tested on": str(result.test.images),
         }
@@ -153,8 +154,8 @@ def _tiles(
         return {}
     epoch = log.epochs[best - 1]
     return {
-        "SRCC of the best epoch so far": _number(epoch.srcc),
-        "PLCC of the best epoch so far": _number(epoch.plcc),
+        "SRCC of the best epoch so far": _correlation(epoch.srcc),
+        "PLCC of the best epoch so far": _correlation(epoch.plcc),
         "best epoch so far": f"{best} of {total}",
     }
 
@@ -192,8 +193,8 @@ def _epochs(epochs: Sequence[Epoch], best: int | None) -> Table:
     rows = [
         (
             str(epoch.epoch),
-            *map(_number, (epoch.srcc, epoch.plcc)),
-            *map(_loss, (epoch.validation_loss, epoch.training_loss)),
+            *map(_correlation, (epoch.srcc, epoch.plcc)),
+            *map(_quantity, (epoch.validation_loss, epoch.training_loss)),
             "best" * (epoch.epoch == best),
         )
         for epoch in epochs
@@ -205,8 +206,9 @@ def _test(metrics: Metrics) -> Table:
     rows = []
     for name, heading in _METRICS.items():
         low, high = metrics.intervals[name]
-        interval = "-" if isnan(low) else f"{_number(low)} to {_number(high)}"
-        rows.append((heading, _number(getattr(metrics, name)), interval))
+        shown = _quantity if name == "rmse" else _correlation
+        interval = "-" if isnan(low) else f"{shown(low)} to {shown(high)}"
+        rows.append((heading, shown(getattr(metrics, name)), interval))
     return Table(("on the test images", "", "95 % interval"), rows)
 
 
@@ -260,12 +262,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
-def _number(value: float | None) -> str:
+def _correlation(value: float | None) -> str:
+    return "-" if value is None or isnan(value) else f"{value:.3f}"
+
+
+def _quantity(value: float | None) -> str:
     return "-" if value is None or isnan(value) else f"{value:.4g}"
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _shown(value: object) -> str:

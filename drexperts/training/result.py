@@ -111,6 +111,12 @@ class TrainingResult:
         """What chose the epoch, in words."""
         return selection(self.selected_on, self.selected_by)
 
+    @property
+    def so_far(self) -> TrainingSoFar:
+        """The training after all its epochs."""
+        by: Criterion = "plcc" if self.settings["selected_by"] == "plcc" else "srcc"
+        return TrainingSoFar(self.epochs, len(self.epochs), self.selected_on, by)
+
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`; undefined numbers are None."""
         own: dict[str, Any] = json_ready(self)

@@ -1,6 +1,5 @@
 """A training from its data to its result, in a folder, which may be stopped or killed."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,16 +13,17 @@ import torch
 from drexperts.data.images import ImageStore, Stamp, check_images, sizing
 from drexperts.data.splits import Split, Splits, read_splits, write_splits
 from drexperts.data.training_crops import divisible_batch
-from drexperts.evaluation.predict import weights_digest
+from drexperts.evaluation.predict import model_digest
 from drexperts.model.ablations import Variant, ablated
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.errors import DataError, StoppedError, UserError, WeightsError
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.training.distributed import Processes
+from drexperts.training.files import SPLIT, show_again
 from drexperts.training.from_nothing import keep_start, load_start
 from drexperts.training.loop import TrainingLoop
 from drexperts.training.result import TrainingResult, Watch
-from drexperts.training.run_folder import PAGE, SPLIT, RunFolder, difference, finished, refresh_page
+from drexperts.training.run_folder import RunFolder, difference
 from drexperts.training.settings import Resources, Run
 from drexperts.training.stopping import StopRequest, stop_requests
 from drexperts.training.trainer import start_at
@@ -34,24 +34,22 @@ def train(
     new_model: Callable[[], DRExperts],
     out: str | Path,
     *,
-    start: str | None = None,
+    asked: str | None = None,
     resources: Resources | None = None,
     watch: Watch = lambda _: None,
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train on one split, validate after each epoch, and test the best model.
 
-    `out` holds `splits.json` from the start, and then `best.safetensors`, `result.json`,
-    `predictions.csv` and `log.jsonl`. A run
-    that was stopped or killed continues from its last saved state with the same result, on a CPU to
-    the bit. A run that is done returns its result at once. Under `torchrun` every process
-    calls this and returns the same.
+    `out` holds `splits.json` and `log.jsonl` from the start, then `best.safetensors` and
+    `index.html`, and at the end `result.json` and `predictions.csv`. A run that was stopped or
+    killed continues from its last saved state with the same result, on a CPU to the bit. A run that
+    is done returns its result. Under `torchrun` every process calls this and returns the same.
 
     Args:
         new_model: makes the model to start from; called with PyTorch's generator seeded.
         out: the run's folder.
-        start: what identifies the weights that `new_model` starts from, such as the hash of their
-            file. With it a run that is done returns its result without making the model.
+        asked: what a caller may tell a repeated call by, see `drexperts.training.files.finished`.
         watch: told what was found after every epoch.
 
     Example: see `drexperts.training`.
@@ -63,12 +61,7 @@ def train(
         UserError: `out` holds another run.
     """
     resources = resources or Resources()
-    settings = _in_json(run.settings() | {"start": start})
     with Processes(resources.device) as processes:
-        if start is not None:
-            result = processes.from_first(lambda: finished(Path(out), settings))
-            if result is not None:
-                return _again(result, run, Path(out), watch, progress, processes)
         with _seeded(run.config.seed):
             base = new_model()
             digest = _start_digest(base)
@@ -77,14 +70,16 @@ def train(
         crops = len(run.split.train) * run.recipe.train_crops
         divisible_batch(crops, run.config.batch, processes.world, run.config.accumulate)
         store = ImageStore(run.dataset, sizing(run.protocol, run.recipe, crop), resources.cache)
-        settings |= {"model": digest}
+        settings = run.settings() | {"model": digest, "asked": asked}
         _require_one_run(settings, processes)
         with (
             processes.from_first(lambda: RunFolder(Path(out), settings)) as folder,
             stop_requests() as request,
         ):
             if (result := processes.from_first(folder.result)) is not None:
-                return _again(result, run, folder.path, watch, progress, processes)
+                if processes.first:
+                    show_again(result, folder.path, run.dataset, watch, progress)
+                return result
             processes.from_first(lambda: _write_split(run, folder.path / SPLIT))
             parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
@@ -128,28 +123,6 @@ def _start(
     make(folder.start, run.config.seed, tell)
 
 
-def _again(
-    result: TrainingResult,
-    run: Run,
-    folder: Path,
-    watch: Watch,
-    progress: Progress,
-    processes: Processes,
-) -> TrainingResult:
-    """Show the result of a run that is done, and write its page if that is still missing."""
-    if processes.first:
-        watch(run.so_far(result.epochs))
-        if not (folder / PAGE).exists() and (missing := refresh_page(folder, run.dataset)):
-            progress.note(missing)
-    return result
-
-
-def _in_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as they come back from a JSON file."""
-    content: dict[str, Any] = json.loads(json.dumps(settings))
-    return content
-
-
 def _require_one_run(settings: dict[str, Any], processes: Processes) -> None:
     """Otherwise gradients of different data would be averaged, or a process would wait forever."""
     first, *others = processes.gather([settings])
@@ -172,7 +145,7 @@ def start_digest(new_model: Callable[[], DRExperts], seed: int) -> str:
 
 
 def _start_digest(model: DRExperts) -> str:
-    return weights_digest(model)[:16]
+    return model_digest(model)[:16]
 
 
 @contextmanager

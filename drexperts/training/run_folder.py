@@ -2,24 +2,31 @@
 
 import json
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
-from drexperts.data.dataset import Dataset
 from drexperts.model.weight_files import read_safetensors, write_safetensors
 from drexperts.runtime.errors import UserError, WeightsError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.locks import lock
+from drexperts.training.files import (
+    BEST,
+    LOG,
+    RESULT,
+    SETTINGS,
+    START,
+    STATE,
+    flat,
+    read_json,
+    read_result,
+)
 from drexperts.training.result import TrainingResult
 
 FORMAT = "drexperts-training-1"
 
-SETTINGS, _STATE, LOG, RESULT = "run.json", "state.safetensors", "log.jsonl", "result.json"
-BEST, SPLIT, PREDICTIONS = "best.safetensors", "splits.json", "predictions.csv"
-PAGE, _START = "index.html", "start.safetensors"
 
 _VALUES = {"done", "scaler", "epochs", "losses", "seconds", "log_bytes"}
 
@@ -53,7 +60,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.best = path / BEST
-        self.start = path / _START
+        self.start = path / START
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._unlock: weakref.finalize[[], RunFolder] | None
         self._unlock = weakref.finalize(self, _locked(path))
@@ -69,11 +76,11 @@ class RunFolder:
 
     def _settle(self) -> None:
         """Write the settings, or compare them if the folder holds more than a log."""
-        kept = any((self.path / name).exists() for name in (_STATE, BEST, RESULT))
+        kept = any((self.path / name).exists() for name in (STATE, BEST, RESULT))
         if not kept:
             self._write_json(SETTINGS, self.settings)
             return
-        there = _read_json(self.path / SETTINGS)
+        there = read_json(self.path / SETTINGS)
         if there is None:
             raise UserError(
                 f"{self.path} holds a run whose {SETTINGS} is missing: restore it, choose "
@@ -102,7 +109,7 @@ class RunFolder:
 
     def check_start(self) -> None:
         """Raise UserError if the run has a state but no longer the start that this belongs to."""
-        if (self.path / _STATE).exists() and not self.start.exists():
+        if (self.path / STATE).exists() and not self.start.exists():
             raise UserError(
                 f"{self.start}, from which the run began, is missing: restore it, or remove "
                 f"{self.path} to start over"
@@ -110,7 +117,7 @@ class RunFolder:
 
     def load_state(self) -> State | None:
         """The last saved state; None before the first. Raises WeightsError if it is damaged."""
-        path = self.path / _STATE
+        path = self.path / STATE
         if not path.exists():
             return None
         try:
@@ -132,7 +139,7 @@ class RunFolder:
         """Replace the previous state, which stays if this raises OSError."""
         size = {"log_bytes": (self.path / LOG).stat().st_size}
         metadata = {"format": FORMAT, "values": json.dumps(state.values | size)}
-        write_safetensors(state.tensors, metadata, self.path / _STATE)
+        write_safetensors(state.tensors, metadata, self.path / STATE)
 
     def log(self, **record: Any) -> None:
         """Append one line to the log."""
@@ -151,7 +158,7 @@ class RunFolder:
         self._remove_state()
 
     def _remove_state(self) -> None:
-        for path in (self.path / _STATE, self.start):
+        for path in (self.path / STATE, self.start):
             path.unlink(missing_ok=True)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -160,49 +167,9 @@ class RunFolder:
             aside.write_text(text, encoding="utf-8")
 
 
-def read_result(folder: Path) -> TrainingResult | None:
-    """The result in the folder of a run that is done, else None. Raises UserError if damaged."""
-    path = folder / RESULT
-    document = _read_json(path)
-    try:
-        return None if document is None else TrainingResult.from_json(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise UserError(
-            f"{path} is not the result of a training: remove it to continue the run"
-        ) from cause
-
-
-def finished(path: Path, settings: dict[str, Any]) -> TrainingResult | None:
-    """The result of a run that is done and had these settings, which need not say the weights.
-
-    None leaves it to `RunFolder` to find out what the folder holds. Raises UserError if a file is
-    damaged.
-    """
-    there = _read_json(path / SETTINGS)
-    same = there is not None and there | settings == there
-    # A kill in `finish` leaves the state, which is removed under the folder's lock.
-    return read_result(path) if same and not (path / _STATE).exists() else None
-
-
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without `start`: the same weights may come from another file, and `model` tells."""
-    return {name: value for name, value in settings.items() if name != "start"}
-
-
-def refresh_page(folder: Path, dataset: Dataset) -> str | None:
-    """Write the page of a run, see `drexperts.training.page`; or why it was not written."""
-    try:
-        from drexperts.training.page import write_page
-
-        write_page(folder, dataset)
-    except ImportError as error:
-        return (
-            f'the page of this run needs {error.name}: pip install "drexperts[report]", then run '
-            "the same command again"
-        )
-    except OSError as error:
-        return f"the page of this run cannot be written: {error}"
-    return None
+    """Without `asked`: commands that look different may ask for the same run."""
+    return {name: value for name, value in settings.items() if name != "asked"}
 
 
 def _locked(path: Path) -> Callable[[], None]:
@@ -223,29 +190,8 @@ def _values(metadata: Mapping[str, str]) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        pass
-    raise UserError(f"{path} is damaged: remove its folder, or choose another --out")
-
-
 def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first three settings that differ, by name."""
     old, new = dict(flat(there)), dict(flat(asked))
     names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
     return "; ".join(f"{n}: {old.get(n)!s:.60}, asked {new.get(n)!s:.60}" for n in names[:3])
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings with those inside others, as `outer.inner`."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -6,9 +6,9 @@ Times are given in seconds and drawn in milliseconds. The same values always giv
 import io
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -18,10 +18,10 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart too. The grey can be seen on
-# white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#888888")
-_MARKERS = "os^Dv"
+from drexperts.ui.palette import COLOURS, colour
+
+_MARKERS = "os^DvPX*<>dp"
+_DASHES = ("-", "--", "-.", ":")
 _WIDTH, _HEIGHT = 440, 260  # px of a chart without its legend
 _LEGEND_ROW = 20  # px
 _STRIP = 48  # px per series in `strips`
@@ -51,11 +51,23 @@ _STYLE: dict[Any, Any] = {
     ),
 }
 _P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-def colour(index: int) -> str:
-    """The colour of series number `index`."""
-    return COLOURS[index % len(COLOURS)]
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _dashes(index: int) -> str:
+    return _DASHES[index // len(COLOURS) % len(_DASHES)]
+
+
+def _numbered(
+    series: Mapping[str, _T], numbers: Mapping[str, int] | None
+) -> Iterator[tuple[int, str, _T]]:
+    """Each series with its number: its place here, unless `numbers` has it."""
+    for place, (name, each) in enumerate(series.items()):
+        yield place if numbers is None else numbers[name], name, each
 
 
 def _chart(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
@@ -148,25 +160,28 @@ def _number(value: float) -> str:
 
 
 @_chart
-def strips(calls: Mapping[str, Sequence[float]], label: str) -> Figure:
+def strips(
+    calls: Mapping[str, Sequence[float]], label: str, numbers: Mapping[str, int] | None = None
+) -> Figure:
     """Every call of each series on one logarithmic axis of time.
 
     Each call is a tick; a band covers the middle 60 % of the calls and a marker is at the median.
 
     calls: the seconds of each call by series
+    numbers: of the series, which decide colours and markers, where a page has several charts
     """
     figure, axes = _figure(label, _STRIP * (len(calls) + 1), left_axis=False)
     times = {name: 1e3 * np.maximum(seconds, 1e-9) for name, seconds in calls.items()}
     _make_logarithmic(axes.xaxis, np.concatenate(list(times.values())).tolist(), 1.08)
-    for i, (name, each) in enumerate(times.items()):
+    for i, (number, name, each) in enumerate(_numbered(times, numbers)):
         # Calls that share a pixel are one to the eye, and there may be thousands.
         apart = np.unique(np.round(np.log10(each), 3))
         across = np.repeat(10**apart, 3)
         upward = np.tile([i + 0.1, i + 0.45, np.nan], len(apart))
-        axes.plot(across, upward, color=colour(i), linewidth=0.8)
+        axes.plot(across, upward, color=colour(number), linewidth=0.8)
         p20, p50, p80 = np.quantile(each, (0.2, 0.5, 0.8)).tolist()
-        axes.barh(i + 0.27, p80 - p20, 0.18, p20, color=colour(i), alpha=0.5)
-        axes.plot(p50, i + 0.27, _MARKERS[i % len(_MARKERS)], color=colour(i), mec=_INK, ms=8)
+        axes.barh(i + 0.27, p80 - p20, 0.18, p20, color=colour(number), alpha=0.5)
+        axes.plot(p50, i + 0.27, _marker(number), color=colour(number), mec=_INK, ms=8)
         at_the_side = axes.get_yaxis_transform()
         axes.text(0, i, _shown(name), transform=at_the_side)
         axes.text(1, i, f"p50 {p50:.4g} ms", ha="right", transform=at_the_side)
@@ -207,15 +222,17 @@ def curves(
     rule: float | None = None,
     logarithmic: bool = False,
     base: int = 10,
+    numbers: Mapping[str, int] | None = None,
 ) -> Figure:
     """Lines through points (x, y), and a dashed line across at `rule`.
 
     logarithmic: whether y is; otherwise it begins at zero. x is logarithmic, to this base.
+    numbers: see `strips`
     """
     figure, axes = _figure(words.label)
-    for i, (name, points) in enumerate(series.items()):
-        marker = _MARKERS[i % len(_MARKERS)]
-        axes.plot(*zip(*points, strict=True), f"{marker}-", color=colour(i), label=_shown(name))
+    for number, name, points in _numbered(series, numbers):
+        form = f"{_marker(number)}{_dashes(number)}"
+        axes.plot(*zip(*points, strict=True), form, color=colour(number), label=_shown(name))
     heights = [y for points in series.values() for _, y in points]
     if rule is not None:
         heights.append(rule)
@@ -265,7 +282,7 @@ def roofline(points: Mapping[int, tuple[float, float]], roof: Roof, label: str) 
     _make_logarithmic(axes.xaxis, [*(x for x, _ in points.values()), *ridge], 3)
     _make_logarithmic(axes.yaxis, [speed / unit for speed in speeds], 3)
     for batch, (x, speed) in points.items():
-        axes.plot(x, speed / unit, _MARKERS[0], color=colour(0))
+        axes.plot(x, speed / unit, _marker(0), color=colour(0))
         if batch in (min(points), max(points)):
             at, below = (x, speed / unit), (0, -16)
             axes.annotate(str(batch), at, xytext=below, textcoords="offset points", ha="center")
@@ -301,9 +318,8 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], words: Words) -
     figure, axes = _figure(words.label, height=_WIDTH)
     axes.axline((0, 0), slope=1, color=_INK, linestyle="--")
     for i, (name, points) in enumerate(groups.items()):
-        marker = _MARKERS[i % len(_MARKERS)]
         across, upward = zip(*points, strict=True)
-        axes.plot(across, upward, marker, color=colour(i), alpha=0.75, label=_shown(name))
+        axes.plot(across, upward, _marker(i), color=colour(i), alpha=0.75, label=_shown(name))
     axes.set(xlabel=words.across, ylabel=words.upward, aspect="equal")
     _add_legend(figure, axes)
     return figure

@@ -1,28 +1,21 @@
-"""The tables that the command line prints: scores, metrics, bundles and their proofs."""
+"""The tables that the command line prints: scores, metrics and proofs."""
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from drexperts.runtime.explain import strongest
-from drexperts.runtime.manifest import (
-    Engine,
-    EnginePlan,
-    Manifest,
-    PrecisionTrial,
-    ScoreScale,
-)
+from drexperts.runtime.manifest import Engine, ScoreScale
 from drexperts.runtime.proof import (
     LOWER_LIMITS,
     MIN_IMAGES,
     OPTIONAL_MEASURES,
     BatchInvariance,
-    Parity,
     SetParity,
     invariance_limits,
 )
@@ -47,13 +40,16 @@ _PARITY = {
     "order_flips": "order flips, share of {pairs} pairs",
     "clear_flips": "order flips, share of {clear_pairs} pairs 1 % of the span apart",
     "weights_max": "weights, largest difference",
+    "weights_p99": "weights, 99th percentile",
     "weights_srcc": "weights, SRCC of the worst expert",
     "weights_srcc_low": "its SRCC, 95 % over images",
     "weights_plcc": "weights, PLCC of the worst expert",
     "weights_plcc_low": "its PLCC, 95 % over images",
     "leading_flips": "leading distortion changed, share of {images} images",
     "maps_max": "maps, largest difference",
+    "maps_p99": "maps, 99th percentile",
     "maps_plcc": "maps, PLCC of the worst crop",
+    "maps_plcc_p01": "maps, PLCC, first percentile",
 }
 _METRICS = {
     "srcc": "SRCC",
@@ -63,6 +59,7 @@ _METRICS = {
     "rmse": "RMSE, after the fit",
 }
 _Row = tuple[str, str, str, str]
+_FAILS = "FAILS"
 
 
 class Tally:
@@ -128,16 +125,16 @@ def score_table(tally: Tally) -> Table:
         kept = kept[:_ENDS] + kept[-_ENDS:]
         title = f"the {_ENDS} worst and the {_ENDS} best of {tally.scored}"
     table = Table(title=title)
-    table.add_column("image", overflow="fold")
+    table.add_column("image", no_wrap=True)
     table.add_column("score", justify="right")
     table.add_column("± std", justify="right")
-    table.add_column("strongest experts")
+    table.add_column("strongest experts", no_wrap=True)
     for place, score in enumerate(kept):
         experts = [f"{n} {score.distortions[n]:+.3g}" for n in strongest(score.distortions, 2)]
         last_worst = not tally.is_complete and place == _ENDS - 1
         row = (
             printable(score.source),
-            f"{score.value:.4g}",
+            f"{score.value:.{score.scale.decimals}f}",
             f"{score.std:.2g}",
             ", ".join(experts),
         )
@@ -148,93 +145,25 @@ def score_table(tally: Tally) -> Table:
 def error_table(tally: Tally) -> Table:
     """The first few images without a score, and why."""
     table = Table(title=f"{tally.failed} not scored")
-    table.add_column("image", overflow="fold")
-    table.add_column("error", overflow="fold")
+    table.add_column("image", no_wrap=True)
+    table.add_column("error")
     for score in tally.errors:
-        table.add_row(printable(score.source), score.error)
+        table.add_row(printable(score.source), _reason(score))
     if tally.failed > len(tally.errors):
         table.add_row(f"and {tally.failed - len(tally.errors)} more", "")
     return table
+
+
+def _reason(score: Score) -> str:
+    """Why an image has no score, without its name, which stands beside it."""
+    error = score.error or ""
+    return error.partition(f"{score.source} as an image: ")[2] or error
 
 
 def scale_text(scale: ScoreScale) -> str:
     """A scale in words, such as "0 to 100, higher is better"."""
     better = "higher" if scale.higher_is_better else "lower"
     return f"{scale.low:g} to {scale.high:g}, {better} is better"
-
-
-def bundle_table(bundle: str, manifest: Manifest, parts: Sequence[tuple[str, str]] = ()) -> Table:
-    """The model, the input and the outputs of a bundle.
-
-    parts: what the model is made of, as names and words
-    """
-    spec = manifest.preprocessing
-    table = Table("", "", title=bundle, show_header=False)
-    table.add_row("preset", manifest.preset)
-    for part in parts:
-        table.add_row(*part)
-    table.add_row("score", scale_text(manifest.scale))
-    table.add_row("outputs", ", ".join(manifest.outputs))
-    table.add_row("distortions", ", ".join(manifest.distortions))
-    table.add_row(
-        "preprocessing",
-        f"shorter side {spec.short_side_min} to {spec.short_side_max} px, at most "
-        f"{spec.crops_per_side} x {spec.crops_per_side} crops of {spec.crop} px",
-    )
-    table.add_row("made with", _versions(manifest.created_with), end_section=True)
-    for name, value in manifest.config.items():
-        table.add_row(f"config {name}", str(value))
-    return table
-
-
-def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | None) -> Table:
-    """An engine: its file, and whether this machine can run it.
-
-    state: of the file compared with the manifest, such as "intact"
-    size: of the file in bytes, None if it is missing
-    obstacle: why this machine cannot run the engine, None if it can
-    """
-    table = Table("", title=f"engine {engine.file}", show_header=False)
-    table.add_column(overflow="fold")
-    table.add_row("file", state if size is None else f"{state}, {size / 2**20:.1f} MiB")
-    table.add_row("SHA-256", engine.sha256)
-    table.add_row("backend", f"{engine.backend}, {engine.precision}")
-    table.add_row("evidence", engine.evidence)
-    table.add_row("runs here", "yes" if obstacle is None else f"no: {obstacle}")
-    table.add_row("largest batch", _largest_batch(engine))
-    table.add_row("made with", _versions(engine.versions))
-    if engine.islands:
-        table.add_row("stays in float32", ", ".join(engine.islands))
-    for tried in engine.frontier:
-        table.add_row("tried", _tried(tried))
-    if engine.plan is not None:
-        for row in _plan_rows(engine.plan):
-            table.add_row(*row)
-    return table
-
-
-def _tried(trial: PrecisionTrial) -> str:
-    verdict = "kept all limits" if trial.passed else "failed"
-    return (
-        f"{trial.islands} in float32, {trial.weight_bytes / 2**20:.1f} MiB: "
-        f"SRCC {trial.srcc:.5f}, score within {trial.score_max:.1e} of the span, {verdict}"
-    )
-
-
-def _largest_batch(engine: Engine) -> str:
-    if engine.certified_batch == engine.max_batch:
-        return str(engine.max_batch)
-    return f"{engine.certified_batch} (built for {engine.max_batch})"
-
-
-def _plan_rows(plan: EnginePlan) -> Iterator[tuple[str, str]]:
-    yield "built for", f"compute capability {', '.join(plan.capabilities)}, {plan.platform}"
-    yield "hardware compatibility", plan.hardware_compatibility
-    yield "profiles, min:opt:max", " ".join(map(str, plan.profiles))
-    yield "pooling", "Triton kernel, as a plugin" if plan.plugin_layers else "standard operators"
-    yield "attention", "fused where possible" if plan.fused_attention else "not fused"
-    yield "other versions", "newer ones too" if plan.version_compatible else "no"
-    yield "weights", "left out, to be refitted" if plan.stripped else "inside"
 
 
 def text_table(content: markdown.Table, title: str, caption: str | None = None) -> Table:
@@ -276,44 +205,57 @@ def metrics_table(splits: Sequence[MetricsOfSplit]) -> Table:
     return table
 
 
-def proof_table(engine: Engine) -> Table:
-    """What was measured to prove an engine, against its limits: parity, and batch invariance."""
+def proof_table(
+    engine: Engine, *, only_failed: bool = False, recorded: Collection[str] = ()
+) -> Table:
+    """What was measured to prove an engine, against its limits: parity, and batch invariance.
+
+    only_failed: leave out what is within its limit
+    recorded: "parity" and "batch invariance", if they were measured before this run and not in it
+    """
     verdict = "proven" if engine.proven else f"NOT PROVEN, {engine.objection}"
     if engine.evidence != "executed":
         verdict = f"{engine.evidence}, never executed"
-    table = Table(
-        "measured", title=f"{engine.file} ({engine.backend}, {engine.precision}): {verdict}"
-    )
-    table.add_column("value", justify="right")
-    table.add_column("limit", justify="right")
+    if recorded:
+        verdict += f"; not measured here: {' and '.join(recorded)}"
+    table = Table("measured")
+    table.title = f"{engine.file} ({engine.backend}, {engine.precision}): {verdict}"
+    if engine.parity is not None:
+        table.caption = f"{engine.parity.images} images against {engine.parity.reference}"
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("")
-    if engine.parity is None:
-        table.add_row("parity with the model", "never measured", "", "")
-    else:
-        _add_parity(table, engine.parity)
-    table.add_section()
-    if engine.invariance is None:
-        table.add_row("batch invariance", "never measured", "", "")
-    else:
-        _add_rows(table, _invariance_rows(engine.invariance))
+    for heading, rows in _measured(engine, recorded):
+        shown = [row for row in rows if row[-1] == _FAILS or not only_failed]
+        for row in [(heading, "", "", "")] * bool(heading and shown) + shown:
+            table.add_row(*row)
+        table.add_section()
+    if engine.parity is not None and (near := engine.parity.headroom(engine.precision)):
+        label = near.measure.replace("_", " ")
+        table.add_row(f"headroom: limit / measured, {label}", f"{near.factor:.2f}", "", "")
     return table
 
 
-def _add_parity(table: Table, parity: Parity) -> None:
-    """Add what was measured over all images, then what was over each set of them."""
-    _add_rows(table, _parity_rows(parity, parity.limits))
-    for name, each in parity.sets.items():
-        table.add_section()
-        limits = parity.limits if each.images >= MIN_IMAGES else {}
-        note = "" if limits else ", too few for limits of their own"
-        table.add_row(f"{name}: {each.images} images{note}", "", "", "")
-        _add_rows(table, _parity_rows(each, limits))
-    table.caption = f"{parity.images} images against {parity.reference}"
+def _measured(engine: Engine, recorded: Collection[str]) -> Iterator[tuple[str, Iterator[_Row]]]:
+    """Rows with a heading: of all images, of each set of them, and of batch invariance."""
+    if (parity := engine.parity) is None:
+        yield "", iter([("parity with the model", "never measured", "", "")])
+    else:
+        yield _older("parity", recorded), _parity_rows(parity, parity.limits)
+        for name, each in parity.sets.items():
+            limits = parity.limits if each.images >= MIN_IMAGES else {}
+            note = "" if limits else ", too few for limits of their own"
+            yield f"{name}: {each.images} images{note}", _parity_rows(each, limits)
+    if engine.invariance is None:
+        yield "", iter([("batch invariance", "never measured", "", "")])
+    else:
+        yield _older("batch invariance", recorded), _invariance_rows(engine.invariance)
 
 
-def _add_rows(table: Table, rows: Iterator[_Row]) -> None:
-    for row in rows:
-        table.add_row(*row)
+def _older(proof: str, recorded: Collection[str]) -> str:
+    """A heading for numbers that are older than the run that shows them, empty for others."""
+    when = "recorded at export or verified earlier, not measured here"
+    return f"{proof.upper()}: {when}" if proof in recorded else ""
 
 
 def _parity_rows(measured: SetParity, limits: Mapping[str, float]) -> Iterator[_Row]:
@@ -362,8 +304,4 @@ def _gate(value: float | None, limit: float | None, floor: bool) -> tuple[str, s
     if limit is None:
         return "", ""
     kept = value is not None and (value >= limit if floor else value <= limit)
-    return f"{'≥' if floor else '≤'} {limit:g}", "holds" if kept else "FAILS"
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{'≥' if floor else '≤'} {limit:g}", "holds" if kept else _FAILS

@@ -19,7 +19,12 @@ from drexperts.export.engines.source_graph import engine_graph, source_engine
 from drexperts.export.engines.tensorrt_engine import engine_from_onnx
 from drexperts.export.proof.parity import Reference
 from drexperts.export.proof.photographs import Images, proof_images
-from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint, prove_engine
+from drexperts.export.proof.prove import (
+    check_same_weights,
+    loaded_checkpoint,
+    pictures_for,
+    prove_engine,
+)
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import UserError
@@ -34,6 +39,7 @@ from drexperts.runtime.manifest import (
 )
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.trust import note_built_here
+from drexperts.runtime.wording import remedy
 
 DEFAULT_OPTIONS = EngineOptions()
 WARM_UP, ROUNDS = 5, 30  # calls of each of two engines when they are timed
@@ -101,14 +107,15 @@ def _build_engine(
     loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
         progress("comparing the checkpoint with the bundle")
-        check_same_weights(bundle, manifest, source, loaded)
-    pictures = None if images is None else proof_images(images)
-    work = _Build(bundle, manifest, loaded, pictures, progress)
+        check_same_weights(bundle, manifest, loaded)
+    if images is not None:
+        images = proof_images(images)  # raises now for a folder without one
+    work = _Build(bundle, manifest, loaded, images, progress)
     if backend not in TENSORRT_BACKENDS:
         if (options, precision, fused_attention) != (DEFAULT_OPTIONS, None, True):
             raise UserError(
                 f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, "
-                "and keep --checkpoint and --images"
+                "and keep the checkpoint and the images"
             )
         same_file = replace(source, backend=backend, parity=None, invariance=None)
         return _record(bundle, work.proven(same_file), progress)
@@ -116,12 +123,12 @@ def _build_engine(
     if options.stripped and (kept != source.precision or not fused_attention):
         raise UserError(
             f"weights are put back from the bundle's own graph, in {source.precision}: build it as "
-            "it is, or leave --strip out"
+            f"it is, or without {remedy('--strip', 'stripped=True')}"
         )
     progress(f"the graph in {kept}")
     proto = engine_graph(bundle, manifest, kept, fused_attention, loaded)
-    islands = source.islands if kept == source.precision else ()
-    built = functools.partial(work.built, backend, proto, kept, fused_attention, islands)
+    chosen = source if kept == source.precision else replace(source, islands=(), searched_on=())
+    built = functools.partial(work.built, backend, proto, kept, fused_attention, chosen)
     engine = built(options)
     assert engine.plan is not None
     if options.plugin == "prefer" and engine.plan.plugin_layers and work.can_prove(engine):
@@ -136,12 +143,12 @@ def _check_for_gpus(
     if (precision or source.precision) == "int8":
         raise UserError(
             f"the bundle's graph is in int8, which is for CPUs: for {backend}, export another "
-            "bundle with --precision fp16 or --precision auto --target gpu"
+            "bundle in fp16, or in the precision that is found for the target gpu"
         )
     if source.islands and "7.5" in options.capabilities:
         raise UserError(
             "the bundle keeps parts in float32, which compute capability 7.5 cannot multiply: "
-            "leave it out, or export a bundle with --precision fp16"
+            "leave it out, or export a bundle in fp16"
         )
 
 
@@ -152,16 +159,21 @@ class _Build:
     bundle: Path
     manifest: Manifest
     checkpoint: Checkpoint | None
-    images: Sequence[Source] | None
+    images: Images
     progress: Progress
+
+    @functools.cached_property
+    def pictures(self) -> Sequence[Source]:
+        """What the engine is proven on."""
+        return pictures_for(self.manifest, self.images)
 
     @functools.cached_property
     def reference(self) -> Reference | None:
         """The eager model's outputs, which two engines of one build are compared with."""
         if self.checkpoint is None:
             return None
-        pictures, spec = proof_images(self.images), self.manifest.preprocessing
-        return Reference(self.checkpoint.model, pictures, spec, self.progress)
+        spec = self.manifest.preprocessing
+        return Reference(self.checkpoint.model, self.pictures, spec, self.progress)
 
     def built(
         self,
@@ -169,10 +181,12 @@ class _Build:
         proto: onnx.ModelProto,
         precision: str,
         fused_attention: bool,
-        islands: tuple[str, ...],
+        source: Engine,
         options: EngineOptions,
     ) -> Engine:
         """Build one engine into the bundle, whose manifest does not name it yet, and prove it.
+
+        source: whose islands it has
 
         The file's name ends in its hash: a build that is killed before the manifest is written
         leaves the engine that it would have replaced as it was.
@@ -196,7 +210,8 @@ class _Build:
             parity=None,
             invariance=None,
             plan=replace(plan, fused_attention=fused_attention),
-            islands=islands,
+            islands=source.islands,
+            searched_on=source.searched_on,
         )
         return self.proven(engine)
 
@@ -209,9 +224,8 @@ class _Build:
         if runtime.obstacle(engine) is not None:
             return engine
         try:
-            pictures = proof_images(self.images)
             return prove_engine(
-                self.bundle, self.manifest, engine, self.reference, pictures, self.progress
+                self.bundle, self.manifest, engine, self.reference, self.pictures, self.progress
             )
         except UserError as failure:
             self.progress.note(f"{engine.file} was built and could not be proven: {failure}")

@@ -27,7 +27,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from drexperts import runtime
 from drexperts.export.engines.source_graph import engine_graph
 from drexperts.export.proof.photographs import Images, proof_images
-from drexperts.export.proof.prove import check_same_model, loaded_checkpoint
+from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
@@ -103,14 +103,15 @@ def bundle_layers(
     """`first_divergence` of each engine of a bundle that runs here and can output its tensors.
 
     Raises:
-        UserError: as `check_comparable`; an engine has another precision than the bundle's graph,
-            and there is no checkpoint; else as `first_divergence`.
+        UserError: as `check_comparable`; the checkpoint has other weights than the bundle; an
+            engine has another precision than its graph, and there is no checkpoint; else as
+            `first_divergence`.
     """
     manifest = read_manifest(bundle)
     check_comparable(manifest)
     loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
-        check_same_model(loaded, manifest)
+        check_same_weights(bundle, manifest, loaded)
     picture = proof_images(images)[0]
     pixels = crops_from_image(decode(picture), manifest.preprocessing).pixels[:CROPS]
     for engine in _shown_here(manifest):
@@ -130,8 +131,8 @@ def check_comparable(manifest: Manifest) -> None:
         if engine.precision not in LIMITS:
             raise UserError(
                 f"{engine.file} is in {engine.precision}, and layers are compared in "
-                f"{', '.join(LIMITS)} only: export the checkpoint with --precision fp32, look into "
-                "that bundle with --debug-layers, and verify this one without"
+                f"{', '.join(LIMITS)} only: export the checkpoint in fp32, and look into the "
+                "layers of that bundle"
             )
 
 

@@ -11,6 +11,7 @@ from drexperts.runtime import compatibility
 from drexperts.runtime.errors import ConfigError, MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import BatchProfile
+from drexperts.runtime.wording import remedy
 
 TURING = "7.5"
 
@@ -84,7 +85,7 @@ class Library:
     extra: str
     oldest: tuple[int, ...]
     targets: bool
-    refused: dict[str, str]
+    refused: dict[str, tuple[str, str]]
 
 
 _ONE_FOR_ALL = "its plans run on each capability they name, with the version that built them"
@@ -97,7 +98,7 @@ LIBRARIES = {
         extra="tensorrt",
         oldest=(10, 13),
         targets=False,
-        refused={"capabilities": "--capability: it builds for the GPU of this machine"},
+        refused={"capabilities": ("--capability", "it builds for the GPU of this machine")},
     ),
     "tensorrt-rtx": Library(
         name="TensorRT for RTX",
@@ -106,10 +107,10 @@ LIBRARIES = {
         oldest=(1, 4),
         targets=True,
         refused={
-            "version_compatible": f"--version-compatible: {_ONE_FOR_ALL}",
-            "hardware_compatibility": f"--hardware-compatibility: {_ONE_FOR_ALL}",
-            "optimization_level": f"--opt-level: {_NOT_TUNED}",
-            "timing_cache": f"--timing-cache: {_NOT_TUNED}",
+            "version_compatible": ("--version-compatible", _ONE_FOR_ALL),
+            "hardware_compatibility": ("--hardware-compatibility", _ONE_FOR_ALL),
+            "optimization_level": ("--opt-level", _NOT_TUNED),
+            "timing_cache": ("--timing-cache", _NOT_TUNED),
         },
     ),
 }
@@ -129,20 +130,22 @@ def parse_profiles(texts: Sequence[str]) -> tuple[BatchProfile, ...]:
 def _profile_from_text(text: str) -> BatchProfile:
     sizes = text.split(":")
     if len(sizes) not in (1, 3) or not all(size.isascii() and size.isdigit() for size in sizes):
-        raise UserError(f"--batch {text}: give MIN:OPT:MAX, such as 1:8:64, or one batch size")
+        raise UserError(
+            f"{text!r} is no profile: give MIN:OPT:MAX, such as 1:8:64, or one batch size"
+        )
     least, usual, most = map(int, sizes * (3 // len(sizes)))
     return BatchProfile(least, usual, most)
 
 
 def _check_gaps(profiles: tuple[BatchProfile, ...]) -> None:
     if not profiles:
-        raise UserError("there is no profile: give --batch MIN:OPT:MAX, such as 1:8:64")
+        raise UserError("there is no profile: give the batches MIN:OPT:MAX, such as 1:8:64")
     most = max(profile.max for profile in profiles)
     for size in range(1, most + 1):
         if not any(profile.includes(size) for profile in profiles):
             raise UserError(
                 f"no profile includes a batch of {size}, and one includes {most}: "
-                f"add --batch {size}:{size}:{most}, or lower a profile's MIN"
+                f"add the profile {size}:{size}:{most}, or lower the minimum of one"
             )
 
 
@@ -150,11 +153,12 @@ def check_options(library: Library, options: EngineOptions) -> None:
     """Raises UserError for options that the library does not support."""
     _check_gaps(options.profiles)
     default = EngineOptions()
-    for name, reason in library.refused.items():
+    for name, (option, reason) in library.refused.items():
         if getattr(options, name) != getattr(default, name):
-            raise UserError(f"{library.name} does not support {reason}; leave it out")
+            refused = remedy(option, name)
+            raise UserError(f"{library.name} does not support {refused}: {reason}; leave it out")
     if library.targets and options.plugin == "require":
-        raise UserError(f"{library.name} has no plugins: build with --plugin prefer")
+        raise UserError(f"{library.name} has no plugins: do not require one")
 
 
 def import_library(library: Library) -> Any:
@@ -187,14 +191,14 @@ def capabilities(trt: Any, library: Library, options: EngineOptions) -> tuple[st
         if options.stripped and TURING in targets:
             raise UserError(
                 f"weights cannot be put back into a plan for {TURING}, whose graph is not the "
-                "bundle's: leave --strip out"
+                f"bundle's: build without {remedy('--strip', 'stripped=True')}"
             )
         return targets
     capability = gpu_capability()
     if capability is None:
         raise UserError(
             "TensorRT builds on the GPU that it builds for, and there is none here: "
-            "use --backend tensorrt-rtx, or build on the machine that is to run the engine"
+            "use the backend tensorrt-rtx, or build on the machine that is to run the engine"
         )
     return (capability,)
 

@@ -10,6 +10,7 @@ from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import Engine, Manifest
 from drexperts.runtime.onnx_file import check_self_contained
+from drexperts.runtime.wording import remedy
 
 
 def source_engine(bundle: Path, manifest: Manifest) -> Engine:
@@ -62,7 +63,7 @@ def engine_graph(
         proto = onnx_from_model(checkpoint.model, "maps" in manifest.outputs, precision)
     else:
         raise UserError(
-            f"the bundle's graph is {source.precision}: pass the checkpoint it was exported from "
-            f"with --checkpoint, for one in {precision}"
+            f"the bundle's graph is {source.precision}: for one in {precision}, pass "
+            f"{remedy('--checkpoint FILE', 'checkpoint=')}, the one it was exported from"
         )
     return proto if fused_attention else without_fused_attention(proto)

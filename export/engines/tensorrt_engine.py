@@ -54,6 +54,7 @@ from drexperts.runtime.errors import BuildError, PlanError, UnreadablePlanError,
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.manifest import BatchProfile, EnginePlan
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.wording import remedy
 
 _logger = logging.getLogger(__name__)
 
@@ -186,8 +187,8 @@ class _Build:
         layers = 0 if plugin is None else int(plugin.plugin_layers(network))
         if self.options.plugin == "require" and layers == 0:
             raise BuildError(
-                "the parser put no plugin into the network, as --plugin require asks: export the "
-                "bundle again, or build with --plugin prefer"
+                "the parser put no plugin into the network, and one is required: export the bundle "
+                f"again, or pass {remedy('--plugin prefer', 'plugin=prefer')}"
             )
         return layers
 

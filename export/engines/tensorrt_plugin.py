@@ -22,6 +22,7 @@ from drexperts.kernels.differential_pooling_triton import EXPERTS, plugin_specia
 from drexperts.kernels.launch import ARCHITECTURES
 from drexperts.kernels.plugin_ptx import PluginKernel, plugin_ptx
 from drexperts.runtime.errors import BackendError, InternalError
+from drexperts.runtime.wording import remedy
 
 PLUGIN = f"{DOMAIN}::{OP}"
 
@@ -96,7 +97,7 @@ def _architecture_of(capability: str) -> int:
     if capability not in made_for:
         raise BackendError(
             f"our kernels support compute capability {', '.join(made_for)}, not {capability}: "
-            "build with --plugin off"
+            f"pass {remedy('--plugin off', 'plugin=off')}"
         )
     return made_for[capability]
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from drexperts.export.graph.editing import add_before, add_behind, add_constant
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.wording import remedy
 
 PREFIX = "unfused"
 
@@ -35,8 +36,8 @@ def without_fused_attention(proto: onnx.ModelProto) -> onnx.ModelProto:
     softmaxes = attention_softmaxes(model.graph)
     if not softmaxes:
         raise UserError(
-            "the graph has no attention that a builder could fuse: build it without "
-            "--no-fused-attention"
+            "the graph has no attention that a builder could fuse: build it "
+            + remedy("without --no-fused-attention", "with fused_attention=True")
         )
     ones = _ones_from_pixels(model.graph, {softmax.outputs[0].dtype for softmax in softmaxes})
     for softmax in softmaxes:

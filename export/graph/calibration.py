@@ -40,14 +40,11 @@ class Peaks(NamedTuple):
 
 
 def calibration_crops(images: Sequence[Source], preprocessing: Preprocessing) -> Tensor:
-    """A crop of each image and one of every distortion, mirrored: float32 0..255 [n, 3, H, W].
-
-    They are mirrored because engines are verified on the same photographs.
-    """
+    """A crop of each image and one of every distortion: float32 0..255 [n, 3, H, W]."""
     first = [crops_from_image(decode(image), preprocessing).pixels[0] for image in images]
     changed = distorted_crops(images, preprocessing)[::4]  # cycles through the five levels
     first += [crops_from_image(image, preprocessing).pixels[0] for image in changed]
-    return torch.stack([torch.from_numpy(crop) for crop in first]).flip(-1).float()
+    return torch.stack([torch.from_numpy(crop) for crop in first]).float()
 
 
 def block_linears(folded: DRExperts) -> dict[str, nn.Linear]:

@@ -37,7 +37,7 @@ def half_products(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     if not any(each.dtype == ir.DataType.FLOAT16 for each in _values(graph)):
         raise UserError(
-            "compute capability 7.5 has float16 products only: build from --precision fp16"
+            "compute capability 7.5 has float16 products only: build from a graph in fp16"
         )
     halved: dict[ir.Value, ir.Value] = {}
     for node in list(graph):

@@ -2,13 +2,14 @@
 
 `int8` is for CPUs, `fp16` for GPUs. Parts are ranked by what reducing their precision does to the
 score, and the fewest, the worst first, stay in float32 ("islands"). Each candidate is measured as a
-bundle is: through the Scorer, on photographs and their distortions, against the eager model. The
-proof uses the same photographs, and int8 is calibrated on their mirror images.
+bundle is: through the Scorer, on photographs and their distortions, against the eager model, under
+the limits of an export. int8 is calibrated on other photographs, and the proof is measured on
+others again, see `division`.
 """
 
 import copy
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -37,12 +38,11 @@ from drexperts.runtime.decoding import Source
 from drexperts.runtime.manifest import OUTPUTS, Engine, Manifest, PrecisionTrial
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.proof import Parity
+from drexperts.runtime.proof import SEARCH_LIMITS, Parity
 from drexperts.runtime.scorer import Scorer, Session
 
 MODEL_FILE = "model.onnx"
 TARGETS = {"cpu": "int8", "gpu": "fp16"}
-CALIBRATED_ON = 32  # images, at most
 RANKED_ON = 8  # crops
 BATCH = 8  # crops at a time, when a candidate is measured
 
@@ -86,7 +86,7 @@ class Int8:
     def __init__(
         self, checkpoint: Checkpoint, images: Sequence[Source], maps: bool, max_batch: int
     ) -> None:
-        self.crops = calibration_crops(images[:CALIBRATED_ON], checkpoint.preprocessing)
+        self.crops = calibration_crops(images, checkpoint.preprocessing)
         folded = inference_model(checkpoint.model)
         self.folded, peaks = smoothed(folded, measured_peaks(folded, self.crops))
         self.ranges = {
@@ -94,6 +94,7 @@ class Int8:
             for name, found in peaks.items()
         }
         self.float_graph = onnx_from_folded(self.folded, maps, max_batch, shared=False)
+        self._last: tuple[frozenset[str], onnx.ModelProto] | None = None
 
     def ranked(self) -> list[str]:
         quantised = {
@@ -103,8 +104,11 @@ class Int8:
         return _worst_first(score_errors(self.folded, quantised, self.crops[:RANKED_ON]))
 
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
-        ranges = {name: found for name, found in self.ranges.items() if name not in islands}
-        return int8_storage(int8_products(self.float_graph, ranges))
+        kept = frozenset(islands)
+        if self._last is None or self._last[0] != kept:  # the search asks twice for each
+            ranges = {name: found for name, found in self.ranges.items() if name not in kept}
+            self._last = kept, int8_storage(int8_products(self.float_graph, ranges))
+        return self._last[1]
 
     def session(self, islands: Collection[str]) -> Session:
         with tempfile.TemporaryDirectory() as folder:
@@ -182,11 +186,17 @@ def _worst_first(errors: dict[str, float]) -> list[str]:
     return sorted(errors, key=lambda name: (-np.nan_to_num(errors[name], nan=np.inf), name))
 
 
+def parts_needed(precision: str, target: str) -> tuple[str, ...]:
+    """What a precision needs photographs for, beside the proof: arguments of `divided`."""
+    lowest = TARGETS[target] if precision == "auto" else precision
+    return ("search",) * (precision == "auto") + ("calibration",) * (lowest == "int8")
+
+
 def choose_precision(
     checkpoint: Checkpoint,
     precision: str,
     target: str,
-    images: Sequence[Source],
+    parts: Mapping[str, Sequence[Source]],
     *,
     maps: bool,
     max_batch: int,
@@ -196,17 +206,18 @@ def choose_precision(
 
     Args:
         target: what "auto" is for, one of `TARGETS`.
-        images: photographs for calibration and, with "auto", to measure candidates on.
+        parts: the photographs of each of `parts_needed`.
     """
     if precision in BLOCK_TYPES:
         graph = onnx_from_model(checkpoint.model, maps, precision, max_batch)
         return PrecisionChoice(graph, precision)
     progress("calibrating on photographs")
     lowest = _MIXED[TARGETS[target] if precision == "auto" else precision]
-    model: MixedPrecision = lowest(checkpoint, images, maps, max_batch)
+    given = parts.get("calibration", parts.get("search", ()))  # float16 has nothing to calibrate
+    model: MixedPrecision = lowest(checkpoint, given, maps, max_batch)
     if precision != "auto":
         return PrecisionChoice(model.graph(()), precision)
-    trial = PrecisionTest(checkpoint, images, model.precision, maps, progress)
+    trial = PrecisionTest(checkpoint, parts["search"], model.precision, maps, progress)
     return fewest_islands(model, trial, progress)
 
 
@@ -238,8 +249,12 @@ class PrecisionTest:
         precision: str,
         maps: bool,
         progress: Progress = SILENT,
+        *,
+        limits: Mapping[str, dict[str, float]] = SEARCH_LIMITS,
     ) -> None:
-        self.reference = Reference(checkpoint.model, images, checkpoint.preprocessing, progress)
+        self.reference = Reference(
+            checkpoint.model, images, checkpoint.preprocessing, progress, limits=limits
+        )
         outputs = OUTPUTS if maps else OUTPUTS[:2]
         self.manifest = draft_of(checkpoint, precision, outputs, BATCH)
         self._progress = progress

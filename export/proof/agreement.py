@@ -1,5 +1,6 @@
 """How well the outputs of an engine agree with those of the model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,15 @@ class Correlations(NamedTuple):
     plcc: float
     srcc_interval: ConfidenceInterval | None = None
     plcc_interval: ConfidenceInterval | None = None
+
+
+class MapsAgreement(NamedTuple):
+    """What `Parity` says of maps, by the same names."""
+
+    maps_max: float | None = None
+    maps_p99: float | None = None
+    maps_plcc: float | None = None
+    maps_plcc_p01: float | None = None
 
 
 def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
@@ -104,19 +114,28 @@ def weights_agreement(expected: Array, got: Array) -> Correlations | None:
     return Correlations(ranks.srcc, values.plcc, ranks.srcc_interval, values.plcc_interval)
 
 
-def maps_correlation(expected: Array, got: Array) -> float | None:
-    """Pearson's correlation over all maps of a crop [n, 10, grid, grid], the lowest of any crop.
+def maps_agreement(expected: Array, got: Array) -> MapsAgreement:
+    """How far the maps of crops [n, 10, grid, grid] are from the reference's.
 
-    A mean over the crops would hide one whose maps are wrong. Crops whose maps are flat are left
-    out; None if all are. There is no rank correlation: most of a map is next to zero, where the
-    order is one of rounding errors.
+    The correlation is Pearson's over all maps of a crop, the lowest of any crop and the first
+    percentile: a mean over the crops would hide one whose maps are wrong. Crops whose maps are flat
+    are left out; None if all are. There is no rank correlation: most of a map is next to zero,
+    where the order is one of rounding errors.
     """
+    drift = np.abs(got - expected).reshape(len(got), -1).max(1)
     kept = [
         correlation(before, after)
         for before, after in zip(expected, got, strict=True)
         if not all(_is_flat(maps, float(np.abs(before).max())) for maps in (before, after))
     ]
-    return min(kept, default=None)
+    lowest = (min(kept), percentile(kept, 1)) if kept else (None, None)
+    return MapsAgreement(finite(float(drift.max())), percentile(drift, 99), *lowest)
+
+
+def percentile(values: Array | Sequence[float], percent: float) -> float:
+    """A percentile, or the largest float beside a value that is not finite."""
+    with np.errstate(invalid="ignore"):
+        return finite(float(np.percentile(values, percent)))
 
 
 def _is_flat(values: Array, largest: float) -> bool:

@@ -21,16 +21,22 @@ from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
+from drexperts.runtime.wording import remedy
 
 # A folder of photographs, the images themselves, or None for `verification_images`.
 Images: TypeAlias = str | Path | Sequence[Source] | None
 
+# Coloured ones first: photographs are dealt out in turn, see `division`. The right picture of the
+# motorcycle shows the same scene as the left one.
 NAMES = (
     "astronaut.png",
     "chelsea.png",
     "coffee.png",
     "rocket.jpg",
     "motorcycle_left.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "retina.jpg",
     "camera.png",
     "brick.png",
     "clock_motion.png",
@@ -39,6 +45,8 @@ NAMES = (
     "gravel.png",
     "moon.png",
     "page.png",
+    "cell.png",
+    "text.png",
 )
 VERSIONS = (
     ("gaussian_blur", 0),
@@ -49,6 +57,7 @@ VERSIONS = (
     ("white_noise", 3),
     ("white_noise", 5),
 )
+DISTORTED = 13  # photographs, at most, of which crops are distorted
 PIECE = 256  # px: one crop for most models, which keeps a verification short
 LEVELS = range(1, 6)
 
@@ -62,7 +71,7 @@ def photograph(name: str) -> Image.Image:
     if package is None or package.origin is None:
         raise MissingDependencyError(
             f"the default photographs come with scikit-image: {install_command('export')}, or pass "
-            "a folder of your own with --images"
+            f"a folder of your own, {remedy('--images DIR', 'images=')}"
         )
     return decode(Path(package.origin).parent / "data" / name)
 
@@ -91,7 +100,7 @@ def _is_image(path: Path) -> bool:
 
 
 def verification_images() -> list[Image.Image]:
-    """Thirteen photographs, then seven versions of the middle of each: 104 images."""
+    """Eighteen photographs, then seven versions of the middle of each: 144 images."""
     return list(_verification_images())
 
 
@@ -111,12 +120,12 @@ def _middle(image: Image.Image) -> Image.Image:
 def distorted_crops(images: Sequence[Source], preprocessing: Preprocessing) -> list[Image.Image]:
     """A crop of a photograph under each of the 25 distortions at each of its five levels.
 
-    All levels of a distortion are on the same crop. Distortions take the first `len(NAMES)`
+    All levels of a distortion are on the same crop. Distortions take the first `DISTORTED`
     photographs in turn, and another crop each time a photograph comes round. Grey photographs are
     used only where there are no others. Equal crops are kept once, since they have no order: JPEG
     2000 at 64 px does not get smaller at every level.
     """
-    grids = [crops_from_image(decode(i), preprocessing).pixels for i in images[: len(NAMES)]]
+    grids = [crops_from_image(decode(i), preprocessing).pixels for i in images[:DISTORTED]]
     grids = [crops for crops in grids if _is_coloured(crops)] or grids
     changed = []
     for turn, kind in enumerate(SYNTHETIC_TYPES):

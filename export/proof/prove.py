@@ -1,14 +1,16 @@
 """The proofs of a bundle's engines, measured on this machine and written into the manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drexperts import runtime
 from drexperts.export.changes import bundle_to_change
+from drexperts.export.engines.source_graph import source_engine
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
+from drexperts.export.proof.division import digest_of, in_turn, photographs_of
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
 from drexperts.export.proof.photographs import Images, proof_images, verification_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
@@ -23,8 +25,37 @@ from drexperts.runtime.errors import (
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest, write_manifest
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import LIMITS
+from drexperts.runtime.wording import remedy
 
 COMPARED_ON = 3  # pictures, when a checkpoint is compared with a bundle
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `verify` measured of an engine. What it did not measure is as it was recorded before.
+
+    reason: why not both were measured; None if they were
+    """
+
+    file: str
+    backend: str
+    parity: bool
+    batch_invariance: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` did.
+
+    manifest: with the new proofs, as it was written
+    images: what was measured on, such as "40 images in photos"
+    measured: for each engine of the manifest, in its order
+    """
+
+    manifest: Manifest
+    images: str
+    measured: tuple[Measured, ...]
 
 
 def verify(
@@ -34,35 +65,42 @@ def verify(
     images: Images = None,
     trust: bool = False,
     progress: Progress = SILENT,
-) -> Manifest:
+) -> Verification:
     """Measure the proofs of every engine of a bundle that runs here, and rewrite them.
 
-    An engine that this machine cannot run, or that cannot be opened, keeps its record; `progress`
-    is told why, and the others are still measured.
+    An engine that this machine cannot run, or that cannot be opened, keeps its record, and the
+    others are still measured.
+
+    A proof that failed can be measured again, and one that passes replaces it.
 
     Args:
-        checkpoint: the weights that engines are compared with. Without it, the recorded parity
-            stays and only batch invariance is measured.
+        checkpoint: the weights that engines are compared with. Without it, only batch invariance
+            is measured, and parity stays as it was recorded, on other images.
         images: to verify on, a folder of photographs or the images themselves; None takes
-            `verification_images`.
+            the `verification_images` that no engine of the bundle was made on. A proof says how
+            many an engine was made on.
         trust: also run TensorRT engines that were not built here.
 
     Returns:
-        The manifest with its new proofs, as it was written.
+        The new manifest, and what of its proofs was measured now.
 
     Raises:
-        UserError: the checkpoint is of another model, `images` are too few or too much alike, or
-            another process changes the bundle.
+        UserError: the checkpoint is of another model or has other weights, `images` are too few or
+            too much alike, or another process changes the bundle.
         NotTakenError, MissingDependencyError, DeviceError: no engine could be opened.
 
     Example:
         from drexperts.export import verify
 
-        manifest = verify("bundle/", checkpoint="model.safetensors")
-        all(engine.proven for engine in manifest.engines)
+        done = verify("bundle/", checkpoint="model.safetensors", images="photos/")
+        all(engine.proven for engine in done.manifest.engines)
+        all(engine.parity for engine in done.measured)  # on these photos
     """
     loaded = loaded_checkpoint(checkpoint)
     with bundle_to_change(Path(bundle)) as place:
+        if loaded is not None:
+            progress("comparing the checkpoint with the bundle")
+            check_same_weights(place, read_manifest(place), loaded)
         return measure_proofs(place, loaded, images, trust=trust, progress=progress)
 
 
@@ -73,29 +111,64 @@ def measure_proofs(
     *,
     trust: bool = False,
     progress: Progress = SILENT,
-) -> Manifest:
-    """What `verify` does, in a folder that nobody else writes."""
+    limits: Mapping[str, dict[str, float]] = LIMITS,
+) -> Verification:
+    """What `verify` does with the bundle's own checkpoint, in a folder that nobody else writes.
+
+    limits: of each precision, for what was not proven on the same pictures before
+    """
     manifest = read_manifest(bundle)
-    pictures = proof_images(images)
+    pictures = pictures_for(manifest, images)
     reference = None
     if loaded is not None:
-        check_same_model(loaded, manifest)
-        reference = Reference(loaded.model, pictures, manifest.preprocessing, progress)
-    measured: list[Engine] = []
+        reference = Reference(
+            loaded.model, pictures, manifest.preprocessing, progress, limits=limits
+        )
+    proven: list[Engine] = []
+    measured: list[Measured] = []
     failures: list[UserError] = []
     for engine in manifest.engines:
-        if runtime.obstacle(engine):
-            continue
-        try:
-            measured.append(
-                prove_engine(bundle, manifest, engine, reference, pictures, progress, trust=trust)
-            )
-        except (NotTakenError, MissingDependencyError, DeviceError) as failure:
-            progress(f"{engine.file} ({engine.backend}) is not measured: {failure}")
-            failures.append(failure)
-    if failures and not measured:
+        reason = runtime.obstacle(engine)
+        if reason is None:
+            try:
+                proven.append(
+                    prove_engine(
+                        bundle, manifest, engine, reference, pictures, progress, trust=trust
+                    )
+                )
+            except (NotTakenError, MissingDependencyError, DeviceError) as failure:
+                reason = str(failure)
+                failures.append(failure)
+        measured.append(_measured(engine, reference is not None, reason))
+    if failures and not proven:
         raise failures[0]
-    return record_proofs(bundle, measured)
+    written = record_proofs(bundle, proven)
+    return Verification(written, _described(images, pictures), tuple(measured))
+
+
+def _measured(engine: Engine, with_checkpoint: bool, reason: str | None) -> Measured:
+    """reason: why nothing was measured"""
+    if reason is not None:
+        return Measured(engine.file, engine.backend, False, False, reason)
+    if with_checkpoint:
+        return Measured(engine.file, engine.backend, True, True, None)
+    give = remedy("--checkpoint FILE", "checkpoint=")
+    reason = f"parity is measured against the checkpoint that was exported: pass {give}"
+    return Measured(engine.file, engine.backend, False, True, reason)
+
+
+def _described(images: Images, pictures: Sequence[Source]) -> str:
+    place = "scikit-image" if images is None else images
+    where = f" in {place}" if isinstance(place, str | Path) else ""
+    return f"{len(pictures)} images{where}"
+
+
+def pictures_for(manifest: Manifest, images: Images) -> Sequence[Source]:
+    """The images to verify a bundle on, see `verify`."""
+    if images is not None:
+        return proof_images(images)
+    seen = frozenset[str]().union(*(engine.made_on for engine in manifest.engines))
+    return in_turn([each for each in photographs_of(None) if seen.isdisjoint(map(digest_of, each))])
 
 
 def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
@@ -142,6 +215,11 @@ def prove_engine(
 
         if reference is not None:
             parity = reference.parity(opened(), progress)
+            if parity.seen:
+                progress.note(
+                    f"{engine.file} was made on {parity.seen} of these {len(images)} images, which "
+                    "say little about others"
+                )
         invariance = measure_invariance(
             lambda threads: opened(threads).session, images, manifest, engine, progress
         )
@@ -151,8 +229,24 @@ def prove_engine(
     return replace(engine, parity=parity, invariance=invariance, proven_on=on)
 
 
-def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raises UserError for a checkpoint of another model than the bundle's."""
+def check_same_weights(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raises UserError for a checkpoint of another model or other weights than the bundle's.
+
+    Measured against it, a good engine would fail its proof, and an engine made from it would score
+    as another model. A bundle of an earlier version has no digest of its weights: the scores of its
+    ONNX engine are compared with the checkpoint's.
+    """
+    _check_same_model(checkpoint, manifest)
+    if manifest.weights is None:
+        return _check_same_scores(bundle, manifest, checkpoint)
+    if (found := checkpoint.weights) != manifest.weights:
+        raise UserError(
+            f"the checkpoint has other weights than the bundle, {found[:15]}… instead of "
+            f"{manifest.weights[:15]}…; pass the checkpoint that was exported"
+        )
+
+
+def _check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
     config = checkpoint.model.config.as_dict()
     # Read and written again, because older versions named a published encoder in any size.
     exported = DRExpertsConfig.from_dict(manifest.config).as_dict()
@@ -164,16 +258,9 @@ def check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
         )
 
 
-def check_same_weights(
-    bundle: Path, manifest: Manifest, engine: Engine, checkpoint: Checkpoint
-) -> None:
-    """Compare a checkpoint with the bundle's ONNX engine, on a few pictures.
-
-    Scores may differ by twice what they did when the engine was proven on other images.
-
-    Raises UserError for other weights: an engine made from them would score as another model.
-    """
-    check_same_model(checkpoint, manifest)
+def _check_same_scores(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Compare a few scores, which may differ by twice what they did when the engine was proven."""
+    engine = source_engine(bundle, manifest)
     pictures = verification_images()[:COMPARED_ON]
     expected = eager_outputs(checkpoint.model, pictures, manifest.preprocessing)
     with runtime.open_engine(bundle, manifest, replace(engine, invariance=None)) as scorer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from drexperts.runtime.decoding.stored import NotReadError
 from drexperts.runtime.errors import ConfigError
 from drexperts.runtime.forks import renew_in_children
+from drexperts.runtime.wording import remedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,8 @@ class Pool:
         if size > most:
             raise NotReadError(
                 f"{self._what} takes up to {-(-size // 2**20)} MiB of memory, and {most // 2**20} "
-                "MiB are allowed: reduce the image, or raise the limit (DecodingLimits.memory, "
-                "--decode-memory)"
+                "MiB are allowed: reduce the image, or raise "
+                f"{remedy('--decode-memory of `drx score`', 'DecodingLimits.memory')}"
             )
 
     @contextmanager

@@ -29,6 +29,7 @@ from drexperts.runtime.decoding.image import memory_for, pixels_of, reason_of, s
 from drexperts.runtime.decoding.limits import PIXELS, DecodingLimits
 from drexperts.runtime.decoding.stored import DecoderFailure
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image, resized
+from drexperts.runtime.wording import speaking_drx
 
 try:
     import resource
@@ -79,11 +80,15 @@ def read_into(stream: IO[bytes], buffer: bytearray) -> bytearray:
     return buffer
 
 
-def main() -> None:
-    """Answer until the input ends."""
+def main(speak_drx: bool = False) -> None:
+    """Answer until the input ends.
+
+    speak_drx: see `wording.speaking_drx`, for the messages about images
+    """
     _harden()
     # Libraries that print must not write between messages.
     with (
+        speaking_drx(speak_drx),
         os.fdopen(0, "rb", buffering=0) as requests,
         os.fdopen(os.dup(1), "wb", buffering=0) as answers,
     ):

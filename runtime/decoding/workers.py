@@ -27,7 +27,13 @@ from drexperts.runtime.decoding.stored import DecoderFailure, NotReadError
 from drexperts.runtime.decoding.worker import EndOfInput, read, read_into, write, write_bytes
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.forks import renew_in_children
-from drexperts.runtime.preprocess import Crops, Preprocessing, crop_boxes, resized_size
+from drexperts.runtime.preprocess import (
+    Crops,
+    Preprocessing,
+    crop_boxes,
+    resized_size,
+)
+from drexperts.runtime.wording import remedy
 
 _START = 60  # seconds, for Python and two libraries
 # A worker's limit is of processor time, which a busy machine does not change. This many times as
@@ -39,7 +45,7 @@ _CHUNK = 2**20  # bytes
 # With the parent's path in place of its own, the worker imports what the parent imported.
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from drexperts.runtime.decoding.worker import main; main()"
+    "from drexperts.runtime.decoding.worker import main; main(sys.argv[2] == 'drx')"
 )
 # A thread of a numeric library takes memory, and one image is the work of one core.
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -188,14 +194,11 @@ class _Worker:
 
     def __init__(self) -> None:
         if not sys.executable or getattr(sys, "frozen", False):
-            raise UserError(
-                "there is no Python to start for decoding: decode in this process instead "
-                "(isolated=False, --decode-in-process)"
-            )
+            raise UserError(f"there is no Python to start for decoding: {_in_process()}")
         path = json.dumps([os.path.abspath(folder) for folder in sys.path])
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-c", _CODE, path],
+                [sys.executable, "-P", "-W", "ignore", "-c", _CODE, path, remedy("drx", "python")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # what decoders print about damaged files
@@ -282,8 +285,8 @@ class _Worker:
             return "its decoder gave no answer"
         if watch.expired or status == -_signal("SIGXCPU"):
             return (
-                "decoding it takes too long: reduce it, or raise the limit "
-                "(DecodingLimits.seconds, --decode-seconds)"
+                "decoding it takes too long: reduce it, or raise "
+                f"{remedy('--decode-seconds', 'DecodingLimits.seconds')}"
             )
         if status == -_signal("SIGKILL"):
             return "its decoder was killed, as the system does when memory is full"
@@ -338,10 +341,11 @@ class _Watch:
 
 
 def _not_started(reason: str) -> UserError:
-    return UserError(
-        f"a process for decoding did not start: {reason}; decode in this process instead "
-        "(isolated=False, --decode-in-process)"
-    )
+    return UserError(f"a process for decoding did not start: {reason}; {_in_process()}")
+
+
+def _in_process() -> str:
+    return f"decode in this process instead: {remedy('--decode-in-process', 'isolated=False')}"
 
 
 def _read(file: IO[bytes] | None, most: int) -> bytes:

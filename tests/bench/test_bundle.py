@@ -23,7 +23,7 @@ from drexperts.export.graph.to_onnx import onnx_from_model
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.model.config import DISTORTIONS
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of, write_manifest
+from drexperts.runtime.manifest import ScoreScale, digest, read_manifest, sha256_of, write_manifest
 from drexperts.runtime.preprocess import Preprocessing
 
 pytestmark = pytest.mark.slow  # what they share takes seconds to make
@@ -75,7 +75,7 @@ def report(bundle: Path, weights: Path) -> BenchReport:
         against={"engine-other": bundle},
         batches=(1, 2),
         repeats=3,
-        threads=1,
+        threads=(1, 2, 1),
         checkpoint=weights,
         scenarios=SCENARIOS,
         seconds=0.5,
@@ -86,12 +86,13 @@ def report(bundle: Path, weights: Path) -> BenchReport:
 
 def test_every_batch_has_every_variant(report: BenchReport) -> None:
     assert [entry.batch for entry in report.batches] == [1, 2]
+    others = {"engine-2-threads", "engine-other"}
     for entry in report.batches:
         assert next(iter(entry.shown)) == "engine"
-        assert set(entry.seconds) == {"engine", AGAIN, "engine-other", *BASELINES}
+        assert set(entry.seconds) == {"engine", AGAIN, *others, *BASELINES}
         assert {len(times) for times in entry.seconds.values()} == {3}
     assert set(report.left_out) == LEFT_OUT
-    assert set(report.against) == {"engine-other"}
+    assert set(report.against) == others
     assert set(report.agreement) == {"engine", *BASELINES}
     assert max(report.agreement.values()) < 1e-3
 
@@ -106,8 +107,15 @@ def test_where_it_is_from(report: BenchReport, bundle: Path, weights: Path, tmp_
         "drx bench BUNDLE --baseline eager-dense --baseline eager-reduced "
         "--baseline pyiqa:nothing-of-the-kind --against ENGINE-OTHER --scenario single_stream "
         "--scenario multi_stream --scenario server --scenario offline --batch 1,2 --repeats 3 "
-        "--threads 1 --seconds 0.5 --checkpoint FILE --profile"
+        "--threads 1,2 --seconds 0.5 --checkpoint FILE --profile"
     )
+    options = {"engine": report.bundle.options, **{n: d.options for n, d in report.against.items()}}
+    threads = {name: each["intra_op_num_threads"] for name, each in options.items()}
+    assert threads == {"engine": "1", "engine-other": "1", "engine-2-threads": "2"}
+    assert report.bundle.digest == digest(read_manifest(bundle))
+    assert report.warm_ups == 1
+    assert report.conditions
+    assert len(report.conditions.loads) == 3  # after each batch, and at the end
     write_json(report, tmp_path / "report.json")
     assert read_json(tmp_path / "report.json", BenchReport) == report
     text = (tmp_path / "report.json").read_text()
@@ -204,8 +212,17 @@ def test_mistakes(bundle: Path, tmp_path: Path) -> None:
         bench(bundle, BenchOptions(batches=(64,), repeats=1))
     with pytest.raises(UserError, match=tmp_path.name):
         bench(tmp_path, BenchOptions(repeats=1))
+    for threads in (0, (), (1, 0)):
+        with pytest.raises(UserError, match="thread"):
+            BenchOptions(threads=threads)
     with pytest.raises(UserError, match="burst"):
         BenchOptions(scenarios=("burst",))
+
+
+def test_threads_are_of_the_cpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "device_of", lambda scorer: "cuda")
+    with pytest.raises(UserError, match="GPU"):
+        bench(bundle, BenchOptions(threads=(1, 2), batches=(1,), repeats=1))
 
 
 def test_every_variant_runs_once_in_every_round() -> None:

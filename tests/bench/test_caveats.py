@@ -6,6 +6,7 @@ import pytest
 from support.sample_reports import BUNDLE, MACHINE, bare
 
 from drexperts.bench.caveats import boundaries, warnings
+from drexperts.bench.conditions import Conditions
 from drexperts.bench.provenance import Gpu
 from drexperts.bench.reports import (
     BatchTimes,
@@ -47,6 +48,25 @@ def test_nothing_to_say() -> None:
 def test_unstable_times_and_few_samples_are_named(made: BenchReport, named: str) -> None:
     (warning,) = warnings(made)
     assert named in warning
+
+
+@pytest.mark.parametrize(
+    ("load", "steal", "named"),
+    [
+        (0.5, 0.01, []),
+        (None, None, []),
+        (0.51, 0.0, ["0.51"]),
+        (0.0, 0.05, ["5.0%"]),
+        (3.0, 0.5, ["3.00", "50.0%"]),
+    ],
+)
+def test_a_machine_that_others_used(
+    load: float | None, steal: float | None, named: list[str]
+) -> None:
+    """It has two cores."""
+    found = warnings(replace(report(), conditions=Conditions("", 1.0, load, (9.0,), steal)))
+    assert len(found) == len(named)
+    assert all(name in warning for name, warning in zip(named, found, strict=True))
 
 
 def test_queries_of_scenarios() -> None:

@@ -1,6 +1,7 @@
 """The page of `drx bench`: what is in it, and how it looks in a browser."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -15,8 +16,8 @@ from support.browser import Browser
 
 from drexperts.bench.caveats import warnings
 from drexperts.bench.page import page
-from drexperts.bench.reports import AGAIN
-from drexperts.ui import charts
+from drexperts.bench.reports import AGAIN, ENGINE
+from drexperts.ui import palette
 
 NEEDED = pytest.mark.skipif(
     browser.executable() is None, reason=f"no browser: none of {', '.join(browser.NAMES)}"
@@ -117,6 +118,34 @@ def test_what_is_missing_has_no_heading() -> None:
         assert heading not in text
 
 
+def colours_of(html: str) -> dict[str, set[str]]:
+    """The colours that are drawn in each chart of times, by its label."""
+    found = {}
+    for label, picture in re.findall(r'<svg [^>]*aria-label="([^"]+)"(.*?)</svg>', html, re.DOTALL):
+        drawn = set(re.findall("(?:stroke|fill): (#[0-9a-f]{6})", picture))
+        found[label] = drawn & set(map(palette.colour, range(100)))
+    return found
+
+
+@pytest.mark.slow
+def test_a_variant_has_one_colour_on_the_whole_page_and_no_other_has_it() -> None:
+    medians = {ENGINE: 0.3, AGAIN: 0.3} | {f"baseline {i}": 0.4 for i in range(15)}
+    others = {name: time for name, time in medians.items() if name != "baseline 2"}
+    batches = (sample_reports.batch(1, others, 5), sample_reports.batch(2, medians, 5))
+    found = colours_of(page(replace(sample_reports.bare(), batches=batches)))
+    by_name: dict[str, set[str]] = {}
+    for label, drawn in found.items():
+        if label.startswith("latencies of "):
+            by_name.setdefault(label.split(" of ")[1].split(",")[0], set()).update(drawn)
+    assert by_name.keys() == medians.keys() - {AGAIN}
+    assert {len(colours) for colours in by_name.values()} == {1}
+    every = set.union(*by_name.values())
+    assert len(every) == 16
+    assert found["every call of each variant, batch 2"] == every
+    assert found["every call of each variant, batch 1"] == every - by_name["baseline 2"]
+    assert found["crops per second against batch"] == every
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
@@ -183,7 +212,7 @@ def test_its_series_are_seen(chromium: Browser, pages: Path, dark: bool) -> None
     red, green, blue = np.moveaxis(shown.astype(np.uint32), 2, 0)
     colours, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
     seen = dict(zip(colours.tolist(), counts.tolist(), strict=True))
-    for colour in charts.COLOURS[:6]:  # one per variant
+    for colour in palette.COLOURS:  # one per variant
         assert seen.get(int(colour[1:], 16), 0) > 100, colour
 
 

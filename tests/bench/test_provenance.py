@@ -36,6 +36,22 @@ def test_a_machine_is_json_and_names_the_libraries() -> None:
     assert machine.cores >= 1
 
 
+def test_the_cpu_is_named_by_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 207\n"
+        "model name\t: Intel(R) Xeon(R) Processor\nstepping\t: 2\nflags\t: a b\n\n"
+        "processor\t: 1\nmodel\t: 1\n"
+    )
+    machine = this_machine()
+    assert machine.cpu == "Intel(R) Xeon(R) Processor"
+    assert machine.cpu_id == "vendor_id GenuineIntel, cpu family 6, model 207, stepping 2"
+    (tmp_path / "cpuinfo").write_text("CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n")
+    assert this_machine().cpu_id == "CPU implementer 0x41, CPU part 0xd0c"
+    (tmp_path / "cpuinfo").unlink()
+    assert this_machine().cpu_id is None
+
+
 def test_each_gpu_with_what_it_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(IDLE, BUSY))
     first, second = gpus()

@@ -39,6 +39,45 @@ def test_the_files_of_a_report(name: str, tmp_path: Path) -> None:
     assert ("trace.json" in files) == (report.profile is not None)
 
 
+def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    report = sample_reports.bare()
+    earlier = document(report)
+    for name in ("warm_ups", "conditions"):
+        del earlier[name]
+    for place, names in (("bundle", ("digest", "options")), ("machine", ("cpu_id",))):
+        for name in names:
+            del earlier[place][name]
+    (tmp_path / "report.json").write_text(json.dumps(earlier))
+    assert read_json(tmp_path / "report.json", BenchReport) == report
+
+
+def test_a_narrow_terminal_breaks_no_name_and_no_number() -> None:
+    report = sample_reports.cpu()
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    words = set(stream.getvalue().split())
+    latency = tables.latency(report.batches)
+    for table in (latency, tables.scenarios(report), tables.server_trials(report)):
+        for row in (table.headings, *table.rows):
+            for cell in row:
+                assert set(cell.split()) <= words, cell
+    # A number stands in a row with its names, once.
+    for row in latency.rows:
+        for cell in row[2:]:
+            assert [ln for ln in lines if ln.split()[:2] == list(row[:2]) and cell in ln], row
+
+
+def test_a_wide_terminal_shows_each_table_whole() -> None:
+    report, stream = sample_reports.cpu(), io.StringIO()
+    print_report(report, Console(file=stream, width=160))
+    lines = stream.getvalue().splitlines()
+    assert sum("variant" in line and "crops/s" in line for line in lines) == 2
+    for row in tables.latency(report.batches).rows:
+        assert any(all(cell in line for cell in row) for line in lines)
+
+
 def test_a_number_that_json_does_not_have_leaves_what_was_there(tmp_path: Path) -> None:
     report = sample_reports.bare()
     write_report(report, tmp_path)

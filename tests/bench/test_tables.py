@@ -50,7 +50,6 @@ def test_numbers_that_are_not_known() -> None:
 def test_where_it_is_from() -> None:
     report = sample_reports.cpu()
     shown = values(tables.origin(report))
-    assert shown["engine"] == "model.onnx: onnx, fp32, SHA-256 0123456789ab"
     assert shown["commit"] == report.source.commit
     assert not [name for name in shown if name.startswith("GPU")]
     changed = replace(report, source=replace(report.source, dirty=True))
@@ -61,6 +60,33 @@ def test_where_it_is_from() -> None:
     missing = replace(report.machine, missing={"gpus": "nvidia-ml-py is not installed"})
     unknown = values(tables.origin(replace(report, machine=missing)))
     assert "nvidia-ml-py is not installed" in unknown.values()
+
+
+def test_conditions() -> None:
+    report = sample_reports.cpu()
+    shown = values(tables.conditions(report))
+    assert shown == {
+        "date": "2026-11-28T20:59:06+00:00, for 63.2 s",
+        "load average": "0.31 before, at most 2.4 during",
+        "steal": "0.42 % of the CPUs' time",
+        "CPU": f"AMD EPYC 7763 64-Core Processor ({report.machine.cpu_id}), 2 cores",
+        "engine": "model.onnx: onnx, fp32, SHA-256 0123456789ab",
+        "bundle": "digest sha256:89abcdef0123",
+        "options": "intra op num threads 1, graph optimization level ORT_ENABLE_ALL",
+        "warm-ups": "1 before 30 timed rounds",
+    }
+    assert report.conditions
+    unknown = replace(report.conditions, load_before=None, loads=(), steal=None)
+    shown = values(tables.conditions(replace(report, conditions=unknown)))
+    assert shown["load average"] == "- before, at most - during"
+    assert shown["steal"].startswith("- ")
+
+
+def test_an_earlier_report_has_no_conditions() -> None:
+    shown = values(tables.conditions(sample_reports.bare()))
+    assert not {"date", "load average", "steal"} & shown.keys()
+    assert (shown["bundle"], shown["options"]) == ("-", "-")
+    assert shown["warm-ups"] == "- before 3 timed rounds"
 
 
 def test_each_batch_has_its_own_noise_floor() -> None:

@@ -227,8 +227,8 @@ def test_a_score_that_differs_for_the_same_pixels_is_a_failure(scorer, pictures)
     class Two(runtime.Scorer):
         """Another score for pixels than for files."""
 
-        def score(self, source, *, maps=False, progress=SILENT):
-            result = super().score(source, maps=maps)
+        def score(self, source, *, maps=False, progress=None):
+            result = super().score(source, maps=maps, progress=progress)
             if isinstance(source, Image.Image):
                 object.__setattr__(result, "value", result.value + 1e-9)
             return result

@@ -60,7 +60,7 @@ def test_every_option_arrives(
     call: Call, asked: dict[str, Any], toy_bundle: Path, tmp_path: Path
 ) -> None:
     named = ("--baseline", "compile", "--baseline", "onnx-dense", "--against", toy_bundle)
-    numbers = ("--batch", "1,8", "--repeats", "3", "--threads", "2", "--p99-bound", "0.5")
+    numbers = ("--batch", "1,8", "--repeats", "3", "--threads", "2,1", "--p99-bound", "0.5")
     files = ("--checkpoint", "c", "--images", "i", "--out", tmp_path / "o")
     scenarios = ("--scenario", "offline", "--scenario", "server", "--seconds", "4", "--profile")
     status, _ = call("b", *named, *numbers, *files, *scenarios)
@@ -72,7 +72,7 @@ def test_every_option_arrives(
         against={"engine-fp32": toy_bundle},
         batches=(1, 8),
         repeats=3,
-        threads=2,
+        threads=(2, 1),
         checkpoint=Path("c"),
         images=Path("i"),
         scenarios=("offline", "server"),
@@ -89,11 +89,12 @@ def test_all_scenarios(call: Call, asked: dict[str, Any]) -> None:
 
 def test_a_step_of_training(call: Call, asked: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "made" / "here"
-    options = ("--preset", "official", "--amp", "bf16", "--batch", "2", "--out", out)
-    status, document = call("--train", *options)
+    options = ("--preset", "official", "--amp", "bf16", "--batch", "2", "--threads", "2")
+    status, document = call("--train", *options, "--out", out)
     assert (status, document["kind"]) == (0, "training")
     assert document["summary"]["losses_agree"] is True
     assert (asked["preset"], asked["amp"], asked["batch"]) == ("official", "bf16", 2)
+    assert asked["threads"] == 2
     assert read_json(out / "report.json", TrainingReport) == sample_reports.training()
     assert [file.name for file in out.iterdir()] == ["report.json"]
 
@@ -107,12 +108,12 @@ def test_a_step_of_training(call: Call, asked: dict[str, Any], tmp_path: Path) -
         (("b", "--seconds", "inf"), "inf"),
         (("b", "--p99-bound", "inf"), "p99 bound"),
         (("b", "--p99-bound", "nan"), "nan"),
-        (("b", "--threads", "0"), "thread"),
         (("b", "--out", "/dev/null/out"), "/dev/null/out"),
         (("b", "--against", "nowhere"), "nowhere"),
         (("--train", "--out", "/dev/null/out"), "/dev/null/out"),
         (("--train", "--repeats", "0"), "0"),
         (("--train", "--batch", "1,4"), "--batch"),
+        (("--train", "--threads", "1,2"), "--threads"),
         (("--train", "b"), "BUNDLE"),
         (("--train", "--baseline", "all", "--profile"), "--baseline, --profile"),
         (("--train", "--scenario", "all", "--images", "i"), "--scenario, --images"),
@@ -126,6 +127,18 @@ def test_mistakes(
     status, document = call(*arguments)
     assert status == 2
     assert named in document["error"]
+    assert asked == {}
+
+
+@pytest.mark.parametrize("option", ["--batch", "--threads"])
+@pytest.mark.parametrize("numbers", ["0", "1,0", "1,,2", "-1", "1.5", "x", ""])
+def test_numbers_are_at_least_one(
+    option: str, numbers: str, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "b", f"{option}={numbers}"])
+    assert ended.value.code == 2
+    assert f"argument {option}" in capsys.readouterr().err
     assert asked == {}
 
 

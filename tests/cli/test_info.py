@@ -8,6 +8,7 @@ from support.command_line import change_engine
 
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.manifest import digest, read_manifest, sha256_of, write_manifest
+from drexperts.runtime.training import Training
 
 
 def test_info(toy_bundle, call):
@@ -21,6 +22,62 @@ def test_info(toy_bundle, call):
     assert document["digest"] in tables
     for text in ("alpha", "0 to 255, higher is better", "distortion 9", "batch invariance"):
         assert text in tables
+
+
+def test_info_begins_with_what_a_person_asks_first(bundle, call):
+    manifest = read_manifest(bundle)
+    assert "trained not recorded" in call("info", bundle)[2]
+    trained = Training(
+        dataset="livec",
+        data_digest="0123456789abcdef",
+        split_digest="fedcba9876543210",
+        images=(930, 116, 115),
+        selected_on="validation",
+        selected_by="srcc",
+        epoch=7,
+        when="2026-11-27T08:09:10Z",
+        srcc=0.81234,
+        plcc=0.82345,
+    )
+    known = dataclasses.replace(manifest, trained=trained, created="2026-11-28T20:00:00Z")
+    write_manifest(known, bundle)
+    _, document, shown = call("info", bundle)
+    order = [
+        *("livec", "930 trained on", "epoch 7", "SRCC 0.8123, PLCC 0.8235 on 115 images"),
+        *("2026-11-27 08:09:10 UTC", "exported 2026-11-28 20:00:00 UTC", "on 100 pictures"),
+        *(document["digest"], "rank correlation", "SHA-256", "configuration", "alpha 0.5"),
+    ]
+    places = [shown.index(text) for text in order]
+    assert places == sorted(places)
+    assert document["manifest"]["trained"]["srcc"] == 0.81234
+    assert document["manifest"]["created"] == "2026-11-28T20:00:00Z"
+
+
+def test_info_says_when_the_test_chose_the_epoch(bundle, call):
+    trained = Training(
+        dataset="koniq",
+        data_digest="0123456789abcdef",
+        split_digest="fedcba9876543210",
+        images=(8, 0, 2),
+        selected_on="test",
+        selected_by="srcc",
+        epoch=1,
+        when="2026-11-27T08:09:10Z",
+        srcc=0.9,
+    )
+    write_manifest(dataclasses.replace(read_manifest(bundle), trained=trained), bundle)
+    shown = call("info", bundle)[2]
+    assert "which also chose the epoch" in shown
+    assert "0 validated" not in shown
+
+
+def test_info_names_models_by_what_they_are(bundle, call, tiny):
+    write_manifest(dataclasses.replace(read_manifest(bundle), config=tiny().as_dict()), bundle)
+    _, document, shown = call("info", bundle)
+    assert document["model"]["encoder"] in shown
+    assert document["model"]["prior"] in shown
+    assert "deit3" not in shown
+    assert "DA-CLIP" not in shown
 
 
 def test_info_of_a_changed_or_missing_file(bundle, call):

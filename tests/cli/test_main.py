@@ -13,6 +13,7 @@ from support.command_line import NO_TRAINING_LIBRARY, change_engine, drx, provid
 
 from drexperts import __version__
 from drexperts.cli.main import main
+from drexperts.export import Measured, Verification
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import read_manifest
@@ -143,21 +144,72 @@ def test_export(bundle, call, monkeypatch):
     assert call("export", "c.pth", "--out", "b")[:1] == (1,)
 
 
+def test_an_export_ends_with_what_a_user_wants(bundle, call, monkeypatch):
+    provide(monkeypatch, "drexperts.export.bundle", export_bundle=read_manifest(bundle))
+    status, document, shown = call("export", "c.pth", "--out", bundle)
+    assert status == 0
+    assert document["engine"] == "model.onnx"
+    assert document["bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
+    assert document["speed"]["ms"] > 0
+    assert document["speed"]["calls"] >= 3
+    assert document["next"] == f"drx score {bundle} photos/ --out scores.jsonl"
+    for text in (str(bundle), "fp32", "proven", "on 100 pictures", "ms per crop", document["next"]):
+        assert text in shown
+    assert "holds" not in shown
+
+
+def test_a_failed_export_shows_what_failed_and_nothing_else(bundle, call, monkeypatch):
+    (engine,) = read_manifest(bundle).engines
+    assert engine.parity is not None
+    parity = dataclasses.replace(engine.parity, score_max=0.5, srcc=0.1, passed=False)
+    failed = change_engine(bundle, parity=parity)
+    provide(monkeypatch, "drexperts.export.bundle", export_bundle=failed)
+    status, document, shown = call("export", "c.pth", "--out", bundle)
+    assert (status, document["proven"]) == (1, False)
+    assert shown.count("FAILS") == 2
+    assert "holds" not in shown
+    assert "NOT PROVEN" in shown
+    assert document["next"].startswith(f"drx info {bundle}")
+
+
 @pytest.mark.parametrize("scale", ["1", "5:1", "a:b", "0:inf", "0:1:better", "0:nan", ":"])
 def test_scales_that_cannot_be(scale, call, monkeypatch):
     provide(monkeypatch, "drexperts.export.bundle", export_bundle=None)
     assert call("export", "c.pth", "--out", "b", f"--scale={scale}")[0] == 2
 
 
+def verified(manifest, **measured):
+    """What `verify` returns; its engines share what was measured of them."""
+    given = {"parity": True, "batch_invariance": True, "reason": None} | measured
+    each = tuple(Measured(e.file, e.backend, **given) for e in manifest.engines)
+    return Verification(manifest, "4 images in photos", each)
+
+
 def test_verify(bundle, call, monkeypatch):
     proven, unproven = read_manifest(bundle), change_engine(bundle, invariance=None)
     for manifest, wanted in ((proven, 0), (unproven, 1)):
-        calls = provide(monkeypatch, "drexperts.export.proof.prove", verify=manifest)
+        calls = provide(monkeypatch, "drexperts.export.proof.prove", verify=verified(manifest))
         status, document, tables = call("verify", "b", "--checkpoint", "c.pth")
         assert (status, document["proven"]) == (wanted, wanted == 0)
+        assert document["measured"][0]["parity"]
         assert "batch invariance" in tables
+        assert "not measured here" not in tables
     args, kwargs = calls["verify"]
     assert (args, kwargs["checkpoint"], kwargs["images"]) == ((Path("b"),), Path("c.pth"), None)
+
+
+def test_verify_says_what_it_did_not_measure(bundle, call, monkeypatch):
+    done = verified(read_manifest(bundle), parity=False, reason="there is no checkpoint")
+    provide(monkeypatch, "drexperts.export.proof.prove", verify=done)
+    status, document, tables = call("verify", "b", "--images", "photos")
+    assert (status, document["images"]) == (0, "4 images in photos")
+    (measured,) = document["measured"]
+    assert (measured["parity"], measured["batch_invariance"]) == (False, True)
+    assert measured["reason"] == "there is no checkpoint"
+    shown = " ".join(tables.split())
+    assert "not measured here: parity" in shown
+    assert "PARITY: recorded at export" in shown
+    assert "BATCH INVARIANCE" not in shown
 
 
 @pytest.mark.parametrize(("tensor", "wanted"), [(None, 0), ("linear_3", 1)])
@@ -165,7 +217,7 @@ def test_verify_looks_into_layers(tensor, wanted, bundle, call, monkeypatch):
     manifest = read_manifest(bundle)
     first = tensor and types.SimpleNamespace(tensor=tensor, hidden=True)
     report = types.SimpleNamespace(first=first)
-    provide(monkeypatch, "drexperts.export.proof.prove", verify=manifest)
+    provide(monkeypatch, "drexperts.export.proof.prove", verify=verified(manifest))
     provide(
         monkeypatch,
         "drexperts.export.engines.debug_layers",
@@ -208,7 +260,8 @@ def test_build(bundle, call, monkeypatch):
         "build", "b", *options, "--precision", "bf16", "--no-fused-attention"
     )
     assert (status, document["proven"]) == (0, True)
-    assert "batch invariance" in tables
+    assert document["speed"] is None  # there is no bundle
+    assert "not measured here" in tables
     (place, backend, chosen), kwargs = calls["build_engine"]
     assert (place, backend) == (Path("b"), "tensorrt-rtx")
     assert [str(profile) for profile in chosen.profiles] == ["1:1:1", "2:8:64"]
@@ -228,6 +281,8 @@ def test_build_fails_when_the_new_engine_fails_its_proof(bundle, call, monkeypat
         status, document, tables = call("build", "b", "--backend", "tensorrt-rtx")
         assert (status, document["proven"]) == (wanted, wanted == 0)
         assert ("never executed" in " ".join(tables.split())) == (wanted == 0)
+        assert document["engine"] == engine.file
+        assert "model.onnx" not in tables  # the engine that was there before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 
 def times(folder: Path) -> dict[Path, int]:
-    """When each file was written, except the split file, which is written again."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "splits.json")
+    """When each file was written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -102,7 +103,7 @@ def test_tensorboard_is_optional(
 def test_only_the_first_process_prints(
     done: Done, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drexperts.training.distributed.speaks", lambda: False)
+    monkeypatch.setattr("drexperts.training.place.speaks", lambda: False)
     assert main([*done[1], "--out", str(done[0]), "--json"]) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -292,3 +293,25 @@ def test_a_damaged_run_is_named(name: str, done: Done, tmp_path: Path, call: Cal
     (out / "result.json").unlink()
     (out / name).write_bytes(b'{"half')
     refused(call(*done[1], "--out", out), name, "remove")
+
+
+def test_a_training_that_is_done_needs_no_torch(done: Done) -> None:
+    """The same command again, in a process that says whether it was imported."""
+    out, command = done
+    code = (
+        "import sys\n"
+        "from drexperts.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    )
+    arguments = [*map(str, command), "--out", str(out), "--json"]
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout.splitlines()[-1])
+    assert document["results"] == [json.loads((out / "result.json").read_text())]
+    assert document["pages"] == [str(out / "index.html")]
+    assert [line.split()[0] for line in ended.stderr.splitlines() if "/2 " in line] == [
+        "1/2",
+        "2/2",
+    ]

@@ -21,11 +21,11 @@ from drexperts.data.recipes import RECIPES, Recipe
 from drexperts.evaluation.predict import (
     ScoredImages,
     TorchSession,
+    model_digest,
     open_model,
     predict,
     random_crops,
     scorer_of,
-    weights_digest,
 )
 from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
@@ -161,7 +161,7 @@ def test_a_checkpoint_has_a_manifest_without_proof(file: Path, checkpoint: Check
     (engine,) = manifest.engines
     assert (engine.backend, engine.precision, engine.evidence) == ("torch", "fp32", "built")
     assert not engine.proven
-    assert engine.sha256 == weights_digest(checkpoint.model)
+    assert engine.sha256 == model_digest(checkpoint.model)
     assert (manifest.preprocessing, manifest.scale) == (PREPROCESSING, SCALE)
     assert (manifest.config, manifest.preset) == (checkpoint.model.config.as_dict(), "paper")
 
@@ -169,12 +169,12 @@ def test_a_checkpoint_has_a_manifest_without_proof(file: Path, checkpoint: Check
 def test_the_digest_is_of_weights_and_switches(
     tiny: Callable[..., Any], random_model: Callable[..., Any], model: DRExperts
 ) -> None:
-    assert weights_digest(random_model(tiny())) == weights_digest(model)
+    assert model_digest(random_model(tiny())) == model_digest(model)
     changed = random_model(tiny())
     with torch.no_grad():
         changed.score.bias += 1e-6
     other = [changed, random_model(tiny(attention_scale=1.0))]
-    assert len({weights_digest(each) for each in [model, *other]}) == 3
+    assert len({model_digest(each) for each in [model, *other]}) == 3
 
 
 def test_scores_do_not_depend_on_the_others(checkpoint: Checkpoint, dataset: Dataset) -> None:

@@ -19,7 +19,7 @@ from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.proof import LIMITS
+from drexperts.runtime.proof import EXPORT_LIMITS
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_presets_and_precisions_are_proven_under_their_own_limits(
     (engine,) = manifest.engines
     assert (manifest.preset, engine.precision) == (preset, precision)
     assert engine.parity is not None
-    assert engine.parity.limits == LIMITS[precision]
+    assert engine.parity.limits == EXPORT_LIMITS[precision]
     assert engine.proven
 
 
@@ -86,7 +86,7 @@ def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
     bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(50.0)).tobytes()
     manifest = export_bundle(checkpoint, tmp_path / "b", images=pictures, max_batch=2)
     assert not manifest.engines[0].proven
-    with pytest.raises(BundleError, match="drx verify"):
+    with pytest.raises(BundleError, match=r"export\.verify"):
         runtime.load(tmp_path / "b")
 
 
@@ -171,6 +171,6 @@ def test_a_model_whose_scores_mean_nothing(
 def test_pictures_on_which_nothing_could_be_proven_are_refused_first(checkpoint, tmp_path):
     progress = Recorder()
     flat = [Image.new("RGB", (80, 80), (90, 90, 90))] * 3
-    with pytest.raises(UserError, match="--images"):
+    with pytest.raises(UserError, match="more photographs"):
         export_bundle(checkpoint, tmp_path / "b", images=flat, progress=progress)
     assert progress.messages == []

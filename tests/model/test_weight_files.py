@@ -22,7 +22,12 @@ from drexperts.model import daclip
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint, load_encoder, save_checkpoint
 from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 from drexperts.model.dr_experts import new_model
-from drexperts.model.weight_files import read_safetensors, read_torch_file, write_safetensors
+from drexperts.model.weight_files import (
+    read_safetensors,
+    read_torch_file,
+    weights_digest,
+    write_safetensors,
+)
 from drexperts.runtime.errors import WeightsError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
@@ -176,6 +181,47 @@ def test_our_checkpoints_round_trip(preset, tmp_path, tiny, random_model):
     assert read_safetensors(path)[0]["prompts.prompts"].dtype == torch.float64
 
 
+def test_equal_weights_have_one_digest_wherever_they_are_read_from(tmp_path):
+    published, own, other = (
+        tmp_path / name for name in ("a.pth", "b.safetensors", "c.safetensors")
+    )
+    state = released.random_state(released.released_shapes(128, 2, 4, **SMALL_DACLIP))
+    torch.save({"model": {name: tensor.float() for name, tensor in state.items()}}, published)
+    loaded = load_checkpoint(published)
+    save_checkpoint(loaded._replace(scale=SCALE), own)
+    save_checkpoint(loaded._replace(preprocessing=Preprocessing(64, 64, 64, 1)), other)
+    digests = {load_checkpoint(path).weights for path in (published, own, other)}
+    assert digests == {loaded.weights} == {read_safetensors(own)[1]["weights"]}
+    with torch.no_grad():
+        loaded.model.score.bias.add_(1e-6)
+    assert loaded.weights not in digests
+
+
+def test_the_digest_is_of_names_types_shapes_and_bytes():
+    plain = {"a": torch.arange(4.0).reshape(2, 2), "b": torch.zeros(1)}
+    other = [
+        {"c": plain["a"], "b": plain["b"]},
+        plain | {"a": plain["a"].double()},
+        plain | {"a": plain["a"].reshape(4)},
+        plain | {"b": -plain["b"]},  # equal as numbers
+        {"a": plain["a"]},
+    ]
+    assert len({weights_digest(state) for state in [plain, *other]}) == 6
+    turned = {"b": plain["b"], "a": plain["a"].T.contiguous().T}
+    assert weights_digest(turned) == weights_digest(plain)
+
+
+def test_weights_that_are_not_the_saved_ones_are_refused(tmp_path, tiny):
+    def change(state: dict[str, Tensor], _: dict[str, str]) -> None:
+        state["score.bias"].add_(1e-6)
+
+    path = changed_checkpoint(tmp_path, tiny(), change)
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*saved with"):
+        load_checkpoint(path)
+    older = changed_checkpoint(tmp_path, tiny(), lambda _, texts: texts.pop("weights"))
+    assert load_checkpoint(older).weights.startswith("sha256:")
+
+
 def deit_state(model: Any, original: bool) -> dict[str, Tensor]:
     """The encoder's weights, moved, under timm's names or the original ones, with a classifier."""
     state = {k: v + 0.5 for k, v in model.encoder.vit.state_dict().items()}
@@ -225,13 +271,13 @@ def test_an_encoder_from_nothing_has_nothing_to_download(tiny):
             load_encoder(model)
 
 
-def test_offline_the_address_of_the_file_is_named(monkeypatch, tiny):
+def test_offline_the_address_of_the_file_is_named(monkeypatch):
     def offline(repository: str, filename: str, **options: Any) -> str:
         raise ConnectionError("no network")
 
     monkeypatch.setattr("drexperts.model.downloads.hf_hub_download", offline)
     monkeypatch.setattr(EncoderConfig, "published", "deit3_small_patch16")
-    model = new_model(tiny())
+    model = new_model(small_config())
     with pytest.raises(WeightsError, match=r"deit3_small_patch16_224\.fb_in22k_ft_in1k/.*safetens"):
         load_encoder(model)
     with pytest.raises(WeightsError, match=r"weblzw/daclip.*/daclip_ViT-B-32\.pt"):

@@ -154,7 +154,8 @@ def test_modules_are_trained_tested_and_shown_beside_the_reported(work: Work) ->
     assert text == page(done)
     assert "| DSDM | 0.930/0.941 | 0.885/0.904 |" in text
     assert text.count("(1 of 1)") == 8
-    assert "missing" not in text
+    assert {cell.state for cell in done.cells} == {"done"}
+    assert "not asked for" not in text
     assert "random weights, 1 epoch at a learning rate of 0.0002" in text
     assert "koniq10k 16 of 10073 images, livec 16 of 1162 images, not trained from" in text
     documents = (json.loads(path.read_text()) for path in work.out.glob("runs/*/*/result.json"))
@@ -177,7 +178,10 @@ def test_a_training_serves_every_table_and_is_made_once(work: Work) -> None:
         for line in page(done).splitlines()
         if "DR.Experts, here, not from the published weights" in line
     )
-    assert row.count("missing") == 2
+    assert row.count("not asked for") == 2
+    assert [cell.state for cell in done.cells] == [
+        *("done", "done", "not asked for", "not asked for", "done")
+    ]
 
 
 @pytest.mark.slow
@@ -222,6 +226,8 @@ def test_a_failed_training_is_listed_and_the_others_continue(work: Work) -> None
         "livefb-full, split 0, on livec",
     ]
     assert str(work.root / "livefb") in done.failures[0].error
+    assert column(done, "livefb to livec").state == "data missing"
+    assert column(done, "koniq10k to livec").state in ("not asked for", "done")
     assert column(done, "livec to koniq10k").runs
     failed = page(done).partition("## Failed\n\n")[2]
     assert failed.startswith("- livefb-full, split 0, on koniq10k and 1 more: ")
@@ -235,7 +241,9 @@ def test_the_authors_practice_is_followed_on_request_and_stated(work: Work, tmp_
     assert run.images == (13, 0, 3)  # nothing is held back for a validation
     assert run.selected_on == "test"
     text = (tmp_path / "table1.md").read_text()
-    assert "protocol `released`; epochs chosen by the test images" in text
+    assert "protocol `released`; epochs chosen by the PLCC of the\ntest images" in text
+    result = json.loads((theirs.folder("bid-full") / "result.json").read_text())
+    assert result["selected_by"] == "plcc"
 
 
 def test_runs_with_other_weights_or_settings_are_neither_shown_nor_replaced(work: Work) -> None:
@@ -305,7 +313,9 @@ def test_a_damaged_result_costs_only_its_cell(work: Work, tmp_path: Path, conten
     assert done.failures == ()
     assert [cell.column for cell in done.cells if cell.runs] == ["livec"]
     assert len([note for note in progress.notes if str(bad) in note]) == 1
-    (failure,) = here.run("table1", "bid", "livec").failures
+    again = here.run("table1", "bid", "livec")
+    (failure,) = again.failures
+    assert column(again, "bid").state == "failed"
     assert failure.job.startswith("bid-full")
     assert str(bad) in failure.error
 
@@ -342,10 +352,10 @@ def test_a_page_says_how_it_differs_from_the_paper(work: Work) -> None:
         return page(replace(done, cells=tuple(cells), published=published))
 
     assert "no reproduction" not in using(IMAGES_OF, published=True)
-    assert "numbers**: not trained from the published" in using(IMAGES_OF, published=False)
-    assert "numbers**: bid 9 of 586 images." in using(IMAGES_OF | {"bid": 9}, published=True)
+    assert "numbers: not trained from the published" in using(IMAGES_OF, published=False)
+    assert "numbers: bid 9 of 586 images." in using(IMAGES_OF | {"bid": 9}, published=True)
     nothing = replace(done, cells=tuple(replace(cell, runs=()) for cell in done.cells))
-    assert "numbers**: nothing was measured here." in page(nothing)
+    assert "numbers: nothing was measured here." in page(nothing)
 
 
 def test_medians_are_over_the_splits_that_are_finished(work: Work) -> None:
@@ -363,6 +373,8 @@ def test_medians_are_over_the_splits_that_are_finished(work: Work) -> None:
         result["split_digest"] = made[split].digest
         (folder / "result.json").write_text(json.dumps(result))
     done = four.run("table1", "spaq")  # which is not there
+    assert column(done, "bid").state == "partly done"
+    assert column(done, "spaq").state == "data missing"
     found = column(done, "bid").medians["test part"]
     assert (found.splits, found.srcc, math.isnan(found.plcc)) == (3, first + 0.1, True)
     assert f"| {first + 0.1:.3f}/- (3 of 4) |" in page(done)
@@ -373,10 +385,24 @@ def test_no_splits_are_refused() -> None:
         ReproductionOptions(splits=0)
 
 
-def test_a_stop_is_passed_on(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_passed_on_and_what_ran_runs_no_more(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+
     def stopped(*_: object, **__: object) -> None:
+        seen.update(running())
         raise StoppedError("stopped", 15)
+
+    def running() -> dict[str, str]:
+        document = json.loads((tmp_path / "table1.json").read_text())
+        return {cell["column"]: cell["state"] for cell in document["cells"]}
 
     monkeypatch.setattr("drexperts.paper.reproduction.train", stopped)
     with pytest.raises(StoppedError):
-        work.run("table1", "livec")
+        replace(work, out=tmp_path).run("table1", "livec", "bid")
+    assert seen["livec"] == "running"
+    assert seen["bid"] == "not run yet"
+    assert seen["koniq10k"] == "not asked for"
+    assert running() == seen | {"livec": "not run yet"}
+    assert "| not run yet |" in (tmp_path / "table1.md").read_text()

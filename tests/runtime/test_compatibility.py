@@ -114,7 +114,7 @@ def test_versions(plan, version, fits):
         built = plan.get("version", "11.4.0.106")
         assert built in reason
         assert version in reason
-        assert "drx build BUNDLE --backend tensorrt`" in reason
+        assert "build_engine(bundle, 'tensorrt')" in reason
 
 
 def test_rtx_promises_nothing_between_versions():
@@ -142,7 +142,7 @@ def test_capabilities(backend, level, capability, fits):
     assert (reason == "") == fits
     if not fits:
         assert f"This GPU has {capability}" in reason
-        assert f"drx build BUNDLE --backend {backend}`" in reason
+        assert f"build_engine(bundle, {backend!r})" in reason
 
 
 def test_several_capabilities():

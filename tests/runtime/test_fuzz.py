@@ -14,7 +14,8 @@ from drexperts.runtime.decoding.workers import IsolatedDecoder
 from drexperts.runtime.errors import BundleError, DecoderFailedError, ImageError
 from drexperts.runtime.manifest import Manifest, digest, read_manifest
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.ui.tables import bundle_table, engine_table, proof_table
+from drexperts.ui.bundles import about_bundle, configuration, engine_table
+from drexperts.ui.tables import proof_table
 
 # Truncated files and broken documents are also in the fast tests of both modules.
 pytestmark = pytest.mark.slow
@@ -91,7 +92,8 @@ def check_manifest(folder, content):
     assert digest(manifest).startswith("sha256:")
     stream = io.StringIO()
     console = Console(file=stream, width=200, markup=False)
-    console.print(bundle_table("bundle", manifest))
+    console.print(about_bundle(folder, manifest, {"encoder": "a ViT"}, digest(manifest)))
+    console.print(configuration(manifest, manifest.config))
     for engine in manifest.engines:
         console.print(engine_table(engine, "intact", 1, None), proof_table(engine))
     assert stream.getvalue().replace("\n", "").isprintable()

@@ -112,7 +112,7 @@ def test_only_the_pinned_bundle_is_opened(bundle, monkeypatch):
 def test_a_proof_that_this_version_would_not_accept(change, said, bundle):
     engine = read_manifest(bundle).engines[0]
     change_engine(bundle, **change(engine.parity, engine.invariance))
-    with pytest.raises(BundleError, match=f"{said}.*drx verify"):
+    with pytest.raises(BundleError, match=f"{said}.*export.verify"):
         runtime.load(bundle)
     assert runtime.load(bundle, allow_unverified=True).engine.objection
 
@@ -125,7 +125,7 @@ def test_missing_engine_file(bundle):
 
 def test_unverified_engine_needs_permission(bundle, photo):
     change_engine(bundle, parity=None)
-    with pytest.raises(BundleError, match="drx verify"):
+    with pytest.raises(BundleError, match=r"export\.verify"):
         runtime.load(bundle)
     assert runtime.load(bundle, allow_unverified=True).score(photo(40, 40)).value > 0
 

@@ -9,6 +9,7 @@ from drexperts.runtime.errors import BundleError, ConfigError
 from drexperts.runtime.manifest import (
     BatchProfile,
     Manifest,
+    ScoreScale,
     read_manifest,
     sha256_of,
     write_manifest,
@@ -192,7 +193,7 @@ def test_sha256_of(tmp_path):
 
 def test_missing_folder_or_file(tmp_path):
     for folder in (tmp_path / "none", tmp_path, "a\0b"):
-        with pytest.raises(BundleError, match="drx export CKPT --out BUNDLE"):
+        with pytest.raises(BundleError, match="drx export"):
             read_manifest(folder)
 
 
@@ -250,6 +251,11 @@ BAD_VALUES = [
     ("engines.0.proven_on", "8.9\n"),
     ("engines.0.parity.reference", "[link](http://a)"),
     ("engines.0.parity.limits", {"beauty": 1}),
+    ("engines.0.parity.pictures", "0123456789ab"),
+    ("engines.0.parity.seen", -1),
+    ("engines.0.parity.undetermined", 50),
+    ("engines.0.calibrated_on", ["0123456789ab", "picture.png"]),
+    ("engines.0.searched_on", ["0123456789AB"]),
     ("engines.0.invariance.cases", ["<script>"]),
     ("engines.0.file", "manifest.json"),
     ("scale.high", 1.8e308),
@@ -356,3 +362,10 @@ def test_impossible_manifests_cannot_be_made(engine):
 def test_a_proof_is_not_passed_against_its_own_numbers(engine, proof, changes):
     with pytest.raises(ConfigError, match="passed"):
         dataclasses.replace(getattr(engine, proof), **changes)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decimals"), [(0, 100, 3), (1, 5, 5), (0, 1, 5), (-1, 1, 5), (0, 1e7, 0)]
+)
+def test_decimals_show_what_the_strictest_proof_tells_apart(low, high, decimals):
+    assert ScoreScale(low, high, higher_is_better=True).decimals == decimals

@@ -20,6 +20,12 @@ def session(toy_bundle):
     return OnnxSession(toy_bundle / "model.onnx", max_batch=4, threads=1)
 
 
+def test_its_options_are_those_that_it_runs_with(session):
+    assert session.options["intra_op_num_threads"] == "1"
+    assert session.options["graph_optimization_level"] == "ORT_ENABLE_ALL"
+    assert all(isinstance(value, str) for value in session.options.values())
+
+
 def test_run(session):
     pixels = np.arange(2 * 3 * 32 * 32, dtype=np.uint32).astype(np.uint8).reshape(2, 3, 32, 32)
     outputs = session.run(pixels)

@@ -8,7 +8,19 @@ import pytest
 
 from drexperts.runtime.errors import ConfigError
 from drexperts.runtime.manifest import digest, read_manifest
-from drexperts.runtime.proof import LIMITS, LOWER_LIMITS, PRECISIONS, TOLERANCES, SetParity, looser
+from drexperts.runtime.proof import (
+    EXPORT_LIMITS,
+    EXTREME_OF,
+    LIMITS,
+    LOWER_LIMITS,
+    MARGINS,
+    PRECISIONS,
+    SEARCH_LIMITS,
+    TOLERANCES,
+    SetParity,
+    looser,
+    tightened,
+)
 
 SCHEMA_1 = Path(__file__).parents[1] / "fixtures" / "schema-1" / "bundle"
 
@@ -43,6 +55,21 @@ def test_each_limit_counts(parity, name):
         assert name in (found or "")
     stricter = parity.limits[name] + (1e-6 if name in LOWER_LIMITS else 0)
     assert looser(parity.limits | {name: stricter}, LIMITS["fp32"]) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({}, None), ({"weights_max": 0.15}, "weights_p99"), ({"score_p99": 0.02}, "score_p99")],
+)
+def test_a_proof_from_before_the_quantiles_is_judged_by_what_it_measured(parity, changed, named):
+    before = {n: limit for n, limit in LIMITS["int8"].items() if n not in EXTREME_OF}
+    before |= {"score_max": 0.03, "weights_max": 0.2, "maps_plcc": 0.9}
+    old = dataclasses.replace(
+        parity, limits=before, weights_p99=None, maps_p99=None, maps_plcc_p01=None, **changed
+    )
+    found = old.objection("int8")
+    assert (named is None) == (found is None)
+    assert named is None or named in (found or "")
 
 
 def test_limits_are_those_of_the_precision(parity):
@@ -131,3 +158,43 @@ def test_the_digest_of_an_earlier_bundle_stays():
     """A pinned digest outlives the versions of this package."""
     known = "sha256:9abac8c0aef40c3472fa013eb3a10a638c57a7206e5c609d10afc266a938269b"
     assert digest(read_manifest(SCHEMA_1)) == known
+
+
+def test_a_margin_divides_the_distance_from_perfect_agreement():
+    limits = {"score_max": 0.03, "srcc": 0.999, "maps_plcc": 0.9, "order_flips": 0.02}
+    tight = tightened(limits, {"score_max": 2.0, "srcc": 4.0, "maps_plcc": 2.0})
+    assert tight == pytest.approx(
+        {"score_max": 0.015, "srcc": 0.99975, "maps_plcc": 0.95, "order_flips": 0.02}
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_is_made_keeps_a_margin_and_what_is_searched_keeps_it_twice(precision):
+    plain, made, searched = (t[precision] for t in (LIMITS, EXPORT_LIMITS, SEARCH_LIMITS))
+    assert looser(made, plain) == looser(searched, made) == []
+    if precision == "fp32":  # whose limits are of rounding alone
+        assert made == plain
+        return
+    assert set(looser(plain, made)) == set(looser(made, searched)) == MARGINS.keys() & plain.keys()
+    assert made["score_p99"] == plain["score_p99"] / MARGINS["score_p99"]
+    assert made["score_max"] == plain["score_max"]
+
+
+def test_headroom_is_that_of_the_measure_nearest_to_its_limit(parity):
+    near = dataclasses.replace(parity, score_max=0.04, limits=LIMITS["int8"], sets={})
+    assert near.headroom("int8") == (pytest.approx(2.5), "score_max")
+    worse = dataclasses.replace(near, srcc=0.9992)
+    assert worse.headroom("int8") == (pytest.approx(1.25), "srcc")
+    off = SetParity(images=100, score_max=0.2, srcc=1.0, plcc=1.0, order_flips=0, pairs=4950)
+    failed = dataclasses.replace(near, passed=False, score_max=0.2, sets={"synthetic": off})
+    assert failed.headroom("int8") == (pytest.approx(0.5), "score_max")
+    few = {"synthetic": dataclasses.replace(off, images=99, pairs=4851)}
+    assert dataclasses.replace(near, sets=few).headroom("int8") == near.headroom("int8")
+
+
+def test_a_perfect_proof_has_no_headroom_to_tell(parity):
+    nothing = dict.fromkeys(("score_max", "score_mean", "score_p99", "weights_max"), 0.0)
+    perfect = dataclasses.replace(
+        parity, **nothing, srcc=1.0, plcc=1.0, maps_max=None, leading_flips=0, sets={}
+    )
+    assert perfect.headroom("fp32") is None

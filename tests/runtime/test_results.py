@@ -249,7 +249,7 @@ def test_overwrite_starts_over(path):
 def test_rows_of_another_fingerprint_are_refused_and_kept(path):
     write(path, [scored("a.jpg")])
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"ffff, this run makes 0000: .*--overwrite"):
+    with pytest.raises(UserError, match=r"ffff, this run makes 0000: .*overwrite=True"):
         opened(path, fingerprint="0000")
     assert path.read_bytes() == before
 
@@ -258,7 +258,7 @@ def test_rows_of_another_fingerprint_are_refused_and_kept(path):
 def test_a_file_of_something_else_is_refused_and_kept(path, content):
     path.parent.mkdir()
     path.write_text(content)
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="overwrite=True"):
         opened(path)
     assert path.read_text() == content
 
@@ -303,7 +303,7 @@ def test_a_second_writer_is_refused_and_the_rows_are_kept(path, options):
 
 def test_a_file_that_was_refused_is_not_held(path):
     write(path, [scored("a.jpg")])
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="overwrite=True"):
         opened(path, fingerprint="0000")
     assert len(write(path, [])) == 1
 

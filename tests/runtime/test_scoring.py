@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from support.reporting import Recorder
 
@@ -63,6 +65,59 @@ def test_a_result_file_is_continued(
     assert score_files(scorer, [folder], out, overwrite=True).scored == 4
 
 
+class KilledError(Exception):
+    """Ends a run after a row, as SIGKILL would: nothing is written after it."""
+
+
+class PlacedSession:
+    """An engine whose rounding depends on a crop's place and on the size of its batch."""
+
+    max_batch, concurrency, description = 8, 1, "placed"
+
+    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        places = np.arange(len(pixels)) + 100 * len(pixels)
+        scores = pixels.mean((1, 2, 3)) + places / 1000
+        return {"score": scores.astype(np.float32), "weights": np.zeros((len(pixels), 10), "f4")}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("batch", [3, 8])
+def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
+    suffix: str, batch: int, scorer: Scorer, photo: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    folder, whole = tmp_path / "photos", tmp_path / f"whole{suffix}"
+    folder.mkdir()
+    for seed in range(18):  # of one or two crops each
+        photo(32 + 40 * (seed % 3), 32, seed).save(folder / f"{seed:02}.png")
+    (folder / "04.png").write_bytes(b"junk")
+    manifest = dataclasses.replace(scorer.manifest, outputs=("score", "weights"))
+    placed = Scorer(manifest, scorer.engine, PlacedSession(), batch=batch)
+    assert len({len(row.raw) for row in placed.score_stream(sorted(folder.iterdir()))}) > 2
+    score_files(placed, folder, whole)
+
+    for rows in (1, batch, 11):
+        out = tmp_path / f"{rows}{suffix}"
+        for more in (rows, 4):
+            with pytest.raises(KilledError):
+                score_files(placed, folder, out, on_score=killed_after(more))
+        summary = score_files(placed, folder, out)
+        assert out.read_bytes() == whole.read_bytes()
+        assert (summary.already_there, summary.scored + summary.failed) == (rows + 4, 14 - rows)
+
+
+def killed_after(rows: int) -> Callable[[Score], None]:
+    left = iter(range(rows - 1))
+
+    def count(_: Score) -> None:
+        if next(left, None) is None:
+            raise KilledError
+
+    return count
+
+
 def test_one_image_is_scored_once_however_its_path_is_spelled(
     scorer: Scorer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,9 +164,9 @@ def test_images_with_a_row_get_no_new_picture(scorer: Scorer, folder: Path, tmp_
 def test_what_cannot_be_scored(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path / "none")):
         score_files(scorer, [tmp_path / "none"])
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="out="):
         score_files(scorer, [folder], overwrite=True)
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="out="):
         score_files(scorer, [folder], retry_errors=True)
     manifest = dataclasses.replace(scorer.manifest, outputs=("score", "weights"))
     without_maps = Scorer(manifest, scorer.engine, scorer.session)

@@ -142,7 +142,7 @@ def test_a_trusted_engine_still_needs_its_proof(with_engines, gpu):
     bundle = with_engines("tensorrt-rtx", proven=False)
     (passed,) = runtime.load(bundle, trust=True).passed_over
     assert "inspected" in passed.reason
-    assert "drx verify" in passed.reason
+    assert "export.verify" in passed.reason
     scorer = runtime.load(bundle, trust=True, allow_unverified=True)
     assert scorer.session.description == "tensorrt-rtx 0"
 
@@ -159,7 +159,7 @@ def test_a_proof_holds_for_one_compute_capability(with_engines, gpu, monkeypatch
     (passed,) = runtime.load(bundle, trust=True).passed_over
     assert "8.9" in passed.reason
     assert "12.0" in passed.reason
-    assert "drx verify" in passed.reason
+    assert "export.verify" in passed.reason
 
 
 def test_a_changed_engine_stops_the_load(with_engines, gpu):

@@ -20,7 +20,7 @@ from drexperts.runtime.errors import BundleError, DeviceError, OutOfMemoryError
 from drexperts.runtime.tensorrt_plan import Execution, LoadedPlan
 
 GPU = Gpu(0, "Fake GPU", "8.9", 2**33, "13.0")
-REBUILD = r"rebuild it with `drx build BUNDLE --backend tensorrt"
+REBUILD = r"rebuild it with `drexperts.export.build_engine\(bundle, 'tensorrt"
 
 
 @pytest.fixture
@@ -320,5 +320,5 @@ def test_refused_by_the_real_library(path):
     rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     path.write_bytes(b"not a plan" * 100)
     engine = engine_of(path, "tensorrt-rtx", version=rtx.__version__)
-    with pytest.raises(BundleError, match=f"magicTag.*{REBUILD}-rtx`"):
+    with pytest.raises(BundleError, match=f"magicTag.*{REBUILD}-rtx'"):
         LoadedPlan(path, engine, rtx, GPU)

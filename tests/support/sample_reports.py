@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from drexperts.bench.conditions import Conditions
 from drexperts.bench.provenance import Gpu, Machine, Source
 from drexperts.bench.reports import (
     AGAIN,
@@ -38,6 +39,7 @@ MACHINE = Machine(
     python="3.11.2",
     versions={"drexperts": "0.1.0", "numpy": "2.4.0", "onnxruntime": "1.31.0"},
     gpus=(),
+    cpu_id="vendor_id AuthenticAMD, cpu family 25, model 1, stepping 1, microcode 0xa0011d1",
 )
 SOURCE = Source("5690bba5690bba", False, ("drexperts.bench", "drexperts.runtime"))
 BUNDLE = EngineDescription(
@@ -48,6 +50,8 @@ BUNDLE = EngineDescription(
     precision="fp32",
     session="onnxruntime 1.31.0, CPUExecutionProvider, 1 thread",
     bytes=457_000_000,
+    digest=f"sha256:{'89abcdef01234567' * 4}",
+    options={"intra_op_num_threads": "1", "graph_optimization_level": "ORT_ENABLE_ALL"},
 )
 
 
@@ -135,6 +139,8 @@ def cpu() -> BenchReport:
         scenarios=scenarios(1.25),
         profile=profile(0.003),
         roofline=Roofline(37_015_931_584, 456_669_976, 1.3e11, 1.4e10, "Measured here."),
+        warm_ups=1,
+        conditions=Conditions("2026-11-28T20:59:06+00:00", 63.2, 0.31, (1.9, 2.4), 0.0042),
     )
 
 
@@ -142,7 +148,8 @@ def bare() -> BenchReport:
     """Nothing but one engine and one batch of three calls; all that may be missing is."""
     return replace(
         cpu(),
-        machine=replace(MACHINE, cpu=None, threads=None, versions={}, gpus=None),
+        machine=replace(MACHINE, cpu=None, cpu_id=None, threads=None, versions={}, gpus=None),
+        bundle=replace(BUNDLE, digest=None, options={}),
         source=replace(SOURCE, commit=None, dirty=None),
         agreement={},
         left_out={},
@@ -152,6 +159,8 @@ def bare() -> BenchReport:
         scenarios=Scenarios(server=Server(0.1, 1.25, ())),
         profile=None,
         roofline=None,
+        warm_ups=None,
+        conditions=None,
     )
 
 

@@ -12,7 +12,8 @@ from support.waiting import PATIENCE
 from torch import nn
 
 from drexperts.runtime.errors import ConfigError, DeviceError
-from drexperts.training.distributed import Place, Processes, place, speaks
+from drexperts.training.distributed import Processes
+from drexperts.training.place import Place, place, speaks
 
 pytestmark = pytest.mark.slow  # what they share takes seconds to make
 

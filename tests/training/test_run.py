@@ -70,7 +70,7 @@ def result(out: Path) -> dict[str, Any]:
 def test_a_run_leaves_a_model_a_log_and_a_result(done: Path, root: Path) -> None:
     assert {p.name for p in done.iterdir()} == {
         *("best.safetensors", "log.jsonl", "predictions.csv", "result.json", "run.json"),
-        "splits.json",
+        *("splits.json", "index.html"),
     }
     steps = [line["step"] for line in lines(done) if "loss" in line]
     assert steps == list(range(1, 13))

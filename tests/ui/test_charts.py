@@ -12,14 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from support.sample_reports import HOSTILE
 
-from drexperts.ui import charts
+from drexperts.ui import charts, palette
 from drexperts.ui.charts import Roof, Words
 
 WORDS = Words("what <is> shown \udcff", "across", "upward", "the limit")
 CALLS = {HOSTILE: [0.2, 0.3, 0.4], "_$a$ \udcff": [0.2, 0.2]}
 POINTS = {HOSTILE: [(1, 10.0), (4, 20.0)], "_$a$ \udcff": [(1, 5.0)]}
 TIMES = {HOSTILE: 0.003, "_$a$ \udcff": 0.001}
-PALETTE = dict(zip(TIMES, charts.COLOURS, strict=False))
+PALETTE = dict(zip(TIMES, palette.COLOURS, strict=False))
 UNDER_A_ROOF = {1: (80.0, 1e11), 4: (320.0, 2e11)}
 
 # Those that name series, then the others.
@@ -28,6 +28,7 @@ NAMING: dict[str, Callable[[], str]] = {
     "curves": partial(charts.curves, POINTS, WORDS, 15.0),
     "curves, logarithmic": partial(charts.curves, POINTS, WORDS, logarithmic=True, base=2),
     "shares": partial(charts.shares, TIMES, PALETTE, WORDS.label),
+    "lines": partial(charts.lines, POINTS, WORDS),
     "scatter": partial(charts.scatter, POINTS, WORDS),
 }
 CHARTS = NAMING | {
@@ -74,6 +75,26 @@ def test_names_are_text_whatever_is_in_them(name: str) -> None:
 
 def test_long_names_are_shortened() -> None:
     assert charts.strips({"b" * 60: [0.2]}, "").count("b" * 39 + "…") == 1
+
+
+def test_a_series_keeps_its_colour_and_marker_by_its_number() -> None:
+    numbers = {"a": 0, "b": 1, "c": 13}
+    some = {"c": [(1, 2.0)], "a": [(1, 1.0)]}
+    lines = axes_of(charts.curves, some, WORDS, None, False, 10, numbers).lines
+    assert [line.get_color() for line in lines] == [palette.colour(13), palette.colour(0)]
+    first = axes_of(charts.curves, {"a": [(1, 1.0)]}, WORDS).lines[0]
+    assert lines[1].get_marker() == first.get_marker()
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()
+    calls = {"c": [0.2], "a": [0.3]}
+    drawn = axes_of(charts.strips, calls, "", numbers).lines
+    assert {line.get_color() for line in drawn} == {palette.colour(13), palette.colour(0)}
+
+
+def test_no_two_of_many_series_look_alike() -> None:
+    many = {f"series {i}": [(1, 1.0 + i), (2, 2.0)] for i in range(40)}
+    lines = axes_of(charts.curves, many, WORDS).lines
+    assert len({line.get_color() for line in lines}) == 40
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 24
 
 
 def test_every_call_is_drawn() -> None:
@@ -130,3 +151,11 @@ def test_logarithmic_axes_have_round_numbers(
 ) -> None:
     svg = charts.curves({"a": [(each, 1.0) for each in x]}, WORDS, base=base)
     assert [text for text in texts(svg) if text in ticks] == ticks
+
+
+def test_lines_go_through_their_points_and_may_be_negative() -> None:
+    axes = axes_of(charts.lines, {"a": [(1, -0.5), (2, 0.5)], "b": [(1, 0.1)]}, WORDS, {"a"})
+    drawn = [np.asarray(line.get_data(), dtype=float)[1].tolist() for line in axes.lines]
+    assert drawn == [[-0.5, 0.5], [0.1]]
+    assert [line.get_marker() for line in axes.lines] == ["o", ""]
+    assert axes.get_xscale() == "linear"

@@ -14,7 +14,8 @@ from drexperts.evaluation.metrics import compute_metrics
 from drexperts.export.proof.parity import Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
 from drexperts.runtime.proof import LIMITS
-from drexperts.ui.tables import metrics_table, proof_table
+from drexperts.runtime.scorer import Score
+from drexperts.ui.tables import Tally, metrics_table, proof_table, score_table
 
 SCALE = ScoreScale(0.0, 50.0, higher_is_better=True)
 RANDOM = np.random.default_rng(0)
@@ -103,3 +104,22 @@ def test_metrics_have_an_interval_or_a_range_over_splits() -> None:
     assert f"{second.srcc:.3f} to {first.srcc:.3f}" in srcc
     (krcc,) = [line for line in both if "KRCC" in line]
     assert krcc.split() == ["KRCC", "-"]
+
+
+def test_scores_are_shown_as_finely_as_they_are_proven() -> None:
+    tally = Tally(SCALE)
+    for value in (31.4159, 31.4162):  # 6e-6 of the span apart
+        tally.add(
+            Score(
+                source=f"{value}.png",
+                value=value,
+                std=0.0,
+                raw=(value,),
+                distortions={"blur": 1.0},
+                scale=SCALE,
+                fingerprint="0" * 16,
+            )
+        )
+    shown = "\n".join(lines(score_table(tally)))
+    assert "31.4159" in shown
+    assert "31.4162" in shown

@@ -263,5 +263,5 @@ def test_an_int8_engine_has_no_twin(toy_bundle, tmp_path):
     write_manifest(
         replace(manifest, engines=(replace(manifest.engines[0], precision="int8"),)), tmp_path
     )
-    with pytest.raises(UserError, match="--precision fp32"):
+    with pytest.raises(UserError, match="checkpoint in fp32"):
         next(debug_layers.bundle_layers(tmp_path))

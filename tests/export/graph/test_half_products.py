@@ -72,7 +72,7 @@ def test_weights_that_products_read_are_halved(graph):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_are_refused(precision, graph_of):
     proto = graph_of("paper", precision)
-    with pytest.raises(UserError, match="--precision fp16"):
+    with pytest.raises(UserError, match="a graph in fp16"):
         half_products(proto)
 
 

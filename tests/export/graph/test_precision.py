@@ -29,7 +29,7 @@ from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
 from drexperts.runtime.onnx_session import OnnxSession
-from drexperts.runtime.proof import LIMITS, Parity
+from drexperts.runtime.proof import SEARCH_LIMITS, Parity
 
 SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 
@@ -42,12 +42,12 @@ def official(tiny, random_model):
 
 @pytest.fixture(scope="module")
 def photographs():
-    return verification_images()[:4]
+    return verification_images()[:9]
 
 
 @pytest.fixture(scope="module")
 def int8(official, photographs):
-    return Int8(official, photographs, maps=True, max_batch=4)
+    return Int8(official, photographs[:4], maps=True, max_batch=4)
 
 
 def parity(passed: bool, srcc: float = 0.9) -> Parity:
@@ -192,7 +192,7 @@ def test_auto_takes_the_fewest_islands_and_records_what_it_tried(
     official, photographs, tmp_path, monkeypatch
 ):
     limits = {"score_max": 1e-3}  # int8 does not keep it, a few islands do
-    monkeypatch.setitem(LIMITS, "int8", limits)
+    monkeypatch.setitem(SEARCH_LIMITS, "int8", limits)
     manifest = export_bundle(
         official, tmp_path / "b", images=photographs, precision="auto", max_batch=2
     )
@@ -271,6 +271,6 @@ def test_layers_of_equal_weights_stay_apart(official, photographs, tmp_path):
 
 
 @pytest.mark.slow
-def test_plain_precisions_have_no_islands(official, photographs):
-    made = choose_precision(official, "fp32", "cpu", photographs, maps=False, max_batch=2)
+def test_plain_precisions_have_no_islands(official):
+    made = choose_precision(official, "fp32", "cpu", {}, maps=False, max_batch=2)
     assert (made.precision, made.islands, made.trials) == ("fp32", (), ())

@@ -7,7 +7,7 @@ from scipy import stats
 from drexperts.export.proof.agreement import (
     correlation,
     leading_flips,
-    maps_correlation,
+    maps_agreement,
     order_flips,
     rank_correlation,
     score_agreement,
@@ -84,8 +84,8 @@ def test_the_crop_with_the_worst_maps_counts():
     expected = np.random.default_rng(3).normal(size=(20, 10, 3, 3))
     got = expected.copy()
     got[4] *= -1
-    assert maps_correlation(expected, expected) == pytest.approx(1.0)
-    assert maps_correlation(expected, got) == pytest.approx(-1.0)
+    assert maps_agreement(expected, expected).maps_plcc == pytest.approx(1.0)
+    assert maps_agreement(expected, got).maps_plcc == pytest.approx(-1.0)
     flat = np.ones_like(expected)
-    assert maps_correlation(flat, flat) is None
-    assert maps_correlation(flat, got) == 0.0
+    assert maps_agreement(flat, flat).maps_plcc is None
+    assert maps_agreement(flat, got).maps_plcc == 0.0

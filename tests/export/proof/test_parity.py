@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drexperts.export.proof import parity as proofs
 from drexperts.export.proof.agreement import LARGEST_NUMBER
-from drexperts.export.proof.parity import Outputs, check_scores, compare, parity_sets
+from drexperts.export.proof.parity import Outputs, Reference, check_scores, compare, parity_sets
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
@@ -159,9 +160,12 @@ def test_too_few_different_images_are_refused():
 
 def test_every_precision_has_all_its_limits():
     for precision, limits in LIMITS.items():
+        if precision == "fp32":
+            continue
         # One place of a map may tip where a softmax ties; all of them together may not.
-        lacks = {"maps_max"} if precision == "int8" else set()
-        assert limits.keys() == LIMITS["fp32"].keys() - lacks
+        of_most = {"score_p99", "weights_p99", "maps_plcc_p01", "maps_p99"}
+        of_most -= {"maps_p99"} if precision == "int8" else set()
+        assert limits.keys() == LIMITS["fp32"].keys() - {"maps_max"} | of_most
     assert TOLERANCES.keys() == LIMITS.keys()
 
 
@@ -169,12 +173,61 @@ def test_parity_is_measured_on_photographs_and_on_every_distortion():
     images = verification_images()
     spec = Preprocessing(96, 96, 192, 2)
     sources, sizes = parity_sets(images, spec)
-    assert sizes == {"photographs": 104, "synthetic": 125}
+    assert sizes == {"photographs": 144, "synthetic": 125}
     assert min(sizes.values()) >= MIN_IMAGES
-    assert sources[:104] == images
-    assert {decode(image).size for image in sources[104:]} == {(96, 96)}
+    assert sources[:144] == images
+    assert {decode(image).size for image in sources[144:]} == {(96, 96)}
     with pytest.raises(UserError, match="at least 3"):
         parity_sets(images[:2], spec)
+
+
+def test_one_image_on_a_tie_moves_no_percentile():
+    weights, scores = WEIGHTS.copy(), SCORES.copy()
+    weights[5] += 0.3 * np.abs(WEIGHTS).max()
+    scores[5] += 5
+    report = compared("int8", scores=scores, weights=weights, maps=None)
+    assert (report.score_max, report.weights_max) == pytest.approx((0.05, 0.3))
+    assert (report.score_p99, report.weights_p99) == pytest.approx((0.0, 0.0))
+    weights[:3] += 0.2 * np.abs(WEIGHTS).max()
+    assert (compared("int8", weights=weights).weights_p99 or 0) > LIMITS["int8"]["weights_p99"]
+
+
+@pytest.fixture
+def reference(checkpoint, pictures):
+    """Of 130 images or so, each with one crop."""
+    return Reference(checkpoint.model, pictures, Preprocessing(64, 64, 128, 1))
+
+
+@pytest.mark.parametrize(("reproduced", "left_out"), [(False, [7]), (True, [])])
+def test_only_what_float32_does_not_determine_is_left_out(
+    reference, monkeypatch, reproduced, left_out
+):
+    expected, limits = reference.outputs, LIMITS["fp32"]
+    off = np.zeros(len(expected.scores))
+    off[7] = 1.0
+    got = expected._replace(scores=expected.scores + off)
+    again = expected.without([i for i in range(len(off)) if i != 7])
+    exact = again if reproduced else again._replace(weights=again.weights * 1.01)
+    monkeypatch.setattr(proofs, "session_outputs", lambda *_: exact)
+    assert reference._undetermined(got, limits, SCALE.span) == left_out
+    off[[1, 2]] = 1.0  # which are more than 1 %
+    many = got._replace(scores=expected.scores + off)
+    assert reference._undetermined(many, limits, SCALE.span) == []
+
+
+def test_float64_determines_an_ordinary_image(reference):
+    got = reference.outputs._replace(maps=reference.outputs.maps + 0.0)
+    got.maps[9] += 1.0
+    assert reference._undetermined(got, LIMITS["fp32"], SCALE.span) == []
+
+
+def test_outputs_without_an_image_lack_its_crops():
+    counted = Outputs(SCORES[:3], WEIGHTS[:3], MAPS[:6], 6, (2, 3, 1))
+    left = counted.without([1])
+    assert left.scores.tolist() == SCORES[[0, 2]].tolist()
+    assert left.maps is not None
+    assert np.array_equal(left.maps, MAPS[[0, 1, 5]])
+    assert (left.rows, left.counts) == (3, (2, 1))
 
 
 def test_an_engine_that_scores_nothing_fails():

@@ -34,7 +34,7 @@ def test_an_image_of_as_many_pixels_as_are_allowed_fits_into_the_default_budget(
 
 def test_what_never_fits_is_refused_with_what_to_do():
     pool = Pool("decoding it")
-    with pytest.raises(NotReadError, match=r"up to 2 MiB .* 1 MiB are allowed.*--decode-memory"):
+    with pytest.raises(NotReadError, match=r"up to 2 MiB .* 1 MiB are allowed.*Limits.memory"):
         pool.check(2**20 + 1, 2**20)
     with pytest.raises(NotReadError), pool.reserved(11, 10):
         pytest.fail("held")

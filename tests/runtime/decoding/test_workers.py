@@ -99,8 +99,8 @@ def test_the_same_pixels_and_reasons_as_in_this_process(decoder, photo, tmp_path
         (SAY % "{'size': [9**9, 16]}", "without sense"),
         (SAY % "{'size': [0, 16]}", "without sense"),
         (SAY % "{'size': 5}", "without sense"),
-        ("time.sleep(600)", "takes too long.*--decode-seconds"),
-        ("all(iter(int, 1)) or any(iter(int, 1))", "takes too long.*--decode-seconds"),
+        ("time.sleep(600)", "takes too long.*DecodingLimits.seconds"),
+        ("all(iter(int, 1)) or any(iter(int, 1))", "takes too long.*DecodingLimits.seconds"),
         ("bytearray(2**30)", "more memory than there is"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_python_that_does_not_start(good, monkeypatch):
     none = ("/nowhere/python", "No such file")
     for executable, reason in (("/bin/false", "status 1"), ("", "no Python to start"), none):
         monkeypatch.setattr(sys, "executable", executable)
-        with pytest.raises(UserError, match=rf"{reason}.*--decode-in-process") as caught:
+        with pytest.raises(UserError, match=rf"{reason}.*isolated=False") as caught:
             IsolatedDecoder(SPEC, LIMITS).crops(good)
         assert not isinstance(caught.value, ImageError)  # it is no image's fault
 

@@ -1,0 +1,130 @@
+"""The receipt of `crossings.py`, and its tables."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, machine_line
+from drexperts.runtime.proof import EXPORT_LIMITS, EXTREME_OF, LIMITS, distance, within
+from drexperts.ui.markdown import Table
+
+# What int8 was held to until 28 November 2026, everywhere: no quantiles, and narrower bounds.
+BEFORE = {name: limit for name, limit in LIMITS["int8"].items() if name not in EXTREME_OF}
+DEFAULT = -1  # the division into the default photographs and the others
+BEFORE |= {"score_max": 3e-2, "weights_max": 2e-1, "maps_plcc": 0.9}
+BEFORE |= {"srcc_low": 0.998, "plcc_low": 0.998}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """An engine that was made on one half of the photographs, and proven there and on the other.
+
+    division: the seed of the random division; `DEFAULT` for the default photographs against others
+    half: 0 or 1 (with `DEFAULT`, 0 are the default ones), where it was made
+    precision: "auto" is int8 with the islands that the search left in float32
+    weight_bytes: size of its constants
+    made: measures of its proof, each the worst of all images and of every large enough set
+    other: the same on the other half
+    """
+
+    model: str
+    division: int
+    half: int
+    precision: str
+    islands: int
+    weight_bytes: int
+    made: dict[str, float | None]
+    other: dict[str, float | None]
+
+    @property
+    def limits(self) -> str:
+        """The precision whose limits it is held to."""
+        return "int8" if self.precision == "auto" else self.precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossingsReceipt(Receipt):
+    """What `crossings.py` observed.
+
+    photographs, images: how many were divided
+    shared: whether all parts had the same photographs, under the limits `BEFORE`
+    parts: how many linear layers the search can leave in float32
+    """
+
+    photographs: int
+    images: int
+    shared: bool
+    parts: int
+    crossings: tuple[Crossing, ...]
+
+    def passed(self, each: Crossing) -> bool:
+        """Whether an engine passes where it was made."""
+        return within(each.made, BEFORE if self.shared else EXPORT_LIMITS[each.limits])
+
+    def holds(self, each: Crossing) -> bool:
+        """Whether it passes on the other half."""
+        return not self.failures(each)
+
+    def failures(self, each: Crossing) -> list[str]:
+        """The measures that are beyond their limits on the other half."""
+        limits = BEFORE if self.shared else LIMITS[each.limits]
+        return [name for name, limit in limits.items() if not within(each.other, {name: limit})]
+
+
+def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
+    """A row per model and precision."""
+    rule = "one set of photographs for calibration, search and proof, no margin, limits as before"
+    if not receipt.shared:
+        rule = "calibration, search and proof apart, with the margin"
+    said = f"{receipt.photographs} photographs, {receipt.images} pictures; {rule}"
+    yield machine_line(receipt.machine, said)
+    headings = ("", "engines", "pass where made", "of these, on the other half")
+    rows = [_cells(receipt, kind) for kind in dict.fromkeys(map(_kind, receipt.crossings))]
+    yield Table((*headings, "islands", "MB", "what fails there"), rows)
+    if not receipt.shared:
+        yield _farther(receipt.crossings)
+
+
+def _farther(crossings: Sequence[Crossing]) -> Table:
+    """How many times farther from the model engines are on the other half than on their own.
+
+    float32, whose distances are rounding, and perfect agreement are left out.
+    """
+    rows = []
+    for name in LIMITS["int8"]:
+        pairs = [(each.made.get(name), each.other.get(name)) for each in crossings]
+        ratios = [
+            distance(name, there) / distance(name, here)
+            for (here, there), each in zip(pairs, crossings, strict=True)
+            if each.precision != "fp32" and here is not None and there is not None
+            if distance(name, here) > 0
+        ]
+        if ratios:
+            median, high = np.quantile(ratios, (0.5, 0.95))
+            rows.append((name.replace("_", " "), f"{median:.2f}", f"{high:.2f}"))
+    return Table(("times farther on the other half", "median", "95 % are below"), rows)
+
+
+def _kind(each: Crossing) -> str:
+    of_default = each.division == DEFAULT
+    where = ("default to others", "others to default")[each.half] if of_default else ""
+    return ", ".join(filter(None, (each.model, each.precision, where)))
+
+
+def _cells(receipt: CrossingsReceipt, kind: str) -> tuple[str, ...]:
+    engines = [each for each in receipt.crossings if _kind(each) == kind]
+    passed = [each for each in engines if receipt.passed(each)]
+    held = [each for each in passed if receipt.holds(each)]
+    failures = Counter(name for each in passed for name in receipt.failures(each))
+    chosen = [each.islands for each in engines]
+    return (
+        kind,
+        str(len(engines)),
+        str(len(passed)),
+        f"{len(held)} ({100 * len(held) / len(passed):.0f} %)" if passed else "",
+        f"{min(chosen)}-{max(chosen)} of {receipt.parts}" if engines[0].precision == "auto" else "",
+        f"{float(np.median([each.weight_bytes for each in engines])) / 1e6:.2f}",
+        ", ".join(f"{name} {count}" for name, count in failures.items()),
+    )
