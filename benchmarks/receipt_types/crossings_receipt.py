@@ -83,8 +83,9 @@ def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
     headings = ("", "engines", "pass where made", "of these, on the other half")
     rows = [_cells(receipt, kind) for kind in dict.fromkeys(map(_kind, receipt.crossings))]
     yield Table((*headings, "islands", "MB", "what fails there"), rows)
-    if not receipt.shared:
-        yield _farther(receipt.crossings)
+    alike = [each for each in receipt.crossings if each.division != DEFAULT]
+    if alike and not receipt.shared:
+        yield _farther(alike)
 
 
 def _farther(crossings: Sequence[Crossing]) -> Table:
