@@ -227,8 +227,8 @@ def main(given: list[str] | None = None) -> None:
     with Screen().progress() as tell:
         for name, loaded in models.items():
             spec, side = loaded.preprocessing, loaded.preprocessing.crop
-            both = (middles(photographs, spec) for photographs in (default, others))
-            divisions = divisions_of(*both, arguments.divisions, arguments.default)
+            first, second = (middles(photographs, spec) for photographs in (default, others))
+            divisions = divisions_of(first, second, arguments.divisions, arguments.default)
             one = loaded._replace(preprocessing=Preprocessing(side, side, side, 1))
             for each in crossings(name, one, divisions, arguments.shared):
                 found.append(each)
