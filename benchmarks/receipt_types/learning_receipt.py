@@ -121,9 +121,9 @@ def parts(receipt: LearningReceipt) -> Iterator[Part]:
     yield Table(headings, [_cells(receipt, name) for name in receipt.contestants])
     yield (
         f"Ridge and SVR are on BRISQUE's features; the baseline is {receipt.baseline}. SRCC and "
-        "PLCC are medians over the splits. The differences are means over the splits, with 95 % intervals corrected for the images that "
-        "the splits share (Nadeau and Bengio, 2003). CPU seconds are medians per split, and where "
-        "something is made once for all splits, that is added."
+        "PLCC are medians over the splits. The differences are means over the splits, with 95 % "
+        "intervals corrected for the images that the splits share (Nadeau and Bengio, 2003). CPU "
+        "seconds are medians per split, and those of what is made once for all splits are added."
     )
     numbers = tuple(str(number) for number in range(len(receipt.splits)))
     yield Table(
