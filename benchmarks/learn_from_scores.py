@@ -49,7 +49,11 @@ Array = NDArray[np.float64]
 
 PACKAGES = ("drexperts.model", "drexperts.training", "drexperts.data", "drexperts.evaluation")
 CROP, SPLITS = 128, 5
-STARTS = {"nothing": "from nothing", "demo": "from the demo", "pretrained": "pre-trained"}
+STARTS = {
+    "nothing": "DR.Experts from nothing",
+    "demo": "DR.Experts from the demo",
+    "pretrained": "DR.Experts pre-trained",
+}
 HALF = ("--epochs", str(EPOCHS // 2))
 BASELINE = "SVR"
 # A small part of what `drx synth` makes, so that this start costs about as much as a training.
@@ -113,10 +117,7 @@ def baselines(dataset: Dataset, splits: Splits) -> dict[str, Contestant]:
         features, seconds = all_features(dataset, features_of)
         for name, regression in (("ridge", ridge), (BASELINE, support_vectors)):
             learnt = [regressed(dataset, split, features, regression) for split in splits.splits]
-            what = "on BRISQUE's features" + suffix
-            found[name + suffix] = Contestant(
-                what=what, seen=seen, before=seconds, learnt=tuple(learnt)
-            )
+            found[name + suffix] = Contestant(seen=seen, before=seconds, learnt=tuple(learnt))
     return found
 
 
@@ -161,7 +162,7 @@ class Commands:
     ) -> Contestant:
         """One training per split, with the options that its start needs."""
         learnt = [self.learnt(start, split, n, options) for n, split in enumerate(splits.splits)]
-        return Contestant(what="DR.Experts", seen=seen, before=before, learnt=tuple(learnt))
+        return Contestant(seen=seen, before=before, learnt=tuple(learnt))
 
     def learnt(self, start: str, split: Split, number: int, options: Sequence[str]) -> Learnt:
         """One training and its scores of the test images."""

@@ -30,13 +30,11 @@ class Learnt:
 class Contestant:
     """One way to learn from the scores.
 
-    what: in words
     seen: what it sees of an image
     before: CPU seconds that were spent once, before the first split
     learnt: one per split
     """
 
-    what: str
     seen: str
     before: float = 0.0
     learnt: tuple[Learnt, ...]
@@ -122,10 +120,10 @@ def parts(receipt: LearningReceipt) -> Iterator[Part]:
     headings = ("", "sees", "SRCC", "least-most", "PLCC", "SRCC against the baseline", "CPU s")
     yield Table(headings, [_cells(receipt, name) for name in receipt.contestants])
     yield (
-        f"The baseline is {receipt.baseline}. SRCC and PLCC are medians over the splits. The "
-        "differences are means over the splits, with 95 % intervals corrected for the images that "
-        "the splits share (Nadeau and Bengio, 2003). CPU seconds are medians per split, and where "
-        "something is made once for all splits, that is added."
+        f"Ridge and SVR are on BRISQUE's features; the baseline is {receipt.baseline}. SRCC and "
+        "PLCC are medians over the splits. The differences are means over the splits, with 95 % "
+        "intervals corrected for the images that the splits share (Nadeau and Bengio, 2003). CPU "
+        "seconds are medians per split, and those of what is made once for all splits are added."
     )
     numbers = tuple(str(number) for number in range(len(receipt.splits)))
     yield Table(
@@ -142,7 +140,7 @@ def _cells(receipt: LearningReceipt, name: str) -> tuple[str, ...]:
     mean, half = receipt.ahead(name)
     seconds = three_digits(median(learnt.cpu_seconds for learnt in each.learnt))
     return (
-        f"{name}: {each.what}",
+        name,
         each.seen,
         f"{median(found.srcc):.3f}",
         f"{min(found.srcc):.3f}-{max(found.srcc):.3f}",

@@ -36,7 +36,7 @@ EQUAL, NEAR, REVERSED, FAR = (1, 2, 3, 4), (1, 2, 4, 3), (4, 3, 2, 1), (1, 4, 2,
 
 def contestant(*scores: tuple[float, ...], before: float = 0.0) -> Contestant:
     learnt = tuple(Learnt(scores=each, cpu_seconds=10.0) for each in scores)
-    return Contestant(what="w", seen="s", before=before, learnt=learnt)
+    return Contestant(seen="s", before=before, learnt=learnt)
 
 
 @pytest.fixture
