@@ -222,13 +222,14 @@ def main(given: list[str] | None = None) -> None:
     arguments = arguments_of(given)
     names = dict(each.split("=", 1) for each in arguments.model)
     models = {name: load_checkpoint(Path(file)) for name, file in names.items()}
-    (spec,) = {loaded.preprocessing for loaded in models.values()}
-    default, others = (middles(photographs_of(i), spec) for i in (None, arguments.photographs))
-    divisions = divisions_of(default, others, arguments.divisions, arguments.default)
+    default, others = photographs_of(None), photographs_of(arguments.photographs)
     found: list[Crossing] = []
     with Screen().progress() as tell:
         for name, loaded in models.items():
-            one = loaded._replace(preprocessing=Preprocessing(spec.crop, spec.crop, spec.crop, 1))
+            spec, side = loaded.preprocessing, loaded.preprocessing.crop
+            first, second = (middles(photographs, spec) for photographs in (default, others))
+            divisions = divisions_of(first, second, arguments.divisions, arguments.default)
+            one = loaded._replace(preprocessing=Preprocessing(side, side, side, 1))
             for each in crossings(name, one, divisions, arguments.shared):
                 found.append(each)
                 tell(f"{name}, division {each.division}, half {each.half}: {each.precision}")

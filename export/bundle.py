@@ -1,5 +1,6 @@
 """A checkpoint to a verified bundle."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,8 @@ import onnx
 from drexperts.export.changes import is_leftover
 from drexperts.export.graph.precision import (
     MODEL_FILE,
-    choose_precision,
+    PrecisionChoice,
+    choices_of_precision,
     draft_of,
     parts_needed,
 )
@@ -18,11 +20,13 @@ from drexperts.export.proof.parity import parity_sets
 from drexperts.export.proof.photographs import Images
 from drexperts.export.proof.prove import loaded_checkpoint, measure_proofs
 from drexperts.model.checkpoint import Checkpoint
+from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.files import folder_written_whole
 from drexperts.runtime.manifest import (
     FILE_NAME,
     OUTPUTS,
+    Engine,
     Manifest,
     ScoreScale,
     read_manifest,
@@ -61,8 +65,8 @@ def export_bundle(
         images: to make the engine on and to prove it on, a folder of photographs or the images
             themselves, which are `divided`; None takes `verification_images`.
         scale: of the scores; None takes the checkpoint's own.
-        precision: of the transformer blocks. "auto" takes the lowest that keeps parity, see
-            `choose_precision`.
+        precision: of the transformer blocks. "auto" takes the lowest that keeps parity: if the one
+            that the search found fails its proof, ones with more parts in float32 are tried.
         target: what "auto" searches for: "cpu", int8; "gpu", fp16.
         maps: whether the distortion maps are an output as well.
         max_batch: the largest batch, 1 to 1024, which is verified.
@@ -99,23 +103,48 @@ def export_bundle(
         # Raises now what the proof would after minutes.
         parity_sets(parts["proof"], loaded.preprocessing)
         progress("folding and writing ONNX")
-        chosen = choose_precision(
+        choices = choices_of_precision(
             loaded, precision, target, parts, maps=maps, max_batch=max_batch, progress=progress
         )
-        onnx.save(chosen.graph, aside / MODEL_FILE)
-        engine = replace(
-            draft.engines[0],
-            sha256=sha256_of(aside / MODEL_FILE),
-            precision=chosen.precision,
-            islands=chosen.islands,
-            frontier=chosen.trials,
-            calibrated_on=tuple(map(digest_of, parts.get("calibration", ()))),
-            searched_on=tuple(map(digest_of, parts.get("search", ()))),
-        )
-        write_manifest(replace(draft, engines=(engine,), created=utc_now()), aside)
-        return measure_proofs(
-            aside, loaded, parts["proof"], progress=progress, limits=EXPORT_LIMITS
-        ).manifest
+        for missed, chosen in enumerate(choices):
+            engine = replace(_engine(draft, chosen, parts), missed=missed)
+            made = replace(draft, engines=(engine,))
+            manifest = _proven(aside, made, chosen.graph, loaded, parts["proof"], progress)
+            parity = manifest.engines[0].parity
+            if parity is None or parity.passed:
+                break
+            progress.note(f"it failed its proof with {len(chosen.islands)} parts in float32")
+        return manifest
+
+
+def _engine(
+    draft: Manifest, chosen: PrecisionChoice, parts: Mapping[str, Sequence[Source]]
+) -> Engine:
+    return replace(
+        draft.engines[0],
+        precision=chosen.precision,
+        islands=chosen.islands,
+        frontier=chosen.trials,
+        calibrated_on=tuple(map(digest_of, parts.get("calibration", ()))),
+        searched_on=tuple(map(digest_of, parts.get("search", ()))),
+    )
+
+
+def _proven(
+    folder: Path,
+    manifest: Manifest,
+    graph: onnx.ModelProto,
+    loaded: Checkpoint,
+    pictures: Sequence[Source],
+    progress: Progress,
+) -> Manifest:
+    """Write a bundle of one engine, and measure its proofs under the limits of an export."""
+    onnx.save(graph, folder / MODEL_FILE)
+    engine = replace(manifest.engines[0], sha256=sha256_of(folder / MODEL_FILE))
+    write_manifest(replace(manifest, engines=(engine,), created=utc_now()), folder)
+    return measure_proofs(
+        folder, loaded, pictures, progress=progress, limits=EXPORT_LIMITS
+    ).manifest
 
 
 def _check_replaceable(out: Path) -> None:

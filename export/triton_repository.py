@@ -175,7 +175,7 @@ def _claim(engine: Engine, served: dict[str, Engine]) -> str | None:
     # An entry has one list of profiles for all its plans.
     first = next(iter(served.values()), engine)
     if engine.plan and first.plan and engine.plan.profiles != first.plan.profiles:
-        return f"its profiles differ from those of {first.file}: build both with the same"
+        return f"its profiles differ from those of {first.file}: build both with the same ones"
     served.update(dict.fromkeys(free, engine))
     return None
 

@@ -171,6 +171,7 @@ class Engine:
         for a CPU engine and where it is unknown
     islands: the parts that stayed in float32, because `precision` was not enough for them
     frontier: what the precision search tried; empty if there was no search
+    missed: how many engines with fewer islands failed the proof before this one was tried
     calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
         the first 12 hex digits of the SHA-256 of its size and pixels
     """
@@ -187,6 +188,7 @@ class Engine:
     proven_on: str | None = None
     islands: tuple[str, ...] = ()
     frontier: tuple[PrecisionTrial, ...] = ()
+    missed: int = 0
     calibrated_on: tuple[str, ...] = ()
     searched_on: tuple[str, ...] = ()
 
@@ -199,6 +201,7 @@ class Engine:
         require(1 <= self.max_batch <= 65536, f"max_batch {self.max_batch} is not 1 to 65536")
         _require_versions(self.versions)
         require_plain("islands", *self.islands)
+        require(self.missed >= 0, "missed is negative")
         _require_match("12 hex digits", _PICTURE, *self.calibrated_on, *self.searched_on)
         if self.proven_on is not None:
             _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)

@@ -384,17 +384,17 @@ class Scorer:
         """
         waiting: deque[_Work] = deque()
         batch: list[tuple[_Work, NDArray[np.uint8]]] = []
-        taken = 0
+        in_group = 0
         for work in itertools.chain(works, [None]):
             if work is not None:
                 waiting.append(work)
-                taken += 1
             for crop in () if work is None else [(work, pixels) for pixels in work.pixels]:
                 batch.append(crop)
                 if len(batch) == self.batch:
                     self._run(batch)
                     batch = []
-            if batch and (work is None or taken % self.batch == 0):
+            in_group = 0 if work is None else (in_group + 1) % self.batch
+            if batch and in_group == 0:
                 self._run(batch)
                 batch = []
             while waiting and waiting[0].done:

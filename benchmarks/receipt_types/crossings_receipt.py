@@ -65,9 +65,9 @@ class CrossingsReceipt(Receipt):
 
     def holds(self, each: Crossing) -> bool:
         """Whether it passes on the other half."""
-        return not self.failures(each)
+        return not self.missed(each)
 
-    def failures(self, each: Crossing) -> list[str]:
+    def missed(self, each: Crossing) -> list[str]:
         """The measures that are beyond their limits on the other half."""
         limits = BEFORE if self.shared else LIMITS[each.limits]
         return [name for name, limit in limits.items() if not within(each.other, {name: limit})]
@@ -83,8 +83,9 @@ def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
     headings = ("", "engines", "pass where made", "of these, on the other half")
     rows = [_cells(receipt, kind) for kind in dict.fromkeys(map(_kind, receipt.crossings))]
     yield Table((*headings, "islands", "MB", "what fails there"), rows)
-    if not receipt.shared:
-        yield _farther(receipt.crossings)
+    alike = [each for each in receipt.crossings if each.division != DEFAULT]
+    if alike and not receipt.shared:
+        yield _farther(alike)
 
 
 def _farther(crossings: Sequence[Crossing]) -> Table:
@@ -117,7 +118,7 @@ def _cells(receipt: CrossingsReceipt, kind: str) -> tuple[str, ...]:
     engines = [each for each in receipt.crossings if _kind(each) == kind]
     passed = [each for each in engines if receipt.passed(each)]
     held = [each for each in passed if receipt.holds(each)]
-    failures = Counter(name for each in passed for name in receipt.failures(each))
+    failures = Counter(name for each in passed for name in receipt.missed(each))
     chosen = [each.islands for each in engines]
     return (
         kind,

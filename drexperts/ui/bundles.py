@@ -148,6 +148,7 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
         ("made with", versions_text(engine.versions)),
         *[("stays in float32", ", ".join(engine.islands))] * bool(engine.islands),
         *(("tried", _tried(trial)) for trial in engine.frontier),
+        *[("failed the proof", f"{engine.missed} with fewer such parts")] * bool(engine.missed),
         *(() if engine.plan is None else _plan_rows(engine.plan)),
     ]
     return facts(f"engine {engine.file}", rows)

@@ -9,7 +9,7 @@ others again, see `division`.
 
 import copy
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -192,7 +192,7 @@ def parts_needed(precision: str, target: str) -> tuple[str, ...]:
     return ("search",) * (precision == "auto") + ("calibration",) * (lowest == "int8")
 
 
-def choose_precision(
+def choices_of_precision(
     checkpoint: Checkpoint,
     precision: str,
     target: str,
@@ -201,8 +201,11 @@ def choose_precision(
     maps: bool,
     max_batch: int,
     progress: Progress = SILENT,
-) -> PrecisionChoice:
+) -> Iterator[PrecisionChoice]:
     """The graph of a checkpoint in a precision of "fp32", "fp16", "bf16", "int8" or "auto".
+
+    "auto" has several, each nearer to the model than the one before, for the case that this one
+    fails its proof.
 
     Args:
         target: what "auto" is for, one of `TARGETS`.
@@ -210,15 +213,17 @@ def choose_precision(
     """
     if precision in BLOCK_TYPES:
         graph = onnx_from_model(checkpoint.model, maps, precision, max_batch)
-        return PrecisionChoice(graph, precision)
+        yield PrecisionChoice(graph, precision)
+        return
     progress("calibrating on photographs")
     lowest = _MIXED[TARGETS[target] if precision == "auto" else precision]
     given = parts.get("calibration", parts.get("search", ()))  # float16 has nothing to calibrate
     model: MixedPrecision = lowest(checkpoint, given, maps, max_batch)
     if precision != "auto":
-        return PrecisionChoice(model.graph(()), precision)
+        yield PrecisionChoice(model.graph(()), precision)
+        return
     trial = PrecisionTest(checkpoint, parts["search"], model.precision, maps, progress)
-    return fewest_islands(model, trial, progress)
+    yield from ever_more_islands(model, fewest_islands(model, trial, progress))
 
 
 def draft_of(
@@ -303,3 +308,13 @@ def fewest_islands(
             keeps(islands)
     trials = tuple(tried[count] for count in sorted(tried))
     return PrecisionChoice(model.graph(islands), model.precision, tuple(islands), trials)
+
+
+def ever_more_islands(model: MixedPrecision, first: PrecisionChoice) -> Iterator[PrecisionChoice]:
+    """`first`, then twice as many of the worst parts in float32 each time, up to all of them."""
+    yield first
+    ranked, count = model.ranked(), len(first.islands)
+    while count < len(ranked):
+        count = min(len(ranked), max(1, 2 * count))
+        islands = tuple(ranked[:count])
+        yield first._replace(graph=model.graph(islands), islands=islands)

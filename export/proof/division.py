@@ -17,6 +17,7 @@ from PIL import Image
 from drexperts.export.proof.photographs import VERSIONS, Images, proof_images, verification_images
 from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.wording import remedy
 
 Photographs: TypeAlias = list[list[Source]]  # the versions of each
 
@@ -43,7 +44,8 @@ def divided(photographs: Photographs, *others: str) -> dict[str, list[Source]]:
     if others and len(photographs) < LEAST * len(parts):
         raise UserError(
             f"the images are of {len(photographs)} photographs, and {', '.join(parts)} need "
-            f"{LEAST} each that no other uses: pass more with --images, or leave it out"
+            f"{LEAST} each that no other uses: pass more, or no "
+            f"{remedy('--images', 'images=')} for the default ones"
         )
     for photograph in photographs:
         wanting = [name for name in parts if _count(parts[name]) < ENOUGH.get(name, np.inf)]

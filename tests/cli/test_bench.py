@@ -16,6 +16,7 @@ from drexperts.bench.json_files import read_json
 from drexperts.bench.scenarios import SCENARIOS
 from drexperts.bench.variants import ALL, GPU_ENGINES
 from drexperts.cli.main import main
+from drexperts.runtime.installing import install_command
 
 Call = Callable[..., tuple[int, Any]]
 
@@ -150,7 +151,7 @@ def test_a_page_without_its_libraries_is_refused_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     status, document = call("b", "--out", tmp_path)
     assert status == 2
-    assert "drexperts[report]" in document["error"]
+    assert install_command("report") in document["error"]
     assert asked == {}
 
 

@@ -45,8 +45,6 @@ def test_tiny_is_trained_exported_and_scores(
     command = ["train", "--size", "tiny", "--data", "folder", table, "--out", out, *SHORT]
     ended = call(*command)
     assert ended.status == 0
-    assert "distorting pictures for the prior" in ended.error
-    assert "training the prior, loss" in ended.error
     (result,) = ended.document["results"]
     assert result["prior"]["squares"] == 8
     config = load_checkpoint(out / "best.safetensors").model.config

@@ -8,7 +8,7 @@ import pytest
 from support.tiny_graphs import tiny_graph
 
 from drexperts.export import export_bundle
-from drexperts.export.proof.photographs import verification_images
+from drexperts.export.proof.photographs import photograph
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
@@ -35,7 +35,8 @@ def checkpoint_file(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pictures():
-    return verification_images()[:6]
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+    return [photograph(name) for name in (*names, "camera.png")]
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def ready_graph(exported, monkeypatch):
     """The graph that exports find made already, in place of their own."""
     graph = onnx.load(exported / "model.onnx")
     choice = PrecisionChoice(graph, "fp32")
-    monkeypatch.setattr(bundles, "choose_precision", lambda *_, **__: choice)
+    monkeypatch.setattr(bundles, "choices_of_precision", lambda *_, **__: iter([choice]))
     return graph
 
 
@@ -90,13 +90,28 @@ def test_a_failed_gate_leaves_a_bundle_that_load_refuses(
         runtime.load(tmp_path / "b")
 
 
+@pytest.mark.slow
+def test_the_next_choice_is_proven_where_one_fails(
+    ready_graph, checkpoint, pictures, tmp_path, monkeypatch
+):
+    wrong = copy.deepcopy(ready_graph)
+    (bias,) = [i for i in wrong.graph.initializer if i.name.endswith("score.bias")]
+    bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(50.0)).tobytes()
+    choices = [PrecisionChoice(graph, "fp32") for graph in (wrong, ready_graph, wrong)]
+    monkeypatch.setattr(bundles, "choices_of_precision", lambda *_, **__: iter(choices))
+    manifest = export_bundle(checkpoint, tmp_path / "b", images=pictures, max_batch=2)
+    assert manifest.engines[0].proven
+    assert manifest.engines[0].missed == 1
+    runtime.load(tmp_path / "b").close()
+
+
 def test_a_broken_export_leaves_what_was_there(bundle, checkpoint, monkeypatch):
     before = sha256_of(bundle / "manifest.json")
 
     def broken(*_: Any, **__: Any) -> PrecisionChoice:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(bundles, "choose_precision", broken)
+    monkeypatch.setattr(bundles, "choices_of_precision", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         export_bundle(checkpoint, bundle)
     assert sha256_of(bundle / "manifest.json") == before

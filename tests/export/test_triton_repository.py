@@ -383,7 +383,7 @@ def test_plans_of_other_profiles_do_not_share_an_entry(bundle, tmp_path, parsed)
     add(bundle, "b.engine", "8.9", profiles=((1, 4, 4),))
     write_triton_repository(bundle, tmp_path / "out")
     assert "8.9" not in parsed(tmp_path / "out", "drexperts_tensorrt").cc_model_filenames
-    assert "build both with the same --batch" in (tmp_path / "out" / "README.md").read_text()
+    assert "build both with the same ones" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_unverified_engines_are_included_on_request_and_marked(bundle, tmp_path, parsed):

@@ -111,10 +111,10 @@ def test_a_source_of_any_length_and_script(scorer, photo):
 
 
 def test_a_score_without_maps(scorer, photo, tmp_path):
-    with pytest.raises(UserError, match="maps=True"):
+    with pytest.raises(UserError, match="score it with maps"):
         explanation(photo(40, 40), scorer.score(photo(40, 40)))
     (unreadable,) = scorer.score([b""], maps=True)
-    with pytest.raises(UserError, match="maps=True"):
+    with pytest.raises(UserError, match="score it with maps"):
         explanation(photo(40, 40), unreadable)
 
 

@@ -393,3 +393,6 @@ def test_killed_runs_are_completed_with_each_image_once(toy_bundle, tmp_path, ph
     before = out.read_bytes()
     assert score() == 0
     assert out.read_bytes() == before
+    whole = tmp_path / f"whole{suffix}"
+    assert main(["score", str(toy_bundle), str(photos), "--out", str(whole)]) == 0
+    assert before == whole.read_bytes()

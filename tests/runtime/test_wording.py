@@ -13,7 +13,12 @@ ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 ARGUMENT = re.compile(r"\b[a-z_]+=(True|False|None|\.\.\.|\W|$)|\ballow_unverified\b")
 # An option of pip, and the README of a model repository, whose server has options too.
-NOT_OURS = ('pip install --upgrade "drexperts[', "--model-repository", "--backend-config")
+NOT_OURS = (
+    'pip install --upgrade "drexperts[',
+    "--model-repository",
+    "--backend-config",
+    " --python ",
+)
 
 
 def test_the_tool_in_use_is_spoken_to():

@@ -157,5 +157,5 @@ def test_lines_go_through_their_points_and_may_be_negative() -> None:
     axes = axes_of(charts.lines, {"a": [(1, -0.5), (2, 0.5)], "b": [(1, 0.1)]}, WORDS, {"a"})
     drawn = [np.asarray(line.get_data(), dtype=float)[1].tolist() for line in axes.lines]
     assert drawn == [[-0.5, 0.5], [0.1]]
-    assert [line.get_marker() for line in axes.lines] == ["o", ""]
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
     assert axes.get_xscale() == "linear"

@@ -20,7 +20,14 @@ from drexperts.cli.divergence import divergence_table
 from drexperts.cli.eval import _differences_table, _metrics_table
 from drexperts.evaluation.metrics import Spread, compute_metrics
 from drexperts.export.engines.debug_layers import Divergence, LayerReport, TensorError
-from drexperts.runtime.manifest import Engine, Manifest, PrecisionTrial, digest, read_manifest
+from drexperts.runtime.manifest import (
+    Engine,
+    Manifest,
+    PrecisionTrial,
+    ScoreScale,
+    digest,
+    read_manifest,
+)
 from drexperts.runtime.scorer import Score
 from drexperts.runtime.training import Training
 from drexperts.ui import bundles, tables
@@ -53,6 +60,7 @@ def score(name: str, error: str | None = None) -> Score:
     weights = {f"distortion-{i}": 0.01 * i - 0.1234 for i in range(10)}
     fields = {field.name: None for field in dataclasses.fields(Score)}
     values = {"source": name, "value": 43.21, "std": 1.25, "distortions": weights, "error": error}
+    values["scale"] = ScoreScale(0, 100, higher_is_better=True)
     return Score(**fields | values)  # type: ignore[arg-type]
 
 

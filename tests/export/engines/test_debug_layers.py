@@ -1,6 +1,7 @@
 """The search for the first diverging tensor: a fault in one node is found at that node."""
 
 import copy
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from drexperts.export.engines.debug_layers import (
 )
 from drexperts.export.graph.to_onnx import OP
 from drexperts.runtime.errors import MissingDependencyError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
 
 Change = Callable[[onnx.ModelProto], None]
@@ -199,7 +201,7 @@ def test_polygraphy_is_named_where_it_is_missing(made, monkeypatch):
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     for name in [name for name in sys.modules if name.startswith("polygraphy.")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingDependencyError, match=r"drexperts\[debug\]"):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("debug"))):
         search(made("fp32"), "fp32", through_onnx_runtime)
 
 

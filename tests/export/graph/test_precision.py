@@ -20,7 +20,8 @@ from drexperts.export.graph.precision import (
     Half,
     Int8,
     QuantisedLinear,
-    choose_precision,
+    choices_of_precision,
+    ever_more_islands,
     fewest_islands,
 )
 from drexperts.export.graph.to_onnx import onnx_from_model
@@ -116,6 +117,15 @@ def test_limits_that_even_float32_misses_leave_all_parts_in_float32():
     assert found.islands == tuple(parts.parts)
     assert not any(each.passed for each in found.trials)
     assert found.trials[-1].islands == 5
+
+
+@pytest.mark.parametrize(("needed", "counts"), [(2, [2, 4, 7]), (0, [0, 1, 2, 4, 7]), (7, [7])])
+def test_each_further_choice_has_twice_as_many_islands(needed, counts):
+    parts = Parts(7)
+    first = fewest_islands(parts, lambda islands: parity(len(islands) >= needed))  # type: ignore[arg-type]
+    choices = list(ever_more_islands(parts, first))
+    assert [choice.islands for choice in choices] == [tuple(parts.parts[:n]) for n in counts]
+    assert [c.graph.producer_name for c in choices] == [",".join(c.islands) for c in choices]
 
 
 def test_a_quantised_layer_is_what_the_graph_computes(int8):
@@ -272,5 +282,5 @@ def test_layers_of_equal_weights_stay_apart(official, photographs, tmp_path):
 
 @pytest.mark.slow
 def test_plain_precisions_have_no_islands(official):
-    made = choose_precision(official, "fp32", "cpu", {}, maps=False, max_batch=2)
+    (made,) = choices_of_precision(official, "fp32", "cpu", {}, maps=False, max_batch=2)
     assert (made.precision, made.islands, made.trials) == ("fp32", (), ())
