@@ -238,13 +238,13 @@ def test_a_plan_that_cannot_be_read(tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("backend", "change", "message"),
     [
-        ("tensorrt-rtx", {"version_compatible": True}, "--version-compatible"),
-        ("tensorrt-rtx", {"hardware_compatibility": "ampere+"}, "--hardware-compatibility"),
-        ("tensorrt-rtx", {"optimization_level": 5}, "--opt-level"),
-        ("tensorrt-rtx", {"timing_cache": Path("t")}, "--timing-cache"),
-        ("tensorrt-rtx", {"plugin": "require"}, "--plugin prefer"),
+        ("tensorrt-rtx", {"version_compatible": True}, "version_compatible"),
+        ("tensorrt-rtx", {"hardware_compatibility": "ampere+"}, "hardware_compatibility"),
+        ("tensorrt-rtx", {"optimization_level": 5}, "optimization_level"),
+        ("tensorrt-rtx", {"timing_cache": Path("t")}, "timing_cache"),
+        ("tensorrt-rtx", {"plugin": "require"}, "no plugins"),
         ("tensorrt-rtx", {"profiles": (BatchProfile(2, 2, 4),)}, "a batch of 1"),
-        ("tensorrt", {"capabilities": ("8.9",)}, "--capability"),
+        ("tensorrt", {"capabilities": ("8.9",)}, "capabilities"),
     ],
 )
 def test_options_that_a_library_does_not_support(backend, change, message, tmp_path):
