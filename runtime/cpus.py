@@ -1,4 +1,4 @@
-"""How many CPUs this process may use."""
+"""The CPUs: how many this process may use, and which they are."""
 
 import contextlib
 import math
@@ -8,17 +8,24 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+CPUINFO = Path("/proc/cpuinfo")
 _PROC = Path("/proc/self")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def cpu_name() -> str:
     """The processor's name. `platform.processor` is empty on most Linux systems."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_facts() -> dict[str, str]:
+    """What Linux says of the first CPU, by its own names. Empty on other systems."""
+    try:
+        first = CPUINFO.read_text(errors="replace").partition("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def available_cpus() -> int:

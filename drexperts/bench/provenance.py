@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from drexperts.runtime.cpus import available_cpus
+from drexperts.runtime.cpus import available_cpus, cpu_facts, cpu_name
 
 LIBRARIES = (
     "drexperts",
@@ -29,8 +29,7 @@ LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx",
 )
-CPUINFO = Path("/proc/cpuinfo")
-# As x86 and ARM name them in it.
+# As x86 and ARM name them in /proc/cpuinfo.
 _CPU_ID = (
     *("vendor_id", "cpu family", "model", "stepping", "microcode"),
     *("CPU implementer", "CPU variant", "CPU part", "CPU revision"),
@@ -112,9 +111,9 @@ def this_machine(threads: int | None = None) -> Machine:
     threads: that engines and PyTorch are set to use; None is their default
     """
     found, reason = _gpus()
-    cpu = _cpu()
+    cpu = cpu_facts()
     return Machine(
-        cpu=cpu.get("model name", platform.processor()) or None,
+        cpu=cpu_name() or None,
         cpu_id=", ".join(f"{name} {cpu[name]}" for name in _CPU_ID if cpu.get(name)) or None,
         cores=available_cpus(),
         threads=threads,
@@ -259,13 +258,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cpu() -> dict[str, str]:
-    """What Linux says of the first CPU; psutil does not know it. Empty on other systems."""
-    try:
-        first = CPUINFO.read_text(errors="replace").partition("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}

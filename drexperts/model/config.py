@@ -1,4 +1,4 @@
-"""The model's configuration: one frozen dataclass and two presets of it."""
+"""The model's configuration: frozen dataclasses, two presets, and sizes with or without weights."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, get_args
@@ -109,9 +109,9 @@ class EncoderConfig:
     @property
     def name(self) -> str:
         """What people read: timm's name where every size is the published one, else the sizes."""
-        if self.architecture != "custom":
-            return self.architecture
-        return _described(self)
+        if self.architecture == "custom":
+            return _described(self)
+        return self.architecture + ", without published weights" * (self.weights == "none")
 
     @property
     def grid(self) -> int:

@@ -6,6 +6,7 @@ from drexperts.model.checkpoint import Checkpoint
 from drexperts.model.config import DISTORTIONS
 from drexperts.runtime.errors import ConfigError
 from drexperts.runtime.manifest import OUTPUTS, SCHEMA, Engine, Manifest
+from drexperts.runtime.wording import remedy
 
 
 def draft_manifest(
@@ -27,7 +28,8 @@ def draft_manifest(
     """
     config, crop = checkpoint.model.config, checkpoint.preprocessing.crop
     if checkpoint.scale is None:
-        raise ConfigError("the checkpoint does not say its scores' scale: pass --scale LOW:HIGH")
+        give = remedy("--scale LOW:HIGH", "scale=ScoreScale(...)")
+        raise ConfigError(f"the checkpoint does not say its scores' scale: pass {give}")
     if crop != config.encoder.image_size:
         raise ConfigError(
             f"the checkpoint cuts {crop} px crops for a model of {config.encoder.image_size} px "

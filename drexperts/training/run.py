@@ -84,7 +84,7 @@ def train(
             parts, skipped, store.stamps = processes.from_first(
                 lambda: _readable(run, store, resources, progress, request)
             )
-            model = model.to(processes.device)
+            base, model = base.to(processes.device), model.to(processes.device)
             if run.prior is not None:
                 samples = run.dataset.select(parts.train)
                 make = partial(keep_start, base, run.prior, store, samples)

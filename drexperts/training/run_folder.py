@@ -27,7 +27,6 @@ from drexperts.training.result import TrainingResult
 
 FORMAT = "drexperts-training-1"
 
-
 _VALUES = {"done", "scaler", "epochs", "losses", "seconds", "log_bytes"}
 
 

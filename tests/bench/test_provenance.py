@@ -16,6 +16,7 @@ from drexperts.bench.provenance import (
     this_machine,
     this_source,
 )
+from drexperts.runtime import cpus
 
 IDLE = {
     "Name": "NVIDIA H200",
@@ -37,7 +38,7 @@ def test_a_machine_is_json_and_names_the_libraries() -> None:
 
 
 def test_the_cpu_is_named_by_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpus, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 207\n"
         "model name\t: Intel(R) Xeon(R) Processor\nstepping\t: 2\nflags\t: a b\n\n"

@@ -277,7 +277,7 @@ def test_a_scale_is_needed_and_can_be_given(
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(Checkpoint(model, None, PREPROCESSING), path)
-    with pytest.raises(ConfigError, match="--scale"):
+    with pytest.raises(ConfigError, match="pass scale="):
         open_model(path, "cpu")
     scale = ScoreScale(1.0, 5.0, higher_is_better=False)
     scorer = open_model(path, "cpu", scale=scale)

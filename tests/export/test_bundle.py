@@ -163,7 +163,7 @@ def test_batches_out_of_range(max_batch, checkpoint, tmp_path):
     ("change", "named"),
     [
         ({"preprocessing": Preprocessing(32, 32, 64, 2)}, "32 px .* 64 px"),
-        ({"scale": None}, "--scale"),
+        ({"scale": None}, "pass scale="),
     ],
 )
 def test_an_incomplete_checkpoint(change, named, checkpoint, tmp_path):

@@ -123,6 +123,11 @@ def test_only_the_published_sizes_have_a_published_name():
         assert "deit3" not in replace(small, **change).name
 
 
+def test_a_published_size_that_starts_from_nothing_is_not_taken_for_its_weights():
+    parts = DRExpertsConfig.from_nothing("small", 384).parts
+    assert parts["encoder"] == "deit3_small_patch16_384, without published weights"
+
+
 def test_an_old_configuration_that_named_a_published_encoder_in_any_size_is_read():
     config = DRExpertsConfig.from_nothing("tiny", 128)
     old = config.as_dict()

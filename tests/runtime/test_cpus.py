@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from drexperts.runtime import cpus
-from drexperts.runtime.cpus import available_cores, available_cpus, cpu_quotas
+from drexperts.runtime.cpus import available_cores, available_cpus, cpu_name, cpu_quotas
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
 
@@ -97,3 +97,13 @@ def test_hardware_threads_of_a_core_count_once(
     monkeypatch.setattr(cpus, "cpu_quotas", lambda: [])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert available_cores() == expected
+
+
+def test_a_name_that_is_no_text_names_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpus, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_bytes(b"processor\t: 0\nmodel name\t: Abacus\xff 9\n\n")
+    assert cpu_name() == "Abacus\N{REPLACEMENT CHARACTER} 9"
+    (tmp_path / "cpuinfo").unlink()
+    assert cpu_name()

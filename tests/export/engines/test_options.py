@@ -23,7 +23,7 @@ def test_profiles():
         (["2:4:8"], "a batch of 1,"),
         (["1", "4:4:8"], "a batch of 2,"),
         (["1:1:2", "5:6:7"], "a batch of 3, .* 7: add the profile 3:3:7"),
-        (["1:2"], "1:2.* is no profile: give MIN:OPT:MAX"),
+        (["1:2"], "1:2.*: give MIN:OPT:MAX"),
         (["a"], "give MIN:OPT:MAX"),
         (["1:-2:3"], "give MIN:OPT:MAX"),
         (["\u0661"], "give MIN:OPT:MAX"),

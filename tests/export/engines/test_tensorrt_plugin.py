@@ -179,7 +179,7 @@ def test_tensorrt_validates_the_definition(change, message, report):
 def test_another_capability_is_refused(report):
     assert report["other"].startswith("BackendError: ")
     assert "8.9, 9.0" in report["other"]
-    assert "--plugin off" in report["other"]
+    assert "plugin=off" in report["other"]
 
 
 FORMS = {"paper": 89, "official": 90, "bfloat16": 80}

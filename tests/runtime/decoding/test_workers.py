@@ -54,7 +54,7 @@ def sabotage(monkeypatch, fault):
         "real = worker.pixels_of; "
         f"worker.pixels_of = lambda s: ({fault}) if s.width == 13 else real(s); "
     )
-    monkeypatch.setattr(workers, "_CODE", workers._CODE.replace("main()", code + "main()"))
+    monkeypatch.setattr(workers, "_CODE", workers._CODE.replace("; main(", f"; {code}main("))
 
 
 def same(first, second):
