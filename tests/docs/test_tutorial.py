@@ -48,9 +48,7 @@ def a_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs(
-    a_users_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tutorial_runs(a_users_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = []
     for words in commands():
         verb, *others = words
