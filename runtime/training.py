@@ -61,14 +61,20 @@ class Training:
         require(_is_time(self.when), "when must be a time in UTC such as 2026-11-28T20:00:00Z")
 
     @property
-    def selection(self) -> str:
-        """What chose the epoch, in words."""
-        return selection(self.selected_on, self.selected_by)
+    def choice(self) -> str:
+        """How the epoch was chosen, see `choice`."""
+        return choice(self.selected_on, self.selected_by)
 
 
-def selection(on: str, by: str | None) -> str:
-    """What chose an epoch, such as "the SRCC of the validation images"."""
-    return "the last epoch" if by is None else f"the {by.upper()} of the {on} images"
+def choice(on: str, by: str | None) -> str:
+    """How an epoch is chosen, such as "chosen by the SRCC of the validation images".
+
+    It follows "epoch 3, " and "the epoch to keep is ". The last is kept where no image was held
+    back, and where no correlation is defined.
+    """
+    if by is None:
+        return "the last, as there is nothing to choose it by"
+    return f"chosen by the {by.upper()} of the {on} images"
 
 
 def utc_now() -> str:

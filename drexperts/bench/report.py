@@ -1,7 +1,6 @@
 """Reports of `drx bench` for readers: on the terminal, as files, as the summary of `--json`."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,8 @@ from drexperts.ui.markdown import Table, markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as Grid
 
 _ORIGIN = "Where this is from"  # a section that only files have
-_GAP = 3  # characters between two columns
 
 
 def write_report(report: BenchReport, folder: Path) -> None:
@@ -69,50 +66,11 @@ def print_training_report(report: TrainingReport, console: "Console") -> None:
 
 
 def print_table(table: Table, console: "Console", title: str | None = None) -> None:
-    """A table on the terminal. One with names and values has no headings.
-
-    A table that is wider than the terminal is continued below, with its first columns again, so
-    that no name and no number is broken.
-    """
-    for part in _as_wide_as(table, console.width):
-        console.print(_grid(part, title))
-        title = None
-
-
-def _as_wide_as(table: Table, width: int) -> Iterator[Table]:
-    """The table, or several with the columns that name its rows and as many others as fit."""
-    if not table.headings:
-        yield table
-        return
-    columns = list(zip(table.headings, *table.rows, strict=True))
-    least = [
-        max(len(text) for cell in column for text in ([cell] if whole else cell.split() or [""]))
-        for column, whole in zip(columns, _whole(table), strict=True)
-    ]
-    texts = [place for place, number in enumerate(table.numeric[:2]) if not number]
-    keys = max([0, *texts]) + 1
-    parts: list[list[int]] = [[]]
-    for place in range(keys, len(columns)):
-        shown = [*range(keys), *parts[-1], place]
-        if parts[-1] and sum(least[i] for i in shown) + _GAP * len(shown) > width:
-            parts.append([])
-        parts[-1].append(place)
-    for part in parts:
-        cells = [columns[i] for i in (*range(keys), *part)]
-        headings, *rows = zip(*cells, strict=True)
-        yield Table(headings, rows)
-
-
-def _whole(table: Table) -> list[bool]:
-    """Whether the cells of each column stay on one line: numbers, and single words."""
-    columns = zip(*table.rows, strict=True)
-    words = [all(len(cell.split()) < 2 for cell in column) for column in columns]
-    return [number or word for number, word in zip(table.numeric, words, strict=True)]
-
-
-def _grid(table: Table, title: str | None) -> "Grid":
+    """A table on the terminal, as `fitted`. One with names and values has no headings."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
+
+    from drexperts.ui.fitting import fitted
 
     grid = Grid(
         title=title,
@@ -121,12 +79,12 @@ def _grid(table: Table, title: str | None) -> "Grid":
         pad_edge=False,
         show_header=bool(table.headings),
     )
-    whole = _whole(table) if table.headings else [False, False]
-    for heading, one_line in zip(table.headings or ("", ""), whole, strict=True):
-        grid.add_column(heading, no_wrap=one_line)
+    headings = table.headings or ("", "")
+    for heading, number in zip(headings, table.numeric, strict=True):
+        grid.add_column(heading, no_wrap=number)
     for row in table.rows:
         grid.add_row(*row)
-    return grid
+    console.print(fitted(grid, console))
 
 
 def markdown(report: BenchReport) -> str:

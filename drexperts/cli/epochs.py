@@ -30,7 +30,7 @@ class EpochLines:
         if len(so_far.epochs) <= known or so_far.epochs[:known] != self._printed:
             known = 0
         if not known:
-            self._screen.note(f"the epoch to keep is chosen by {so_far.selection}")
+            self._screen.note(f"the epoch to keep is {so_far.choice}")
             self._print(_HEADINGS)
         for count in range(known + 1, len(so_far.epochs) + 1):
             line = _line(so_far.up_to(count))

@@ -200,7 +200,7 @@ def _trained(results: "dict[Path, TrainingResult]", screen: "Screen") -> Outcome
     for folder, result in results.items():
         screen.tables.print(
             f"split {result.split_digest}: tested on {result.test.images} images, epoch "
-            f"{result.best_epoch}, chosen by {result.selection}; {folder / BEST}"
+            f"{result.best_epoch}, {result.choice}; {folder / BEST}"
         )
     pages = [folder / PAGE if (folder / PAGE).exists() else None for folder in results]
     for page in filter(None, pages):

@@ -53,7 +53,7 @@ def refresh_page(folder: Path, dataset: Dataset) -> str | None:
             f"the page of this run needs {error.name}: {install_command('report')}, then run "
             "the same command again"
         )
-    except OSError as error:
+    except (OSError, UserError, ValueError) as error:
         return f"the page of this run cannot be written: {error}"
     return None
 
@@ -61,10 +61,16 @@ def refresh_page(folder: Path, dataset: Dataset) -> str | None:
 def show_again(
     result: TrainingResult, folder: Path, dataset: Dataset, watch: Watch, progress: Progress
 ) -> None:
-    """Show what a run that is done found, and write its page if that is still missing."""
+    """Show what a run that is done found, and write its page if that does not show it yet."""
     watch(result.so_far)
-    if not (folder / PAGE).exists() and (missing := refresh_page(folder, dataset)):
+    if not _page_is_final(folder) and (missing := refresh_page(folder, dataset)):
         progress.note(missing)
+
+
+def _page_is_final(folder: Path) -> bool:
+    """Whether the page was written after the result; a kill between them leaves an earlier one."""
+    page, result = folder / PAGE, folder / RESULT
+    return page.exists() and page.stat().st_mtime_ns >= result.stat().st_mtime_ns
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

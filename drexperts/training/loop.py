@@ -100,6 +100,7 @@ class TrainingLoop:
         self.epochs: list[Epoch] = []
         self.losses = 0.0  # the sum over the steps of this epoch
         self.events: Any = None
+        self.page_missing = False
         self.saved_at = self.started_at = time.monotonic()
         self.seconds_before = 0.0  # that earlier processes trained for
 
@@ -250,8 +251,15 @@ class TrainingLoop:
             self._log(self.trainer.done, **self.epochs[-1]._asdict())
         self._save()
         self.watch(self.run.so_far(self.epochs))
+        self._refresh_page()
+
+    def _refresh_page(self) -> None:
+        """Write the run's page. Why it cannot be written is noted once, not after every epoch."""
         if self.processes.first:
-            refresh_page(self.folder.path, self.run.dataset)
+            missing = refresh_page(self.folder.path, self.run.dataset)
+            if missing and not self.page_missing:
+                self.progress.note(missing)
+            self.page_missing = missing is not None
 
     def _log(self, step: int, **values: Any) -> None:
         self.folder.log(step=step, **values)
@@ -343,8 +351,7 @@ class TrainingLoop:
             _write_predictions(rows, self.folder.path / PREDICTIONS)
             self._keep(metrics)  # a kill from here on leaves the state, and the test is repeated
             self.folder.finish(result)
-            if missing := refresh_page(self.folder.path, self.run.dataset):
-                self.progress.note(missing)
+        self._refresh_page()
         if self._is_asked_to_stop():  # so that the next of several trainings does not begin
             self._stop()
         return result

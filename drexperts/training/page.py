@@ -20,7 +20,7 @@ from drexperts.evaluation.metrics import INTERVALS, Metrics
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError
 from drexperts.runtime.files import written_whole
-from drexperts.runtime.training import selection, utc_now
+from drexperts.runtime.training import choice, utc_now
 from drexperts.training.files import LOG, PAGE, PREDICTIONS, SETTINGS, SPLIT, flat, read_result
 from drexperts.training.result import Epoch, TrainingResult, best_epoch
 from drexperts.ui.charts import Words, lines, scatter
@@ -95,7 +95,7 @@ def _page(folder: Path, dataset: Dataset) -> str:
         title=f"Training on {dataset.root.name if dataset.name == 'folder' else dataset.name}",
         done=result is not None,
         state=_state(log, result, total),
-        selection=selection(settings["selected_on"], settings["selected_by"]),
+        choice=choice(settings["selected_on"], settings["selected_by"]),
         on_test=settings["selected_on"] == "test",
         tiles=_tiles(log, result, best, total),
         losses=_losses(log, total),
@@ -152,7 +152,7 @@ def _tiles(
         }
     if best is None:
         return {}
-    epoch = log.epochs[best - 1]
+    epoch = next(each for each in log.epochs if each.epoch == best)  # an epoch may be missing
     return {
         "SRCC of the best epoch so far": _correlation(epoch.srcc),
         "PLCC of the best epoch so far": _correlation(epoch.plcc),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 from drexperts.evaluation.metrics import Metrics, json_ready, metrics_from_json
-from drexperts.runtime.training import selection
+from drexperts.runtime.training import choice
 
 Criterion = Literal["srcc", "plcc"]
 
@@ -65,10 +65,10 @@ class TrainingSoFar:
         return best_epoch(self.epochs, self.selected_by)
 
     @property
-    def selection(self) -> str:
-        """What chooses the epoch, in words."""
+    def choice(self) -> str:
+        """How the epoch is chosen, in words."""
         alone = self.selected_on == "last epoch"
-        return selection(self.selected_on, None if alone else self.selected_by)
+        return choice(self.selected_on, None if alone else self.selected_by)
 
 
 # Called after every epoch, and at the start of a training that continues or is done.
@@ -107,9 +107,9 @@ class TrainingResult:
         return str(self.settings["split_digest"])
 
     @property
-    def selection(self) -> str:
-        """What chose the epoch, in words."""
-        return selection(self.selected_on, self.selected_by)
+    def choice(self) -> str:
+        """How the epoch was chosen, in words."""
+        return choice(self.selected_on, self.selected_by)
 
     @property
     def so_far(self) -> TrainingSoFar:

@@ -51,7 +51,7 @@ def _trained(trained: Training | None) -> Iterator[tuple[str, str]]:
     yield (
         "trained",
         f"on {trained.dataset} (data {trained.data_digest}, split {trained.split_digest}; images: "
-        f"{parts}), epoch {trained.epoch}, chosen by {trained.selection}",
+        f"{parts}), epoch {trained.epoch}, {trained.choice}",
     )
     yield "tested", _tested(trained)
 

@@ -20,7 +20,7 @@ class Table(NamedTuple):
 
         Raises ValueError where rows differ in length.
         """
-        columns = zip(*self.rows, strict=True)
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headings or ("", ""))
         return [all(c[:1].isdigit() or c in ("", "-") for c in column) for column in columns]
 
 

@@ -17,6 +17,7 @@ from drexperts.bench.json_files import document, read_json
 from drexperts.bench.report import (
     markdown,
     print_report,
+    print_table,
     print_training_report,
     trace,
     with_summary,
@@ -24,6 +25,7 @@ from drexperts.bench.report import (
 )
 from drexperts.bench.reports import AGAIN, BenchReport
 from drexperts.bench.timing import Summary
+from drexperts.ui.markdown import Table
 
 EACH = pytest.mark.parametrize("name", sample_reports.REPORTS)
 
@@ -51,22 +53,27 @@ def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert read_json(tmp_path / "report.json", BenchReport) == report
 
 
-def test_a_narrow_terminal_breaks_no_name_and_no_number() -> None:
-    report = sample_reports.cpu()
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_breaks_no_name_and_no_number(width: int) -> None:
+    report, stream = sample_reports.cpu(), io.StringIO()
+    for table in (
+        tables.latency(report.batches),
+        tables.scenarios(report),
+        tables.server_trials(report),
+    ):
+        print_table(table, Console(file=stream, width=width))
+        for row in table.rows:
+            for cell, number in zip(row, table.numeric, strict=True):
+                for whole in [cell] if number else cell.split():
+                    assert whole in stream.getvalue()
+    assert max(map(len, stream.getvalue().splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue()
+
+
+def test_a_table_without_rows_is_printed() -> None:
     stream = io.StringIO()
-    print_report(report, Console(file=stream, width=80))
-    lines = stream.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    words = set(stream.getvalue().split())
-    latency = tables.latency(report.batches)
-    for table in (latency, tables.scenarios(report), tables.server_trials(report)):
-        for row in (table.headings, *table.rows):
-            for cell in row:
-                assert set(cell.split()) <= words, cell
-    # A number stands in a row with its names, once.
-    for row in latency.rows:
-        for cell in row[2:]:
-            assert [ln for ln in lines if ln.split()[:2] == list(row[:2]) and cell in ln], row
+    print_table(Table(("batch", "ms"), []), Console(file=stream, width=80), "Latency")
+    assert stream.getvalue().split()[:3] == ["Latency", "batch", "ms"]
 
 
 def test_a_wide_terminal_shows_each_table_whole() -> None:

@@ -58,7 +58,8 @@ def test_the_next_training_begins_again() -> None:
     lines = printed(False, so_far(2), other, other)
     assert len(lines) == (2 + 2) + (2 + 4) + (2 + 4)
     assert "PLCC of the test images" in lines[4]
-    assert "the last epoch" in printed(False, so_far(1, on="last epoch"))[0]
+    last = printed(False, so_far(1, on="last epoch"))[0]
+    assert last == "the epoch to keep is the last, as there is nothing to choose it by"
 
 
 @pytest.mark.parametrize(

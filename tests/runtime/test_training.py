@@ -23,9 +23,9 @@ TRAINING = Training(
 
 
 def test_it_says_what_chose_the_epoch():
-    assert TRAINING.selection == "the SRCC of the validation images"
+    assert TRAINING.choice == "chosen by the SRCC of the validation images"
     last = replace(TRAINING, selected_on="last epoch", selected_by=None)
-    assert last.selection == "the last epoch"
+    assert last.choice == "the last, as there is nothing to choose it by"
 
 
 def test_the_time_is_one_that_is_taken():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.reporting import Recorder
 
 from drexperts.data.dataset import Dataset, Sample
 from drexperts.evaluation.metrics import compute_metrics
+from drexperts.runtime.errors import UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.training.files import finished, refresh_page, show_again
@@ -102,6 +104,14 @@ def test_before_the_first_epoch_there_is_a_page(going: Path, dataset: Dataset) -
     assert "After 0 of 2 epochs" in write_page(going, dataset).read_text()
 
 
+def test_an_epoch_that_the_log_misses_is_no_harm(going: Path, dataset: Dataset) -> None:
+    log = (going / "log.jsonl").read_text()
+    (going / "log.jsonl").write_text(log.replace('"epoch": 1', '"epoch": 2'))
+    text = write_page(going, dataset).read_text()
+    assert "<dt>best epoch so far</dt><dd>2 of 2</dd>" in text
+    assert "<dt>SRCC of the best epoch so far</dt><dd>0.400</dd>" in text
+
+
 def test_a_run_without_correlations_has_its_losses(going: Path, dataset: Dataset) -> None:
     line = {"step": 1, "loss": 2.0}
     epoch = {"step": 1} | Epoch(1, None, None, 2.0, None)._asdict()
@@ -173,11 +183,31 @@ def test_without_its_libraries_the_page_says_what_to_install(
     assert len(progress.notes) == 1
 
 
+def test_a_page_older_than_the_result_is_written_again(done: Path, dataset: Dataset) -> None:
+    result = finished(done, "as asked")
+    assert result is not None
+    page = done / "index.html"
+    page.write_text("After 2 of 2 epochs")
+    later = page.stat().st_mtime_ns + 1
+    os.utime(done / "result.json", ns=(later, later))
+    show_again(result, done, dataset, lambda _: None, Recorder())
+    assert "Done: 2 epochs" in page.read_text()
+    page.write_text("kept")
+    show_again(result, done, dataset, lambda _: None, Recorder())
+    assert page.read_text() == "kept"
+
+
+def test_a_damaged_folder_leaves_a_run_without_a_page(done: Path, dataset: Dataset) -> None:
+    (done / "log.jsonl").write_text("torn")
+    assert "cannot be written" in (refresh_page(done, dataset) or "")
+
+
+@pytest.mark.parametrize("kind", [OSError, UserError, ValueError])
 def test_a_page_that_cannot_be_written_ends_no_training(
-    done: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], done: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> Path:
-        raise OSError("the disk is full")
+        raise kind("the disk is full")
 
     monkeypatch.setattr("drexperts.training.page.write_page", full)
     assert "the disk is full" in (refresh_page(done, dataset) or "")

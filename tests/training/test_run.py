@@ -197,7 +197,7 @@ def test_a_single_validation_image_chooses_no_epoch(root: Path, tmp_path: Path) 
     assert (found.selected_on, found.selected_by) == ("last epoch", None)
     trained = load_checkpoint(tmp_path / "run" / "best.safetensors").trained
     assert trained is not None
-    assert trained.selection == "the last epoch"
+    assert trained.choice == "the last, as there is nothing to choose it by"
 
 
 @pytest.mark.parametrize(
