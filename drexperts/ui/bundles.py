@@ -9,7 +9,7 @@ from rich.table import Table
 from drexperts.runtime.manifest import FILE_NAME, Engine, EnginePlan, Manifest, PrecisionTrial
 from drexperts.runtime.training import Training
 from drexperts.ui.fitting import Name
-from drexperts.ui.tables import scale_text
+from drexperts.ui.tables import reservations, scale_text
 
 UNKNOWN = "not recorded"
 Rows = Iterable[tuple[str, str]]
@@ -94,7 +94,7 @@ def proof_text(engine: Engine) -> str:
     where = "a CPU" if engine.proven_on is None else f"compute capability {engine.proven_on}"
     return (
         f"{verdict}, on {where}, on {engine.parity.images} pictures{kinds} against "
-        f"{engine.parity.reference}"
+        f"{engine.parity.reference}{reservations(engine.parity)}"
     )
 
 

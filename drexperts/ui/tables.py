@@ -16,6 +16,7 @@ from drexperts.runtime.proof import (
     MIN_IMAGES,
     OPTIONAL_MEASURES,
     BatchInvariance,
+    Parity,
     SetParity,
     invariance_limits,
 )
@@ -221,7 +222,8 @@ def proof_table(
     table = Table("measured")
     table.title = f"{engine.file} ({engine.backend}, {engine.precision}): {verdict}"
     if engine.parity is not None:
-        table.caption = f"{engine.parity.images} images against {engine.parity.reference}"
+        images = f"{engine.parity.images} images against {engine.parity.reference}"
+        table.caption = images + reservations(engine.parity)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("limit", justify="right", no_wrap=True)
     table.add_column("")
@@ -234,6 +236,13 @@ def proof_table(
         label = near.measure.replace("_", " ")
         table.add_row(f"headroom: limit / measured, {label}", f"{near.factor:.2f}", "", "")
     return table
+
+
+def reservations(parity: Parity) -> str:
+    """What to know of the pictures of a proof: how many were seen, how many left out."""
+    seen = f", of which the engine was made on {parity.seen}" if parity.seen else ""
+    left_out = f", {parity.undetermined} left out as undetermined" if parity.undetermined else ""
+    return seen + left_out
 
 
 def _measured(engine: Engine, recorded: Collection[str]) -> Iterator[tuple[str, Iterator[_Row]]]:

@@ -38,6 +38,7 @@ from drexperts.runtime.manifest import (
     write_manifest,
 )
 from drexperts.runtime.progress import SILENT, Progress
+from drexperts.runtime.proof import EXPORT_LIMITS
 from drexperts.runtime.trust import note_built_here
 from drexperts.runtime.wording import remedy
 
@@ -107,9 +108,9 @@ def _build_engine(
     loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
         progress("comparing the checkpoint with the bundle")
-        check_same_weights(bundle, manifest, loaded)
+        check_same_weights(bundle, manifest, loaded, images)
     if images is not None:
-        images = proof_images(images)  # raises now for a folder without one
+        proof_images(images)  # raises now for a folder without one
     work = _Build(bundle, manifest, loaded, images, progress)
     if backend not in TENSORRT_BACKENDS:
         if (options, precision, fused_attention) != (DEFAULT_OPTIONS, None, True):
@@ -173,7 +174,9 @@ class _Build:
         if self.checkpoint is None:
             return None
         spec = self.manifest.preprocessing
-        return Reference(self.checkpoint.model, self.pictures, spec, self.progress)
+        return Reference(
+            self.checkpoint.model, self.pictures, spec, self.progress, limits=EXPORT_LIMITS
+        )
 
     def built(
         self,

@@ -111,7 +111,7 @@ def bundle_layers(
     check_comparable(manifest)
     loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
-        check_same_weights(bundle, manifest, loaded)
+        check_same_weights(bundle, manifest, loaded, images)
     picture = proof_images(images)[0]
     pixels = crops_from_image(decode(picture), manifest.preprocessing).pixels[:CROPS]
     for engine in _shown_here(manifest):

@@ -3,8 +3,8 @@
 `int8` is for CPUs, `fp16` for GPUs. Parts are ranked by what reducing their precision does to the
 score, and the fewest, the worst first, stay in float32 ("islands"). Each candidate is measured as a
 bundle is: through the Scorer, on photographs and their distortions, against the eager model, under
-the limits of an export. int8 is calibrated on other photographs, and the proof is measured on
-others again, see `division`.
+`SEARCH_LIMITS`. int8 is calibrated on other photographs, and the proof is measured on others again,
+see `division`.
 """
 
 import copy

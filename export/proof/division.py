@@ -21,7 +21,7 @@ from drexperts.runtime.wording import remedy
 
 Photographs: TypeAlias = list[list[Source]]  # the versions of each
 
-# Pictures from which a part gets no more photographs: more calibration hardly moves a scale, and
+# Pictures from which a part of `LEAST` photographs gets no more of them: more calibration hardly moves a scale, and
 # the search scores them for each candidate.
 ENOUGH = {"calibration": 32, "search": 256}
 LEAST = 3  # photographs of each part
@@ -48,13 +48,13 @@ def divided(photographs: Photographs, *others: str) -> dict[str, list[Source]]:
             f"{remedy('--images', 'images=')} for the default ones"
         )
     for photograph in photographs:
-        wanting = [name for name in parts if _count(parts[name]) < ENOUGH.get(name, np.inf)]
+        wanting = [name for name, part in parts.items() if _wants(name, part)]
         parts[min(wanting, key=lambda name: len(parts[name]))].append(photograph)
     return {name: in_turn(part) for name, part in parts.items()}
 
 
-def _count(part: Photographs) -> int:
-    return sum(map(len, part))
+def _wants(name: str, part: Photographs) -> bool:
+    return len(part) < LEAST or sum(map(len, part)) < ENOUGH.get(name, np.inf)
 
 
 def in_turn(photographs: Photographs) -> list[Source]:

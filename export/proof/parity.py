@@ -27,7 +27,7 @@ from drexperts.model.backbones import normalised
 from drexperts.model.dr_experts import DRExperts
 from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.manifest import Engine, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import LIMITS, MIN_IMAGES, Parity, looser
@@ -115,7 +115,7 @@ class Reference:
         return replace(
             compare(expected, got, scale, limits, sizes),
             pictures=pictures,
-            seen=len(engine.made_on.intersection(self.pictures)),
+            seen=_seen(engine, self.pictures),
             undetermined=len(left_out),
         )
 
@@ -139,6 +139,13 @@ class Reference:
         tenth = {name: limits[name] / 10 for name in ("score_max", "weights_max", "maps_max")}
         answers = (self.outputs.without(others), *drawn)
         return sorted({far[i] for each in answers for i in beyond(exact, each, tenth, span)})
+
+
+def _seen(engine: Engine, pictures: Sequence[str]) -> int | None:
+    """How many of the pictures it was made on; None for an older engine, which does not say."""
+    scaled = engine.precision == "int8" and not engine.calibrated_on
+    searched = (engine.frontier or engine.islands) and not engine.searched_on
+    return None if scaled or searched else len(engine.made_on.intersection(pictures))
 
 
 def _nearly(draw: int) -> Callable[[Tensor], Tensor]:

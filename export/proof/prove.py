@@ -10,9 +10,9 @@ from drexperts.export.changes import bundle_to_change
 from drexperts.export.engines.source_graph import source_engine
 from drexperts.export.proof.agreement import largest_difference
 from drexperts.export.proof.batch_invariance import measure_invariance
-from drexperts.export.proof.division import digest_of, in_turn, photographs_of
+from drexperts.export.proof.division import LEAST, digest_of, in_turn, photographs_of
 from drexperts.export.proof.parity import Reference, eager_outputs, engine_outputs
-from drexperts.export.proof.photographs import Images, proof_images, verification_images
+from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.model.config import DRExpertsConfig
 from drexperts.runtime.decoding import Source
@@ -76,9 +76,10 @@ def verify(
     Args:
         checkpoint: the weights that engines are compared with. Without it, only batch invariance
             is measured, and parity stays as it was recorded, on other images.
-        images: to verify on, a folder of photographs or the images themselves; None takes
-            the `verification_images` that no engine of the bundle was made on. A proof says how
-            many an engine was made on.
+        images: to verify on, a folder of photographs, None for `verification_images`, or the
+            images themselves. Of the first two, those photographs are taken that no engine of the
+            bundle was made on, or all if fewer than `LEAST` are left; of the last, all, in their
+            order. A proof says how many an engine was made on.
         trust: also run TensorRT engines that were not built here.
 
     Returns:
@@ -100,7 +101,7 @@ def verify(
     with bundle_to_change(Path(bundle)) as place:
         if loaded is not None:
             progress("comparing the checkpoint with the bundle")
-            check_same_weights(place, read_manifest(place), loaded)
+            check_same_weights(place, read_manifest(place), loaded, images)
         return measure_proofs(place, loaded, images, trust=trust, progress=progress)
 
 
@@ -165,10 +166,12 @@ def _described(images: Images, pictures: Sequence[Source]) -> str:
 
 def pictures_for(manifest: Manifest, images: Images) -> Sequence[Source]:
     """The images to verify a bundle on, see `verify`."""
-    if images is not None:
-        return proof_images(images)
+    if images is not None and not isinstance(images, str | Path):
+        return images
     seen = frozenset[str]().union(*(engine.made_on for engine in manifest.engines))
-    return in_turn([each for each in photographs_of(None) if seen.isdisjoint(map(digest_of, each))])
+    photographs = photographs_of(images)
+    left = [each for each in photographs if seen.isdisjoint(map(digest_of, each))]
+    return in_turn(left if len(left) >= LEAST else photographs)
 
 
 def loaded_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
@@ -204,8 +207,10 @@ def prove_engine(
 
     Raises what `open_engine` does.
     """
-    # The batches certified before do not bound what is measured now.
-    unbound = replace(engine, invariance=None)
+    # The batches certified before do not bound what is measured now, but a proof of the file does.
+    same_file = (each.parity for each in manifest.engines if each.sha256 == engine.sha256)
+    before = engine.parity or next(filter(None, same_file), None)
+    unbound = replace(engine, parity=before, invariance=None)
     parity = engine.parity
     with ExitStack() as stack:
 
@@ -229,16 +234,18 @@ def prove_engine(
     return replace(engine, parity=parity, invariance=invariance, proven_on=on)
 
 
-def check_same_weights(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+def check_same_weights(
+    bundle: Path, manifest: Manifest, checkpoint: Checkpoint, images: Images = None
+) -> None:
     """Raises UserError for a checkpoint of another model or other weights than the bundle's.
 
     Measured against it, a good engine would fail its proof, and an engine made from it would score
     as another model. A bundle of an earlier version has no digest of its weights: the scores of its
-    ONNX engine are compared with the checkpoint's.
+    ONNX engine for the first of the images are compared with the checkpoint's.
     """
     _check_same_model(checkpoint, manifest)
     if manifest.weights is None:
-        return _check_same_scores(bundle, manifest, checkpoint)
+        return _check_same_scores(bundle, manifest, checkpoint, images)
     if (found := checkpoint.weights) != manifest.weights:
         raise UserError(
             f"the checkpoint has other weights than the bundle, {found[:15]}… instead of "
@@ -258,10 +265,12 @@ def _check_same_model(checkpoint: Checkpoint, manifest: Manifest) -> None:
         )
 
 
-def _check_same_scores(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+def _check_same_scores(
+    bundle: Path, manifest: Manifest, checkpoint: Checkpoint, images: Images
+) -> None:
     """Compare a few scores, which may differ by twice what they did when the engine was proven."""
     engine = source_engine(bundle, manifest)
-    pictures = verification_images()[:COMPARED_ON]
+    pictures = proof_images(images)[:COMPARED_ON]
     expected = eager_outputs(checkpoint.model, pictures, manifest.preprocessing)
     with runtime.open_engine(bundle, manifest, replace(engine, invariance=None)) as scorer:
         got = engine_outputs(scorer, pictures)

@@ -15,7 +15,8 @@ from drexperts.export.proof.parity import Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
 from drexperts.runtime.proof import LIMITS
 from drexperts.runtime.scorer import Score
-from drexperts.ui.tables import Tally, metrics_table, proof_table, score_table
+from drexperts.ui.bundles import proof_text
+from drexperts.ui.tables import Tally, metrics_table, proof_table, reservations, score_table
 
 SCALE = ScoreScale(0.0, 50.0, higher_is_better=True)
 RANDOM = np.random.default_rng(0)
@@ -77,6 +78,17 @@ def test_a_proof_without_intervals_and_sets_is_shown(engine: Engine) -> None:
     shown = "\n".join(lines(proof_table(dataclasses.replace(engine, parity=old))))
     assert "rank correlation (SRCC)" in shown
     assert "95 %" not in shown
+
+
+def test_pictures_that_were_seen_or_left_out_are_said(engine: Engine) -> None:
+    assert engine.parity is not None
+    assert reservations(engine.parity) == ""
+    assert reservations(dataclasses.replace(engine.parity, seen=None)) == ""
+    parity = dataclasses.replace(engine.parity, seen=7, undetermined=1)
+    changed = dataclasses.replace(engine, parity=parity)
+    said = ", of which the engine was made on 7, 1 left out as undetermined"
+    assert proof_text(changed).endswith(said)
+    assert said in " ".join(lines(proof_table(changed)))
 
 
 def test_a_gate_without_a_measurement_fails(engine: Engine) -> None:

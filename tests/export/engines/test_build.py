@@ -33,6 +33,7 @@ from drexperts.runtime.manifest import (
     sha256_of,
     write_manifest,
 )
+from drexperts.runtime.proof import EXPORT_LIMITS
 from drexperts.runtime.trust import built_here
 
 pytestmark = pytest.mark.slow  # what they share takes seconds to make
@@ -169,6 +170,21 @@ def test_replacing_a_proven_engine_is_noted(bundle):
     progress = Recorder()
     built(bundle, "onnx-cuda", progress=progress)
     assert any("drx verify" in note for note in progress.notes)
+
+
+def test_a_build_is_proven_under_the_limits_of_an_export(
+    bundle, checkpoint, pictures, planned, monkeypatch
+):
+    found: list[Any] = []
+
+    def fake_proof(bundle: Path, manifest: Any, engine: Engine, reference: Any, *_: Any) -> Engine:
+        found.append(reference._limits)
+        return engine
+
+    monkeypatch.setattr(build, "prove_engine", fake_proof)
+    monkeypatch.setattr(runtime, "obstacle", lambda engine: None)
+    built(bundle, "onnx-cuda", checkpoint=checkpoint, images=pictures)
+    assert found == [EXPORT_LIMITS]
 
 
 def test_another_precision_needs_the_checkpoint(bundle):

@@ -41,11 +41,21 @@ def test_parts_that_have_enough_leave_the_rest_to_the_proof(monkeypatch):
     photographs: Any = named(40, 3)
     parts: Any = divided(photographs, *PARTS)
     sizes = {name: len(part) for name, part in parts.items()}
-    assert sizes == {"proof": 120 - 9 - 6, "search": 9, "calibration": 6}
+    assert sizes == {"proof": 120 - 9 - 9, "search": 9, "calibration": 9}
     owners = [{picture.split(".")[0] for picture in part} for part in parts.values()]
     assert sum(map(len, owners)) == len(set.union(*owners)) == 40
     everything: Any = in_turn(photographs)
     assert sorted(everything) == sorted(itertools.chain(*parts.values()))
+
+
+def test_each_part_has_three_photographs_however_many_versions_they_have():
+    parts: Any = divided(named(81, 300), *PARTS)
+    owners = {name: {each.split(".")[0] for each in part} for name, part in parts.items()}
+    assert {name: len(each) for name, each in owners.items()} == {
+        "proof": 75,
+        "search": 3,
+        "calibration": 3,
+    }
 
 
 @pytest.mark.parametrize(("others", "least"), [(("search",), 6), (PARTS, 9)])

@@ -1,5 +1,6 @@
 """Parity: which differences between two models' outputs it reports, and which it refuses."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from drexperts.export.proof.parity import Outputs, Reference, check_scores, comp
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.manifest import PrecisionTrial, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.proof import LIMITS, MIN_IMAGES, TOLERANCES, Parity, within
 
@@ -226,6 +227,19 @@ def test_float64_determines_an_ordinary_image(reference):
     got = reference.outputs._replace(maps=reference.outputs.maps + 0.0)
     got.maps[9] += 1.0
     assert reference._undetermined(got, LIMITS["fp32"], SCALE.span) == []
+
+
+def test_an_older_engine_does_not_say_what_it_was_made_on(planned):
+    plain = planned()
+    trial = PrecisionTrial(islands=1, weight_bytes=1, score_max=0.0, srcc=1.0, passed=True)
+    old = (
+        replace(plain, precision="int8"),
+        replace(plain, frontier=(trial,)),
+        replace(plain, islands=("a",)),
+    )
+    assert [proofs._seen(engine, ["a" * 12]) for engine in (plain, *old)] == [0, None, None, None]
+    made = replace(old[1], searched_on=("a" * 12, "b" * 12))
+    assert proofs._seen(made, ["a" * 12]) == 1
 
 
 def test_outputs_without_an_image_lack_its_crops():

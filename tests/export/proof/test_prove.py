@@ -14,8 +14,9 @@ from support.reporting import Recorder
 from drexperts import runtime
 from drexperts.export import Measured, build_engine, verify
 from drexperts.export.engines.debug_layers import bundle_layers
+from drexperts.export.proof import photographs
 from drexperts.export.proof.division import digest_of, digest_of_all, divided, photographs_of
-from drexperts.export.proof.parity import eager_outputs
+from drexperts.export.proof.parity import Reference, eager_outputs
 from drexperts.export.proof.photographs import NAMES
 from drexperts.export.proof.prove import (
     check_same_weights,
@@ -226,6 +227,12 @@ def test_an_engine_without_the_margin_is_refused_where_it_was_made(bundle, check
         assert made.parity.limits == limits["fp32"]
     # Measured again on the same pictures it keeps its limits, on others it gets the usual ones.
     assert not verify(bundle, checkpoint=checkpoint, images=pictures).manifest.engines[0].proven
+    manifest = read_manifest(bundle)
+    same_file = replace(manifest.engines[0], parity=None)
+    reference = Reference(checkpoint.model, pictures, manifest.preprocessing)
+    again = prove_engine(bundle, manifest, same_file, reference, pictures)
+    assert again.parity is not None
+    assert again.parity.limits == narrow["fp32"]
     assert verify(bundle, checkpoint=checkpoint, images=pictures[:5]).manifest.engines[0].proven
 
 
@@ -259,3 +266,30 @@ def test_by_default_an_engine_is_proven_on_what_it_was_not_made_on(exported):
     )
     unseen = pictures_for(replace(manifest, engines=(engine,)), None)
     assert sorted(map(digest_of, unseen)) == sorted(digests["proof"])
+
+
+def test_a_folder_is_proven_on_as_at_export(exported, pictures, tmp_path):
+    for i, picture in enumerate(pictures):
+        picture.resize((96, 96)).save(tmp_path / f"{i}.png")
+        picture.resize((96, 96)).rotate(1).save(tmp_path / f"{i}-again.png")
+    parts = divided(photographs_of(tmp_path), "calibration")
+    calibrated_on = tuple(map(digest_of, parts["calibration"]))
+    engine = replace(only_engine(exported), calibrated_on=calibrated_on)
+    manifest = replace(read_manifest(exported), engines=(engine,))
+    assert pictures_for(manifest, tmp_path) == parts["proof"]
+    # Those given as images are taken as they are, and all if what is left is too little.
+    assert pictures_for(manifest, parts["calibration"]) == parts["calibration"]
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "0-again.png").unlink()
+    assert set(parts["calibration"]) < set(pictures_for(manifest, tmp_path))
+
+
+def test_an_older_bundle_is_compared_on_the_images_given(
+    bundle, checkpoint, other, pictures, monkeypatch
+):
+    monkeypatch.setattr(photographs, "NAMES", ("missing.png",))
+    photographs._verification_images.cache_clear()
+    manifest = read_manifest(without_digest(bundle))
+    check_same_weights(bundle, manifest, checkpoint, pictures)
+    with pytest.raises(UserError, match="other weights"):
+        check_same_weights(bundle, manifest, other, pictures)
