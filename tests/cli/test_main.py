@@ -209,7 +209,7 @@ def test_layers_that_cannot_be_compared_are_refused_before_any_proof(bundle, cal
     change_engine(bundle, precision="int8")
     status, document, _ = call("verify", bundle, "--debug-layers")
     assert status == 2
-    assert "--precision fp32" in document["error"]
+    assert "checkpoint in fp32" in document["error"]
     assert "verify" not in calls
 
 
