@@ -21,8 +21,8 @@ from drexperts.runtime.wording import remedy
 
 Photographs: TypeAlias = list[list[Source]]  # the versions of each
 
-# Pictures from which a part of `LEAST` photographs gets no more of them: more calibration hardly moves a scale, and
-# the search scores them for each candidate.
+# Pictures from which a part of `LEAST` photographs gets no more of them: more calibration hardly
+# moves a scale, and the search scores them for each candidate.
 ENOUGH = {"calibration": 32, "search": 256}
 LEAST = 3  # photographs of each part
 

@@ -15,6 +15,7 @@ from drexperts import __version__
 from drexperts.cli.main import main
 from drexperts.export import Measured, Verification
 from drexperts.runtime.errors import InternalError, StoppedError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import read_manifest
 
 
@@ -88,14 +89,14 @@ SLOW = pytest.mark.slow
 def test_a_missing_library_names_its_extra(arguments, extra):
     result = drx(*arguments, before=NO_TRAINING_LIBRARY)
     assert result.returncode == 2
-    assert f'pip install "drexperts[{extra}]"' in result.stderr
+    assert install_command(extra) in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_without_rich_the_command_line_names_its_extra(toy_bundle):
     result = drx("info", toy_bundle, before=without("rich"))
     assert result.returncode == 2
-    assert 'pip install "drexperts[cli]"' in result.stderr
+    assert install_command("cli") in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -140,6 +141,34 @@ def test_export(bundle, call, monkeypatch):
     }
     provide(monkeypatch, "drexperts.export.bundle", export_bundle=unproven)
     assert call("export", "c.pth", "--out", "b")[:1] == (1,)
+
+
+def test_an_export_ends_with_what_a_user_wants(bundle, call, monkeypatch):
+    provide(monkeypatch, "drexperts.export.bundle", export_bundle=read_manifest(bundle))
+    status, document, shown = call("export", "c.pth", "--out", bundle)
+    assert status == 0
+    assert document["engine"] == "model.onnx"
+    assert document["bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
+    assert document["speed"]["ms"] > 0
+    assert document["speed"]["calls"] >= 3
+    assert document["next"] == f"drx score {bundle} photos/ --out scores.jsonl"
+    for text in (str(bundle), "fp32", "proven", "on 100 pictures", "ms per crop", document["next"]):
+        assert text in shown
+    assert "holds" not in shown
+
+
+def test_a_failed_export_shows_what_failed_and_nothing_else(bundle, call, monkeypatch):
+    (engine,) = read_manifest(bundle).engines
+    assert engine.parity is not None
+    parity = dataclasses.replace(engine.parity, score_max=0.5, srcc=0.1, passed=False)
+    failed = change_engine(bundle, parity=parity)
+    provide(monkeypatch, "drexperts.export.bundle", export_bundle=failed)
+    status, document, shown = call("export", "c.pth", "--out", bundle)
+    assert (status, document["proven"]) == (1, False)
+    assert shown.count("FAILS") == 2
+    assert "holds" not in shown
+    assert "NOT PROVEN" in shown
+    assert document["next"].startswith(f"drx info {bundle}")
 
 
 @pytest.mark.parametrize("scale", ["1", "5:1", "a:b", "0:inf", "0:1:better", "0:nan", ":"])
@@ -208,7 +237,7 @@ def test_layers_that_cannot_be_compared_are_refused_before_any_proof(bundle, cal
     change_engine(bundle, precision="int8")
     status, document, _ = call("verify", bundle, "--debug-layers")
     assert status == 2
-    assert "checkpoint in fp32" in document["error"]
+    assert "export the checkpoint in fp32" in document["error"]
     assert "verify" not in calls
 
 
@@ -230,7 +259,8 @@ def test_build(bundle, call, monkeypatch):
         "build", "b", *options, "--precision", "bf16", "--no-fused-attention"
     )
     assert (status, document["proven"]) == (0, True)
-    assert "batch invariance" in tables
+    assert document["speed"] is None  # there is no bundle
+    assert "not measured here" in tables
     (place, backend, chosen), kwargs = calls["build_engine"]
     assert (place, backend) == (Path("b"), "tensorrt-rtx")
     assert [str(profile) for profile in chosen.profiles] == ["1:1:1", "2:8:64"]
@@ -250,6 +280,8 @@ def test_build_fails_when_the_new_engine_fails_its_proof(bundle, call, monkeypat
         status, document, tables = call("build", "b", "--backend", "tensorrt-rtx")
         assert (status, document["proven"]) == (wanted, wanted == 0)
         assert ("never executed" in " ".join(tables.split())) == (wanted == 0)
+        assert document["engine"] == engine.file
+        assert "model.onnx" not in tables  # the engine that was there before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The tutorial's commands run, in its order, on small pictures in place of the rated photographs."""
+"""The tutorial's commands run in order, on small pictures in place of the rated photographs."""
 
 import re
 import shlex
@@ -42,7 +42,7 @@ def a_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             picture.thumbnail((200, 200))
             picture.save(tmp_path / name / f"picture-{number}.png")
     types = ("gaussian_blur", "jpeg", "white_noise")
-    synthesise(tmp_path / "clean", tmp_path / "livec", SynthConfig(types=types), workers=0)
+    synthesise(tmp_path / "clean", tmp_path / "livec", SynthConfig(types=types), workers=1)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
