@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from support import sample_reports
 
@@ -30,7 +30,7 @@ from drexperts.runtime.manifest import (
 )
 from drexperts.runtime.scorer import Score
 from drexperts.runtime.training import Training
-from drexperts.ui import bundles, tables
+from drexperts.ui import bundles, fitting, tables
 from drexperts.ui.fitting import Name
 from drexperts.ui.screen import _Console
 
@@ -171,6 +171,19 @@ def test_tables_of_evaluations_and_others(console: Recording) -> None:
         assert console.stream.getvalue().count(name) >= 3
 
 
+@pytest.fixture
+def fits_itself(console: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console also keeps the tables that are fitted before they are printed."""
+    real = fitting.fitted
+
+    def watched(table: Table, on: Console) -> RenderableType:
+        console.shown.append(table)
+        return real(table, on)
+
+    monkeypatch.setattr(fitting, "fitted", watched)
+
+
+@pytest.mark.usefixtures("fits_itself")
 @pytest.mark.parametrize("report", ["cpu", "gpu", "bare"])
 def test_tables_of_benchmarks(console: Recording, report: str) -> None:
     found = getattr(sample_reports, report)()
@@ -184,6 +197,7 @@ def _renamed(seconds: dict[str, Any]) -> dict[str, Any]:
     return seconds | {f"against:{NAMES[1]}": seconds[ENGINE]}
 
 
+@pytest.mark.usefixtures("fits_itself")
 def test_the_table_of_training_steps(console: Recording) -> None:
     print_training_report(sample_reports.training(), console)
     check(console)
