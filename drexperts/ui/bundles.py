@@ -110,7 +110,7 @@ def next_step(bundle: Path, engine: Engine) -> str:
     if engine.proven:
         return f"drx score {place} photos/ --out scores.jsonl"
     if engine.refuted:
-        return f"drx info {place}   # the whole proof; --precision auto keeps what it can"
+        return f"drx info {place}   # the whole proof"
     return f"drx verify {place} --checkpoint FILE   # on a machine that runs the engine"
 
 
