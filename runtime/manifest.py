@@ -7,10 +7,11 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drexperts.runtime.cpus import CPU_LEVELS
 from drexperts.runtime.errors import BundleError, ChangedFileError, ConfigError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.json_document import canonical, decode, parse, require, require_plain
@@ -25,7 +26,9 @@ OUTPUTS = ("score", "weights", "maps")
 PRESETS = ("paper", "official", "custom")
 TENSORRT_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
 IN_MEMORY = "torch"  # the backend of a PyTorch model, which is in no bundle
-BACKENDS = (*TENSORRT_BACKENDS, "onnx", "onnx-cuda", "onnx-tensorrt", IN_MEMORY)
+CPU_BACKENDS = ("openvino", "onnx")
+BACKENDS = (*TENSORRT_BACKENDS, *CPU_BACKENDS, "onnx-cuda", "onnx-tensorrt", IN_MEMORY)
+PRODUCT_TYPES = ("fp32", "bf16", "fp16", "int8")
 
 _MAX_BYTES = 4 * 2**20
 _MAX_ENGINES = 100
@@ -34,6 +37,7 @@ _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICTURE = re.compile(r"[0-9a-f]{12}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
+_CPU = re.compile(rf"[a-z0-9_]{{1,32}}(-({'|'.join(CPU_LEVELS)}))?")
 _PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -164,16 +168,19 @@ class Engine:
     """One way to compute scores: a file of the bundle, and the library that runs it.
 
     backend: "onnx" (ONNX Runtime on the CPU), "onnx-cuda" and "onnx-tensorrt" (its GPU providers
-        on the same file), "tensorrt" or "tensorrt-rtx"
+        on the same file), "openvino", "tensorrt" or "tensorrt-rtx"
     sha256: of the file, which holds graph and weights
     plan: for TensorRT engines only
-    proven_on: compute capability of the GPU on which the proofs were measured, such as "8.9"; None
-        for a CPU engine and where it is unknown
+    proven_on: where the proofs were measured: the compute capability of the GPU, such as "8.9", or
+        for OpenVINO the capability of the CPU, such as "x86_64-amx"; None for "onnx" and where it
+        is unknown
     islands: the parts that stayed in float32, because `precision` was not enough for them
     frontier: what the precision search tried; empty if there was no search
     missed: how many engines with fewer islands failed the proof before this one was tried
     calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
         the first 12 hex digits of the SHA-256 of its size and pixels
+    products: for OpenVINO, how many matrix products with constants are computed in each type, read
+        back after the build; empty where that was not done
     """
 
     backend: str
@@ -191,6 +198,7 @@ class Engine:
     missed: int = 0
     calibrated_on: tuple[str, ...] = ()
     searched_on: tuple[str, ...] = ()
+    products: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_one_of("backend", BACKENDS, self.backend)
@@ -203,10 +211,27 @@ class Engine:
         require_plain("islands", *self.islands)
         require(self.missed >= 0, "missed is negative")
         _require_match("12 hex digits", _PICTURE, *self.calibrated_on, *self.searched_on)
-        if self.proven_on is not None:
-            _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)
+        self._check_where()
+        self._check_products()
         planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
         require(planned, f"an engine of {self.backend!r} has a plan, or lacks one")
+
+    def _check_where(self) -> None:
+        if self.proven_on is None:
+            return
+        if self.backend == "openvino":
+            _require_match("a CPU such as 'x86_64-avx2'", _CPU, self.proven_on)
+        else:
+            _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)
+
+    def _check_products(self) -> None:
+        is_openvino = self.backend == "openvino"
+        require(is_openvino or not self.products, f"an engine of {self.backend!r} has no products")
+        known = "openvino" in self.versions or not is_openvino
+        require(known, "an engine of 'openvino' needs the version of openvino that it was made for")
+        for kind, count in self.products.items():
+            _require_one_of("the type of products", PRODUCT_TYPES, kind)
+            require(count >= 1, f"there are {count} products of {kind}")
 
     @property
     def made_on(self) -> frozenset[str]:
@@ -226,7 +251,7 @@ class Engine:
         What was hashed is what is returned: a file that is opened again by its name may be another.
         """
         make = "export the bundle again with `drx export`"
-        if self.plan is not None:
+        if self.backend in ("openvino", *TENSORRT_BACKENDS):
             make = rebuild(self.backend)
         return read_recorded(path, self.sha256, f"restore it, or {make}")
 
@@ -235,7 +260,8 @@ class Engine:
         """What is known about the engine: "built", then "inspected", then "executed"."""
         if self.parity is not None or self.invariance is not None:
             return "executed"
-        return "inspected" if self.plan is not None and self.plan.inspected else "built"
+        inspected = self.products or (self.plan is not None and self.plan.inspected)
+        return "inspected" if inspected else "built"
 
     @property
     def certified_batch(self) -> int:
