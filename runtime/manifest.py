@@ -149,11 +149,15 @@ class EnginePlan:
 class PrecisionTrial:
     """A set of float32 islands that the precision search tried, and its parity.
 
-    islands: how many parts stayed in float32
+    islands: how many parts stayed in float32; of an int8 engine for OpenVINO, how many linear
+        layers are in bfloat16 instead
     weight_bytes: size of the constants
     score_max: see `SetParity`
     srcc: the low end of its confidence interval
     passed: whether its parity kept all limits
+    srcc_found: SRCC itself; None in older bundles
+    precision: of the other parts; None is that of the engine
+    ms: for one crop, on the machine that searched; None where it did not run the engine
     """
 
     islands: int
@@ -161,6 +165,13 @@ class PrecisionTrial:
     score_max: float
     srcc: float
     passed: bool
+    srcc_found: float | None = None
+    precision: str | None = None
+    ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            _require_one_of("precision", PRECISIONS, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +186,8 @@ class Engine:
         for OpenVINO the capability of the CPU, such as "x86_64-amx"; None for "onnx" and where it
         is unknown
     islands: the parts that stayed in float32, because `precision` was not enough for them
+    bf16_layers: the linear layers of an int8 engine that are in bfloat16, because int8 was not
+        enough for them
     frontier: what the precision search tried; empty if there was no search
     missed: how many engines with fewer islands failed the proof before this one was tried
     calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
@@ -199,6 +212,7 @@ class Engine:
     calibrated_on: tuple[str, ...] = ()
     searched_on: tuple[str, ...] = ()
     products: dict[str, int] = field(default_factory=dict)
+    bf16_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("backend", BACKENDS, self.backend)
@@ -208,7 +222,7 @@ class Engine:
         _require_match("64 hex digits", _SHA256, self.sha256)
         require(1 <= self.max_batch <= 65536, f"max_batch {self.max_batch} is not 1 to 65536")
         _require_versions(self.versions)
-        require_plain("islands", *self.islands)
+        require_plain("islands", *self.islands, *self.bf16_layers)
         require(self.missed >= 0, "missed is negative")
         _require_match("12 hex digits", _PICTURE, *self.calibrated_on, *self.searched_on)
         self._check_where()

@@ -13,8 +13,6 @@ from drexperts.export.graph.int8_products import Range, int8_products, int8_stor
 from drexperts.export.graph.openvino_graph import openvino_graph
 from drexperts.export.graph.to_onnx import DOMAIN
 
-SEED = 3
-
 
 def pixels(batch: int, side: int = 64) -> np.ndarray:
     return np.random.default_rng(batch).integers(0, 256, (batch, 3, side, side), np.uint8)
@@ -27,7 +25,7 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     return list(session.run(None, {"pixels": x}))
 
 
-def assert_equal(got, expected, tolerance=2e-5):
+def assert_equal(got, expected, tolerance=1e-4):
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape
         assert np.abs(a - b).max() <= tolerance * max(1.0, float(np.abs(b).max()))
@@ -76,8 +74,8 @@ def test_products_in_eight_bits_stay_the_same(graph_of, ranges, batch):
     kinds = [node.op_type for node in changed.graph.node]
     assert kinds.count("QuantizeLinear") >= len(ranges) // 2
     x = pixels(batch)
-    # In numpy, because ONNX Runtime sums a product in eight bits by kernels of either form.
-    expected = ReferenceEvaluator(openvino_graph(graph)).run(None, {"pixels": x})
+    # From the definition: a rounded activation may fall to another step in each library.
+    expected = ReferenceEvaluator(graph).run(None, {"pixels": x})
     assert_equal(run(graph, x), expected, 2e-2)
     assert_equal(run_openvino(changed, x), expected, 2e-2)
 
