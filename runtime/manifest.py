@@ -1,5 +1,6 @@
 """`manifest.json`: what a bundle holds, and what was proven about it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -268,6 +269,16 @@ class Engine:
         if self.backend in ("openvino", *TENSORRT_BACKENDS):
             make = rebuild(self.backend)
         return read_recorded(path, self.sha256, f"restore it, or {make}")
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Raise ChangedFileError unless the engine's file holds the recorded bytes.
+
+        It takes no memory, but what is read from the file later may be something else.
+        """
+        with contextlib.suppress(OSError):
+            if sha256_of(path) == self.sha256:
+                return
+        self.read(path)
 
     @property
     def evidence(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.openvino_library import import_openvino
 from drexperts.runtime.places import cache_folder, state_folder
 
 _FOLDER = "openvino"
@@ -40,11 +41,13 @@ class CompiledModels:
     def path(self) -> Path:
         return cache_folder() / _FOLDER / self.name
 
-    def imported(self, core: Any, device: str, settings: dict[str, Any]) -> Any | None:
+    def imported(self, device: str, settings: dict[str, Any]) -> Any | None:
         """The `openvino.CompiledModel` that was kept; None if there is none that can be used."""
         try:
             content = self._noted_bytes()
-            return None if content is None else core.import_model(content, device, settings)
+            if content is None:
+                return None
+            return import_openvino().Core().import_model(content, device, settings)
         except (OSError, ValueError, RuntimeError) as cause:
             # OpenVINO refuses what another version or another kind of CPU compiled.
             _log.info("the compiled model %s is not used: %s", self.path, cause)

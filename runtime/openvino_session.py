@@ -16,7 +16,6 @@ from drexperts.runtime.cpus import available_cores, cpu_capability
 from drexperts.runtime.errors import BundleError, DeviceError, InternalError
 from drexperts.runtime.interface import Tensor, check_pixels
 from drexperts.runtime.onnx_file import Content, check_self_contained
-from drexperts.runtime.openvino_cache import CompiledModels
 from drexperts.runtime.openvino_library import import_openvino, openvino_version
 from drexperts.runtime.openvino_products import products, products_text
 from drexperts.runtime.wording import rebuild
@@ -52,7 +51,8 @@ class OpenvinoSession:
     threads: CPU threads; None is one per core that this process may use
     streams: how many calls are computed at once, which share the threads; at most one per thread
     wanted: how many matrix products the compiled model must have of each type; empty for any
-    kept: where the compiled model is kept for later starts; None to compile it each time
+    compiled: the `openvino.CompiledModel` of the file, made with `settings_of` these threads and
+        streams; None to read and compile the file
     inputs, outputs: of the graph
     products: how many matrix products with constants are computed in each type
     description: OpenVINO's version, the CPU's capability and the types of the products
@@ -72,36 +72,30 @@ class OpenvinoSession:
         threads: int | None = None,
         streams: int = 1,
         wanted: Mapping[str, int] | None = None,
-        kept: CompiledModels | None = None,
+        compiled: Any = None,
     ) -> None:
         self.path, self.max_batch = os.fspath(path), max_batch
-        self.threads = available_cores() if threads is None else threads
-        model = Path(path).read_bytes() if content is None else content
-        check_self_contained(model, repr(self.path))
-        self.concurrency = min(streams, self.threads)
-        settings = PROPERTIES | {
-            "INFERENCE_NUM_THREADS": self.threads,
-            "NUM_STREAMS": self.concurrency,
-        }
-        core = import_openvino().Core()
-        before = kept and kept.imported(core, DEVICE, settings)
-        self._compiled = before or _compiled(core, source or model, settings, repr(self.path))
-        self.products = products(self._compiled)
+        settings = settings_of(threads, streams)
+        self.threads, self.concurrency = settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]
+        if compiled is None:
+            model = Path(path).read_bytes() if content is None else content
+            check_self_contained(model, repr(self.path))
+            compiled = _compiled(source or model, settings, repr(self.path))
+        self.compiled = compiled
+        self.products = products(compiled)
         self._check_products(dict(wanted or {}))
-        if kept and not before:
-            kept.keep(self._compiled)
         self.description = (
             f"openvino {openvino_version()} {DEVICE} {cpu_capability()}, products "
             + products_text(self.products)
         )
-        self.inputs = [_tensor(port) for port in self._compiled.inputs]
-        self.outputs = [_tensor(port) for port in self._compiled.outputs]
+        self.inputs = [_tensor(port) for port in self.compiled.inputs]
+        self.outputs = [_tensor(port) for port in self.compiled.outputs]
         self._input = self.inputs[0].name if self.inputs else ""
         self._image_shape = self.inputs[0].shape[1:] if self.inputs else ()
         # A request holds the memory of one call, so each is used by one caller at a time.
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.concurrency):
-            self._requests.put(self._compiled.create_infer_request())
+            self._requests.put(self.compiled.create_infer_request())
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """pixels: uint8 [B, 3, H, W], 1 <= B <= max_batch; returns the graph's outputs by name.
@@ -143,11 +137,11 @@ class OpenvinoSession:
     @property
     def options(self) -> dict[str, str]:
         """How OpenVINO was set, as it says itself: what bears on speed and on precision."""
-        return {name: _text(self._compiled.get_property(name)) for name in _OPTIONS}
+        return {name: _text(self.compiled.get_property(name)) for name in _OPTIONS}
 
     def close(self) -> None:
         """Free the model. The compiled model stays in the user's cache folder."""
-        del self._requests, self._compiled
+        del self._requests, self.compiled
 
     def _check_products(self, wanted: dict[str, int]) -> None:
         if wanted and wanted != self.products:
@@ -158,12 +152,19 @@ class OpenvinoSession:
             )
 
 
-def _compiled(core: Any, model: Content | str, settings: dict[str, Any], name: str) -> Any:
+def settings_of(threads: int | None, streams: int) -> dict[str, Any]:
+    """All properties of a compiled model. Arguments are those of `OpenvinoSession`."""
+    threads = available_cores() if threads is None else threads
+    return PROPERTIES | {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": min(streams, threads)}
+
+
+def _compiled(model: Content | str, settings: dict[str, Any], name: str) -> Any:
     """The model, compiled. Raises BundleError for one that cannot be.
 
     model: its bytes, or the path of a file
     name: of the model's file, for the message
     """
+    core = import_openvino().Core()
     try:
         # `read_model` would let every reader that OpenVINO has try the file.
         reader = import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")

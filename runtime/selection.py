@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from drexperts.runtime import compatibility
 from drexperts.runtime.cpus import cpu_capability
@@ -16,7 +16,7 @@ from drexperts.runtime.manifest import CPU_BACKENDS, Engine
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.openvino_cache import CompiledModels
 from drexperts.runtime.openvino_library import openvino_version
-from drexperts.runtime.openvino_session import PROPERTIES, OpenvinoSession
+from drexperts.runtime.openvino_session import DEVICE, PROPERTIES, OpenvinoSession, settings_of
 from drexperts.runtime.scorer import Session
 from drexperts.runtime.sealed import sealed_copy
 from drexperts.runtime.tensorrt_session import TensorrtSession
@@ -39,6 +39,9 @@ class EngineSession(Session, Protocol):
 
     @property
     def outputs(self) -> Sequence[Tensor]: ...
+
+
+_Opened = TypeVar("_Opened", bound=EngineSession)
 
 
 class Resources(NamedTuple):
@@ -75,20 +78,24 @@ def _open_onnx(path: Path, engine: Engine, use: Resources, *, provider: str) -> 
 
 def _open_openvino(path: Path, engine: Engine, use: Resources) -> EngineSession:
     options: dict[str, Any] = {
-        "max_batch": engine.certified_batch,
-        "threads": use.threads,
-        "streams": use.streams,
-        "wanted": engine.products,
-        "kept": CompiledModels(
-            engine.sha256, version=openvino_version(), cpu=cpu_capability(), set=PROPERTIES
-        ),
+        **{"max_batch": engine.certified_batch, "wanted": engine.products},
+        **{"threads": use.threads, "streams": use.streams},
     }
-    return _opened_sealed(OpenvinoSession, path, engine, options)
+    kept = CompiledModels(
+        engine.sha256, version=openvino_version(), cpu=cpu_capability(), set=PROPERTIES
+    )
+    before = kept.imported(DEVICE, settings_of(use.threads, use.streams))
+    if before is not None:
+        engine.check(path)
+        return OpenvinoSession(path, compiled=before, **options)
+    session = _opened_sealed(OpenvinoSession, path, engine, options)
+    kept.keep(session.compiled)
+    return session
 
 
 def _opened_sealed(
-    kind: Callable[..., EngineSession], path: Path, engine: Engine, options: dict[str, Any]
-) -> EngineSession:
+    kind: Callable[..., _Opened], path: Path, engine: Engine, options: dict[str, Any]
+) -> _Opened:
     """A session on a copy of the file that cannot change, or on its bytes where there is none."""
     with sealed_copy(path, engine.sha256) as copy:
         if copy is None:
