@@ -38,6 +38,7 @@ from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError, UserError
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Prefixed, Progress
 from drexperts.runtime.results import find_images
@@ -64,6 +65,8 @@ PACKAGES = (
 class BenchOptions:
     """What is measured beside the engine, and how often.
 
+    engine: the backend or the file of the engine that is measured; None is the best that runs here.
+        The bundle's other engines that run here are timed in the same rounds
     baselines: see `variants.baseline_names`; they need the extra `export`
     against: bundles of the same model, by the names they are to have
     batches: crops per call; None is 1 and 4, as far as the bundle takes them
@@ -82,6 +85,7 @@ class BenchOptions:
     Raises UserError for a value that is out of range.
     """
 
+    engine: str | None = None
     baselines: tuple[str, ...] = ()
     against: Mapping[str, Path] = field(default_factory=dict)
     batches: tuple[int, ...] | None = None
@@ -118,6 +122,7 @@ class BenchOptions:
     def command(self) -> str:
         """The command that measures the same again; paths are left out."""
         words = ["drx bench BUNDLE"]
+        words += [] if self.engine is None else [f"--engine {self.engine}"]
         words += [f"--baseline {name}" for name in self.baselines]
         words += [f"--against {name.upper()}" for name in self.against]
         words += [f"--scenario {name}" for name in self.scenarios]
@@ -159,7 +164,7 @@ def bench(
         baseline_names(options.baselines)  # a mistake is reported before anything is measured
     watch, machine, source = Watch(), this_machine(threads), this_source(*PACKAGES)
     images = [photograph()] if options.images is None else _photographs(options.images)
-    with runtime.load(bundle, threads=threads) as scorer:
+    with runtime.load(bundle, engine=options.engine, threads=threads) as scorer:
         pixels = _pixels(scorer, options.batches)
         if sweep and device_of(scorer) != "cpu":
             raise UserError(
@@ -169,7 +174,8 @@ def bench(
             _check_weights(bundle, scorer, options.checkpoint, progress)
         progress("cold start in a process of its own")
         largest = max(len(batch) for batch in pixels)
-        cold, memory = cold_start(bundle, largest, threads, _gpu(scorer))
+        file = scorer.engine.file
+        cold, memory = cold_start(bundle, largest, threads, _gpu(scorer), file)
         variants = prepared(
             scorer,
             bundle,
@@ -270,7 +276,7 @@ def _alone(
 
 def _compute_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> tuple[float, ...]:
     session, times = scorer.session, []
-    assert isinstance(session, (OnnxSession, TensorrtSession))
+    assert isinstance(session, (OnnxSession, OpenvinoSession, TensorrtSession))
     for _ in range(WARM_UP + rounds):
         time.sleep(SETTLE)
         times.append(session.compute_seconds(pixels))
@@ -328,8 +334,10 @@ def _roofline(scorer: Scorer, threads: int) -> Roofline | None:
         from drexperts.model.config import DRExpertsConfig
     except ModuleNotFoundError:
         return None
-    config = DRExpertsConfig.from_dict(scorer.manifest.config)
-    return roofline.measure(config, scorer.engine.precision, threads, device_of(scorer))
+    config, engine = DRExpertsConfig.from_dict(scorer.manifest.config), scorer.engine
+    # What ONNX Runtime computes in on a CPU is not known, and float32 is the common roof.
+    types = {"openvino": tuple(engine.products), "onnx": ()}.get(engine.backend, (engine.precision,))
+    return roofline.measure(config, engine.precision, threads, device_of(scorer), types=types)
 
 
 def _pixels(scorer: Scorer, batches: Sequence[int] | None) -> list[NDArray[np.uint8]]:

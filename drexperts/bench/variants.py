@@ -18,8 +18,9 @@ from drexperts.bench.reports import ENGINE, EngineDescription
 from drexperts.bench.timing import photograph
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Engine, digest, read_manifest
+from drexperts.runtime.manifest import CPU_BACKENDS, Engine, digest, read_manifest
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
@@ -174,7 +175,7 @@ def described(bundle: Path, scorer: Scorer) -> EngineDescription:
 def _options(scorer: Scorer) -> dict[str, str]:
     """How an engine is set: by its session, or when its plan was built."""
     session, plan = scorer.session, scorer.engine.plan
-    if isinstance(session, OnnxSession):
+    if isinstance(session, (OnnxSession, OpenvinoSession)):
         return session.options
     built = {} if plan is None else vars(plan)
     return {name: str(built[name]) for name in _BUILT if name in built}
@@ -197,11 +198,16 @@ def _add_bundle(variants: Variants, scorer: Scorer, name: str, other: Path, thre
 
 
 def _other_engines(scorer: Scorer) -> dict[str, Engine]:
-    """The bundle's other engines, by backend, or by file where that name is taken."""
+    """The bundle's other engines by name, or by file where that name is taken.
+
+    Those for GPUs are named as their backend, those for CPUs such as "engine-openvino-bf16".
+    """
     found: dict[str, Engine] = {}
     for engine in scorer.manifest.engines:
+        on_cpu = engine.backend in CPU_BACKENDS
+        name = f"{ENGINE}-{engine.backend}-{engine.precision}" if on_cpu else engine.backend
         if engine != scorer.engine:
-            found[engine.file if engine.backend in found else engine.backend] = engine
+            found[engine.file if name in found else name] = engine
     return found
 
 

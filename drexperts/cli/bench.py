@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 # Options that --train does not take.
-_OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
+_OF_BUNDLES = ("engine", "baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
 _DESCRIPTION = (
     "Measure the latency of a bundle's engine, alone or beside baselines in the same rounds, or "
     "with --train the cost of a training step. A full-size bundle on a CPU takes about a minute by "
@@ -65,6 +65,12 @@ def add(verbs: "Verbs") -> None:
 
 
 def _add_bundle_options(verb: "Parser") -> None:
+    verb.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="the engine to measure, by its backend or its file (default: the best that runs here); "
+        "the bundle's other engines that run here are timed in the same rounds",
+    )
     verb.add_argument(
         "--baseline",
         action="append",
@@ -189,6 +195,7 @@ def _bench_bundle(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench.variants import names_of
 
     options = bundle.BenchOptions(
+        engine=arguments.engine,
         baselines=tuple(arguments.baseline),
         against=names_of(arguments.against),
         batches=arguments.batch,
