@@ -65,8 +65,8 @@ PACKAGES = (
 class BenchOptions:
     """What is measured beside the engine, and how often.
 
-    engine: the backend or the file of the engine that is measured; None is the best that runs here.
-        The bundle's other engines that run here are timed in the same rounds
+    engine: which engine of the bundle is measured, as `runtime.load` takes it; those of its others
+        that run here are timed in the same rounds
     baselines: see `variants.baseline_names`; they need the extra `export`
     against: bundles of the same model, by the names they are to have
     batches: crops per call; None is 1 and 4, as far as the bundle takes them

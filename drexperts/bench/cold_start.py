@@ -28,7 +28,7 @@ def cold_start(
         batch: crops of the call that the memory includes.
         threads: of the engine.
         gpu: index or UUID of the GPU that it runs on; None for the CPU.
-        engine: its file; None is the best that runs here.
+        engine: which engine of the bundle, as `runtime.load` takes it.
 
     Raises:
         UserError: what `runtime.load` refuses, and a process that a signal ended.

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_verb
+from drexperts.cli.arguments import DONE, Outcome, add_engine, add_verb
 from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 _SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 # Options that --train does not take.
-_OF_BUNDLES = ("engine", "baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
+_OF_BUNDLES = (
+    "engine",
+    "baseline",
+    "against",
+    "scenario",
+    "p99_bound",
+    "seconds",
+    "profile",
+    "images",
+)
 _DESCRIPTION = (
     "Measure the latency of a bundle's engine, alone or beside baselines in the same rounds, or "
     "with --train the cost of a training step. A full-size bundle on a CPU takes about a minute by "
@@ -65,21 +74,16 @@ def add(verbs: "Verbs") -> None:
 
 
 def _add_bundle_options(verb: "Parser") -> None:
-    verb.add_argument(
-        "--engine",
-        metavar="NAME",
-        help="the engine to measure, by its backend or its file (default: the best that runs here); "
-        "the bundle's other engines that run here are timed in the same rounds",
-    )
+    add_engine(verb)
     verb.add_argument(
         "--baseline",
         action="append",
         default=[],
         metavar="NAME",
         help="also time this baseline: all, or eager-dense, eager-reduced, compile, aotinductor, "
-        "onnx-dense, backbones, timm-backbone, pyiqa:METRIC, tensorrt, tensorrt-rtx, "
-        "onnx-tensorrt, onnx-cuda; may be repeated; baselines that cannot run are listed with the "
-        "reason",
+        "onnx-dense, openvino, openvino-fp32, backbones, timm-backbone, pyiqa:METRIC, tensorrt, "
+        "tensorrt-rtx, onnx-tensorrt, onnx-cuda; may be repeated; baselines that cannot run are "
+        "listed with the reason",
     )
     verb.add_argument(
         "--against",

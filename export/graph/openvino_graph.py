@@ -122,4 +122,6 @@ def _store_floats(product: ir.Node) -> None:
     scale = product.inputs[1].const_value
     if integers is not None and scale is not None:
         weight = integers.numpy().astype(scale.numpy().dtype) * scale.numpy()
-        replace_by(product, add_constant(product.graph, f"{product.outputs[0].name}.floats", weight))
+        replace_by(
+            product, add_constant(product.graph, f"{product.outputs[0].name}.floats", weight)
+        )

@@ -33,8 +33,6 @@ from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Session
 
-NEEDED = {"auto": ("search", "calibration"), "int8": ("calibration",)}  # beside the proof
-
 
 class OpenvinoInt8(Int8):
     """The linear layers of the blocks in eight bits, the rest of the blocks in `rest`."""
@@ -43,7 +41,7 @@ class OpenvinoInt8(Int8):
         self, checkpoint: Checkpoint, images: Sequence[Source], maps: bool, max_batch: int
     ) -> None:
         super().__init__(checkpoint, images, maps, max_batch)
-        self.rest = "bf16" if has_bfloat16() else "fp32"  # type: ignore[misc]
+        self.rest = type_of_rest()
 
     def _written(self, islands: Collection[str]) -> onnx.ModelProto:
         return with_rest(openvino_graph(self.products(islands)))
@@ -79,6 +77,11 @@ class Bfloat16(Half):
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16. OpenVINO computes it in float32 where it does not."""
     return cpu_capability().endswith(("-amx", "-avx512-bf16"))
+
+
+def type_of_rest() -> str:
+    """The precision of what is not in eight bits."""
+    return "bf16" if has_bfloat16() else "fp32"
 
 
 def with_rest(graph: onnx.ModelProto) -> onnx.ModelProto:

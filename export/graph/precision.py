@@ -50,7 +50,7 @@ BATCH = 8  # crops at a time, when a candidate is measured
 
 
 class PrecisionChoice(NamedTuple):
-    """A graph, the precision of its blocks, the parts that are in `rest`, and what else was tried."""
+    """A graph, the precision of its blocks, the parts left in `rest`, and what else was tried."""
 
     graph: onnx.ModelProto
     precision: str

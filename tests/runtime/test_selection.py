@@ -183,6 +183,32 @@ def test_an_engine_that_fails_to_open_is_not_used(with_engines, gpu, monkeypatch
         runtime.load(bundle, "cuda")
 
 
+def test_an_engine_can_be_chosen_by_its_backend_or_file(with_engines, gpu, caplog):
+    bundle = with_engines("tensorrt", "onnx-cuda")
+    with caplog.at_level("INFO", "drexperts.runtime"):
+        scorer = runtime.load(bundle, engine="onnx", trust=True)
+    assert (scorer.session.description, scorer.passed_over) == ("onnx 0", ())
+    assert "tensorrt" not in caplog.text
+    described = {
+        name: runtime.load(bundle, engine=name, trust=True).session.description
+        for name in ("tensorrt", "tensorrt.engine", "onnx-cuda", "model.onnx")
+    }
+    assert described == {
+        **{"tensorrt": "tensorrt 0", "tensorrt.engine": "tensorrt 0"},
+        **{"onnx-cuda": "onnx-cuda 0", "model.onnx": "onnx-cuda 0"},
+    }
+    with pytest.raises(BundleError, match="cpu was asked for"):
+        runtime.load(bundle, "cpu", engine="tensorrt", trust=True)
+
+
+@pytest.mark.parametrize("name", ["openvino", "tensorrt-rtx", "", "other.onnx", 7])
+def test_an_engine_that_the_bundle_lacks(with_engines, gpu, name):
+    bundle = with_engines("tensorrt")
+    there = r"model\.onnx \(onnx\), tensorrt\.engine \(tensorrt\)"
+    with pytest.raises(UserError, match=f"no engine {name!r}.*{there}"):
+        runtime.load(bundle, engine=name)
+
+
 def test_16_bit_engines_come_first(planned):
     single = dataclasses.replace(planned(), precision="fp32", file="single.engine")
     half = planned()

@@ -24,13 +24,13 @@ def graph(request, graph_of):
     return openvino_graph(graph_of(request.param, "fp32"))
 
 
-def types(proto: onnx.ModelProto) -> dict[str, int]:
+def types(proto):
     """The element type of every intermediate value."""
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     return {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
 
 
-def lowered(proto: onnx.ModelProto) -> set[str]:
+def lowered(proto):
     """The layers whose product is in bfloat16."""
     found = types(proto)
     names = {name for name in found if name.rpartition(".")[2] in LAYERS}
@@ -50,7 +50,7 @@ def test_the_blocks_and_nothing_else(graph):
 def test_attention_reads_bfloat16(graph):
     found = types(bfloat16_blocks(graph))
     softmaxes = [node for node in bfloat16_blocks(graph).graph.node if node.op_type == "Softmax"]
-    kinds = Counter(found[node.output[0]] for node in softmaxes)
+    kinds = Counter(found[str(node.output[0])] for node in softmaxes)
     assert kinds[TensorProto.BFLOAT16] == len(BLOCKS)
     assert kinds[TensorProto.FLOAT] == 2  # of the head, whose difference matters
 
@@ -73,7 +73,7 @@ def test_layers_in_eight_bits_stay_so(graph_of, tiny, random_model):
     assert lowered(changed) == linears.keys() - eight.keys()
     softmaxes = [node for node in changed.graph.node if node.op_type == "Softmax"]
     found = types(changed)
-    kinds = Counter(found[node.output[0]] for node in softmaxes)
+    kinds = Counter(found[str(node.output[0])] for node in softmaxes)
     assert kinds[TensorProto.BFLOAT16] == len(BLOCKS)  # attention multiplies activations alone
 
 
@@ -86,7 +86,8 @@ def test_rounding_is_that_of_bfloat16(graph):
     constants = {each.name: each for each in changed.graph.initializer}
     weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
     original = {each.name: each for each in graph.graph.initializer}
-    full = onnx.numpy_helper.to_array(original[node.input[1].removesuffix(".bfloat16")])
+    name = str(node.input[1]).removesuffix(".bfloat16")
+    full = onnx.numpy_helper.to_array(original[name])
     np.testing.assert_array_equal(weight, torch.from_numpy(full.copy()).bfloat16().float().numpy())
     assert ReferenceEvaluator(changed).run(["score"], {"pixels": x})[0].shape == (1,)
 

@@ -243,7 +243,7 @@ def test_a_gpu_engine_is_not_built_from_int8(bundle):
     with pytest.raises(UserError, match="onnx-cuda"):
         build_engine(bundle, "onnx-cuda")
     with pytest.raises(UserError, match="tensorrt"):
-        build_engine(bundle, "tensorrt", precision="int8")  # type: ignore[arg-type]
+        build_engine(bundle, "tensorrt", precision="int8")
 
 
 def test_an_error_that_is_not_finite_is_the_worst():
