@@ -17,7 +17,7 @@ def test_a_missing_proof_is_a_failure(toy_bundle: Path, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
     unproven = dataclasses.replace(manifest.engines[0], invariance=None)
     write_manifest(dataclasses.replace(manifest, engines=(unproven,)), bundle)
-    found = {"engine": proofs(toy_bundle), "engine-int8": proofs(bundle)}
+    found = {"engine": proofs(manifest.engines[0]), "engine-int8": proofs(unproven)}
     write_json(FullSizeReceipt(cpu(), found), tmp_path / "receipt.json")
     receipt = read_json(tmp_path / "receipt.json", FullSizeReceipt)
     assert receipt.proofs == found
