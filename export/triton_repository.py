@@ -45,6 +45,7 @@ _KINDS = {
 }
 _NOT_SERVED = {
     "onnx-tensorrt": "ONNX Runtime would build its engine in the server; `drx build` makes a plan",
+    "openvino": "the server's OpenVINO may be of another version, and computes in other types",
     "tensorrt-rtx": "the server's TensorRT is not the one for RTX",
 }
 

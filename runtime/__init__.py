@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from drexperts.runtime.scoring import ScoringSummary as ScoringSummary
     from drexperts.runtime.scoring import score_files as score_files
     from drexperts.runtime.selection import capability as capability
+    from drexperts.runtime.selection import capability_for as capability_for
     from drexperts.runtime.selection import obstacle as obstacle
 
 _HOMES = {
@@ -72,6 +73,7 @@ _HOMES = {
     "ScoringSummary": "scoring",
     "score_files": "scoring",
     "capability": "selection",
+    "capability_for": "selection",
     "obstacle": "selection",
 }
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Whether this machine can run a TensorRT engine, checked before the engine is deserialised."""
+"""Whether this machine can run an engine, checked before the engine is deserialised."""
 
 import importlib
 import platform
@@ -85,6 +85,24 @@ def obstacle(engine: Engine, gpu: Gpu | None, library_version: str | None) -> st
         )
     mismatch = _mismatch(engine, engine.plan, gpu, library_version)
     return None if mismatch is None else f"{engine.file} {mismatch}; {rebuild(engine.backend)} here"
+
+
+def openvino_obstacle(engine: Engine, installed: str | None) -> str | None:
+    """Why an OpenVINO engine cannot run with this version of it, and what to do; None if it can.
+
+    installed: the version, such as "2026.4.1"; None if there is none
+    """
+    wanted = engine.versions["openvino"]
+    if installed is None:
+        return f"{engine.file} needs openvino {wanted}, which is not installed: " + install_command(
+            "openvino"
+        )
+    if installed != wanted:  # each version chooses for itself how it computes a product
+        return (
+            f"{engine.file} was built with openvino {wanted}, {installed} is installed here; "
+            f"{rebuild(engine.backend)} here"
+        )
+    return None
 
 
 def _mismatch(engine: Engine, plan: EnginePlan, gpu: Gpu, version: str) -> str | None:

@@ -1,14 +1,25 @@
 """The CPUs: how many this process may use, and which they are."""
 
 import contextlib
+import itertools
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 CPUINFO = Path("/proc/cpuinfo")
+# What decides which instructions a library computes with: a level, and Linux's names of what a CPU
+# must have for it. Best first.
+CPU_LEVELS = {
+    "amx": ("amx_tile", "amx_bf16", "amx_int8"),
+    "avx512-bf16": ("avx512f", "avx512_bf16"),
+    "avx512-vnni": ("avx512f", "avx512_vnni"),
+    "avx512": ("avx512f",),
+    "avx2-vnni": ("avx2", "avx_vnni"),
+    "avx2": ("avx2",),
+}
 _PROC = Path("/proc/self")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -26,6 +37,18 @@ def cpu_facts() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_capability(facts: Mapping[str, str] | None = None, machine: str | None = None) -> str:
+    """Architecture and instructions, such as "x86_64-amx"; the architecture where no more is known.
+
+    facts: of the CPU, as `cpu_facts` gives them; None for this machine's
+    machine: the architecture; None for this machine's
+    """
+    flags = set((cpu_facts() if facts is None else facts).get("flags", "").split())
+    architecture = (machine or platform.machine()).lower()
+    levels = (level for level, needed in CPU_LEVELS.items() if flags.issuperset(needed))
+    return "-".join([architecture, *itertools.islice(levels, 1)])
 
 
 def available_cpus() -> int:

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from drexperts.runtime.errors import InternalError
 from drexperts.runtime.manifest import Engine, Manifest
 
 _SINGLE, _ANY = 1, -1  # sizes of a batch: no fixed size is -1
@@ -53,3 +57,17 @@ def misfit(
         if not found[name].fits(wanted):
             return f"its output is {found[name]} and must be {wanted}"
     return None
+
+
+def check_pixels(
+    pixels: NDArray[np.uint8], image_shape: Sequence[int | None], max_batch: int
+) -> None:
+    """Raise InternalError for anything but uint8 [1..max_batch, *image_shape]."""
+    fits = pixels.ndim == 1 + len(image_shape) and all(
+        wanted in (None, size) for size, wanted in zip(pixels.shape[1:], image_shape, strict=True)
+    )
+    if pixels.dtype != np.uint8 or not fits or not 1 <= len(pixels) <= max_batch:
+        raise InternalError(
+            f"the session takes uint8 [1..{max_batch}, {tuple(image_shape)}], "
+            f"got {pixels.dtype} {list(pixels.shape)}"
+        )

@@ -21,9 +21,11 @@ from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer, Session
 from drexperts.runtime.selection import (
     BACKENDS,
+    Resources,
     by_preference,
     check_allowed,
     check_wanted,
+    chosen,
     parse_device,
 )
 
@@ -34,8 +36,10 @@ def load(
     bundle: str | os.PathLike[str],
     device: str = "auto",
     *,
+    engine: str | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    streams: int = 1,
     allow_unverified: bool = False,
     trust: bool = False,
     digest: str | None = None,
@@ -48,9 +52,13 @@ def load(
     were not used and why. Both are logged as well.
 
     device: "auto", "cpu", "cuda", or a GPU by its number, such as "cuda:1"
+    engine: only engines of this backend, such as "openvino" or "onnx", or of this file of the
+        bundle; None takes any
     batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
         takes fewer
     threads: CPU threads of the engine; None is one per core that this process may use
+    streams: how many calls an OpenVINO engine computes at once, which share its threads: more for a
+        server, 1 for the shortest answer; other engines have their own number
     allow_unverified: also take an engine without a passed proof
     trust: also take a TensorRT engine that was not built here, which can run its maker's code
     digest: the only bundle to accept, as `drx info` prints it; None accepts any
@@ -67,14 +75,15 @@ def load(
         raise UserError(f"bundle must be the path of a bundle's folder, got {bundle!r}")
     manifest = read_manifest(bundle, digest)
     failures: list[tuple[Engine, UserError]] = []
-    for engine in by_preference(manifest.engines):
+    for each in by_preference(chosen(manifest.engines, engine)):
         try:
-            check_wanted(engine, wanted, unverified=allow_unverified)
+            check_wanted(each, wanted, unverified=allow_unverified)
             scorer = open_engine(
                 bundle,
                 manifest,
-                engine,
+                each,
                 threads,
+                streams=streams,
                 batch=batch,
                 gpu=wanted.gpu,
                 trust=trust,
@@ -84,10 +93,10 @@ def load(
         except ChangedFileError:
             raise
         except (BundleError, DeviceError, MissingDependencyError) as error:
-            _log.info("%s (%s) is not used: %s", engine.file, engine.backend, error)
-            failures.append((engine, error))
+            _log.info("%s (%s) is not used: %s", each.file, each.backend, error)
+            failures.append((each, error))
         else:
-            _log.info("using %s on %s", engine.file, scorer.session.description)
+            _log.info("using %s on %s", each.file, scorer.session.description)
             scorer.passed_over = _passed_over(failures)
             return scorer
     raise _none_left(bundle, failures)
@@ -99,6 +108,7 @@ def open_engine(
     engine: Engine,
     threads: int | None = None,
     *,
+    streams: int = 1,
     batch: int | None = None,
     gpu: int = 0,
     trust: bool = False,
@@ -112,7 +122,14 @@ def open_engine(
     """
     # Absolute, because a process that opens it again may be in another folder.
     reopen = functools.partial(
-        open_session, os.path.abspath(bundle), manifest, engine, threads, gpu=gpu, trust=trust
+        open_session,
+        os.path.abspath(bundle),
+        manifest,
+        engine,
+        threads,
+        streams=streams,
+        gpu=gpu,
+        trust=trust,
     )
     spec = manifest.preprocessing
     decoder: Decoder = (
@@ -127,15 +144,17 @@ def open_session(
     engine: Engine,
     threads: int | None = None,
     *,
+    streams: int = 1,
     gpu: int = 0,
     trust: bool = False,
 ) -> Session:
     """One engine of a bundle, ready to run. Arguments and errors are those of `open_engine`."""
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise UserError(f"threads must be a whole number of at least 1, got {threads!r}")
+    for name, count in {"threads": 1 if threads is None else threads, "streams": streams}.items():
+        if type(count) is not int or count < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {count!r}")
     check_allowed(engine, gpu, trust=trust)
     path = Path(bundle) / engine.file
-    session = BACKENDS[engine.backend].open(path, engine, threads, gpu)
+    session = BACKENDS[engine.backend].open(path, engine, Resources(threads, streams, gpu))
     if difference := misfit(manifest, engine, session.inputs, session.outputs):
         session.close()
         raise BundleError(

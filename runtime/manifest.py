@@ -1,5 +1,6 @@
 """`manifest.json`: what a bundle holds, and what was proven about it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,10 +8,11 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drexperts.runtime.cpus import CPU_LEVELS
 from drexperts.runtime.errors import BundleError, ChangedFileError, ConfigError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.json_document import canonical, decode, parse, require, require_plain
@@ -25,7 +27,9 @@ OUTPUTS = ("score", "weights", "maps")
 PRESETS = ("paper", "official", "custom")
 TENSORRT_BACKENDS = ("tensorrt", "tensorrt-rtx")  # their files are TensorRT plans
 IN_MEMORY = "torch"  # the backend of a PyTorch model, which is in no bundle
-BACKENDS = (*TENSORRT_BACKENDS, "onnx", "onnx-cuda", "onnx-tensorrt", IN_MEMORY)
+CPU_BACKENDS = ("openvino", "onnx")
+BACKENDS = (*TENSORRT_BACKENDS, *CPU_BACKENDS, "onnx-cuda", "onnx-tensorrt", IN_MEMORY)
+PRODUCT_TYPES = ("fp32", "bf16", "fp16", "int8")
 
 _MAX_BYTES = 4 * 2**20
 _MAX_ENGINES = 100
@@ -34,6 +38,7 @@ _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICTURE = re.compile(r"[0-9a-f]{12}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
+_CPU = re.compile(rf"[a-z0-9_]{{1,32}}(-({'|'.join(CPU_LEVELS)}))?")
 _PLATFORM = re.compile(r"[a-z0-9_]{1,32}-[a-z0-9_]{1,32}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -145,11 +150,15 @@ class EnginePlan:
 class PrecisionTrial:
     """A set of float32 islands that the precision search tried, and its parity.
 
-    islands: how many parts stayed in float32
+    islands: how many parts stayed in float32; of an int8 engine for OpenVINO, how many linear
+        layers are in bfloat16 instead
     weight_bytes: size of the constants
     score_max: see `SetParity`
     srcc: the low end of its confidence interval
     passed: whether its parity kept all limits
+    srcc_found: SRCC itself; None in older bundles
+    precision: of the other parts; None is that of the engine
+    ms: for one crop, on the machine that searched; None where it did not run the engine
     """
 
     islands: int
@@ -157,6 +166,13 @@ class PrecisionTrial:
     score_max: float
     srcc: float
     passed: bool
+    srcc_found: float | None = None
+    precision: str | None = None
+    ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            _require_one_of("precision", PRECISIONS, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +180,21 @@ class Engine:
     """One way to compute scores: a file of the bundle, and the library that runs it.
 
     backend: "onnx" (ONNX Runtime on the CPU), "onnx-cuda" and "onnx-tensorrt" (its GPU providers
-        on the same file), "tensorrt" or "tensorrt-rtx"
+        on the same file), "openvino", "tensorrt" or "tensorrt-rtx"
     sha256: of the file, which holds graph and weights
     plan: for TensorRT engines only
-    proven_on: compute capability of the GPU on which the proofs were measured, such as "8.9"; None
-        for a CPU engine and where it is unknown
+    proven_on: where the proofs were measured: the compute capability of the GPU, such as "8.9", or
+        for OpenVINO the capability of the CPU, such as "x86_64-amx"; None for "onnx" and where it
+        is unknown
     islands: the parts that stayed in float32, because `precision` was not enough for them
+    bf16_layers: the linear layers of an int8 engine that are in bfloat16, because int8 was not
+        enough for them
     frontier: what the precision search tried; empty if there was no search
     missed: how many engines with fewer islands failed the proof before this one was tried
     calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
         the first 12 hex digits of the SHA-256 of its size and pixels
+    products: for OpenVINO, how many matrix products with constants are computed in each type, read
+        back after the build; empty where that was not done
     """
 
     backend: str
@@ -191,6 +212,8 @@ class Engine:
     missed: int = 0
     calibrated_on: tuple[str, ...] = ()
     searched_on: tuple[str, ...] = ()
+    products: dict[str, int] = field(default_factory=dict)
+    bf16_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("backend", BACKENDS, self.backend)
@@ -200,13 +223,30 @@ class Engine:
         _require_match("64 hex digits", _SHA256, self.sha256)
         require(1 <= self.max_batch <= 65536, f"max_batch {self.max_batch} is not 1 to 65536")
         _require_versions(self.versions)
-        require_plain("islands", *self.islands)
+        require_plain("islands", *self.islands, *self.bf16_layers)
         require(self.missed >= 0, "missed is negative")
         _require_match("12 hex digits", _PICTURE, *self.calibrated_on, *self.searched_on)
-        if self.proven_on is not None:
-            _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)
+        self._check_where()
+        self._check_products()
         planned = (self.plan is not None) == (self.backend in TENSORRT_BACKENDS)
         require(planned, f"an engine of {self.backend!r} has a plan, or lacks one")
+
+    def _check_where(self) -> None:
+        if self.proven_on is None:
+            return
+        if self.backend == "openvino":
+            _require_match("a CPU such as 'x86_64-avx2'", _CPU, self.proven_on)
+        else:
+            _require_match("a compute capability such as '8.9'", _CAPABILITY, self.proven_on)
+
+    def _check_products(self) -> None:
+        is_openvino = self.backend == "openvino"
+        require(is_openvino or not self.products, f"an engine of {self.backend!r} has no products")
+        known = "openvino" in self.versions or not is_openvino
+        require(known, "an engine of 'openvino' needs the version of openvino that it was made for")
+        for kind, count in self.products.items():
+            _require_one_of("the type of products", PRODUCT_TYPES, kind)
+            require(count >= 1, f"there are {count} products of {kind}")
 
     @property
     def made_on(self) -> frozenset[str]:
@@ -226,16 +266,27 @@ class Engine:
         What was hashed is what is returned: a file that is opened again by its name may be another.
         """
         make = "export the bundle again with `drx export`"
-        if self.plan is not None:
+        if self.backend in ("openvino", *TENSORRT_BACKENDS):
             make = rebuild(self.backend)
         return read_recorded(path, self.sha256, f"restore it, or {make}")
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Raise ChangedFileError unless the engine's file holds the recorded bytes.
+
+        It takes no memory, but what is read from the file later may be something else.
+        """
+        with contextlib.suppress(OSError):
+            if sha256_of(path) == self.sha256:
+                return
+        self.read(path)
 
     @property
     def evidence(self) -> str:
         """What is known about the engine: "built", then "inspected", then "executed"."""
         if self.parity is not None or self.invariance is not None:
             return "executed"
-        return "inspected" if self.plan is not None and self.plan.inspected else "built"
+        inspected = self.products or (self.plan is not None and self.plan.inspected)
+        return "inspected" if inspected else "built"
 
     @property
     def certified_batch(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.runtime.errors import DeviceError, InternalError, UserError
-from drexperts.runtime.interface import Tensor
+from drexperts.runtime.interface import Tensor, check_pixels
 from drexperts.runtime.onnx_file import Content, check_self_contained
 from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import (
@@ -94,7 +94,7 @@ class OnnxSession:
         Raises InternalError for other pixels, and when ONNX Runtime fails on the CPU;
         DeviceError when it fails on a GPU.
         """
-        self._check(pixels)
+        check_pixels(pixels, self._image_shape, self.max_batch)
         try:
             arrays = self._session.run(self._outputs, {self._input: pixels})
         except Exception as cause:
@@ -107,7 +107,7 @@ class OnnxSession:
         The results stay on the device: nothing is copied from or to the host. Arguments and errors
         are those of `run`.
         """
-        self._check(pixels)
+        check_pixels(pixels, self._image_shape, self.max_batch)
         try:
             value = import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, *self._place)
             binding = self._session.io_binding()
@@ -141,17 +141,6 @@ class OnnxSession:
             return InternalError(message)
         remedy = "free the GPU's memory, score smaller batches, or use the CPU"
         return DeviceError(f"{message}; {remedy}")
-
-    def _check(self, pixels: NDArray[np.uint8]) -> None:
-        fits = pixels.ndim == 4 and all(
-            wanted in (None, size)
-            for size, wanted in zip(pixels.shape[1:], self._image_shape, strict=True)
-        )
-        if pixels.dtype != np.uint8 or not fits or not 1 <= len(pixels) <= self.max_batch:
-            raise InternalError(
-                f"the session takes uint8 [1..{self.max_batch}, {self._image_shape}], "
-                f"got {pixels.dtype} {list(pixels.shape)}"
-            )
 
 
 def _tensor(node: Any) -> Tensor:

@@ -27,7 +27,7 @@ from drexperts.runtime.errors import (
     UserError,
 )
 from drexperts.runtime.forks import never_free, renew_in_children
-from drexperts.runtime.manifest import Engine, Manifest, ScoreScale
+from drexperts.runtime.manifest import CPU_BACKENDS, Engine, Manifest, ScoreScale
 from drexperts.runtime.preprocess import Crops, enlargement, resampler_version
 from drexperts.runtime.wording import remedy
 
@@ -325,7 +325,7 @@ class Scorer:
             raise UserError(
                 "this Scorer was made before the process forked: make it in the process that scores"
             )
-        if self.engine.backend != "onnx":  # all others run on a GPU, which a fork loses
+        if self.engine.backend not in CPU_BACKENDS:  # a fork loses the GPU
             raise UserError(
                 "a forked process cannot use the GPU of its parent: load the bundle in the process "
                 'that scores, or start it with the method "spawn"'

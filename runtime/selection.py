@@ -6,13 +6,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from drexperts.runtime import compatibility
+from drexperts.runtime.cpus import cpu_capability
 from drexperts.runtime.errors import NotTakenError, UserError
 from drexperts.runtime.interface import Tensor
-from drexperts.runtime.manifest import Engine
+from drexperts.runtime.manifest import CPU_BACKENDS, Engine
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_cache import CompiledModels
+from drexperts.runtime.openvino_library import openvino_version
+from drexperts.runtime.openvino_session import DEVICE, PROPERTIES, OpenvinoSession, settings_of
 from drexperts.runtime.scorer import Session
 from drexperts.runtime.sealed import sealed_copy
 from drexperts.runtime.tensorrt_session import TensorrtSession
@@ -37,6 +41,22 @@ class EngineSession(Session, Protocol):
     def outputs(self) -> Sequence[Tensor]: ...
 
 
+_Opened = TypeVar("_Opened", bound=EngineSession)
+
+
+class Resources(NamedTuple):
+    """What an engine may use, each for the backends that have it.
+
+    threads: of the CPU; None is one per core that this process may use
+    streams: how many calls an OpenVINO engine computes at once, which share the threads
+    gpu: the GPU's number
+    """
+
+    threads: int | None = None
+    streams: int = 1
+    gpu: int = 0
+
+
 class Backend(NamedTuple):
     """The kind of device that runs an engine, and the function that opens it.
 
@@ -44,24 +64,47 @@ class Backend(NamedTuple):
     """
 
     device: str
-    open: Callable[[Path, Engine, int | None, int], EngineSession]
+    open: Callable[[Path, Engine, Resources], EngineSession]
 
 
-def _open_onnx(
-    path: Path, engine: Engine, threads: int | None, gpu: int, *, provider: str
-) -> EngineSession:
-    options: dict[str, Any] = {"max_batch": engine.certified_batch, "threads": threads}
+def _open_onnx(path: Path, engine: Engine, use: Resources, *, provider: str) -> EngineSession:
+    options: dict[str, Any] = {"max_batch": engine.certified_batch, "threads": use.threads}
     if provider != "cpu":
+        options |= {"provider": provider, "gpu": use.gpu}
         # TensorRT's provider names its cached engines after the model's file, if there is one.
-        return OnnxSession(path, content=engine.read(path), provider=provider, gpu=gpu, **options)
+        return OnnxSession(path, content=engine.read(path), **options)
+    return _opened_sealed(OnnxSession, path, engine, options)
+
+
+def _open_openvino(path: Path, engine: Engine, use: Resources) -> EngineSession:
+    options: dict[str, Any] = {
+        **{"max_batch": engine.certified_batch, "wanted": engine.products},
+        **{"threads": use.threads, "streams": use.streams},
+    }
+    kept = CompiledModels(
+        engine.sha256, version=openvino_version(), cpu=cpu_capability(), set=PROPERTIES
+    )
+    before = kept.imported(DEVICE, settings_of(use.threads, use.streams))
+    if before is not None:
+        engine.check(path)
+        return OpenvinoSession(path, compiled=before, **options)
+    session = _opened_sealed(OpenvinoSession, path, engine, options)
+    kept.keep(session.compiled)
+    return session
+
+
+def _opened_sealed(
+    kind: Callable[..., _Opened], path: Path, engine: Engine, options: dict[str, Any]
+) -> _Opened:
+    """A session on a copy of the file that cannot change, or on its bytes where there is none."""
     with sealed_copy(path, engine.sha256) as copy:
         if copy is None:
-            return OnnxSession(path, content=engine.read(path), **options)
-        return OnnxSession(path, content=copy.content, source=copy.path, **options)
+            return kind(path, content=engine.read(path), **options)
+        return kind(path, content=copy.content, source=copy.path, **options)
 
 
-def _open_plan(path: Path, engine: Engine, threads: int | None, gpu: int) -> EngineSession:
-    return TensorrtSession(path, engine, gpu=gpu)
+def _open_plan(path: Path, engine: Engine, use: Resources) -> EngineSession:
+    return TensorrtSession(path, engine, gpu=use.gpu)
 
 
 # Best first.
@@ -70,6 +113,7 @@ BACKENDS = {
     "tensorrt-rtx": Backend("cuda", _open_plan),
     "onnx-tensorrt": Backend("cuda", functools.partial(_open_onnx, provider="tensorrt")),
     "onnx-cuda": Backend("cuda", functools.partial(_open_onnx, provider="cuda")),
+    "openvino": Backend("cpu", _open_openvino),
     "onnx": Backend("cpu", functools.partial(_open_onnx, provider="cpu")),
 }
 
@@ -82,11 +126,36 @@ def parse_device(text: str) -> Device:
     return Device(match[1], int(match[2] or 0))
 
 
+def chosen(engines: tuple[Engine, ...], name: str | None) -> tuple[Engine, ...]:
+    """The engines of a backend, or of a file of the bundle; all of them for None.
+
+    Raises UserError, with what there is, for any other name.
+    """
+    if name is None:
+        return engines
+    found = tuple(engine for engine in engines if name in (engine.backend, engine.file))
+    if not found:
+        there = ", ".join(f"{engine.file} ({engine.backend})" for engine in engines)
+        raise UserError(
+            f"the bundle has no engine {name!r}: name a backend or a file of {there or 'none'}"
+        )
+    return found
+
+
 def by_preference(engines: tuple[Engine, ...]) -> Iterator[Engine]:
-    """The engines of known backends, best first: by backend, and 16-bit before float32."""
+    """The engines of known backends, best first: by backend, and 16-bit before float32.
+
+    OpenVINO's with 8 bits, which are the fastest on a CPU, come before those with 16.
+    """
     for backend in BACKENDS:
         of_it = [engine for engine in engines if engine.backend == backend]
-        yield from sorted(of_it, key=lambda engine: engine.precision == "fp32")
+        yield from sorted(of_it, key=_slowness)
+
+
+def _slowness(engine: Engine) -> int:
+    if engine.backend == "openvino":
+        return ("int8", "bf16", "fp16", "fp32").index(engine.precision)
+    return engine.precision == "fp32"
 
 
 def check_wanted(engine: Engine, device: Device, *, unverified: bool) -> None:
@@ -113,10 +182,13 @@ def _check_proven(engine: Engine, device: Device) -> None:
     )
     if reason := engine.objection:
         raise NotTakenError(f"{reason}, so it may differ from the model: {prove}")
-    here = capability(device.gpu)
-    # A GPU of another compute capability runs other kernels of the same engine.
-    if engine.proven_on not in (None, here):
-        raise NotTakenError(f"it was proven on {engine.proven_on}, this GPU is {here}: {prove}")
+    here, runs_on = capability_for(engine, device.gpu), BACKENDS[engine.backend].device
+    # A processor of another capability runs other kernels of the same engine.
+    known = (here,) if engine.backend == "openvino" else (None, here)
+    if engine.proven_on not in known:
+        kind = {"cpu": "CPU", "cuda": "GPU"}[runs_on]
+        where = engine.proven_on or f"an unknown {kind}"
+        raise NotTakenError(f"it was proven on {where}, this {kind} is {here}: {prove}")
 
 
 def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
@@ -132,6 +204,8 @@ def check_allowed(engine: Engine, gpu: int, *, trust: bool) -> None:
 
 def obstacle(engine: Engine, gpu: int = 0) -> str | None:
     """Why this machine cannot run an engine; None if no reason is known before trying."""
+    if engine.backend == "openvino":
+        return compatibility.openvino_obstacle(engine, openvino_version())
     if engine.plan is not None:
         found = compatibility.gpus()
         chosen = found[gpu] if gpu < len(found) else None
@@ -143,6 +217,17 @@ def capability(gpu: int = 0) -> str | None:
     """Compute capability of a GPU, such as "8.9"; None without that GPU or cuda-python."""
     found = compatibility.gpus()
     return found[gpu].capability if gpu < len(found) else None
+
+
+def capability_for(engine: Engine, gpu: int = 0) -> str | None:
+    """The capability of this machine that a proof of an engine holds for.
+
+    Of the CPU for OpenVINO, such as "x86_64-amx"; None for ONNX Runtime on the CPU, whose float32
+    is the same on each; that of the GPU otherwise.
+    """
+    if engine.backend == "openvino":
+        return cpu_capability()
+    return None if engine.backend in CPU_BACKENDS else capability(gpu)
 
 
 def why_no_driver() -> str | None:

@@ -64,6 +64,7 @@ PACKAGES = (
 class BenchOptions:
     """What is measured beside the engine, and how often.
 
+    engine: which engine of the bundle is measured, as `runtime.load` takes it
     baselines: see `variants.baseline_names`; they need the extra `export`
     against: bundles of the same model, by the names they are to have
     batches: crops per call; None is 1 and 4, as far as the bundle takes them
@@ -82,6 +83,7 @@ class BenchOptions:
     Raises UserError for a value that is out of range.
     """
 
+    engine: str | None = None
     baselines: tuple[str, ...] = ()
     against: Mapping[str, Path] = field(default_factory=dict)
     batches: tuple[int, ...] | None = None
@@ -118,6 +120,7 @@ class BenchOptions:
     def command(self) -> str:
         """The command that measures the same again; paths are left out."""
         words = ["drx bench BUNDLE"]
+        words += [] if self.engine is None else [f"--engine {self.engine}"]
         words += [f"--baseline {name}" for name in self.baselines]
         words += [f"--against {name.upper()}" for name in self.against]
         words += [f"--scenario {name}" for name in self.scenarios]
@@ -159,7 +162,7 @@ def bench(
         baseline_names(options.baselines)  # a mistake is reported before anything is measured
     watch, machine, source = Watch(), this_machine(threads), this_source(*PACKAGES)
     images = [photograph()] if options.images is None else _photographs(options.images)
-    with runtime.load(bundle, threads=threads) as scorer:
+    with runtime.load(bundle, engine=options.engine, threads=threads) as scorer:
         pixels = _pixels(scorer, options.batches)
         if sweep and device_of(scorer) != "cpu":
             raise UserError(
@@ -169,7 +172,7 @@ def bench(
             _check_weights(bundle, scorer, options.checkpoint, progress)
         progress("cold start in a process of its own")
         largest = max(len(batch) for batch in pixels)
-        cold, memory = cold_start(bundle, largest, threads, _gpu(scorer))
+        cold, memory = cold_start(bundle, largest, threads, _gpu(scorer), options.engine)
         variants = prepared(
             scorer,
             bundle,

@@ -17,7 +17,7 @@ _REFUSED = 3  # the status of a process that ends with a UserError; Python itsel
 
 
 def cold_start(
-    bundle: Path, batch: int, threads: int, gpu: str | None
+    bundle: Path, batch: int, threads: int, gpu: str | None, engine: str | None = None
 ) -> tuple["ColdStart", "Memory"]:
     """Measure a process of its own.
 
@@ -28,6 +28,7 @@ def cold_start(
         batch: crops of the call that the memory includes.
         threads: of the engine.
         gpu: index or UUID of the GPU that it runs on; None for the CPU.
+        engine: which engine of the bundle, as `runtime.load` takes it.
 
     Raises:
         UserError: what `runtime.load` refuses, and a process that a signal ended.
@@ -35,7 +36,7 @@ def cold_start(
     """
     from drexperts.bench.reports import ColdStart, Memory
 
-    arguments = [str(bundle), str(batch), str(threads), gpu or ""]
+    arguments = [str(bundle), str(batch), str(threads), gpu or "", engine or ""]
     # Not `-m`: to find the module, Python would import our packages before the clock runs.
     command = [sys.executable, "-P", __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -59,12 +60,14 @@ def _failure(done: "subprocess.CompletedProcess[str]") -> Exception:
     return InternalError(f"measuring the start failed: {done.stderr.strip().splitlines()[-1]}")
 
 
-def _measured(bundle: str, batch: int, threads: int, gpu: str | None) -> dict[str, Any]:
+def _measured(
+    bundle: str, batch: int, threads: int, gpu: str | None, engine: str | None
+) -> dict[str, Any]:
     start = time.perf_counter()
     from drexperts.runtime import load  # the name, because the package itself imports nothing
 
     imported = time.perf_counter()
-    scorer = load(bundle, threads=threads)
+    scorer = load(bundle, engine=engine, threads=threads)
     loaded = time.perf_counter()
     import numpy as np
 
@@ -85,10 +88,10 @@ def _measured(bundle: str, batch: int, threads: int, gpu: str | None) -> dict[st
     return {"cold_start": cold, "memory": vars(window.memory())}
 
 
-def _main(bundle: str, batch: str, threads: str, gpu: str) -> int:
+def _main(bundle: str, batch: str, threads: str, gpu: str, engine: str) -> int:
     """Print what was measured, or the user's error; return the exit status."""
     try:
-        print(json.dumps(_measured(bundle, int(batch), int(threads), gpu or None)))
+        print(json.dumps(_measured(bundle, int(batch), int(threads), gpu or None, engine or None)))
     except Exception as error:
         from drexperts.runtime.errors import UserError  # not before the clock runs
 

@@ -21,6 +21,7 @@ from drexperts.bench.reports import (
     TrainingReport,
 )
 from drexperts.bench.timing import Summary
+from drexperts.runtime.manifest import CPU_BACKENDS
 from drexperts.ui.markdown import Table
 
 CALLS = ("p50 ms", "p90 ms", "p95 ms", "p99 ms", "mean ms", "cv")
@@ -71,7 +72,7 @@ def calls(times: Seconds) -> tuple[str, ...]:
 def title(report: BenchReport) -> str:
     """What was measured, in one line."""
     bundle, machine = report.bundle, report.machine
-    on_gpu = bundle.backend != "onnx" and machine.gpus
+    on_gpu = bundle.backend not in CPU_BACKENDS and machine.gpus
     name = machine.gpus[0].name if machine.gpus and on_gpu else _cpu(machine)
     return f"DR.Experts {bundle.preset}, {bundle.backend} {bundle.precision}, on {name}"
 

@@ -20,6 +20,7 @@ from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import Engine, digest, read_manifest
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
@@ -174,7 +175,7 @@ def described(bundle: Path, scorer: Scorer) -> EngineDescription:
 def _options(scorer: Scorer) -> dict[str, str]:
     """How an engine is set: by its session, or when its plan was built."""
     session, plan = scorer.session, scorer.engine.plan
-    if isinstance(session, OnnxSession):
+    if isinstance(session, (OnnxSession, OpenvinoSession)):
         return session.options
     built = {} if plan is None else vars(plan)
     return {name: str(built[name]) for name in _BUILT if name in built}

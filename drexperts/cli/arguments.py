@@ -88,6 +88,16 @@ def check_out(path: Path) -> None:
         raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from error
 
 
+def add_engine(verb: "Parser") -> None:
+    """Declare `--engine`, which chooses among the engines of bundles."""
+    verb.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="use an engine of this backend only, such as openvino or onnx, or this file of the "
+        "bundle (default: the best one that is proven and runs here)",
+    )
+
+
 def add_trust(verb: "Parser") -> None:
     """Declare `--trust`."""
     verb.add_argument(

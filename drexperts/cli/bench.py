@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_verb
+from drexperts.cli.arguments import DONE, Outcome, add_engine, add_verb
 from drexperts.model.config import PRESETS
 
 if TYPE_CHECKING:
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 _SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 # Options that --train does not take.
-_OF_BUNDLES = ("baseline", "against", "scenario", "p99_bound", "seconds", "profile", "images")
+_OF_BUNDLES = (
+    "engine",
+    "baseline",
+    "against",
+    "scenario",
+    "p99_bound",
+    "seconds",
+    "profile",
+    "images",
+)
 _DESCRIPTION = (
     "Measure the latency of a bundle's engine, alone or beside baselines in the same rounds, or "
     "with --train the cost of a training step. A full-size bundle on a CPU takes about a minute by "
@@ -65,6 +74,7 @@ def add(verbs: "Verbs") -> None:
 
 
 def _add_bundle_options(verb: "Parser") -> None:
+    add_engine(verb)
     verb.add_argument(
         "--baseline",
         action="append",
@@ -189,6 +199,7 @@ def _bench_bundle(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.bench.variants import names_of
 
     options = bundle.BenchOptions(
+        engine=arguments.engine,
         baselines=tuple(arguments.baseline),
         against=names_of(arguments.against),
         batches=arguments.batch,

@@ -1,4 +1,4 @@
-"""`drx build`: an engine for GPUs into a bundle."""
+"""`drx build`: an engine for OpenVINO or for GPUs into a bundle."""
 
 import argparse
 from pathlib import Path
@@ -15,23 +15,26 @@ DEFAULT_PROFILE = "1:8:64"
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "build", run, "add an engine for GPUs to a bundle", "export")
+    verb = add_verb(
+        verbs, "build", run, "add an engine to a bundle, for OpenVINO on CPUs or for GPUs", "export"
+    )
     verb.add_argument("bundle", type=Path, help="the bundle's folder")
-    backends = ("tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt")
+    backends = ("openvino", "tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt")
     verb.add_argument(
         "--backend", choices=backends, required=True, help="the library that runs the engine"
     )
     verb.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        help="precision of the transformer blocks (default: the bundle's)",
+        choices=("fp32", "fp16", "bf16", "int8", "auto"),
+        help="precision of the transformer blocks; auto, with openvino, is the fastest mixture "
+        "that keeps parity (default: the bundle's; with openvino, bf16 on a CPU that has it)",
     )
     verb.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="the exported checkpoint, needed to measure parity and for another precision "
-        "(default: none)",
+        help="the exported checkpoint, needed to measure parity, and to make what the bundle's own "
+        "graph does not give (default: none)",
     )
     add_images(verb)
     _add_engine_options(verb)

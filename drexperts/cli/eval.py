@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_verb, check_out
+from drexperts.cli.arguments import DONE, Outcome, add_engine, add_verb, check_out
 from drexperts.cli.training_arguments import add_data, dataset_from
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or one GPU such as cuda:1 (default: auto)"
     )
+    add_engine(verb)
     verb.add_argument(
         "--threads",
         type=int,
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             protocol=arguments.protocol,
             seed=arguments.seed,
             device=arguments.device,
+            engine=arguments.engine,
             threads=arguments.threads,
             skip_bad=arguments.skip_bad,
             progress=progress,

@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_scale, add_verb, check_out, scale_of
+from drexperts.cli.arguments import (
+    DONE,
+    Outcome,
+    add_engine,
+    add_scale,
+    add_verb,
+    check_out,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -25,6 +33,7 @@ def add(verbs: "Verbs") -> None:
         help="show the attention of the prior (DA-CLIP, or a small one if the model started from "
         "nothing), that of the encoder and their difference; needs a checkpoint",
     )
+    add_engine(verb)
     add_scale(verb)
 
 
@@ -37,7 +46,13 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         raise UserError(f"{arguments.out}: the picture is a PNG, so its name must end in .png")
     check_out(arguments.out)
     scale = None if arguments.scale is None else scale_of(arguments.scale)
-    picture = explain(arguments.model, arguments.photo, compare=arguments.compare, scale=scale)
+    picture = explain(
+        arguments.model,
+        arguments.photo,
+        compare=arguments.compare,
+        engine=arguments.engine,
+        scale=scale,
+    )
     with written_whole(arguments.out) as aside:
         picture.save(aside, "PNG")
     screen.tables.print(f"wrote {arguments.out}")

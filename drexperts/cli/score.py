@@ -10,6 +10,7 @@ from drexperts.cli.arguments import (
     Outcome,
     add_decoding,
     add_digest,
+    add_engine,
     add_trust,
     add_verb,
     limits_of,
@@ -43,6 +44,7 @@ def add(verbs: "Verbs") -> None:
         default="auto",
         help="where the engine runs: auto, cpu, cuda, or a GPU such as cuda:1 (default: auto)",
     )
+    add_engine(verb)
     add_trust(verb)
     add_digest(verb)
     verb.add_argument(
@@ -75,6 +77,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         runtime.load(
             arguments.bundle,
             arguments.device,
+            engine=arguments.engine,
             batch=arguments.batch,
             threads=arguments.threads,
             trust=arguments.trust,

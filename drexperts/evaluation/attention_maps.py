@@ -88,6 +88,7 @@ def explain(
     photo: str | Path,
     *,
     compare: bool = False,
+    engine: str | None = None,
     scale: ScoreScale | None = None,
 ) -> Image.Image:
     """A picture of where the experts look in a photograph, computed on the CPU.
@@ -95,6 +96,7 @@ def explain(
     Args:
         model: a checkpoint or, without `compare`, a bundle's folder.
         compare: show both attentions of the strongest experts and their difference.
+        engine: which engine of a bundle is used, as `runtime.load` takes it.
         scale: the scale of a checkpoint's scores, used if its file does not state one.
 
     Example:
@@ -114,7 +116,7 @@ def explain(
         checkpoint = load_checkpoint(model)
         known = checkpoint._replace(scale=checkpoint.scale or scale)
         return comparison(known, image, Path(photo).name)
-    with open_model(model, "cpu", scale=scale) as scorer:
+    with open_model(model, "cpu", engine=engine, scale=scale) as scorer:
         (score,) = scorer.score([photo], maps=True)
     if score.error is not None:
         raise WeightsError(f"{model}: {score.error}, take another")

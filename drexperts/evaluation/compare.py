@@ -142,6 +142,7 @@ def evaluate(
     recipe: Recipe | None = None,
     seed: int = 0,
     device: str = "auto",
+    engine: str | None = None,
     threads: int | None = None,
     skip_bad: bool = False,
     progress: Progress = SILENT,
@@ -153,6 +154,7 @@ def evaluate(
         splits: evaluates each split by itself; None takes the whole data set as one.
         part: the part of each split; None means "test", or "all" without splits.
         recipe: how images are cropped; None takes the data set's own.
+        engine: which engine of the bundles is used, as `runtime.load` takes it.
         seed: for the crops of the protocol `released`, and for the intervals.
         skip_bad: leave out unusable images.
 
@@ -170,7 +172,9 @@ def evaluate(
     found, predictions = [], []
     for model in models:
         # A checkpoint that does not state its scale is assumed to be on the scale of the labels.
-        with open_model(model, device, threads=threads, scale=dataset.scale) as scorer:
+        with open_model(
+            model, device, engine=engine, threads=threads, scale=dataset.scale
+        ) as scorer:
             predicted = predict(
                 scorer,
                 dataset,

@@ -101,6 +101,7 @@ def open_model(
     path: str | Path,
     device: str = "auto",
     *,
+    engine: str | None = None,
     threads: int | None = None,
     scale: ScoreScale | None = None,
 ) -> Scorer:
@@ -109,6 +110,7 @@ def open_model(
     Args:
         path: a bundle's folder, a checkpoint of ours, or one of the authors' code.
         device: "auto", "cpu", "cuda", or one GPU such as "cuda:1".
+        engine: which engine of a bundle is used, as `runtime.load` takes it.
         threads: CPU threads; for a checkpoint this sets PyTorch's threads for the whole process.
         scale: the scale of a checkpoint's scores, used if its file does not state one.
 
@@ -119,7 +121,7 @@ def open_model(
     """
     path = Path(path)
     if path.is_dir():
-        return runtime.load(path, device, threads=threads)
+        return runtime.load(path, device, engine=engine, threads=threads)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a checkpoint, or a bundle's folder")
     place = _torch_device(device)

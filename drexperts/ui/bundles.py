@@ -6,7 +6,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from drexperts.runtime.manifest import FILE_NAME, Engine, EnginePlan, Manifest, PrecisionTrial
+from drexperts.runtime.manifest import (
+    CPU_BACKENDS,
+    FILE_NAME,
+    Engine,
+    EnginePlan,
+    Manifest,
+    PrecisionTrial,
+)
 from drexperts.runtime.training import Training
 from drexperts.ui.fitting import Name
 from drexperts.ui.tables import reservations, scale_text
@@ -91,11 +98,17 @@ def proof_text(engine: Engine) -> str:
         return verdict
     sets = ", ".join(f"{each.images} {name}" for name, each in engine.parity.sets.items())
     kinds = f" ({sets})" if sets else ""
-    where = "a CPU" if engine.proven_on is None else f"compute capability {engine.proven_on}"
     return (
-        f"{verdict}, on {where}, on {engine.parity.images} pictures{kinds} against "
+        f"{verdict}, on {_where(engine)}, on {engine.parity.images} pictures{kinds} against "
         f"{engine.parity.reference}{reservations(engine.parity)}"
     )
+
+
+def _where(engine: Engine) -> str:
+    if engine.proven_on is None:
+        return "a CPU"
+    kind = "CPU" if engine.backend in CPU_BACKENDS else "compute"
+    return f"{kind} capability {engine.proven_on}"
 
 
 def precision_text(engine: Engine) -> str:

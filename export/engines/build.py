@@ -1,11 +1,11 @@
-"""An engine for GPUs into a bundle: built, recorded, and proven where it runs here."""
+"""An engine into a bundle: built, recorded, and proven where it runs here."""
 
 import functools
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +14,17 @@ import onnx
 
 from drexperts import runtime
 from drexperts.export.changes import bundle_to_change
+from drexperts.export.engines.engine_build import EngineBuild
+from drexperts.export.engines.openvino_engine import openvino_engine
 from drexperts.export.engines.options import EngineOptions
 from drexperts.export.engines.source_graph import engine_graph, source_engine
 from drexperts.export.engines.tensorrt_engine import engine_from_onnx
-from drexperts.export.proof.parity import Reference
 from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import (
     check_same_weights,
     loaded_checkpoint,
-    pictures_for,
-    prove_engine,
 )
 from drexperts.model.checkpoint import Checkpoint
-from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import replace_file
 from drexperts.runtime.manifest import (
@@ -37,8 +35,8 @@ from drexperts.runtime.manifest import (
     sha256_of,
     write_manifest,
 )
+from drexperts.runtime.openvino_library import import_openvino
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.proof import EXPORT_LIMITS
 from drexperts.runtime.trust import note_built_here
 from drexperts.runtime.wording import remedy
 
@@ -48,10 +46,10 @@ WARM_UP, ROUNDS = 5, 30  # calls of each of two engines when they are timed
 
 def build_engine(
     bundle: str | Path,
-    backend: Literal["tensorrt", "tensorrt-rtx", "onnx-cuda", "onnx-tensorrt"],
+    backend: Literal["tensorrt", "tensorrt-rtx", "openvino", "onnx-cuda", "onnx-tensorrt"],
     options: EngineOptions = DEFAULT_OPTIONS,
     *,
-    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+    precision: Literal["fp32", "fp16", "bf16", "int8", "auto"] | None = None,
     fused_attention: bool = True,
     checkpoint: str | Path | Checkpoint | None = None,
     images: Images = None,
@@ -64,9 +62,15 @@ def build_engine(
     that can run it. If TensorRT builds it with the plugin, it is built without as well, and the
     faster proven one is kept.
 
+    An engine for OpenVINO is made for the CPU of this machine, and its proof holds for others with
+    the same capability.
+
     Args:
-        precision: of the transformer blocks; None keeps the bundle's. Another one is exported anew
-            from the checkpoint, so that weights are rounded once.
+        options: for TensorRT only.
+        precision: of the transformer blocks. For GPUs, "fp32", "fp16" or "bf16"; None keeps the
+            bundle's, and another one is exported anew from the checkpoint, so that weights are
+            rounded once. For OpenVINO, "fp32", "bf16", "int8" or "auto", the fastest mixture that
+            keeps parity; None is "bf16" on a CPU that has it, and otherwise the bundle's.
         fused_attention: False changes the graph so that no builder fuses attention.
         checkpoint: the one that was exported, for parity and for another precision.
         images: to verify on, as for `export_bundle`.
@@ -104,20 +108,22 @@ def _build_engine(
 ) -> Manifest:
     manifest = read_manifest(bundle)
     source = source_engine(bundle, manifest)
-    _check_for_gpus(source, backend, options, precision)
+    if backend == "openvino":
+        import_openvino()  # raises now what would end the build after minutes
+        _check_plain(backend, options, fused_attention)
+    else:
+        _check_for_gpus(source, backend, options, precision)
     loaded = loaded_checkpoint(checkpoint)
     if loaded is not None:
         progress("comparing the checkpoint with the bundle")
         check_same_weights(bundle, manifest, loaded, images)
     if images is not None:
         proof_images(images)  # raises now for a folder without one
-    work = _Build(bundle, manifest, loaded, images, progress)
+    work = _TensorrtBuild(bundle, manifest, loaded, images, progress)
+    if backend == "openvino":
+        return _record(bundle, openvino_engine(work, source, precision), progress)
     if backend not in TENSORRT_BACKENDS:
-        if (options, precision, fused_attention) != (DEFAULT_OPTIONS, None, True):
-            raise UserError(
-                f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, "
-                "and keep the checkpoint and the images"
-            )
+        _check_plain(backend, options, fused_attention, precision)
         same_file = replace(source, backend=backend, parity=None, invariance=None)
         return _record(bundle, work.proven(same_file), progress)
     kept = precision or source.precision
@@ -141,6 +147,11 @@ def _check_for_gpus(
     source: Engine, backend: str, options: EngineOptions, precision: str | None
 ) -> None:
     """Raises UserError for an int8 graph, and for float32 islands on compute capability 7.5."""
+    if precision == "auto":
+        raise UserError(
+            f"for {backend} name fp32, fp16 or bf16: which of them parity allows is searched when "
+            "a bundle is exported for the target gpu"
+        )
     if (precision or source.precision) == "int8":
         raise UserError(
             f"the bundle's graph is in int8, which is for CPUs: for {backend}, export another "
@@ -153,30 +164,20 @@ def _check_for_gpus(
         )
 
 
-@dataclass(frozen=True)
-class _Build:
-    """What the steps of one build share."""
-
-    bundle: Path
-    manifest: Manifest
-    checkpoint: Checkpoint | None
-    images: Images
-    progress: Progress
-
-    @functools.cached_property
-    def pictures(self) -> Sequence[Source]:
-        """What the engine is proven on."""
-        return pictures_for(self.manifest, self.images)
-
-    @functools.cached_property
-    def reference(self) -> Reference | None:
-        """The eager model's outputs, which two engines of one build are compared with."""
-        if self.checkpoint is None:
-            return None
-        spec = self.manifest.preprocessing
-        return Reference(
-            self.checkpoint.model, self.pictures, spec, self.progress, limits=EXPORT_LIMITS
+def _check_plain(
+    backend: str, options: EngineOptions, fused_attention: bool, precision: str | None = None
+) -> None:
+    """Raises UserError, for another backend than TensorRT, for what shapes an engine of it."""
+    if (options, fused_attention, precision) != (DEFAULT_OPTIONS, True, None):
+        kept = "the checkpoint and the images"
+        raise UserError(
+            f"{backend} takes none of the options that shape a TensorRT engine: leave them out, "
+            f"and keep {'the precision, ' * (backend == 'openvino')}{kept}"
         )
+
+
+class _TensorrtBuild(EngineBuild):
+    """Builds of TensorRT and of TensorRT for RTX."""
 
     def built(
         self,
@@ -217,22 +218,6 @@ class _Build:
             searched_on=source.searched_on,
         )
         return self.proven(engine)
-
-    def can_prove(self, engine: Engine) -> bool:
-        """Whether both proofs of an engine can be measured here."""
-        return self.checkpoint is not None and runtime.obstacle(engine) is None
-
-    def proven(self, engine: Engine) -> Engine:
-        """The engine with its proofs if this machine can run it, and as it is if that fails."""
-        if runtime.obstacle(engine) is not None:
-            return engine
-        try:
-            return prove_engine(
-                self.bundle, self.manifest, engine, self.reference, self.pictures, self.progress
-            )
-        except UserError as failure:
-            self.progress.note(f"{engine.file} was built and could not be proven: {failure}")
-            return engine
 
     def or_better(self, engine: Engine, build_other: Callable[[], Engine]) -> Engine:
         """The faster proven one of an engine and another that is built; the other is deleted."""

@@ -58,3 +58,19 @@ def drop_unread_constants(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
+
+
+def replace_by(node: ir.Node, value: ir.Value) -> None:
+    """Let the readers of a node's only output read `value`, and remove the node."""
+    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+
+
+def layer_name(node: ir.Node) -> str:
+    """The linear layer that a Gemm of `onnx_from_model` is, "encoder.blocks.0.query", or "".
+
+    Its weight names it, which may be kept in integers: "model.encoder.blocks.0.query.weight.int8".
+    """
+    name = (node.inputs[1].name or "") if node.op_type == "Gemm" else ""
+    inside, found, _ = name.removeprefix("model.").rpartition(".weight")
+    return inside if found and name.startswith("model.") else ""

@@ -14,7 +14,12 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from drexperts.export.graph.editing import add_before, add_constant, drop_unread_constants
+from drexperts.export.graph.editing import (
+    add_before,
+    add_constant,
+    drop_unread_constants,
+    layer_name,
+)
 
 LARGEST_FACTOR = 63  # of a weight in a product: 255 * 63 twice is below 2^15
 WORTH_STORING = 2**16  # elements of the smallest weight that is stored as integers
@@ -56,7 +61,7 @@ def int8_products(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.M
     model = ir.from_proto(proto)
     read: dict[tuple[ir.Value, Range], ir.Value] = {}  # inputs that are quantised already
     for node in list(model.graph):
-        if (name := _layer(node)) in ranges:
+        if (name := layer_name(node)) in ranges:
             _quantise(node, name, ranges[name], read)
     drop_unread_constants(model.graph)
     return ir.to_proto(model)
@@ -76,14 +81,6 @@ def int8_storage(proto: onnx.ModelProto) -> onnx.ModelProto:
         if reader in STORED and _is_worth_storing(weight):
             _store(weight, 0 if reader == "Conv" else -1, STORED[reader], first_node)
     return ir.to_proto(model)
-
-
-def _layer(node: ir.Node) -> str:
-    """The name of the linear layer that a node is, or an empty string."""
-    prefix, suffix = "model.", ".weight"
-    name = node.inputs[1].name if node.op_type == "Gemm" else ""
-    inside = name.startswith(prefix) and name.endswith(suffix)
-    return name[len(prefix) : -len(suffix)] if inside else ""
 
 
 def _is_worth_storing(weight: ir.Value) -> bool:

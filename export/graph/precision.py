@@ -10,6 +10,7 @@ see `division`.
 import copy
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -31,6 +32,7 @@ from drexperts.export.graph.int8_products import LARGEST_FACTOR, Range, int8_pro
 from drexperts.export.graph.sensitivity import score_errors
 from drexperts.export.graph.to_onnx import onnx_from_folded, onnx_from_model
 from drexperts.export.proof.parity import Reference
+from drexperts.export.speed import session_speed
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.model.dr_experts import DRExperts
 from drexperts.model.draft import draft_manifest
@@ -48,18 +50,32 @@ BATCH = 8  # crops at a time, when a candidate is measured
 
 
 class PrecisionChoice(NamedTuple):
-    """A graph, the precision of its blocks, the parts left in float32, and what else was tried."""
+    """A graph, the precision of its blocks, the parts left in `rest`, and what else was tried."""
 
     graph: onnx.ModelProto
     precision: str
     islands: tuple[str, ...] = ()
     trials: tuple[PrecisionTrial, ...] = ()
+    rest: str = "fp32"
+
+    @property
+    def keeps_limits(self) -> bool:
+        """Whether the search measured this graph, and found it within its limits."""
+        return any(
+            trial.passed and trial.islands == len(self.islands)
+            for trial in self.trials
+            if trial.precision == self.precision
+        )
 
 
 class MixedPrecision(Protocol):
-    """A model of which some parts can have a lower precision; islands are those that have not."""
+    """A model of which some parts can have a lower precision; islands are those that have not.
+
+    rest: the precision of the islands
+    """
 
     precision: str
+    rest: str
 
     def ranked(self) -> list[str]:
         """Its parts, the one that costs the score most first."""
@@ -73,6 +89,10 @@ class MixedPrecision(Protocol):
         """The same, ready to run in the precision it is for."""
         ...
 
+    def ms(self, session: Session) -> float | None:
+        """What one crop takes in such a session; None unless it is what the graph is for."""
+        ...
+
     def weight_bytes(self, islands: Collection[str]) -> int:
         """The size of its constants."""
         ...
@@ -81,7 +101,7 @@ class MixedPrecision(Protocol):
 class Int8:
     """The linear layers of the blocks in eight bits, calibrated on real images."""
 
-    precision = "int8"
+    precision, rest = "int8", "fp32"
 
     def __init__(
         self, checkpoint: Checkpoint, images: Sequence[Source], maps: bool, max_batch: int
@@ -106,9 +126,16 @@ class Int8:
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
         kept = frozenset(islands)
         if self._last is None or self._last[0] != kept:  # the search asks twice for each
-            ranges = {name: found for name, found in self.ranges.items() if name not in kept}
-            self._last = kept, int8_storage(int8_products(self.float_graph, ranges))
+            self._last = kept, self._written(kept)
         return self._last[1]
+
+    def products(self, islands: Collection[str]) -> onnx.ModelProto:
+        """The graph with the layers but the islands in eight bits, and nothing else changed."""
+        ranges = {name: found for name, found in self.ranges.items() if name not in islands}
+        return int8_products(self.float_graph, ranges)
+
+    def _written(self, islands: Collection[str]) -> onnx.ModelProto:
+        return int8_storage(self.products(islands))
 
     def session(self, islands: Collection[str]) -> Session:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,14 +143,17 @@ class Int8:
             onnx.save(self.graph(islands), path)
             return OnnxSession(path, max_batch=BATCH)
 
+    def ms(self, session: Session) -> float | None:
+        return session_speed(session, self.crops.shape[-1]).ms
+
     def weight_bytes(self, islands: Collection[str]) -> int:
-        return sum(weight.ByteSize() for weight in self.graph(islands).graph.initializer)
+        return constant_bytes(self.graph(islands))
 
 
 class Half:
     """Transformer blocks in float16."""
 
-    precision = "fp16"
+    precision, rest = "fp16", "fp32"
 
     def __init__(
         self, checkpoint: Checkpoint, images: Sequence[Source], maps: bool, max_batch: int
@@ -134,7 +164,8 @@ class Half:
     def ranked(self) -> list[str]:
         crops = calibration_crops(self.images, self.checkpoint.preprocessing)[:RANKED_ON]
         folded = inference_model(self.checkpoint.model)
-        halves = {name: _half_block(block) for name, block in encoder_blocks(folded)}
+        kind = BLOCK_TYPES[self.precision]
+        halves = {name: _half_block(block, kind) for name, block in encoder_blocks(folded)}
         return _worst_first(score_errors(folded, halves, crops))
 
     def graph(self, islands: Collection[str]) -> onnx.ModelProto:
@@ -144,6 +175,9 @@ class Half:
     def session(self, islands: Collection[str]) -> Session:
         """PyTorch's: ONNX Runtime's CPU provider computes a float16 graph in float32."""
         return folded_session(self._folded(islands))
+
+    def ms(self, session: Session) -> float | None:
+        return None
 
     def weight_bytes(self, islands: Collection[str]) -> int:
         folded = self._folded(islands)
@@ -176,9 +210,14 @@ class QuantisedLinear:
         return nn.functional.linear(steps * scale, self.weight, self.bias)
 
 
-def _half_block(block: nn.Module) -> Callable[[Tensor, int], Tensor]:
-    half = copy.deepcopy(block).to(BLOCK_TYPES["fp16"])
-    return lambda rows, batch: half(rows.half(), batch)
+def _half_block(block: nn.Module, kind: torch.dtype) -> Callable[[Tensor, int], Tensor]:
+    half = copy.deepcopy(block).to(kind)
+    return lambda rows, batch: half(rows.to(kind), batch)
+
+
+def constant_bytes(graph: onnx.ModelProto) -> int:
+    """The size of a graph's constants."""
+    return sum(constant.ByteSize() for constant in graph.graph.initializer)
 
 
 def _worst_first(errors: dict[str, float]) -> list[str]:
@@ -264,6 +303,13 @@ class PrecisionTest:
         self.manifest = draft_of(checkpoint, precision, outputs, BATCH)
         self._progress = progress
 
+    def of(self, precision: str) -> "PrecisionTest":
+        """The same test for sessions of another precision."""
+        other = copy.copy(self)
+        (engine,) = self.manifest.engines
+        other.manifest = replace(self.manifest, engines=(replace(engine, precision=precision),))
+        return other
+
     def __call__(self, session: Session) -> Parity:
         """The parity of a session, which is closed."""
         with Scorer(self.manifest, self.manifest.engines[0], session) as scorer:
@@ -281,8 +327,10 @@ def fewest_islands(
     tried: dict[int, PrecisionTrial] = {}
 
     def keeps(islands: Sequence[str]) -> bool:
-        progress(f"precision search: {len(islands)} parts in float32")
-        parity = test(model.session(islands))
+        progress(f"precision search: {model.precision} with {len(islands)} parts in {model.rest}")
+        session = model.session(islands)
+        ms = model.ms(session)
+        parity = test(session)
         low = parity.srcc if parity.srcc_interval is None else parity.srcc_interval.low
         tried[len(islands)] = PrecisionTrial(
             islands=len(islands),
@@ -290,6 +338,9 @@ def fewest_islands(
             score_max=parity.score_max,
             srcc=low,
             passed=parity.passed,
+            srcc_found=parity.srcc,
+            precision=model.precision,
+            ms=ms,
         )
         return parity.passed
 
@@ -307,7 +358,9 @@ def fewest_islands(
         if holds not in tried:
             keeps(islands)
     trials = tuple(tried[count] for count in sorted(tried))
-    return PrecisionChoice(model.graph(islands), model.precision, tuple(islands), trials)
+    return PrecisionChoice(
+        model.graph(islands), model.precision, tuple(islands), trials, model.rest
+    )
 
 
 def ever_more_islands(model: MixedPrecision, first: PrecisionChoice) -> Iterator[PrecisionChoice]:

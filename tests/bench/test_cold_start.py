@@ -63,7 +63,7 @@ def test_a_mistake_keeps_all_its_lines(
         raise UserError("two lines:\nthis: and that")
 
     monkeypatch.setattr(measuring, "_measured", refused)
-    status = measuring._main("bundle", "1", "1", "")
+    status = measuring._main("bundle", "1", "1", "", "")
     ended = subprocess.CompletedProcess("", status, capsys.readouterr().out, "")
     assert str(measuring._failure(ended)) == "two lines:\nthis: and that"
 

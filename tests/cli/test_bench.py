@@ -60,7 +60,16 @@ def test_without_options(call: Call, asked: dict[str, Any]) -> None:
 def test_every_option_arrives(
     call: Call, asked: dict[str, Any], toy_bundle: Path, tmp_path: Path
 ) -> None:
-    named = ("--baseline", "compile", "--baseline", "onnx-dense", "--against", toy_bundle)
+    named = (
+        "--engine",
+        "openvino",
+        "--baseline",
+        "compile",
+        "--baseline",
+        "onnx-dense",
+        "--against",
+        toy_bundle,
+    )
     numbers = ("--batch", "1,8", "--repeats", "3", "--threads", "2,1", "--p99-bound", "0.5")
     files = ("--checkpoint", "c", "--images", "i", "--out", tmp_path / "o")
     scenarios = ("--scenario", "offline", "--scenario", "server", "--seconds", "4", "--profile")
@@ -69,6 +78,7 @@ def test_every_option_arrives(
     assert read_json(tmp_path / "o" / "report.json", BenchReport) == sample_reports.bare()
     assert (tmp_path / "o" / "index.html").is_file()
     assert asked["options"] == BenchOptions(
+        engine="openvino",
         baselines=("compile", "onnx-dense"),
         against={"engine-fp32": toy_bundle},
         batches=(1, 8),

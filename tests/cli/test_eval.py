@@ -102,6 +102,7 @@ def test_what_cannot_be_evaluated(
     done: tuple[Path, list[str]],
     livec: list[object],
     start: Path,
+    start_bundle: Path,
     table: Path,
     tmp_path: Path,
     call: Call,
@@ -109,6 +110,7 @@ def test_what_cannot_be_evaluated(
     refused(call("eval", tmp_path / "no.safetensors", *livec), "no.safetensors")
     refused(call("eval", tmp_path, *livec), tmp_path)
     refused(call("eval", start, *livec, "--part", "test"), "--splits", "--part all")
+    refused(call("eval", start_bundle, *livec, "--engine", "abacus"), "abacus", "model.onnx")
     folder = ["--data", "folder", table, "--device", "cpu"]
     refused(call("eval", start, *folder, "--splits", done[0] / "splits.json"), "livec", "folder")
     (table.parent / "pictures" / "000.png").write_bytes(b"no image")

@@ -56,7 +56,11 @@ def test_an_out_that_cannot_be_written_is_refused_first(
     refused(call("explain", start, "p", "--out", tmp_path / "a.png"), "a.png", "Read-only")
 
 
-def test_what_cannot_be_explained(start: Path, picture: Path, tmp_path: Path, call: Call) -> None:
+def test_what_cannot_be_explained(
+    start: Path, start_bundle: Path, picture: Path, tmp_path: Path, call: Call
+) -> None:
+    chosen = ("--engine", "abacus")
+    refused(call("explain", start_bundle, picture, "--out", tmp_path / "a.png", *chosen), "abacus")
     refused(call("explain", start, tmp_path / "no.jpg", "--out", tmp_path / "a.png"), "no.jpg")
     for name in ("a.jpg", "a.psd", "a"):
         refused(call("explain", start, picture, "--out", tmp_path / name), name, ".png")

@@ -99,6 +99,7 @@ def test_only_images_that_fail_are_a_failed_gate(
         ["--threads", "0"],
         ["--batch", "17"],
         ["--device", "tpu"],
+        ["--engine", "abacus"],
         ["--overwrite"],
         ["--retry-errors"],
     ],
@@ -206,6 +207,12 @@ def test_engines_that_are_not_used_are_named(
     assert (passed["file"], passed["backend"]) == ("tensorrt-rtx.engine", "tensorrt-rtx")
     assert "tensorrt-rtx.engine (tensorrt-rtx)" in notes
     assert call("score", bundle, photos, "--device", "cuda")[0] == 2
+
+
+def test_an_engine_is_chosen(bundle: Path, call: Call, photos: Path) -> None:
+    for name in ("onnx", "model.onnx"):
+        status, document, _ = call("score", bundle, photos, "--engine", name)
+        assert (status, document["engine"], document["passed_over"]) == (0, "model.onnx", [])
 
 
 HOSTILE = "a\x1b]0;owned\x07\u202e[red].png"

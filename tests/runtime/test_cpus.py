@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from drexperts.runtime import cpus
-from drexperts.runtime.cpus import available_cores, available_cpus, cpu_name, cpu_quotas
+from drexperts.runtime.cpus import (
+    available_cores,
+    available_cpus,
+    cpu_capability,
+    cpu_name,
+    cpu_quotas,
+)
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
 
@@ -107,3 +113,35 @@ def test_a_name_that_is_no_text_names_the_cpu(
     assert cpu_name() == "Abacus\N{REPLACEMENT CHARACTER} 9"
     (tmp_path / "cpuinfo").unlink()
     assert cpu_name()
+
+
+BASE = "fpu sse4_2 fma avx2"
+AVX512 = f"{BASE} avx512f avx512dq avx512bw avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability"),
+    [
+        (f"{AVX512} avx512_vnni avx512_bf16 avx_vnni amx_tile amx_int8 amx_bf16", "x86_64-amx"),
+        (f"{AVX512} avx512_vnni avx512_bf16", "x86_64-avx512-bf16"),  # Zen 4
+        (f"{AVX512} avx512_vnni", "x86_64-avx512-vnni"),  # Cascade Lake
+        (AVX512, "x86_64-avx512"),
+        (f"{BASE} avx_vnni", "x86_64-avx2-vnni"),  # Alder Lake
+        (BASE, "x86_64-avx2"),
+        (f"{BASE} amx_tile", "x86_64-avx2"),  # a virtual machine that hides the rest
+        ("fpu sse4_2", "x86_64"),
+        ("", "x86_64"),
+    ],
+)
+def test_the_capability_is_the_best_level_of_instructions(flags: str, capability: str) -> None:
+    assert cpu_capability({"flags": flags}, "x86_64") == capability
+
+
+def test_the_capability_of_an_arm_machine_is_its_architecture() -> None:
+    assert cpu_capability({"Features": "fp asimd bf16 i8mm"}, "aarch64") == "aarch64"
+
+
+def test_the_capability_of_this_machine_is_one_that_a_manifest_can_hold() -> None:
+    architecture, _, level = cpu_capability().partition("-")
+    assert architecture
+    assert level in ("", *cpus.CPU_LEVELS)

@@ -179,6 +179,12 @@ def test_threads_must_be_a_count(bundle, threads):
         runtime.load(bundle, threads=threads)
 
 
+@pytest.mark.parametrize("streams", [1.5, "2", True, 0])
+def test_streams_must_be_a_count(bundle, streams):
+    with pytest.raises(UserError, match="streams must be"):
+        runtime.load(bundle, streams=streams)
+
+
 @pytest.mark.parametrize("place", [5, None])
 def test_a_bundle_is_a_folder(place):
     with pytest.raises(UserError, match=repr(place)):

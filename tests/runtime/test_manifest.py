@@ -6,10 +6,12 @@ import json
 import pytest
 
 from drexperts.runtime.errors import BundleError, ConfigError
+from drexperts.runtime.json_document import canonical
 from drexperts.runtime.manifest import (
     BatchProfile,
     Manifest,
     ScoreScale,
+    digest,
     read_manifest,
     sha256_of,
     write_manifest,
@@ -142,6 +144,65 @@ def test_evidence_is_built_inspected_or_executed(engine, parity, planned):
     assert not engine.refuted
     failed = dataclasses.replace(parity, passed=False)
     assert dataclasses.replace(engine, parity=failed).refuted
+
+
+@pytest.fixture
+def openvino_engine(engine):
+    return dataclasses.replace(
+        engine,
+        backend="openvino",
+        versions={"openvino": "2026.4.1"},
+        proven_on="x86_64-amx",
+        products={"bf16": 144, "fp32": 16},
+    )
+
+
+def test_an_openvino_engine_goes_round(toy_bundle, openvino_engine, tmp_path):
+    manifest = read_manifest(toy_bundle)
+    both = dataclasses.replace(manifest, engines=(*manifest.engines, openvino_engine))
+    write_manifest(both, tmp_path)
+    assert read_manifest(tmp_path) == both
+
+
+def test_products_that_were_read_back_are_evidence(openvino_engine):
+    assert openvino_engine.evidence == "executed"
+    built = dataclasses.replace(openvino_engine, parity=None, invariance=None)
+    assert built.evidence == "inspected"
+    assert dataclasses.replace(built, products={}).evidence == "built"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"products": {"fp8": 1}}, "fp8"),
+        ({"products": {"bf16": 0}}, "0 products"),
+        ({"proven_on": "8.9"}, "a CPU"),
+        ({"proven_on": "x86_64-abacus"}, "a CPU"),
+        ({"proven_on": "X86"}, "a CPU"),
+        ({"versions": {}}, "needs the version of openvino"),
+        ({"backend": "onnx", "proven_on": None}, "has no products"),
+        ({"backend": "onnx", "products": {}}, "a compute capability"),
+    ],
+)
+def test_bad_openvino_engines(changes, said, openvino_engine):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(openvino_engine, **changes)
+
+
+@pytest.mark.parametrize("products", [{"bf16": True}, {"bf16": 1.0}, {"bf16": "1"}, ["bf16"], None])
+def test_products_of_other_types(products, document, tmp_path):
+    document["engines"][0] |= {
+        **{"backend": "openvino", "versions": {"openvino": "2026.4.1"}, "products": products}
+    }
+    with pytest.raises(BundleError, match="products"):
+        read(tmp_path, document)
+
+
+def test_a_manifest_from_before_products_keeps_its_digest(document, tmp_path):
+    before = digest(read(tmp_path, document))
+    assert document["engines"][0].pop("products") == {}
+    assert digest(read(tmp_path, document)) == before
+    assert "products" not in json.dumps(canonical(read(tmp_path, document)))
 
 
 def test_batches_are_certified_as_far_as_they_were_measured(engine, planned):

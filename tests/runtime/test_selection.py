@@ -10,7 +10,7 @@ from drexperts import runtime
 from drexperts.runtime import compatibility, selection
 from drexperts.runtime.errors import BundleError, DeviceError, UserError
 from drexperts.runtime.interface import Tensor
-from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
+from drexperts.runtime.manifest import CPU_BACKENDS, read_manifest, sha256_of, write_manifest
 from drexperts.runtime.selection import Device, parse_device
 from drexperts.runtime.trust import note_built_here
 
@@ -74,9 +74,9 @@ def with_engines(bundle, planned):
     return make
 
 
-def open_stand_in(path, engine, threads, gpu):
+def open_stand_in(path, engine, use):
     engine.read(path)
-    return Brightness(f"{engine.backend} {gpu}", engine)
+    return Brightness(f"{engine.backend} {use.gpu}", engine)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(selection, "obstacle", lambda engine, gpu=0: None)
     for name in selection.BACKENDS:
         backend = selection.Backend(
-            "cpu" if name == "onnx" else "cuda",
+            "cpu" if name in CPU_BACKENDS else "cuda",
             open_stand_in,
         )
         monkeypatch.setitem(selection.BACKENDS, name, backend)
@@ -171,7 +171,7 @@ def test_a_changed_engine_stops_the_load(with_engines, gpu):
 
 
 def test_an_engine_that_fails_to_open_is_not_used(with_engines, gpu, monkeypatch):
-    def fail(path, engine, threads, gpu):
+    def fail(path, engine, use):
         raise DeviceError("the GPU is on fire")
 
     monkeypatch.setitem(selection.BACKENDS, "onnx-cuda", selection.Backend("cuda", fail))
@@ -181,6 +181,32 @@ def test_an_engine_that_fails_to_open_is_not_used(with_engines, gpu, monkeypatch
     assert scorer.passed_over == (("model.onnx", "onnx-cuda", "the GPU is on fire"),)
     with pytest.raises(BundleError, match=r"onnx-cuda\): the GPU is on fire; model\.onnx \(onnx"):
         runtime.load(bundle, "cuda")
+
+
+def test_an_engine_can_be_chosen_by_its_backend_or_file(with_engines, gpu, caplog):
+    bundle = with_engines("tensorrt", "onnx-cuda")
+    with caplog.at_level("INFO", "drexperts.runtime"):
+        scorer = runtime.load(bundle, engine="onnx", trust=True)
+    assert (scorer.session.description, scorer.passed_over) == ("onnx 0", ())
+    assert "tensorrt" not in caplog.text
+    described = {
+        name: runtime.load(bundle, engine=name, trust=True).session.description
+        for name in ("tensorrt", "tensorrt.engine", "onnx-cuda", "model.onnx")
+    }
+    assert described == {
+        **{"tensorrt": "tensorrt 0", "tensorrt.engine": "tensorrt 0"},
+        **{"onnx-cuda": "onnx-cuda 0", "model.onnx": "onnx-cuda 0"},
+    }
+    with pytest.raises(BundleError, match="cpu was asked for"):
+        runtime.load(bundle, "cpu", engine="tensorrt", trust=True)
+
+
+@pytest.mark.parametrize("name", ["openvino", "tensorrt-rtx", "", "other.onnx", 7])
+def test_an_engine_that_the_bundle_lacks(with_engines, gpu, name):
+    bundle = with_engines("tensorrt")
+    there = r"model\.onnx \(onnx\), tensorrt\.engine \(tensorrt\)"
+    with pytest.raises(UserError, match=f"no engine {name!r}.*{there}"):
+        runtime.load(bundle, engine=name)
 
 
 def test_16_bit_engines_come_first(planned):

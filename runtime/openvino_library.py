@@ -1,0 +1,52 @@
+"""OpenVINO, imported without its telemetry.
+
+Importing `openvino` also imports `openvino_telemetry`, which opens internet sockets and writes an
+identifier into the user's home. Where that module cannot be imported, OpenVINO uses a stub of it.
+"""
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+from drexperts.runtime.errors import MissingDependencyError
+from drexperts.runtime.installing import install_command
+
+_TELEMETRY = "openvino_telemetry"
+_log = logging.getLogger(__name__)
+_warned = False
+
+
+def import_openvino() -> Any:
+    """The module `openvino`, whose telemetry is kept from loading for the rest of the process.
+
+    Logs a warning, once, if the application imported it before drexperts with its telemetry.
+
+    Raises MissingDependencyError if it is not installed.
+    """
+    global _warned
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]
+    try:
+        openvino = importlib.import_module("openvino")
+    except (ImportError, OSError) as cause:  # OSError: a shared library of it is missing
+        raise MissingDependencyError(
+            f"this engine needs OpenVINO: {install_command('openvino')}"
+        ) from cause
+    if sys.modules.get(_TELEMETRY) is not None and not _warned:
+        _warned = True
+        _log.warning(
+            "openvino was imported before drexperts, so that its telemetry has started: uninstall "
+            "openvino-telemetry, or load a bundle first"
+        )
+    return openvino
+
+
+def openvino_version() -> str | None:
+    """The installed version, such as "2026.4.1"; None if it is not installed."""
+    try:
+        openvino = import_openvino()
+    except MissingDependencyError:
+        return None
+    # The build follows: "2026.4.1-22982-e213a147257-releases/2026/4".
+    return str(openvino.__version__).partition("-")[0]
