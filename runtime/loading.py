@@ -18,6 +18,7 @@ from drexperts.runtime.errors import (
 )
 from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
+from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer, Session
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -36,6 +37,7 @@ def load(
     *,
     batch: int | None = None,
     threads: int | None = None,
+    crops_per_side: int | None = None,
     allow_unverified: bool = False,
     trust: bool = False,
     digest: str | None = None,
@@ -51,6 +53,9 @@ def load(
     batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
         takes fewer
     threads: CPU threads of the engine; None is one per core that this process may use
+    crops_per_side: the most crops along each axis of an image, 1 to 64; None is the bundle's own
+        grid, with which its engines were proven. With another one scores have another fingerprint
+        and say so in `Score.crops_per_side`; an image that has no room for so many gets fewer
     allow_unverified: also take an engine without a passed proof
     trust: also take a TensorRT engine that was not built here, which can run its maker's code
     digest: the only bundle to accept, as `drx info` prints it; None accepts any
@@ -76,6 +81,7 @@ def load(
                 engine,
                 threads,
                 batch=batch,
+                crops_per_side=crops_per_side,
                 gpu=wanted.gpu,
                 trust=trust,
                 isolated=isolated,
@@ -100,6 +106,7 @@ def open_engine(
     threads: int | None = None,
     *,
     batch: int | None = None,
+    crops_per_side: int | None = None,
     gpu: int = 0,
     trust: bool = False,
     isolated: bool = False,
@@ -114,7 +121,7 @@ def open_engine(
     reopen = functools.partial(
         open_session, os.path.abspath(bundle), manifest, engine, threads, gpu=gpu, trust=trust
     )
-    spec = manifest.preprocessing
+    spec = with_crops_per_side(manifest.preprocessing, crops_per_side)
     decoder: Decoder = (
         IsolatedDecoder(spec, limits, DECODERS) if isolated else LocalDecoder(spec, limits)
     )

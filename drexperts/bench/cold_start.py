@@ -68,7 +68,7 @@ def _measured(bundle: str, batch: int, threads: int, gpu: str | None) -> dict[st
     loaded = time.perf_counter()
     import numpy as np
 
-    size = scorer.manifest.preprocessing.crop
+    size = scorer.preprocessing.crop
     scorer.session.run(np.zeros((1, 3, size, size), np.uint8))
     first = time.perf_counter()
     from drexperts.bench import telemetry

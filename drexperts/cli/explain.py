@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_scale, add_verb, check_out, scale_of
+from drexperts.cli.arguments import (
+    DONE,
+    Outcome,
+    add_crops_per_side,
+    add_scale,
+    add_verb,
+    check_out,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Verbs
@@ -26,6 +34,7 @@ def add(verbs: "Verbs") -> None:
         "nothing), that of the encoder and their difference; needs a checkpoint",
     )
     add_scale(verb)
+    add_crops_per_side(verb)
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
@@ -37,7 +46,13 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         raise UserError(f"{arguments.out}: the picture is a PNG, so its name must end in .png")
     check_out(arguments.out)
     scale = None if arguments.scale is None else scale_of(arguments.scale)
-    picture = explain(arguments.model, arguments.photo, compare=arguments.compare, scale=scale)
+    picture = explain(
+        arguments.model,
+        arguments.photo,
+        compare=arguments.compare,
+        scale=scale,
+        crops_per_side=arguments.crops_per_side,
+    )
     with written_whole(arguments.out) as aside:
         picture.save(aside, "PNG")
     screen.tables.print(f"wrote {arguments.out}")
