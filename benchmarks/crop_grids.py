@@ -3,9 +3,10 @@
     python benchmarks/crop_grids.py LABELS.csv --scale 0:100 --work DIR [--receipt FILE]
 
 The models are the demo's, and one for each split of the rated images that `drx train --size tiny`
-makes from nothing, which scores only the images that it was not trained on. Both also score a set
-that `drx synth` makes of photographs which neither has seen. What `learn_from_scores.py` left in
-DIR is taken over, and what is finished in DIR is not made again.
+makes from nothing, which scores only the images that it was not trained on. A set that `drx synth`
+makes is scored by the demo's, and by one that was trained from nothing on such a set of other
+photographs. What `learn_from_scores.py` left in DIR is taken over, and what is finished in DIR is
+not made again.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from drexperts.data.dataset import Dataset
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES
 from drexperts.data.splits import Splits, make_splits, write_splits
-from drexperts.demo.training import HELD_OUT
+from drexperts.demo.training import HELD_OUT, TRAIN
 from drexperts.evaluation.predict import open_model, predict
 from drexperts.model.checkpoint import load_checkpoint
 from drexperts.runtime.manifest import ScoreScale
@@ -38,15 +39,18 @@ from drexperts.runtime.manifest import ScoreScale
 PACKAGES = ("drexperts.runtime", "drexperts.evaluation", "drexperts.model")
 GRIDS = (1, 2, 3, 4)
 RATED, SYNTHETIC = "rated", "synthetic"
-DEMO, NOTHING = "the demo's", "from nothing on the rated"
+DEMO, LEARNT = "the demo's", "trained on such"
 SYNTHETIC_SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
-# Photographs that come with packages, none of which the demo is trained on. Most are wider than
-# high: only such an image has room for more than two crops of a usual model along an axis.
-CLEAN = (
+SIDE = 256  # px of the shorter side: two crops of a model that is trained here
+# Photographs that come with packages: those that the demo was not trained on, and those that it
+# was. Most of the first are wider than high: only such images have room for more than two crops of
+# a usual model along an axis.
+TESTED = (
     *(("skimage", f"data/{file}") for file in HELD_OUT.values()),
     ("sklearn", "datasets/images/china.jpg"),
     ("sklearn", "datasets/images/flower.jpg"),
 )
+LEARNT_FROM = tuple(("skimage", f"data/{file}") for file in TRAIN.values())
 
 
 def main(given: list[str] | None = None) -> None:
@@ -59,12 +63,12 @@ def main(given: list[str] | None = None) -> None:
     commands = Commands(
         work, ("--data", "folder", str(arguments.labels), "--scale", arguments.scale)
     )
-    made = synthetic_set(commands)
+    made = synthetic_set(commands, "tested", TESTED)
     receipt = GridReceipt(
         command=f"python benchmarks/crop_grids.py LABELS.csv --scale {arguments.scale} --work DIR",
         machine=this_machine(),
         source=this_source(*PACKAGES),
-        data={RATED: arguments.about, SYNTHETIC: about_synthetic(made)},
+        data={RATED: arguments.about, SYNTHETIC: about(made, TESTED)},
         digests={RATED: rated.digest, SYNTHETIC: made.digest},
         cases=tuple(cases(commands, rated, splits, made)),
     )
@@ -84,26 +88,29 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def synthetic_set(commands: Commands) -> Dataset:
-    """What `drx synth` makes of the clean photographs."""
-    clean, made = commands.work / "clean", commands.work / "distorted"
+def synthetic_set(
+    commands: Commands, name: str, photographs: Sequence[tuple[str, str]], *options: str
+) -> Dataset:
+    """What `drx synth` makes of photographs, each a file of a package."""
+    clean, made = commands.work / f"{name}-clean", commands.work / f"{name}-distorted"
     clean.mkdir(exist_ok=True)
-    for package, file in CLEAN:
+    for package, file in photographs:
         spec = importlib.util.find_spec(package)
         assert spec is not None
         assert spec.origin is not None
         shutil.copy(Path(spec.origin).parent / file, clean)
-    commands.run(made, "synth", str(clean), "--out", str(made), "--workers", "1")
+    given = (str(clean), "--out", str(made), "--side", str(SIDE), "--workers", "1", *options)
+    commands.run(made, "synth", *given)
     return open_dataset("folder", made / "labels.csv", scale=SYNTHETIC_SCALE)
 
 
-def about_synthetic(made: Dataset) -> str:
-    """A sentence on the synthetic set."""
-    return f"{len(made.samples)} images that `drx synth` makes of {len(CLEAN)} photographs."
+def about(made: Dataset, photographs: Sequence[tuple[str, str]]) -> str:
+    """A sentence on a synthetic set."""
+    return f"{len(made.samples)} images that `drx synth` makes of {len(photographs)} photographs."
 
 
 def cases(commands: Commands, rated: Dataset, splits: Splits, made: Dataset) -> Iterator[Case]:
-    """Both kinds of model, each on both sets of images."""
+    """The demo's model and a trained one, on each set of images."""
     demo_checkpoint(commands.work)
     demo = commands.work / "demo.safetensors"
     trained = [model_of_split(commands, splits, number) for number in range(len(splits.splits))]
@@ -113,15 +120,25 @@ def cases(commands: Commands, rated: Dataset, splits: Splits, made: Dataset) -> 
         scored(path, rated, split.test, learnt_from=len(split.train))
         for path, split in zip(trained, splits.splits, strict=True)
     ]
-    yield case(NOTHING, RATED, trained, tests)
+    yield case(LEARNT, RATED, trained, tests)
     yield case(DEMO, SYNTHETIC, [demo], [scored(demo, made, distorted)])
-    yield case(NOTHING, SYNTHETIC, trained[:1], [scored(trained[0], made, distorted)])
+    learnt = model_of_synthetic(commands)
+    yield case(LEARNT, SYNTHETIC, [learnt], [scored(learnt, made, distorted)])
 
 
 def model_of_split(commands: Commands, splits: Splits, number: int) -> Path:
     """The checkpoint of a training from nothing on what a split trains on."""
     commands.learnt("nothing", splits.splits[number], number, ("--size", "tiny"))
     return commands.work / "nothing" / f"split-{number}" / "best.safetensors"
+
+
+def model_of_synthetic(commands: Commands) -> Path:
+    """The checkpoint of a training from nothing on a synthetic set of other photographs."""
+    made = synthetic_set(commands, "learnt-from", LEARNT_FROM, "--levels", "2,4")
+    out = commands.work / "of-synthetic"
+    given = ("--data", "folder", str(made.root / "labels.csv"), "--scale", "0:100")
+    commands.train(out, *given, "--size", "tiny")
+    return out / "best.safetensors"
 
 
 def case(model: str, images: str, paths: Sequence[Path], scores: Sequence[ScoredPart]) -> Case:

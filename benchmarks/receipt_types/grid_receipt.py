@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from drexperts.benchmarks.receipt_types.learning_receipt import half_interval
-from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, machine_line, three_digits
+from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, machine_line
 from drexperts.evaluation.metrics import correlation_changes, correlation_intervals, plcc, srcc
 from drexperts.runtime.errors import UserError
 from drexperts.ui.markdown import Table
@@ -148,7 +148,7 @@ def _rows(case: Case) -> Iterator[tuple[str, ...]]:
             "" if number else f"{case.model}, {case.crop} px",
             "" if number else case.images,
             f"{grid}, its own" if own else grid,
-            three_digits(case.crops_per_image(grid)),
+            f"{case.crops_per_image(grid):.2f}",
             *(case.correlation(name, grid).text() for name in CORRELATIONS),
             *changes,
         )

@@ -84,9 +84,9 @@ def test_the_table_names_the_own_grid_and_the_one_that_is_the_same() -> None:
     )
     (table,) = (each for each in parts(receipt) if isinstance(each, Table))
     less, own, more = table.rows
-    assert less[:4] == ("m, 64 px", "i", "1", "1")
+    assert less[:4] == ("m, 64 px", "i", "1", "1.00")
     assert less[6].startswith("-0.400 (")
-    assert own[:4] == ("", "", "2, its own", "2")
+    assert own[:4] == ("", "", "2, its own", "2.00")
     assert own[6:] == ("", "")
     assert more[6:] == ("same crops", "same crops")
 
@@ -123,13 +123,13 @@ def test_the_synthetic_set_is_of_whole_photographs(
         clean, out = Path(words[4]), Path(words[6])
         assert words[3] == "synth"
         sizes = [decode(path).size for path in sorted(clean.iterdir())]
-        assert len(sizes) == len(crop_grids.CLEAN)
+        assert len(sizes) == len(crop_grids.TESTED)
         assert sum(width > height for width, height in sizes) >= 3
         out.mkdir()
         (out / "a.png").write_bytes(sorted(clean.iterdir())[0].read_bytes())
         (out / "labels.csv").write_text("path,score\na.png,50\n")
 
     monkeypatch.setattr(subprocess, "run", synth)
-    made = crop_grids.synthetic_set(Commands(tmp_path, ()))
+    made = crop_grids.synthetic_set(Commands(tmp_path, ()), "tested", crop_grids.TESTED)
     assert [sample.label for sample in made.samples] == [50.0]
-    assert "1 images" in crop_grids.about_synthetic(made)
+    assert "1 images" in crop_grids.about(made, crop_grids.TESTED)
