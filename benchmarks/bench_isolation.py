@@ -50,7 +50,7 @@ def main(given: list[str] | None = None) -> None:
     photos = itertools.cycle(find_images([arguments.photos]).paths)
     paths = list(itertools.islice(photos, arguments.images))
     with load(arguments.bundle, "cpu", allow_unverified=True) as scorer:
-        spec = scorer.manifest.preprocessing
+        spec = scorer.preprocessing
         makers = {
             "in process": LocalDecoder,
             "in process, again": LocalDecoder,

@@ -137,7 +137,7 @@ def _resized(
     scorer: PixelScorer, pictures: dict[str, bytes], others: dict[str, Resize], progress: Progress
 ) -> Iterator[FileSet]:
     """The sets of the pictures that the contract makes smaller, and larger."""
-    spec = scorer.scorer.manifest.preprocessing
+    spec = scorer.scorer.preprocessing
     to_contract = partial(resized, spec=spec)
     files: dict[str, list[bytes]] = {"smaller": [], "larger": []}
     for content in pictures.values():

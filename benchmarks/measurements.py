@@ -23,6 +23,7 @@ from drexperts.benchmarks.receipt_types import (
     drift_receipt,
     engine_receipt,
     full_size_receipt,
+    grid_receipt,
     kernel_receipt,
     learning_receipt,
     model_receipt,
@@ -67,6 +68,7 @@ SECTIONS = {
         Kind("crossings-*.json", crossings_receipt.CrossingsReceipt, crossings_receipt.parts),
     ),
     "learning": (Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),),
+    "grids": (Kind("grids*.json", grid_receipt.GridReceipt, grid_receipt.parts),),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),
     "engines": (Kind("engines-*.json", engine_receipt.EngineReceipt, engine_receipt.parts),),
     "gpu": (

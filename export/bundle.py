@@ -33,6 +33,7 @@ from drexperts.runtime.manifest import (
     sha256_of,
     write_manifest,
 )
+from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import EXPORT_LIMITS
 from drexperts.runtime.training import utc_now
@@ -47,6 +48,7 @@ def export_bundle(
     *,
     images: Images = None,
     scale: ScoreScale | None = None,
+    crops_per_side: int | None = None,
     precision: ExportPrecision = "fp32",
     target: Literal["cpu", "gpu"] = "cpu",
     maps: bool = True,
@@ -65,6 +67,8 @@ def export_bundle(
         images: to make the engine on and to prove it on, a folder of photographs or the images
             themselves, which are `divided`; None takes `verification_images`.
         scale: of the scores; None takes the checkpoint's own.
+        crops_per_side: the most crops along each axis of an image, 1 to 64, which the manifest
+            states and the proof is measured with; None takes the checkpoint's own.
         precision: of the transformer blocks. "auto" takes the lowest that keeps parity: if the one
             that the search found fails its proof, ones with more parts in float32 are tried.
         target: what "auto" searches for: "cpu", int8; "gpu", fp16.
@@ -76,8 +80,8 @@ def export_bundle(
         invariance passed.
 
     Raises:
-        ConfigError: the scale is not known, the checkpoint contradicts itself, or `max_batch` is
-            out of range.
+        ConfigError: the scale is not known, the checkpoint contradicts itself, or `max_batch` or
+            `crops_per_side` is out of range.
         UserError: `out` is something other than a bundle, another process writes it, or no engine
             could be proven on `images`, see `parity_sets`.
 
@@ -93,7 +97,8 @@ def export_bundle(
         progress(f"reading {checkpoint}")
     loaded = loaded_checkpoint(checkpoint)
     assert loaded is not None
-    loaded = loaded._replace(scale=scale or loaded.scale)
+    spec = with_crops_per_side(loaded.preprocessing, crops_per_side)
+    loaded = loaded._replace(scale=scale or loaded.scale, preprocessing=spec)
     outputs = OUTPUTS if maps else OUTPUTS[:2]
     draft = draft_of(loaded, "fp32", outputs, max_batch)  # raises now for an incomplete checkpoint
     out = Path(out).resolve()  # if it is a link, its target is replaced

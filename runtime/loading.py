@@ -18,6 +18,7 @@ from drexperts.runtime.errors import (
 )
 from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
+from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer, Session
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -40,6 +41,7 @@ def load(
     batch: int | None = None,
     threads: int | None = None,
     streams: int = 1,
+    crops_per_side: int | None = None,
     allow_unverified: bool = False,
     trust: bool = False,
     digest: str | None = None,
@@ -59,6 +61,9 @@ def load(
     threads: CPU threads of the engine; None is one per core that this process may use
     streams: how many calls an OpenVINO engine computes at once, which share its threads: more for a
         server, 1 for the shortest answer; other engines have their own number
+    crops_per_side: the most crops along each axis of an image, 1 to 64; None is the bundle's own
+        grid, with which its engines were proven. With another one scores have another fingerprint
+        and say so in `Score.crops_per_side`; an image that has no room for so many gets fewer
     allow_unverified: also take an engine without a passed proof
     trust: also take a TensorRT engine that was not built here, which can run its maker's code
     digest: the only bundle to accept, as `drx info` prints it; None accepts any
@@ -85,6 +90,7 @@ def load(
                 threads,
                 streams=streams,
                 batch=batch,
+                crops_per_side=crops_per_side,
                 gpu=wanted.gpu,
                 trust=trust,
                 isolated=isolated,
@@ -110,6 +116,7 @@ def open_engine(
     *,
     streams: int = 1,
     batch: int | None = None,
+    crops_per_side: int | None = None,
     gpu: int = 0,
     trust: bool = False,
     isolated: bool = False,
@@ -131,7 +138,7 @@ def open_engine(
         gpu=gpu,
         trust=trust,
     )
-    spec = manifest.preprocessing
+    spec = with_crops_per_side(manifest.preprocessing, crops_per_side)
     decoder: Decoder = (
         IsolatedDecoder(spec, limits, DECODERS) if isolated else LocalDecoder(spec, limits)
     )

@@ -1,16 +1,18 @@
 """From an upright RGB image to uint8 crops: the only definition of preprocessing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
 from drexperts.runtime.errors import ConfigError
+from drexperts.runtime.wording import remedy
 
 # The longer side after resizing is at most this many times `short_side_max`. A longer image is cut
 # to its centre before resizing; otherwise a 1 x 10000 image would become 384 x 3840000.
 LONGEST_RATIO = 16
+_MOST_PER_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Preprocessing:
                 "preprocessing needs 1 <= crop <= short_side_min <= short_side_max <= 4096, got "
                 f"{self.crop}, {self.short_side_min}, {self.short_side_max}"
             )
-        if not 1 <= self.crops_per_side <= 64:
-            raise ConfigError(f"crops_per_side must be 1 to 64, got {self.crops_per_side}")
+        if not 1 <= self.crops_per_side <= _MOST_PER_SIDE:
+            raise ConfigError(
+                f"crops_per_side must be 1 to {_MOST_PER_SIDE}, got {self.crops_per_side}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,21 @@ class Crops:
     boxes: NDArray[np.int64]
     size: tuple[int, int]
     original: tuple[int, int]
+
+
+def with_crops_per_side(spec: Preprocessing, crops_per_side: int | None) -> Preprocessing:
+    """The same preprocessing with another crop grid; None leaves the grid as it is.
+
+    Raises ConfigError for anything but a whole number from 1 to 64.
+    """
+    if crops_per_side is None:
+        return spec
+    if type(crops_per_side) is not int or not 1 <= crops_per_side <= _MOST_PER_SIDE:
+        name = remedy("--crops-per-side", "crops_per_side")
+        raise ConfigError(
+            f"{name} must be a whole number from 1 to {_MOST_PER_SIDE}, got {crops_per_side!r}"
+        )
+    return replace(spec, crops_per_side=crops_per_side)
 
 
 def crops_from_image(image: Image.Image, spec: Preprocessing) -> Crops:

@@ -160,7 +160,9 @@ class _Csv:
     later: columns at the end; files of earlier versions lack them
     """
 
-    def __init__(self, distortions: Sequence[str], later: Sequence[str] = ("enlarged",)) -> None:
+    def __init__(
+        self, distortions: Sequence[str], later: Sequence[str] = ("enlarged", "crops_per_side")
+    ) -> None:
         self._distortions, self._later = distortions, later
         scale = ("scale_low", "scale_high", "higher_is_better")
         before = ("source", "error", "fingerprint", "value", "std")
@@ -176,8 +178,11 @@ class _Csv:
 
     def as_in(self, start: bytes) -> "_Csv":
         """The form of a file that begins so: one with fewer columns goes on as it began."""
-        earlier = _Csv(self._distortions, later=())
-        return earlier if start.startswith(earlier.header) else self
+        for count in range(len(self._later)):
+            earlier = _Csv(self._distortions, self._later[:count])
+            if start.startswith(earlier.header):
+                return earlier
+        return self
 
     def is_whole(self, record: bytes) -> bool:
         # A quoted cell may hold line ends; a quote inside it is doubled, so the count stays even.

@@ -28,7 +28,7 @@ from drexperts.runtime.errors import (
 )
 from drexperts.runtime.forks import never_free, renew_in_children
 from drexperts.runtime.manifest import CPU_BACKENDS, Engine, Manifest, ScoreScale
-from drexperts.runtime.preprocess import Crops, enlargement, resampler_version
+from drexperts.runtime.preprocess import Crops, Preprocessing, enlargement, resampler_version
 from drexperts.runtime.wording import remedy
 
 DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
@@ -95,6 +95,8 @@ class Score:
     error: why the image has no score; None if it has one
     enlarged: the factor by which the image was enlarged before it was scored, because its shorter
         side is below the preprocessing's `short_side_min`; None if it was not
+    crops_per_side: the most crops along each axis, if that is not what the bundle says; None if it
+        is
     """
 
     source: str
@@ -107,6 +109,7 @@ class Score:
     maps: DistortionMaps | None = None
     error: str | None = None
     enlarged: float | None = None
+    crops_per_side: int | None = None
 
     def as_row(self) -> dict[str, Any]:
         """A JSON-ready dictionary without the maps; NaN becomes None."""
@@ -150,7 +153,8 @@ class Scorer:
 
     batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
         takes fewer
-    decoder: what reads images; None is a `LocalDecoder` with the default limits
+    decoder: what reads images and cuts their crops; None is a `LocalDecoder` with the manifest's
+        preprocessing and the default limits
     reopen: opens the same engine again, in another process; a function that can be pickled
     passed_over: the better engines that `runtime.load` could not use
     """
@@ -179,6 +183,17 @@ class Scorer:
         self._closed = False
         self._renew_locks()
         renew_in_children(self)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are cropped. Its grid may be another than the manifest's, see `load`."""
+        return self.decoder.spec
+
+    @property
+    def other_crops_per_side(self) -> int | None:
+        """The most crops along each axis of an image; None if it is what the manifest says."""
+        chosen = self.preprocessing.crops_per_side
+        return None if chosen == self.manifest.preprocessing.crops_per_side else chosen
 
     @property
     def session(self) -> Session:
@@ -294,7 +309,7 @@ class Scorer:
         """What `fingerprint` is made from, JSON-ready."""
         return {
             "engine": self.engine.sha256,
-            "preprocessing": dataclasses.asdict(self.manifest.preprocessing),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
             "scale": dataclasses.asdict(self.manifest.scale),
             "distortions": list(self.manifest.distortions),
             "outputs": list(self.manifest.outputs),
@@ -433,7 +448,7 @@ class Scorer:
             raw = np.array([row["score"] for row in work.rows], np.float64)
             means = np.array([row["weights"] for row in work.rows], np.float64).mean(axis=0)
             weights = dict(zip(self.manifest.distortions, means.tolist(), strict=True))
-            enlarged = enlargement(work.crops.original, self.manifest.preprocessing)
+            enlarged = enlargement(work.crops.original, self.preprocessing)
             if maps:
                 values = np.stack([row["maps"] for row in work.rows])
                 found = DistortionMaps(values, work.crops.boxes, work.crops.size)
@@ -448,6 +463,7 @@ class Scorer:
             maps=found,
             error=None if work.failure is None else str(work.failure),
             enlarged=enlarged,
+            crops_per_side=self.other_crops_per_side,
         )
 
 

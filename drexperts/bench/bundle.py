@@ -293,7 +293,7 @@ def image_times(
 
     own: whether the images are the user's
     """
-    spec = scorer.manifest.preprocessing
+    spec = scorer.preprocessing
     turns = itertools.cycle(images)
     counts = [len(crops_from_image(decode(image), spec).pixels) for image in images]
     prepare = [seconds(lambda: crops_from_image(decode(next(turns)), spec)) for _ in range(repeats)]
@@ -342,7 +342,7 @@ def _roofline(scorer: Scorer, threads: int) -> Roofline | None:
 
 def _pixels(scorer: Scorer, batches: Sequence[int] | None) -> list[NDArray[np.uint8]]:
     """Random pixels of each batch size. Raises UserError for one that the bundle does not take."""
-    most, side = scorer.session.max_batch, scorer.manifest.preprocessing.crop
+    most, side = scorer.session.max_batch, scorer.preprocessing.crop
     sizes = [size for size in BATCHES if size <= most] if batches is None else batches
     if any(not 1 <= size <= most for size in sizes):
         raise UserError(

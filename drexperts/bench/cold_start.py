@@ -71,7 +71,7 @@ def _measured(
     loaded = time.perf_counter()
     import numpy as np
 
-    size = scorer.manifest.preprocessing.crop
+    size = scorer.preprocessing.crop
     scorer.session.run(np.zeros((1, 3, size, size), np.uint8))
     first = time.perf_counter()
     from drexperts.bench import telemetry

@@ -71,7 +71,7 @@ def profile_engine(
     if rounds < 1:
         raise UserError(f"a profile takes at least one round, got {rounds}")
     progress("profile: decoding and cropping")
-    spec, opened = scorer.manifest.preprocessing, decode(image)
+    spec, opened = scorer.preprocessing, decode(image)
     crops = len(crops_from_image(opened, spec).pixels)
     decoding = [seconds(lambda: decode(image)) for _ in range(rounds)]
     cropping = [seconds(lambda: crops_from_image(opened, spec)) for _ in range(rounds)]

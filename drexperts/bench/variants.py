@@ -247,7 +247,7 @@ def _add_baselines(
     from drexperts.model.config import DRExpertsConfig
 
     torch.set_num_threads(threads)
-    spec = scorer.manifest.preprocessing
+    spec = scorer.preprocessing
     subject = Subject(
         config=DRExpertsConfig.from_dict(scorer.manifest.config),
         checkpoint=checkpoint,

@@ -67,6 +67,16 @@ def add_scale(parser: "Parser") -> None:
     )
 
 
+def add_crops_per_side(parser: "Parser") -> None:
+    """Declare `--crops-per-side`."""
+    parser.add_argument(
+        "--crops-per-side",
+        type=int,
+        metavar="N",
+        help="most crops along each axis of an image, 1 to 64 (default: the model's own)",
+    )
+
+
 def whole_number(text: str) -> int:
     """An argument that is a whole number from 0 to 2**63 - 1."""
     if not text.isdecimal() or int(text) >= 2**63:

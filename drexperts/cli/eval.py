@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from drexperts.cli.arguments import Verbs
     from drexperts.evaluation.compare import Difference, Evaluation
-    from drexperts.evaluation.metrics import Interval, Spread
+    from drexperts.evaluation.metrics import Change, Interval, Spread
     from drexperts.ui.screen import Screen
 
 _LABELS = {
@@ -43,6 +43,14 @@ def add(verbs: "Verbs") -> None:
         "--part",
         choices=("test", "validation", "train", "all"),
         help="part of each split to evaluate (default: test, or all without --splits)",
+    )
+    verb.add_argument(
+        "--crops-per-side",
+        type=_grids,
+        default=(None,),
+        metavar="N[,N...]",
+        help="most crops along each axis of an image, 1 to 64, or own for the model's own grid; of "
+        "several, such as own,2,1, each is compared with the first (default: own)",
     )
     verb.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or one GPU such as cuda:1 (default: auto)"
@@ -76,6 +84,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             splits=None if arguments.splits is None else read_splits(arguments.splits),
             part=arguments.part,
             protocol=arguments.protocol,
+            crops_per_side=arguments.crops_per_side,
             seed=arguments.seed,
             device=arguments.device,
             engine=arguments.engine,
@@ -93,6 +102,14 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(DONE, evaluation.as_json())
 
 
+def _grids(text: str) -> "tuple[int | None, ...]":
+    """Crops per side, separated by commas; None for "own"."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word == "own" or word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"give own or numbers such as own,2,1, not {text!r}")
+    return tuple(None if word == "own" else int(word) for word in words)
+
+
 def _metrics_table(evaluation: "Evaluation") -> "Table":
     from rich.table import Table
 
@@ -102,7 +119,7 @@ def _metrics_table(evaluation: "Evaluation") -> "Table":
     models, count = evaluation.models, evaluation.data.splits
     table = Table("split", "metric", title=f"scores against labels; {INTERVALS}")
     for model in models:
-        table.add_column(Name(model.model), no_wrap=True, justify="right")
+        table.add_column(Name(model.label), no_wrap=True, justify="right")
     for number in range(count):
         metrics = [model.splits[number] for model in models]
         for name, label in _LABELS.items():
@@ -124,13 +141,25 @@ def _differences_table(differences: "Sequence[Difference]") -> "Table":
     table = Table(title=Name(f"against {differences[0].reference}"))
     table.add_column("model", no_wrap=True)
     table.add_column("weights")
-    for header in ("largest |Δ score|", "SRCC", "PLCC"):
+    headers = ("largest |Δ score|", "SRCC", "PLCC", "Δ SRCC with labels", "Δ PLCC with labels")
+    for header in headers:
         table.add_column(header, justify="right")
     for each in differences:
         largest = "other scale" if each.score_max is None else f"{each.score_max:.3g}"
         weights = {True: "same", False: "other", None: "unknown"}[each.same_weights]
-        table.add_row(each.model, weights, largest, _number(each.srcc, 6), _number(each.plcc, 6))
+        changes = [_changed([split[name] for split in each.changes]) for name in ("srcc", "plcc")]
+        both = _number(each.srcc, 6), _number(each.plcc, 6)
+        table.add_row(each.model, weights, largest, *both, *changes)
     return table
+
+
+def _changed(changes: "Sequence[Change]") -> str:
+    """Of one split with its interval, of several as the metrics of several are shown."""
+    from drexperts.evaluation.metrics import spread
+
+    if len(changes) == 1:
+        return _with_interval(*changes[0])
+    return _with_spread(spread([change.value for change in changes]))
 
 
 def _circumstances(evaluation: "Evaluation") -> Iterator[str]:
@@ -145,7 +174,7 @@ def _circumstances(evaluation: "Evaluation") -> Iterator[str]:
     if left := data.labels_skipped:
         yield f"{len(left)} ratings left out, first {left[0]}"
     for model in evaluation.models:
-        text = f"{model.model}: {model.session}, {model.fingerprint}, "
+        text = f"{model.label}: {model.session}, {model.fingerprint}, "
         text += f"{model.crops} crops of {model.images} images"
         text += ", labels mirrored to its direction" * model.labels_mirrored
         text += f", {len(model.skipped)} unusable images left out" * bool(model.skipped)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from drexperts.cli.arguments import (
     DONE,
     Outcome,
+    add_crops_per_side,
     add_engine,
     add_scale,
     add_verb,
@@ -35,6 +36,7 @@ def add(verbs: "Verbs") -> None:
     )
     add_engine(verb)
     add_scale(verb)
+    add_crops_per_side(verb)
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         compare=arguments.compare,
         engine=arguments.engine,
         scale=scale,
+        crops_per_side=arguments.crops_per_side,
     )
     with written_whole(arguments.out) as aside:
         picture.save(aside, "PNG")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import Outcome, add_scale, add_verb, scale_of
+from drexperts.cli.arguments import Outcome, add_crops_per_side, add_scale, add_verb, scale_of
 from drexperts.cli.proofs import add_images, new_engine_outcome
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add(verbs: "Verbs") -> None:
     )
     add_images(verb)
     add_scale(verb)
+    add_crops_per_side(verb)
     verb.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8", "auto"),
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             arguments.out,
             images=arguments.images,
             scale=None if arguments.scale is None else scale_of(arguments.scale),
+            crops_per_side=arguments.crops_per_side,
             precision=arguments.precision,
             target=arguments.target,
             maps=not arguments.no_maps,

@@ -8,6 +8,7 @@ from drexperts.cli.arguments import (
     DONE,
     GATE_FAILED,
     Outcome,
+    add_crops_per_side,
     add_decoding,
     add_digest,
     add_engine,
@@ -60,6 +61,7 @@ def add(verbs: "Verbs") -> None:
         help="largest number of crops per call of the engine (default: 8, or fewer if the engine "
         "takes fewer)",
     )
+    add_crops_per_side(verb)
     add_decoding(verb)
     verb.add_argument(
         "--overwrite", action="store_true", help="start --out anew instead of continuing it"
@@ -80,6 +82,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             engine=arguments.engine,
             batch=arguments.batch,
             threads=arguments.threads,
+            crops_per_side=arguments.crops_per_side,
             trust=arguments.trust,
             digest=arguments.digest,
             isolated=not arguments.decode_in_process,
@@ -90,6 +93,9 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         for file, backend, reason in scorer.passed_over:
             screen.note(f"{file} ({backend}) is not used: {reason}")
         screen.note(f"scoring with {scorer.engine.file} on {scorer.session.description}")
+        if (chosen := scorer.other_crops_per_side) is not None:
+            own = scorer.manifest.preprocessing.crops_per_side
+            screen.note(f"at most {chosen} crops per side, where the bundle was proven with {own}")
         tally = Tally(scorer.manifest.scale)
         summary = runtime.score_files(
             scorer,
@@ -107,6 +113,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         "engine": scorer.engine.file,
         "session": scorer.session.description,
         "passed_over": [passed._asdict() for passed in scorer.passed_over],
+        "crops_per_side": scorer.other_crops_per_side,
     }
     status = DONE if summary.any_scored else GATE_FAILED
     return Outcome(status, document | summary.as_json())

@@ -41,7 +41,7 @@ from drexperts.runtime.explain import (
     strongest,
 )
 from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.preprocess import crops_from_image
+from drexperts.runtime.preprocess import crops_from_image, with_crops_per_side
 from drexperts.runtime.scorer import DistortionMaps
 
 Floats = NDArray[np.float32]
@@ -90,6 +90,7 @@ def explain(
     compare: bool = False,
     engine: str | None = None,
     scale: ScoreScale | None = None,
+    crops_per_side: int | None = None,
 ) -> Image.Image:
     """A picture of where the experts look in a photograph, computed on the CPU.
 
@@ -98,12 +99,14 @@ def explain(
         compare: show both attentions of the strongest experts and their difference.
         engine: which engine of a bundle is used, as `runtime.load` takes it.
         scale: the scale of a checkpoint's scores, used if its file does not state one.
+        crops_per_side: the crop grid, see `runtime.load`; None takes the model's own.
 
     Example:
         explain("best.safetensors", "photo.jpg", compare=True).save("photo.png")
 
     Raises:
-        UserError: `model` cannot be opened, or is a bundle and `compare` is set.
+        UserError: `model` cannot be opened, or is a bundle and `compare` is set; the grid is out of
+            range.
         ImageError: the photograph cannot be read.
         WeightsError: the model's outputs are not finite.
     """
@@ -114,9 +117,12 @@ def explain(
                 "--compare takes a checkpoint: a bundle has only the difference of the attentions"
             )
         checkpoint = load_checkpoint(model)
-        known = checkpoint._replace(scale=checkpoint.scale or scale)
+        spec = with_crops_per_side(checkpoint.preprocessing, crops_per_side)
+        known = checkpoint._replace(scale=checkpoint.scale or scale, preprocessing=spec)
         return comparison(known, image, Path(photo).name)
-    with open_model(model, "cpu", engine=engine, scale=scale) as scorer:
+    with open_model(
+        model, "cpu", engine=engine, scale=scale, crops_per_side=crops_per_side
+    ) as scorer:
         (score,) = scorer.score([photo], maps=True)
     if score.error is not None:
         raise WeightsError(f"{model}: {score.error}, take another")

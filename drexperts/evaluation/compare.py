@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,11 @@ from drexperts.data.dataset import Dataset
 from drexperts.data.recipes import RECIPES, Protocol, Recipe
 from drexperts.data.splits import Splits, check_splits, whole
 from drexperts.evaluation.metrics import (
+    Change,
     Metrics,
     MetricsSummary,
     compute_metrics,
+    correlation_changes,
     json_ready,
     median_metrics,
     plcc,
@@ -27,6 +30,7 @@ from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.wording import remedy
 
 Part = Literal["train", "validation", "test", "all"]
 
@@ -57,6 +61,7 @@ class EvaluatedModel:
 
     model: the path of the checkpoint or bundle
     weights: digest of its weights; None for a bundle of an earlier version
+    crops_per_side: the most crops along each axis, if it is not the model's own; None if it is
     labels_mirrored: whether the labels were mirrored, so that higher means the same in both
     crops: crops that were scored, of all images together
     skipped: why each unusable image was left out, one line each
@@ -70,6 +75,7 @@ class EvaluatedModel:
     fingerprint: str
     scale: ScoreScale
     preprocessing: Preprocessing
+    crops_per_side: int | None
     labels_mirrored: bool
     images: int
     crops: int
@@ -77,14 +83,24 @@ class EvaluatedModel:
     splits: tuple[Metrics, ...]
     median: MetricsSummary
 
+    @property
+    def label(self) -> str:
+        """The model, and its grid if that is not its own."""
+        if self.crops_per_side is None:
+            return self.model
+        return f"{self.model}, {self.crops_per_side} per side"
+
 
 @dataclass(frozen=True)
 class Difference:
     """How far a model's scores are from those of the first model, on the same images.
 
+    model, reference: see `EvaluatedModel.label`
     same_weights: whether both have the same weights; None where one does not say which it has
     score_max: the largest absolute difference; None where the two have different scales
     srcc, plcc: correlations of the two models' scores
+    changes: by how much its correlations with the labels exceed those of the first model, "srcc"
+        and "plcc" for each split
     """
 
     model: str
@@ -93,13 +109,15 @@ class Difference:
     score_max: float | None
     srcc: float
     plcc: float
+    changes: tuple[dict[str, Change], ...]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` found.
 
-    models, predictions: in the order in which the models were given
+    models, predictions: in the order in which the models were given, each with one grid after
+        another
     differences: of each model but the first
     """
 
@@ -140,6 +158,7 @@ def evaluate(
     part: Part | None = None,
     protocol: Protocol = "grid",
     recipe: Recipe | None = None,
+    crops_per_side: Sequence[int | None] = (None,),
     seed: int = 0,
     device: str = "auto",
     engine: str | None = None,
@@ -155,6 +174,8 @@ def evaluate(
         part: the part of each split; None means "test", or "all" without splits.
         recipe: how images are cropped; None takes the data set's own.
         engine: which engine of the bundles is used, as `runtime.load` takes it.
+        crops_per_side: the crop grids to score with, one after another, see `runtime.load`; None is
+            a model's own. The protocol `released` has no grid.
         seed: for the crops of the protocol `released`, and for the intervals.
         skip_bad: leave out unusable images.
 
@@ -162,19 +183,22 @@ def evaluate(
         found = evaluate(["best.safetensors", "bundle"], dataset)
         print(found.models[0].median.srcc.median, found.differences[0].score_max)
 
+        grids = evaluate(["bundle"], dataset, crops_per_side=(None, 2, 1))
+        print([each.changes[0]["srcc"] for each in grids.differences])  # what fewer crops cost
+
     Raises DataError for splits of other data, an empty part or an unusable image; UserError for a
-    part without splits, or a model that cannot be opened.
+    part without splits, a grid that cannot be, or a model that cannot be opened.
     """
+    _check_grids(crops_per_side, protocol)
     part = part or ("all" if splits is None else "test")
     recipe = recipe or RECIPES[dataset.name]
     parts = _parts(dataset, splits, part)
     samples = dataset.select(sorted(set().union(*parts)))
     found, predictions = [], []
-    for model in models:
+    for model, grid in itertools.product(models, crops_per_side):
         # A checkpoint that does not state its scale is assumed to be on the scale of the labels.
-        with open_model(
-            model, device, engine=engine, threads=threads, scale=dataset.scale
-        ) as scorer:
+        options: dict[str, Any] = {"engine": engine, "threads": threads, "scale": dataset.scale}
+        with open_model(model, device, **options, crops_per_side=grid) as scorer:
             predicted = predict(
                 scorer,
                 dataset,
@@ -194,7 +218,9 @@ def evaluate(
         recipe=recipe,
         seed=seed,
         models=tuple(found),
-        differences=tuple(_difference(found[0], predictions[0], *other) for other in others),
+        differences=tuple(
+            _difference(found[0], predictions[0], *other, parts, seed) for other in others
+        ),
         predictions=tuple(predictions),
     )
 
@@ -204,7 +230,7 @@ def write_predictions(evaluation: Evaluation, dataset: Dataset, path: str | Path
 
     The labels are the data set's own, on its own scale.
     """
-    models = [each.model for each in evaluation.models]
+    models = [each.label for each in evaluation.models]
     columns = [f"{kind} {model}" for model in models for kind in ("score", "std")]
     with (
         written_whole(Path(path)) as aside,
@@ -217,6 +243,15 @@ def write_predictions(evaluation: Evaluation, dataset: Dataset, path: str | Path
             name = rows[0].name
             numbers = [number for row in rows for number in (row.score, row.std)]
             writer.writerow([name, dataset.by_name[name].label, *numbers])
+
+
+def _check_grids(crops_per_side: Sequence[int | None], protocol: Protocol) -> None:
+    """Raises UserError before anything is scored that is in vain."""
+    name = remedy("--crops-per-side", "crops_per_side")
+    if not crops_per_side:
+        raise UserError(f"{name} names no grid: give at least one")
+    if protocol != "grid" and any(grid is not None for grid in crops_per_side):
+        raise UserError(f"the protocol {protocol} cuts random crops and has no grid: omit {name}")
 
 
 def _parts(dataset: Dataset, splits: Splits | None, part: Part) -> list[tuple[str, ...]]:
@@ -242,14 +277,23 @@ def _parts(dataset: Dataset, splits: Splits | None, part: Part) -> list[tuple[st
 def _metrics(
     predicted: ScoredImages, parts: list[tuple[str, ...]], seed: int
 ) -> tuple[Metrics, ...]:
-    by_name = {row.name: row for row in predicted.rows}
     metrics = []
-    for number, names in enumerate(parts):
-        rows = [by_name[name] for name in names if name in by_name]
-        if not rows:
-            raise DataError(f"none of the {len(names)} images of split {number} can be used")
-        metrics.append(compute_metrics([r.label for r in rows], [r.score for r in rows], seed=seed))
+    for number, (labels, scores) in enumerate(_by_part(predicted, parts)):
+        if not labels:
+            raise DataError(
+                f"none of the {len(parts[number])} images of split {number} can be used"
+            )
+        metrics.append(compute_metrics(labels, scores, seed=seed))
     return tuple(metrics)
+
+
+def _by_part(
+    predicted: ScoredImages, parts: list[tuple[str, ...]]
+) -> list[tuple[list[float], list[float]]]:
+    """Labels and scores of each part's images."""
+    by_name = {row.name: row for row in predicted.rows}
+    chosen = ([by_name[name] for name in names if name in by_name] for names in parts)
+    return [([row.label for row in rows], [row.score for row in rows]) for rows in chosen]
 
 
 def _evaluated(
@@ -262,7 +306,8 @@ def _evaluated(
         session=scorer.session.description,
         fingerprint=predicted.fingerprint,
         scale=scorer.manifest.scale,
-        preprocessing=scorer.manifest.preprocessing,
+        preprocessing=scorer.preprocessing,
+        crops_per_side=scorer.other_crops_per_side,
         labels_mirrored=predicted.mirrored,
         images=len(predicted.rows),
         crops=sum(row.crops for row in predicted.rows),
@@ -287,11 +332,25 @@ def _data(dataset: Dataset, splits: Splits | None, part: Part) -> EvaluatedData:
 
 
 def _difference(
-    first: EvaluatedModel, expected: ScoredImages, other: EvaluatedModel, got: ScoredImages
+    first: EvaluatedModel,
+    expected: ScoredImages,
+    other: EvaluatedModel,
+    got: ScoredImages,
+    parts: list[tuple[str, ...]],
+    seed: int,
 ) -> Difference:
     a, b = ([row.score for row in predicted.rows] for predicted in (expected, got))
     comparable = first.scale == other.scale
     largest = max(abs(x - y) for x, y in zip(a, b, strict=True)) if comparable else None
     known = None not in (first.weights, other.weights)
     same = first.weights == other.weights if known else None
-    return Difference(other.model, first.model, same, largest, srcc(a, b), plcc(a, b))
+    pairs = zip(_by_part(expected, parts), _by_part(got, parts), strict=True)
+    return Difference(
+        model=other.label,
+        reference=first.label,
+        same_weights=same,
+        score_max=largest,
+        srcc=srcc(a, b),
+        plcc=plcc(a, b),
+        changes=tuple(correlation_changes(*pair, seed=seed) for pair in pairs),
+    )

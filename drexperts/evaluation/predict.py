@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -24,9 +24,10 @@ from drexperts.model.backbones import normalised
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.model.draft import draft_manifest
 from drexperts.model.weight_files import hash_tensors
+from drexperts.runtime.decoding.decoders import LocalDecoder
 from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
 from drexperts.runtime.manifest import OUTPUTS, Engine, ScoreScale
-from drexperts.runtime.preprocess import Preprocessing
+from drexperts.runtime.preprocess import Preprocessing, with_crops_per_side
 from drexperts.runtime.scorer import Score, Scorer
 from drexperts.runtime.selection import parse_device
 
@@ -104,6 +105,7 @@ def open_model(
     engine: str | None = None,
     threads: int | None = None,
     scale: ScoreScale | None = None,
+    crops_per_side: int | None = None,
 ) -> Scorer:
     """Open a checkpoint, or a bundle's best engine as an application gets it, for scoring.
 
@@ -113,15 +115,19 @@ def open_model(
         engine: which engine of a bundle is used, as `runtime.load` takes it.
         threads: CPU threads; for a checkpoint this sets PyTorch's threads for the whole process.
         scale: the scale of a checkpoint's scores, used if its file does not state one.
+        crops_per_side: the crop grid, see `runtime.load`; None takes the model's own.
 
     Raises:
-        ConfigError: a checkpoint does not state the scale of its scores.
+        ConfigError: a checkpoint does not state the scale of its scores, or the grid is out of
+            range.
         UserError: `path` or the device does not exist; also what `runtime.load` and
             `load_checkpoint` raise.
     """
     path = Path(path)
     if path.is_dir():
-        return runtime.load(path, device, engine=engine, threads=threads)
+        return runtime.load(
+            path, device, engine=engine, threads=threads, crops_per_side=crops_per_side
+        )
     if not path.exists():
         raise UserError(f"{path} does not exist: name a checkpoint, or a bundle's folder")
     place = _torch_device(device)
@@ -131,13 +137,20 @@ def open_model(
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
     checkpoint.model.to(place)
-    return scorer_of(checkpoint._replace(scale=checkpoint.scale or scale))
+    known = checkpoint._replace(scale=checkpoint.scale or scale)
+    return scorer_of(known, crops_per_side=crops_per_side)
 
 
-def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Scorer:
+def scorer_of(
+    checkpoint: Checkpoint,
+    autocast: torch.dtype | None = None,
+    *,
+    crops_per_side: int | None = None,
+) -> Scorer:
     """A Scorer on a model in memory, on the device that holds it. Its manifest is in no bundle.
 
-    Raises ConfigError for a checkpoint that has no scale or that contradicts itself.
+    Raises ConfigError for a checkpoint that has no scale or that contradicts itself, and for a grid
+    that is out of range.
     """
     model = checkpoint.model
     engine = Engine(
@@ -151,7 +164,8 @@ def scorer_of(checkpoint: Checkpoint, autocast: torch.dtype | None = None) -> Sc
         invariance=None,
     )
     manifest = draft_manifest(checkpoint, engine)
-    return Scorer(manifest, engine, TorchSession(model, autocast))
+    decoder = LocalDecoder(with_crops_per_side(checkpoint.preprocessing, crops_per_side))
+    return Scorer(manifest, engine, TorchSession(model, autocast), decoder=decoder)
 
 
 def model_digest(model: Variant) -> str:
@@ -230,7 +244,7 @@ def predict(
         DataError: no image is usable, or some are not and `skip_bad` is not set.
         WeightsError: the model's scores are not finite.
     """
-    store = ImageStore(dataset, sizing(protocol, recipe, scorer.manifest.preprocessing.crop))
+    store = ImageStore(dataset, sizing(protocol, recipe, scorer.preprocessing.crop))
     good, skipped = check_images(
         store, samples, skip_bad=skip_bad, workers=_CHECKERS, tell=lambda done, total: None
     )
@@ -263,15 +277,17 @@ def _on_grid(
 
 def _of_single_crops(scorer: Scorer) -> Scorer:
     """The same engine for images that already have the size of a crop."""
-    crop = scorer.manifest.preprocessing.crop
-    manifest = replace(scorer.manifest, preprocessing=Preprocessing(crop, crop, crop, 1))
-    return Scorer(manifest, scorer.engine, scorer.session, batch=scorer.batch)
+    crop = scorer.preprocessing.crop
+    decoder = LocalDecoder(Preprocessing(crop, crop, crop, 1))
+    return Scorer(
+        scorer.manifest, scorer.engine, scorer.session, batch=scorer.batch, decoder=decoder
+    )
 
 
 def _on_random_crops(
     scorer: Scorer, store: ImageStore, samples: Sequence[Sample], recipe: Recipe, seed: int
 ) -> Iterator[tuple[float, ...]]:
-    crop = scorer.manifest.preprocessing.crop
+    crop = scorer.preprocessing.crop
     rows = scorer.score_stream(
         cut
         for sample in samples

@@ -228,9 +228,9 @@ def prove_engine(
         invariance = measure_invariance(
             lambda threads: opened(threads).session, images, manifest, engine, progress
         )
-    on = None if engine.backend == "onnx" else runtime.capability()
+    on = runtime.capability_for(engine)
     if on != engine.proven_on and reference is None:
-        parity = None  # it was measured on another GPU
+        parity = None  # it was measured on another GPU or CPU
     return replace(engine, parity=parity, invariance=invariance, proven_on=on)
 
 

@@ -49,6 +49,21 @@ def test_a_checkpoint_beside_its_bundle(
         assert text in ended.error
 
 
+def test_grids_are_compared(start: Path, data: dict[str, Path], call: Call) -> None:
+    given = ["eval", start, "--data", "folder", data["folder"], "--scale", "0:100"]
+    given += ["--device", "cpu"]
+    ended = call(*given, "--crops-per-side", "own,2")
+    assert [model["crops_per_side"] for model in ended.document["models"]] == [None, 2]
+    (difference,) = ended.document["differences"]
+    assert set(difference["changes"][0]) == {"srcc", "plcc"}
+    for text in (f"{start}, 2 per side", "Δ SRCC with labels"):
+        assert text in ended.error
+    refused(call(*given, "--crops-per-side", "0"), "--crops-per-side must be a whole number")
+    refused(call(*given, "--protocol", "released", "--crops-per-side", "2"), "random crops")
+    with pytest.raises(SystemExit):
+        call(*given, "--crops-per-side", "2,")
+
+
 def test_the_parts_of_a_training(
     done: tuple[Path, list[str]], livec: list[object], call: Call
 ) -> None:

@@ -3,12 +3,15 @@
 import errno
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from support.training_verbs import Call, refused, saved_checkpoint
+
+from drexperts.model.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 
@@ -35,6 +38,24 @@ def test_pictures_of_where_experts_look(
     out = tmp_path / "no.png"
     refused(call("explain", start_bundle, picture, "--out", out, "--compare"), "--compare")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--compare"]])
+def test_another_grid_is_explained(
+    options: list[str], start: Path, picture: Path, tmp_path: Path, call: Call
+) -> None:
+    checkpoint, model = load_checkpoint(start), tmp_path / "wide.safetensors"
+    spec = replace(checkpoint.preprocessing, short_side_max=80, crops_per_side=2)
+    save_checkpoint(checkpoint._replace(preprocessing=spec), model)
+    found: list[bytes] = []
+    for grid in ([], ["--crops-per-side", 2], ["--crops-per-side", 1]):
+        out = tmp_path / f"{len(found)}.png"
+        assert call("explain", model, picture, "--out", out, *options, *grid).status == 0
+        found.append(out.read_bytes())
+    assert found[0] == found[1] != found[2]
+    refused(
+        call("explain", model, picture, "--out", out, *options, "--crops-per-side", 0), "1 to 64"
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["--compare"]])

@@ -31,12 +31,33 @@ def test_the_document(toy_bundle: Path, photos: Path, call: Call) -> None:
     assert "1 failed" in error
     assert counts(document) == [4, 0, 3, 1, 0]
     assert list(document) == [
-        *("bundle", "engine", "session", "passed_over"),
+        *("bundle", "engine", "session", "passed_over", "crops_per_side"),
         *(*COUNTS, "passed_over_files", "seconds", "out", "results"),
     ]
     rows = {row["source"]: row for row in document["results"]}
     assert rows[str(photos / "a.png")]["value"] > 0
     assert rows[str(photos / "broken.jpg")]["value"] is None
+
+
+def test_another_grid_is_said_and_continues_no_file_of_the_bundles_own(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call
+) -> None:
+    given = ("score", toy_bundle, photos)
+    status, document, error = call(*given, "--crops-per-side", "1")
+    assert (status, document["crops_per_side"]) == (0, 1)
+    assert {row["crops_per_side"] for row in document["results"]} == {1}
+    assert {len(row["raw"]) for row in document["results"] if not row["error"]} == {1}
+    assert "at most 1 crops per side, where the bundle was proven with 2" in error
+    out = ("--out", tmp_path / "scores.jsonl")
+    _, document, error = call(*given, "--crops-per-side", "2", *out)
+    assert document["crops_per_side"] is None
+    assert "per side" not in error
+    status, document, _ = call(*given, "--crops-per-side", "1", *out)
+    assert status == 2
+    assert "fingerprint" in document["error"]
+    status, document, _ = call(*given, "--crops-per-side", "65")
+    assert status == 2
+    assert "--crops-per-side must be a whole number from 1 to 64" in document["error"]
 
 
 def test_tables_go_to_stdout_without_json(

@@ -1,5 +1,6 @@
 """Several models on one data set: metrics, agreement, and the report."""
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,12 +15,18 @@ from drexperts.data.dataset import Dataset
 from drexperts.data.layouts import open_dataset
 from drexperts.data.recipes import RECIPES
 from drexperts.data.splits import make_splits, whole
-from drexperts.evaluation import Evaluation, Metrics, compute_metrics, evaluate
+from drexperts.evaluation import (
+    Evaluation,
+    Metrics,
+    compute_metrics,
+    evaluate,
+    write_predictions,
+)
 from drexperts.evaluation.metrics import NAMES
 from drexperts.evaluation.predict import ScoredImage
 from drexperts.export.bundle import export_bundle
-from drexperts.model.checkpoint import Checkpoint, save_checkpoint
-from drexperts.runtime.errors import DataError
+from drexperts.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from drexperts.runtime.errors import DataError, UserError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.proof import LIMITS
@@ -117,6 +124,48 @@ def test_each_split_and_their_median(models: list[Path], dataset: Dataset) -> No
     assert (found.data.part, found.data.split_digest) == ("test", splits.digest)
     assert found.as_json()["protocol"]["crops"] == 2
     assert found.differences == ()
+
+
+def test_every_model_with_every_grid(models: list[Path], dataset: Dataset, tmp_path: Path) -> None:
+    """Crops of 64 px from images of up to 80 px, where the checkpoint's own grid is one crop."""
+    wide = Preprocessing(crop=64, short_side_min=64, short_side_max=80, crops_per_side=3)
+    checkpoint = load_checkpoint(models[0])
+    save_checkpoint(checkpoint._replace(preprocessing=wide), tmp_path / "wide.safetensors")
+    splits = make_splits(dataset, count=2)
+    given = ([tmp_path / "wide.safetensors", models[1]], dataset)
+    found = evaluated(*given, splits=splits, part="all", crops_per_side=(None, 1))
+    assert [model.crops_per_side for model in found.models] == [None, 1, None, None]
+    assert [model.preprocessing.crops_per_side for model in found.models] == [3, 1, 1, 1]
+    whole, single, _, again = found.models
+    assert whole.crops > single.crops == single.images
+    assert len({model.fingerprint for model in found.models}) == 3
+    assert (single.label, again.label) == (f"{single.model}, 1 per side", again.model)
+    difference = found.differences[0]
+    assert (difference.model, difference.reference) == (single.label, whole.label)
+    assert (difference.same_weights, len(difference.changes)) == (True, 2)
+    for change, before, after in zip(difference.changes, whole.splits, single.splits, strict=True):
+        for name in ("srcc", "plcc"):
+            expected = getattr(after, name) - getattr(before, name)
+            assert change[name].value == pytest.approx(expected)
+            assert change[name].interval.low <= change[name].interval.high
+    write_predictions(found, dataset, tmp_path / "scores.csv")
+    header = next(csv.reader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert header[2::2] == [f"score {model.label}" for model in found.models]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"crops_per_side": (65,)}, "1 to 64"),
+        ({"crops_per_side": ()}, "at least one"),
+        ({"crops_per_side": (2,), "protocol": "released"}, "random crops"),
+    ],
+)
+def test_grids_that_cannot_be(
+    changes: dict[str, Any], named: str, models: list[Path], dataset: Dataset
+) -> None:
+    with pytest.raises(UserError, match=named):
+        evaluated(models, dataset, **changes)
 
 
 def test_splits_that_do_not_fit(models: list[Path], dataset: Dataset) -> None:

@@ -19,6 +19,7 @@ from drexperts.evaluation.metrics import (
     Metrics,
     _logistic,
     compute_metrics,
+    correlation_changes,
     correlation_intervals,
     fitted,
     json_ready,
@@ -223,6 +224,24 @@ def test_intervals_are_percentiles_of_metrics_over_resampled_images(count: int) 
         np.testing.assert_allclose(found.intervals["rmse"], expected, atol=1e-12)
     pair = correlation_intervals(labels, scores, seed=7, resamples=200)
     assert pair == {name: found.intervals[name] for name in ("srcc", "plcc")}
+
+
+def test_changes_are_of_both_models_on_the_same_resamples() -> None:
+    labels, scores = logistic_data(30)
+    other = scores + np.random.default_rng(1).normal(size=30)
+    # The second model's direction is the other: its labels are mirrored.
+    found = correlation_changes((labels, scores), (-labels, -other), seed=7, resamples=200)
+    chosen = np.random.default_rng(7).integers(0, 30, (200, 30))
+    for name, correlation in (("srcc", srcc), ("plcc", plcc)):
+        change, interval = found[name]
+        assert change == pytest.approx(correlation(labels, other) - correlation(labels, scores))
+        values = [
+            correlation(labels[row], other[row]) - correlation(labels[row], scores[row])
+            for row in chosen
+        ]
+        np.testing.assert_allclose(interval, np.quantile(values, (0.025, 0.975)), atol=1e-12)
+    same = correlation_changes((labels, scores), (labels, 2 * scores), resamples=20)
+    assert np.abs([[value, *interval] for value, interval in same.values()]).max() < 1e-12
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 9])

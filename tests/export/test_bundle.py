@@ -14,6 +14,7 @@ from drexperts.export import bundle as bundles
 from drexperts.export import export_bundle
 from drexperts.export.graph.precision import PrecisionChoice
 from drexperts.export.proof.parity import eager_outputs
+from drexperts.export.triton_repository import write_triton_repository
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.errors import BundleError, ConfigError, UserError
 from drexperts.runtime.locks import locked
@@ -76,6 +77,25 @@ def test_a_checkpoints_file_and_a_scale_are_taken(ready_graph, checkpoint_file, 
     assert manifest.scale == scale
     assert manifest == read_manifest(tmp_path / "b")
     assert str(checkpoint_file) in progress.messages[0]
+
+
+@pytest.mark.slow
+def test_another_grid_is_what_is_proven_and_served(
+    ready_graph, exported, checkpoint, pictures, tmp_path
+):
+    out = tmp_path / "b"
+    manifest = export_bundle(checkpoint, out, images=pictures, crops_per_side=1, max_batch=4)
+    (engine,) = manifest.engines
+    assert manifest.preprocessing == Preprocessing(64, 64, 128, 1)
+    assert engine.proven
+    assert engine.parity is not None
+    assert engine.parity.rows == len(pictures) + engine.parity.sets["synthetic"].images
+    with runtime.load(out) as one, runtime.load(exported, crops_per_side=1) as other:
+        (here,), (there,) = one.score(pictures[:1]), other.score(pictures[:1])
+        assert (here.raw, here.fingerprint) == (there.raw, there.fingerprint)
+        assert (here.crops_per_side, there.crops_per_side) == (None, 1)
+    write_triton_repository(out, tmp_path / "models")
+    assert repr(manifest.preprocessing) in (tmp_path / "models" / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -157,6 +177,12 @@ def test_a_folder_of_other_things_is_not_touched(manifest, bundle, checkpoint):
 def test_batches_out_of_range(max_batch, checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=f"1 to 1024.* {max_batch}"):
         export_bundle(checkpoint, tmp_path / "b", max_batch=max_batch)
+
+
+def test_grids_out_of_range(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"crops_per_side .* 1 to 64"):
+        export_bundle(checkpoint, tmp_path / "b", crops_per_side=65)
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(

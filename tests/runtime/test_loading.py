@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from support.command_line import NO_TRAINING_LIBRARY, change_engine
 from support.swapping import swap_after_hash
 
 from drexperts import runtime
-from drexperts.runtime.errors import BundleError, ChangedFileError, UserError
+from drexperts.runtime.errors import BundleError, ChangedFileError, ConfigError, UserError
 from drexperts.runtime.manifest import digest, read_manifest, sha256_of, write_manifest
 
 
@@ -115,6 +116,36 @@ def test_a_proof_that_this_version_would_not_accept(change, said, bundle):
     with pytest.raises(BundleError, match=f"{said}.*export.verify"):
         runtime.load(bundle)
     assert runtime.load(bundle, allow_unverified=True).engine.objection
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_another_grid(isolated, toy_bundle, photo, encode):
+    """The toy's crops have 32 pixels and its images up to 64 on the shorter side: 2 x 2 crops."""
+    manifest = read_manifest(toy_bundle)
+    image, small = encode(photo(160, 90), "PNG"), encode(photo(32, 32), "PNG")
+
+    def scored(grid):
+        with runtime.load(toy_bundle, crops_per_side=grid, isolated=isolated) as scorer:
+            assert scorer.manifest == manifest  # what is proven and pinned is what was read
+            assert pickle.loads(pickle.dumps(scorer)).preprocessing == scorer.preprocessing
+            return scorer.score([image, small, b"junk"])
+
+    found = {grid: scored(grid) for grid in (None, 1, 2, 3, 64)}
+    assert found[2] == found[None]
+    for grid, of_image in {None: 4, 1: 1, 2: 4, 3: 6, 64: 8}.items():
+        assert [len(score.raw) for score in found[grid]] == [of_image, 1, 0]
+        said = {score.crops_per_side for score in found[grid]}
+        assert said == {None if grid == 2 else grid}
+        assert {score.as_row()["crops_per_side"] for score in found[grid]} == said
+    of_whole = {score.fingerprint for score in found[None]}
+    assert all(of_whole.isdisjoint(s.fingerprint for s in found[grid]) for grid in (1, 3, 64))
+    assert found[1][1].value == found[None][1].value  # it has room for one crop
+
+
+@pytest.mark.parametrize("grid", [0, 65, "2"])
+def test_a_grid_out_of_range(grid, toy_bundle):
+    with pytest.raises(ConfigError, match="1 to 64"):
+        runtime.load(toy_bundle, crops_per_side=grid)
 
 
 def test_missing_engine_file(bundle):

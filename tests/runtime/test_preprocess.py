@@ -8,7 +8,12 @@ from PIL import Image
 
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ConfigError
-from drexperts.runtime.preprocess import Preprocessing, crop_positions, crops_from_image
+from drexperts.runtime.preprocess import (
+    Preprocessing,
+    crop_positions,
+    crops_from_image,
+    with_crops_per_side,
+)
 
 SPEC = Preprocessing(crop=384, short_side_min=384, short_side_max=768, crops_per_side=3)
 
@@ -22,6 +27,18 @@ SPEC = Preprocessing(crop=384, short_side_min=384, short_side_max=768, crops_per
 def test_impossible_contracts(values):
     with pytest.raises(ConfigError):
         Preprocessing(*values)
+
+
+def test_another_grid_is_all_that_changes():
+    assert with_crops_per_side(SPEC, None) is SPEC
+    for number in (1, 3, 64):
+        assert with_crops_per_side(SPEC, number) == Preprocessing(384, 384, 768, number)
+
+
+@pytest.mark.parametrize("number", [0, -1, 65, 2.0, "2", True, np.int64(2)])
+def test_grids_out_of_range(number):
+    with pytest.raises(ConfigError, match="crops_per_side must be a whole number from 1 to 64"):
+        with_crops_per_side(SPEC, number)
 
 
 def test_crop_positions():

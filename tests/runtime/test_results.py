@@ -163,7 +163,7 @@ def test_suffixes_are_those_of_the_formats_that_are_decoded():
 
 
 def test_rows_hold_everything(path):
-    first = dataclasses.replace(scored("a.jpg"), enlarged=2.5)
+    first = dataclasses.replace(scored("a.jpg"), enlarged=2.5, crops_per_side=2)
     write(path, [first, scored("b.jpg", error='a "bad"\nfile')])
     good, bad = rows_of(path)
     if path.suffix == ".jsonl":
@@ -181,6 +181,8 @@ def test_rows_hold_everything(path):
     assert bad["error"] == 'a "bad"\nfile'
     assert good["enlarged"] in (2.5, "2.5")
     assert bad["enlarged"] in (None, "")
+    assert good["crops_per_side"] in (2, "2")
+    assert bad["crops_per_side"] in (None, "")
 
 
 def test_a_row_is_in_the_file_when_append_returns(path):
@@ -198,22 +200,29 @@ def test_a_later_run_goes_on(path):
     assert sources_of(path) == [*AWKWARD, "more.jpg"]
 
 
-def test_a_csv_file_of_an_earlier_version_goes_on_with_its_columns(tmp_path):
+LATER = ("enlarged", "crops_per_side")
+
+
+@pytest.mark.parametrize("count", range(len(LATER)))
+def test_a_csv_file_of_an_earlier_version_goes_on_with_its_columns(count, tmp_path):
     path = tmp_path / "r.csv"
     write(path, map(scored, AWKWARD))
-    header, rest = path.read_bytes().split(b",enlarged\r\n")
-    earlier = header + b"\r\n" + rest.replace(b"0.5,\r\n", b"0.5\r\n")
+    known = "".join(f",{name}" for name in LATER[:count]).encode()
+    header, rest = path.read_bytes().split(b",enlarged,crops_per_side\r\n")
+    rest = rest.replace(b"0.5,,\r\n", b"0.5" + b"," * count + b"\r\n")
+    earlier = header + known + b"\r\n" + rest
     path.write_bytes(earlier[:-4])  # torn
-    row = dataclasses.replace(scored("small.jpg"), enlarged=2.5)
+    row = dataclasses.replace(scored("small.jpg"), enlarged=2.5, crops_per_side=2)
     assert list(write(path, [scored(AWKWARD[-1]), row])) == AWKWARD[:-1]
     assert sources_of(path) == [*AWKWARD, "small.jpg"]
-    assert {tuple(row) for row in rows_of(path)} == {tuple(rows_of(path)[0])}
+    columns = tuple(rows_of(path)[0])
+    assert {tuple(row) for row in rows_of(path)} == {columns}
     assert path.read_bytes().startswith(earlier)  # the torn row was written again
-    assert "enlarged" not in rows_of(path)[-1]
+    assert tuple(name for name in columns if name in LATER) == LATER[:count]
     assert write(path, [scored("e", error="no")])["small.jpg"]
     assert write(path, [], retry_errors=True) == dict.fromkeys([*AWKWARD, "small.jpg"], True)
     assert write(path, [row], overwrite=True) == {}
-    assert rows_of(path)[0]["enlarged"] == "2.5"
+    assert [rows_of(path)[0][name] for name in LATER] == ["2.5", "2"]
 
 
 def test_every_torn_end_is_mended(path, monkeypatch):

@@ -15,6 +15,7 @@ from support.reporting import Recorder
 
 from drexperts import runtime
 from drexperts.runtime import Score, Scorer, UserError, score_files
+from drexperts.runtime.decoding.decoders import LocalDecoder
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +128,13 @@ def test_one_image_is_scored_once_however_its_path_is_spelled(
     assert score_files(scorer, ["./a.png"], out).already_there == 1
 
 
-def test_a_result_file_of_another_bundle_is_refused(
+def test_a_result_file_of_another_grid_is_refused(
     scorer: Scorer, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.jsonl"
     score_files(scorer, [folder], out)
-    spec = dataclasses.replace(scorer.manifest.preprocessing, crops_per_side=1)
-    manifest = dataclasses.replace(scorer.manifest, preprocessing=spec)
-    other = Scorer(manifest, scorer.engine, scorer.session)
+    decoder = LocalDecoder(dataclasses.replace(scorer.preprocessing, crops_per_side=1))
+    other = Scorer(scorer.manifest, scorer.engine, scorer.session, decoder=decoder)
     before = out.read_bytes()
     with pytest.raises(UserError, match=scorer.fingerprint()):
         score_files(other, [folder], out)
