@@ -192,7 +192,9 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=("paper", "official"), default="official")
     parser.add_argument("--precision", choices=("fp32", "int8", "auto"), action="append")
     parser.add_argument("--openvino", choices=("fp32", "bf16", "int8", "auto"), action="append")
-    parser.add_argument("--engine", help="the one that is measured most (default: bf16 by OpenVINO)")
+    parser.add_argument(
+        "--engine", help="the one that is measured most (default: bf16 by OpenVINO)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--quick", action="store_true", help="a trial of the script")
     add_receipt_option(parser)

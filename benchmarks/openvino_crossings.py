@@ -44,10 +44,12 @@ from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.openvino_graph import BLOCKS
 from drexperts.export.graph.openvino_precision import Bfloat16, graph_session, searched_choices
 from drexperts.export.graph.precision import BATCH, constant_bytes
-from drexperts.export.proof.division import Photographs, photographs_of
+from drexperts.export.proof.division import Photographs, in_turn, photographs_of
+from drexperts.export.proof.parity import Reference
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 from drexperts.model.dr_experts import new_model
+from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.openvino_session import OpenvinoSession, compiled_model, settings_of
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.scorer import Session
@@ -141,21 +143,34 @@ def crossings(
     for seed, photographs in divisions.items():
         pair = [Half(checkpoint, each, shared=False) for each in photographs]
         for at, half in enumerate(pair):
-            facts = {"model": name, "division": seed, "half": at}
             for precision, session in sessions.items():
-                found = measured(half, pair[1 - at], "bf16", session)
                 yield Crossing(
-                    **facts, precision=precision, islands=0, weight_bytes=size, **found
+                    model=name,
+                    division=seed,
+                    half=at,
+                    precision=precision,
+                    islands=0,
+                    weight_bytes=size,
+                    **measured(half, pair[1 - at], "bf16", session),
                 )
             choice = next(searched_choices(checkpoint, half.parts, maps=True, max_batch=BATCH))
-            session = graph_session(choice.graph)
             yield Crossing(
-                **facts,
+                model=name,
+                division=seed,
+                half=at,
                 precision=f"openvino-auto-{choice.precision}",
                 islands=len(choice.islands),
                 weight_bytes=constant_bytes(choice.graph),
-                **measured(half, pair[1 - at], choice.precision, session),
+                **measured(half, pair[1 - at], choice.precision, graph_session(choice.graph)),
             )
+
+
+def with_own_span(checkpoint: Checkpoint, photographs: Photographs) -> Checkpoint:
+    """The checkpoint with the scale that its scores of some photographs span."""
+    reference = Reference(checkpoint.model, in_turn(photographs), checkpoint.preprocessing)
+    scores = reference.outputs.scores
+    scale = ScoreScale(float(scores.min()), float(scores.max()), higher_is_better=True)
+    return checkpoint._replace(scale=scale)
 
 
 def model_named(text: str) -> tuple[str, Checkpoint]:
@@ -186,6 +201,8 @@ def main(given: list[str] | None = None) -> None:
             first, second = (middles(photographs, spec) for photographs in (default, others))
             divisions = divisions_of(first, second, arguments.divisions, with_default=False)
             one = loaded._replace(preprocessing=Preprocessing(side, side, side, 1))
+            if name in SPREADS:  # whose scores are in no scale
+                one = with_own_span(one, first)
             for each in crossings(name, one, divisions):
                 found.append(each)
                 tell(f"{name}, division {each.division}, half {each.half}: {each.precision}")

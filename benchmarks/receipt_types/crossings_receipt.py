@@ -24,7 +24,7 @@ class Crossing:
 
     division: the seed of the random division; `DEFAULT` for the default photographs against others
     half: 0 or 1 (with `DEFAULT`, 0 are the default ones), where it was made
-    precision: "auto" is int8 with the islands that the search left in float32; for OpenVINO, such as
+    precision: "auto" is int8 with the islands that the search left in float32; OpenVINO has such as
         "openvino-auto-int8" or "openvino-bf16"; an engine that is broken on purpose begins `BROKEN`
     weight_bytes: size of its constants
     made: measures of its proof, each the worst of all images and of every large enough set

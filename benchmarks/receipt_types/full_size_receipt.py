@@ -155,7 +155,10 @@ def against_released(receipt: FullSizeReceipt) -> Iterator[Part]:
     """How many times faster than the released recipe everything is, within each round."""
     batches = [times for times in receipt.report.batches if RELEASED in times.seconds]
     if batches:
-        headings = ("times the speed of the released recipe", *(f"batch {b.batch}" for b in batches))
+        headings = (
+            "times the speed of the released recipe",
+            *(f"batch {b.batch}" for b in batches),
+        )
         rows = [
             (
                 shown_name(receipt.engines[name]) if name in receipt.engines else name,
@@ -195,9 +198,10 @@ def streams(receipt: FullSizeReceipt) -> Iterator[Part]:
     found = receipt.streams
     if found is not None:
         rows = [
-            (f"{count} of {found.threads // int(count)} threads", three_digits(
-                1e3 * Summary.of(times).p50 / found.crops
-            ))
+            (
+                f"{count} of {found.threads // int(count)} threads",
+                three_digits(1e3 * Summary.of(times).p50 / found.crops),
+            )
             for count, times in found.seconds.items()
         ]
         yield Table(("streams, two callers at once", "ms per crop"), rows)

@@ -336,7 +336,9 @@ def _roofline(scorer: Scorer, threads: int) -> Roofline | None:
         return None
     config, engine = DRExpertsConfig.from_dict(scorer.manifest.config), scorer.engine
     # What ONNX Runtime computes in on a CPU is not known, and float32 is the common roof.
-    types = {"openvino": tuple(engine.products), "onnx": ()}.get(engine.backend, (engine.precision,))
+    types = {"openvino": tuple(engine.products), "onnx": ()}.get(
+        engine.backend, (engine.precision,)
+    )
     return roofline.measure(config, engine.precision, threads, device_of(scorer), types=types)
 
 

@@ -157,8 +157,8 @@ def _openvino_times(
         [_openvino_node(info, origins.get(info.node_name, ()), known) for info in counted[0]]
     )
     method = (
-        "Layers are the nodes of OpenVINO's compiled model, by its own counters, with what computes "
-        "each and in which type."
+        "Layers are the nodes of OpenVINO's compiled model, by its own counters, with what "
+        "computes each and in which type."
     )
     kept = [node for node, took in zip(nodes, ran, strict=True) if took]
     return _EngineTimes(kept, by_layer[:, ran], called, plain, method)
@@ -177,7 +177,7 @@ def _openvino_node(
 
 
 def _in_parts(nodes: Sequence[PlacedNode]) -> list[PlacedNode]:
-    """Nodes that the compiler added, with the part of those before and after where it is the same."""
+    """Nodes that the compiler added, in the part of those before and after where it is one."""
     before, after = _last_parts(nodes), _last_parts(nodes[::-1])[::-1]
     return [
         node._replace(part=earlier) if node.part == OTHER and earlier == later else node
