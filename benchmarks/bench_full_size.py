@@ -1,14 +1,16 @@
 """Measure the full-size model on this machine, with random weights.
 
     python benchmarks/bench_full_size.py [--precision fp32 --precision auto] [--receipt FILE]
-        [--openvino fp32 --openvino bf16 --openvino auto] [--engine FILE]
+        [--openvino fp32 --openvino bf16 --openvino auto] [--engine FILE] [--keep]
 
-Random weights cost what trained ones do. A bundle is exported and verified like any other, and gets
-an engine for OpenVINO in each precision that is named. One engine is measured in every scenario and
-by its parts; the others are timed in the same rounds, beside the baselines. Of each engine the start
-is measured, with and without a compiled model in the cache, and an image from its bytes to its
-Score; of one for OpenVINO also two callers at once, in one stream and in two. With --quick it is a
-trial of the script on a small model, whose numbers mean nothing.
+Random weights cost what trained ones do. A bundle is exported and verified like any other, and
+gets an engine for OpenVINO in each precision that is named. One engine is measured in every
+scenario and by its parts; the others are timed in the same rounds, beside the baselines. Of each
+engine the start is measured, with and without a compiled model in the cache, and an image from its
+bytes to its Score; of one for OpenVINO also two callers at once, in one stream and in two. Proofs
+take most of the time, so with --keep the engines that --runs already has are measured as they are:
+make them first, and measure when nothing else runs. With --quick it is a trial of the script on a
+small model, whose numbers mean nothing.
 """
 
 import argparse
@@ -47,7 +49,7 @@ from drexperts.model.checkpoint import Checkpoint, default_preprocessing, save_c
 from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
 from drexperts.runtime.cpus import available_cores
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Engine, read_manifest
+from drexperts.runtime.manifest import FILE_NAME, Engine, read_manifest
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.scorer import Session
 from drexperts.ui.screen import Screen
@@ -74,10 +76,13 @@ def exported(
     folder: Path,
     *,
     quick: bool,
+    keep: bool,
     progress: Progress,
 ) -> Path:
-    """A bundle in one precision."""
+    """A bundle in one precision, unless the folder has it and it is to be kept."""
     bundle = folder / f"full-size-{checkpoint.model.config.preset}-{precision}"
+    if keep and (bundle / FILE_NAME).is_file():
+        return bundle
     export_bundle(
         checkpoint, bundle, images=pictures(quick), precision=precision, progress=progress
     )
@@ -87,6 +92,15 @@ def exported(
 def pictures(quick: bool) -> Images:
     """What engines are proven on: few photographs in a trial."""
     return verification_images()[:QUICK_IMAGES] if quick else None
+
+
+def has_openvino(bundle: Path, precision: str) -> bool:
+    """Whether a bundle has an engine for OpenVINO in a precision; that of "auto" was searched."""
+    return any(
+        each.precision == precision or (precision == "auto" and each.frontier)
+        for each in read_manifest(bundle).engines
+        if each.backend == "openvino"
+    )
 
 
 def with_openvino(
@@ -196,6 +210,7 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
         "--engine", help="the one that is measured most (default: bf16 by OpenVINO)"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--keep", action="store_true", help="measure what --runs already has")
     parser.add_argument("--quick", action="store_true", help="a trial of the script")
     add_receipt_option(parser)
     return parser.parse_args(given)
@@ -209,10 +224,16 @@ def main(given: list[str] | None = None) -> None:
     save_checkpoint(checkpoint, runs / f"full-size-{arguments.preset}.safetensors")
     with Screen().progress() as progress:
         first, *others = [
-            exported(checkpoint, precision, runs, quick=quick, progress=progress)
+            exported(
+                checkpoint, precision, runs, quick=quick, keep=arguments.keep, progress=progress
+            )
             for precision in arguments.precision or ["fp32"]
         ]
-        asked = arguments.openvino or []
+        asked = [
+            precision
+            for precision in arguments.openvino or []
+            if not (arguments.keep and has_openvino(first, precision))
+        ]
         missing = with_openvino(first, checkpoint, asked, quick=quick, progress=progress)
         for bundle in (first, *others):
             for engine in read_manifest(bundle).engines:

@@ -4,10 +4,10 @@
         [--divisions 1] [--receipt FILE]
 
 The halves are those of `crossings.py`, and so is what is measured: engines in bfloat16 and in the
-fastest mixture that the search finds are made on one half and measured on the other. Beside them are
-engines that are broken on purpose, in ways that leave a score that looks like one. Two models need
-no checkpoint: "gentle" and "violent", small ones with random weights, of which the second has sharp
-softmaxes.
+fastest mixture that the search finds are made on one half and measured on the other. Beside them
+are engines that are broken on purpose, in ways that leave a score that looks like one. Two models
+need no checkpoint: "gentle" and "violent", small ones with random weights, of which the second has
+sharp softmaxes.
 """
 
 import argparse

@@ -120,6 +120,7 @@ class OpenvinoSession:
         """
         check_pixels(pixels, self._image_shape, self.max_batch)
         request = self._requests.get()
+        before = request.get_tensor(self._input)
         try:
             own = np.ascontiguousarray(pixels)
             tensor = import_openvino().Tensor(own, shared_memory=True)
@@ -132,6 +133,8 @@ class OpenvinoSession:
         except Exception as cause:
             raise _failure(pixels, cause) from cause
         finally:
+            # Otherwise `run` would write later pixels into this caller's array.
+            request.set_tensor(self._input, before)
             self._requests.put(request)
 
     @property
