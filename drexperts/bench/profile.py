@@ -1,6 +1,5 @@
 """Where the time of a score goes: decoding, cropping, and the layers of the engine."""
 
-import itertools
 import json
 import re
 import tempfile
@@ -150,7 +149,7 @@ def _openvino_times(
     plain, called = _alternately(lambda: session.run(pixels), profiled, rounds)
     spent = [info.real_time.total_seconds() for infos in counted for info in infos]
     by_layer = _by_call(spent, len(counted))[_WARM_UP:]
-    ran = by_layer.any(axis=0)  # not what was fused into others, or moves nothing
+    ran: NDArray[np.bool_] = np.any(by_layer > 0, axis=0)  # not what was fused into others, or moves nothing
     origins = {layer.name: layer.origins for layer in layers(compiled)}
     known = {node.node: node for node in placed_nodes(load_graph(path).graph)}
     nodes = _in_parts(
@@ -160,7 +159,7 @@ def _openvino_times(
         "Layers are the nodes of OpenVINO's compiled model, by its own counters, with what "
         "computes each and in which type."
     )
-    kept = [node for node, took in zip(nodes, ran, strict=True) if took]
+    kept = [node for node, took in zip(nodes, ran.tolist(), strict=True) if took]
     return _EngineTimes(kept, by_layer[:, ran], called, plain, method)
 
 
@@ -187,8 +186,11 @@ def _in_parts(nodes: Sequence[PlacedNode]) -> list[PlacedNode]:
 
 def _last_parts(nodes: Sequence[PlacedNode]) -> list[str]:
     """For each node the last known part, of itself or of one before."""
-    parts = (node.part for node in nodes)
-    return list(itertools.accumulate(parts, lambda last, part: last if part == OTHER else part))
+    last, found = OTHER, []
+    for node in nodes:
+        last = last if node.part == OTHER else node.part
+        found.append(last)
+    return found
 
 
 def _alternately(
