@@ -20,6 +20,7 @@ from drexperts.runtime.places import cache_folder, state_folder
 _FOLDER = "openvino"
 _NOTES = "openvino-compiled"
 _MOST_BYTES = 2 * 2**30  # of all compiled models together, about eight of full size
+_MOST_MODELS = 32
 _ENGINE = 16  # hex digits of the engine's hash at the start of a name
 _log = logging.getLogger(__name__)
 
@@ -85,10 +86,11 @@ class CompiledModels:
         """Remove what this engine was compiled to before, and the oldest beyond the limit."""
         total = 0
         found = [(path.stat(), path) for path in self.path.parent.iterdir()]
-        for state, path in sorted(found, key=lambda each: each[0].st_mtime, reverse=True):
+        found.sort(key=lambda each: each[0].st_mtime, reverse=True)
+        for number, (state, path) in enumerate(found, 1):
             total += state.st_size
             replaced = path.name.startswith(self.name[:_ENGINE]) and path != self.path
-            if replaced or total > _MOST_BYTES:
+            if replaced or total > _MOST_BYTES or number > _MOST_MODELS:
                 with contextlib.suppress(OSError):  # another process removed it
                     path.unlink()
 

@@ -181,9 +181,22 @@ def test_the_oldest_are_dropped_beyond_the_limit(bundle, tmp_path, monkeypatch):
     for age in range(1, 5):
         file = now.with_name(f"{age}.blob")
         file.write_bytes(bytes(size))
-        os.utime(file, (now_time := 1e9 - age, now_time))
+        os.utime(file, (1e9 - age, 1e9 - age))
     scores(bundle)
     assert {file.name for file in folder(tmp_path).iterdir()} == {now.name, "1.blob", "2.blob"}
+
+
+def test_the_oldest_are_dropped_beyond_the_number(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino_cache, "_MOST_MODELS", 2)
+    scores(bundle)
+    now = only(tmp_path)
+    now.unlink()
+    for age in range(1, 4):
+        file = now.with_name(f"{age}.blob")
+        file.touch()
+        os.utime(file, (1e9 - age, 1e9 - age))
+    scores(bundle)
+    assert {file.name for file in folder(tmp_path).iterdir()} == {now.name, "1.blob"}
 
 
 def test_names_differ_with_all_that_a_compiled_model_depends_on():

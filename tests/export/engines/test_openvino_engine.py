@@ -166,6 +166,31 @@ def test_a_silent_float32_engine_is_an_error(bundle):
     assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx"}
 
 
+LOAD = """
+import sys
+from drexperts import runtime
+scorer = runtime.load(sys.argv[1], "cpu", allow_unverified=True)
+print(scorer.engine.file, *(reason for _, _, reason in scorer.passed_over))
+"""
+
+
+@bfloat16
+def test_what_was_built_is_loaded_where_the_cpu_computes_as_it_did(bundle, tmp_path):
+    """Three processes: the first compiles, the second opens what was kept, the third has AVX2."""
+    engine = build_engine(bundle, "openvino", precision="bf16").engines[-1]
+    places = {"XDG_CACHE_HOME": str(tmp_path / "c"), "XDG_STATE_HOME": str(tmp_path / "s")}
+    told = []
+    for isa in ("DEFAULT", "DEFAULT", "AVX2"):
+        command = [sys.executable, "-P", "-c", LOAD, str(bundle)]
+        environment = os.environ | places | {"ONEDNN_MAX_CPU_ISA": isa}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told.append(done.stdout.strip())
+    assert told[:2] == [engine.file] * 2
+    assert told[2].startswith("model.onnx ")
+    assert f"{LAYERS} bf16" in told[2]
+    assert "rebuild it with" in told[2]
+
+
 def test_types_are_compared_by_layer():
     asked: dict[tuple[str, ...], str] = {("a.product", "a"): "bf16", ("b", "b"): "fp32"}
 

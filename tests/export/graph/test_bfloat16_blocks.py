@@ -81,7 +81,6 @@ def test_rounding_is_that_of_bfloat16(graph):
     changed = bfloat16_blocks(graph)
     name = f"{BLOCKS[0]}.fc1"
     (node,) = [n for n in changed.graph.node if n.output[0] == f"{name}.product"]
-    x = np.random.default_rng(1).integers(0, 256, (1, 3, 64, 64), np.uint8)
     constants = {each.name: each for each in changed.graph.initializer}
     weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
     original = {str(each.name): each for each in graph.graph.initializer}
