@@ -149,7 +149,8 @@ def _openvino_times(
     plain, called = _alternately(lambda: session.run(pixels), profiled, rounds)
     spent = [info.real_time.total_seconds() for infos in counted for info in infos]
     by_layer = _by_call(spent, len(counted))[_WARM_UP:]
-    ran: NDArray[np.bool_] = np.any(by_layer > 0, axis=0)  # not what was fused into others, or moves nothing
+    # Not what was fused into others, or moves nothing.
+    ran: NDArray[np.bool_] = np.any(by_layer > 0, axis=0)
     origins = {layer.name: layer.origins for layer in layers(compiled)}
     known = {node.node: node for node in placed_nodes(load_graph(path).graph)}
     nodes = _in_parts(
