@@ -148,7 +148,7 @@ def _openvino_times(
 
     plain, called = _alternately(lambda: session.run(pixels), profiled, rounds)
     spent = [info.real_time.total_seconds() for infos in counted for info in infos]
-    by_layer = _by_call(spent, len(counted))[_WARM_UP:]
+    by_layer = _since_warm_up(_by_call(spent, len(counted)))
     # Not what was fused into others, or moves nothing.
     ran: NDArray[np.bool_] = np.any(by_layer > 0, axis=0)
     origins = {layer.name: layer.origins for layer in layers(compiled)}
@@ -158,10 +158,21 @@ def _openvino_times(
     )
     method = (
         "Layers are the nodes of OpenVINO's compiled model, by its own counters, with what "
-        "computes each and in which type."
+        "computes each and in which type. A layer's time is the mean of all rounds, because the "
+        "counters are means."
     )
     kept = [node for node, took in zip(nodes, ran.tolist(), strict=True) if took]
     return _EngineTimes(kept, by_layer[:, ran], called, plain, method)
+
+
+def _since_warm_up(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds [rounds, layers], the same in each round, from means over all calls so far.
+
+    The counters are whole microseconds, so that a single call cannot be told from the mean.
+    """
+    calls = len(means)
+    total = calls * means[-1] - _WARM_UP * means[_WARM_UP - 1]
+    return np.tile(np.maximum(total, 0) / (calls - _WARM_UP), (calls - _WARM_UP, 1))
 
 
 def _openvino_node(

@@ -113,6 +113,12 @@ def test_profile_of_openvino(model: onnx.ModelProto, manifest: Manifest, tmp_pat
     assert sum(layer.part == "other" for layer in profile.layers) < len(profile.layers) / 4
 
 
+def test_the_warm_up_is_taken_out_of_means() -> None:
+    taken = np.array([[9.0, 0.0], [3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])  # two calls of warm-up
+    means = np.cumsum(taken, axis=0) / np.arange(1, 5)[:, None]
+    np.testing.assert_allclose(profiling._since_warm_up(means), [[1.5, 0.0]] * 2)
+
+
 def test_a_layer_between_two_of_a_part_belongs_to_it() -> None:
     parts = ["other", "encoder", "other", "other", "encoder", "other", "head", "other"]
     nodes = [PlacedNode(str(i), str(i), "op", part) for i, part in enumerate(parts)]
