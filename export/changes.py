@@ -11,6 +11,7 @@ from drexperts.runtime.manifest import read_manifest
 # What a build may leave when it is killed: an engine that no manifest names, or a part of a file.
 _OWN = re.compile(
     r"(tensorrt(-rtx)?-(fp32|fp16|bf16)-|\.+)[0-9a-f]{8}\.engine(\.(part-)?[0-9a-f]{8})?"
+    r"|openvino-(fp32|bf16|int8)-[0-9a-f]{8}\.onnx"
     r"|\.manifest\.json\.(part-)?[0-9a-f]{8}"
 )
 

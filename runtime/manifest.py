@@ -150,15 +150,16 @@ class EnginePlan:
 class PrecisionTrial:
     """A set of float32 islands that the precision search tried, and its parity.
 
-    islands: how many parts stayed in float32; of an int8 engine for OpenVINO, how many linear
-        layers are in bfloat16 instead
+    islands: how many parts stayed in a higher precision: in float32, or in bfloat16 those of an
+        int8 engine for OpenVINO where the CPU has it
     weight_bytes: size of the constants
     score_max: see `SetParity`
     srcc: the low end of its confidence interval
     passed: whether its parity kept all limits
     srcc_found: SRCC itself; None in older bundles
     precision: of the other parts; None is that of the engine
-    ms: for one crop, on the machine that searched; None where it did not run the engine
+    ms: for one crop, on the machine that searched and while it did; None where it did not run the
+        engine. Trials are timed one after another, so only large differences mean something.
     """
 
     islands: int
@@ -190,7 +191,7 @@ class Engine:
     bf16_layers: the linear layers of an int8 engine that are in bfloat16, because int8 was not
         enough for them
     frontier: what the precision search tried; empty if there was no search
-    missed: how many engines with fewer islands failed the proof before this one was tried
+    missed: how many candidates failed the proof before this one was tried
     calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
         the first 12 hex digits of the SHA-256 of its size and pixels
     products: for OpenVINO, how many matrix products with constants are computed in each type, read

@@ -27,7 +27,8 @@ def add(verbs: "Verbs") -> None:
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8", "auto"),
         help="precision of the transformer blocks; auto, with openvino, is the fastest mixture "
-        "that keeps parity (default: the bundle's; with openvino, bf16 on a CPU that has it)",
+        "that keeps parity (default: the bundle's; with openvino, int8 for a bundle in int8, "
+        "otherwise bf16 on a CPU that has it and fp32 on others)",
     )
     verb.add_argument(
         "--checkpoint",

@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         screen.note(f"scoring with {scorer.engine.file} on {scorer.session.description}")
         if (chosen := scorer.other_crops_per_side) is not None:
             own = scorer.manifest.preprocessing.crops_per_side
-            screen.note(f"at most {chosen} crops per side, where the bundle was proven with {own}")
+            screen.note(f"crops per side: at most {chosen} (the bundle was proven with {own})")
         tally = Tally(scorer.manifest.scale)
         summary = runtime.score_files(
             scorer,

@@ -123,6 +123,8 @@ def next_step(bundle: Path, engine: Engine) -> str:
     place = shlex.quote(str(bundle))
     if engine.proven:
         return f"drx score {place} photos/ --out scores.jsonl"
+    if engine.refuted and engine.backend == "openvino" and engine.precision != "fp32":
+        return f"drx build {place} --backend openvino --precision auto --checkpoint FILE"
     if engine.refuted:
         return f"drx info {place}   # the whole proof"
     return f"drx verify {place} --checkpoint FILE   # on a machine that runs the engine"
@@ -163,7 +165,7 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
         *_openvino_rows(engine),
         *[("stays in float32", ", ".join(engine.islands))] * bool(engine.islands),
         *(("tried", _tried(trial, engine)) for trial in engine.frontier),
-        *[("failed the proof", f"{engine.missed} with fewer such parts")] * bool(engine.missed),
+        *[("failed the proof", f"{engine.missed} tried before")] * bool(engine.missed),
         *(() if engine.plan is None else _plan_rows(engine.plan)),
     ]
     return facts(f"engine {engine.file}", rows)

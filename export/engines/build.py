@@ -70,7 +70,8 @@ def build_engine(
         precision: of the transformer blocks. For GPUs, "fp32", "fp16" or "bf16"; None keeps the
             bundle's, and another one is exported anew from the checkpoint, so that weights are
             rounded once. For OpenVINO, "fp32", "bf16", "int8" or "auto", the fastest mixture that
-            keeps parity; None is "bf16" on a CPU that has it, and otherwise the bundle's.
+            keeps parity; None is "int8" for a bundle in int8, and otherwise "bf16" on a CPU that
+            has it and "fp32" on others.
         fused_attention: False changes the graph so that no builder fuses attention.
         checkpoint: the one that was exported, for parity and for another precision.
         images: to verify on, as for `export_bundle`.
@@ -169,10 +170,14 @@ def _check_plain(
 ) -> None:
     """Raises UserError, for another backend than TensorRT, for what shapes an engine of it."""
     if (options, fused_attention, precision) != (DEFAULT_OPTIONS, True, None):
-        kept = "the checkpoint and the images"
+        if backend == "openvino":
+            raise UserError(
+                "openvino takes none of the options that shape a TensorRT engine: leave them out, "
+                "and keep the precision, the checkpoint and the images"
+            )
         raise UserError(
-            f"{backend} takes none of the options that shape a TensorRT engine: leave them out, "
-            f"and keep {'the precision, ' * (backend == 'openvino')}{kept}"
+            f"{backend} runs the bundle's ONNX file as it is: leave out what shapes an engine, and "
+            "keep the checkpoint and the images"
         )
 
 
@@ -252,9 +257,16 @@ class _TensorrtBuild(EngineBuild):
 
 
 def _record(bundle: Path, engine: Engine, progress: Progress) -> Manifest:
-    """Write a new engine into the manifest, and delete the files that it no longer names."""
+    """Write a new engine into the manifest, and delete the files that it no longer names.
+
+    A proven engine stays beside one of its kind that failed its proof, which nothing loads.
+    """
     before = read_manifest(bundle)
-    replaced = [other for other in before.engines if _in_its_place(other, engine)]
+    replaced = [
+        other
+        for other in before.engines
+        if _in_its_place(other, engine) and not (other.proven and engine.refuted)
+    ]
     if any(other.proven for other in replaced) and not engine.proven:
         progress.note(
             f"{engine.file} takes the place of a proven engine: prove it with `drx verify`"

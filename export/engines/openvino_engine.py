@@ -126,23 +126,24 @@ class _OpenvinoBuild(EngineBuild):
 
     def first_to_hold(self, choices: Iterator[PrecisionChoice]) -> Engine:
         """The first engine whose proof does not refute it, or the last one."""
-        refuted: Engine | None = None
+        # The manifest may name a file of the same bytes, which stays until it no longer does.
+        named = {engine.file for engine in self.manifest.engines}
+        engine: Engine | None = None
         for missed, choice in enumerate(choices):
-            if refuted is not None:
-                (self.bundle / refuted.file).unlink()
+            if engine is not None and engine.file not in named:
+                (self.bundle / engine.file).unlink()
             engine = self.proven(replace(self.written(choice), missed=missed))
             if not engine.refuted:
-                return engine
-            refuted = engine
+                break
             kept = f" with {len(choice.islands)} parts in {choice.rest}" * bool(choice.islands)
             self.progress.note(f"the engine in {choice.precision}{kept} failed its proof")
-        assert refuted is not None
-        return refuted
+        assert engine is not None
+        return engine
 
     def written(self, choice: PrecisionChoice) -> Engine:
         """Write an engine into the bundle, and read back what OpenVINO makes of it."""
         self.progress(f"compiling for OpenVINO in {choice.precision}")
-        aside = self.bundle / f".{secrets.token_hex(4)}.engine"
+        aside = self.bundle / f".{secrets.token_hex(4)}.engine"  # a name that `changes` clears up
         try:
             onnx.save(choice.graph, aside)
             products = compiled_products(choice.graph, aside, self.source.max_batch)
@@ -151,14 +152,16 @@ class _OpenvinoBuild(EngineBuild):
             replace_file(aside, path)
         finally:
             aside.unlink(missing_ok=True)
+        same = next((each for each in self.manifest.engines if each.sha256 == sha), None)
         return Engine(
             backend="openvino",
             file=path.name,
             sha256=sha,
             precision=choice.precision,
             max_batch=self.source.max_batch,
-            versions={"openvino": openvino_version() or "unknown"},
-            parity=None,
+            versions={"openvino": str(openvino_version())},
+            parity=None if same is None else same.parity,  # stays if none is measured here
+            proven_on=None if same is None else same.proven_on,
             invariance=None,
             islands=choice.islands if choice.rest == "fp32" else (),
             bf16_layers=choice.islands if choice.rest == "bf16" else (),

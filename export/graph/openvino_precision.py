@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import onnx
+from onnx import TensorProto
 
 from drexperts.export.graph.bfloat16_blocks import bfloat16_blocks
 from drexperts.export.graph.int8_products import LARGEST_FACTOR, LARGEST_WITH_VNNI
@@ -33,6 +34,8 @@ from drexperts.runtime.decoding import Source
 from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Session
+
+SAFETY = ("int8", "bf16", "fp32")  # the safest last
 
 
 class OpenvinoInt8(Int8):
@@ -131,21 +134,31 @@ def searched_choices(
     eight = OpenvinoInt8(checkpoint, parts["calibration"], maps, max_batch)
     found["int8"] = _Found(eight, fewest_islands(eight, test.of("int8"), progress))
     trials = tuple(trial for each in found.values() for trial in each.choice.trials)
-    for name in _worth_trying(found, checkpoint.preprocessing.crop):
-        model, choice = found[name]
-        for each in ever_more_islands(model, choice):
-            yield each._replace(trials=trials)
+    for name in _worth_trying(found, sixteen.float_graph, checkpoint.preprocessing.crop):
+        if name in found:
+            model, choice = found[name]
+            lowered = filter(_is_lowered, ever_more_islands(model, choice))
+            yield from (each._replace(trials=trials) for each in lowered)
     yield PrecisionChoice(sixteen.float_graph, "fp32", trials=trials)
 
 
-def _worth_trying(found: Mapping[str, _Found], side: int) -> list[str]:
-    """The searches that found something, the fastest first, up to that with the safest type."""
-    sessions = {
-        name: graph_session(choice.graph)
+def _is_lowered(choice: PrecisionChoice) -> bool:
+    """Whether a graph has a weight in its precision: not all of its parts are islands."""
+    kind = {"int8": TensorProto.INT8, "bf16": TensorProto.BFLOAT16}[choice.precision]
+    return any(each.data_type == kind for each in choice.graph.graph.initializer)
+
+
+def _worth_trying(found: Mapping[str, _Found], floats: onnx.ModelProto, side: int) -> list[str]:
+    """The precisions that keep their limits, the fastest first, and then only safer ones."""
+    graphs = {
+        name: choice.graph
         for name, (_, choice) in found.items()
-        if choice.keeps_limits
+        if choice.keeps_limits and _is_lowered(choice)
     }
-    ordered = by_speed(sessions, side)
-    for session in sessions.values():
-        session.close()
-    return ordered[: ordered.index("bf16") + 1] if "bf16" in ordered else ordered
+    sessions = {name: graph_session(graph) for name, graph in (graphs | {"fp32": floats}).items()}
+    chosen: list[str] = []
+    for name in by_speed(sessions, side):
+        sessions[name].close()
+        if not chosen or SAFETY.index(name) > SAFETY.index(chosen[-1]):
+            chosen.append(name)
+    return chosen

@@ -14,11 +14,15 @@ from drexperts.export import EngineOptions, build_engine, export_bundle, verify
 from drexperts.export.engines import openvino_engine
 from drexperts.export.engines.openvino_types import asked_types, check_types
 from drexperts.export.graph import openvino_precision
+from drexperts.export.graph.bfloat16_blocks import bfloat16_blocks
+from drexperts.export.graph.openvino_graph import openvino_graph
 from drexperts.export.graph.openvino_precision import has_bfloat16
+from drexperts.export.graph.precision import PrecisionChoice
 from drexperts.runtime.cpus import cpu_capability
 from drexperts.runtime.errors import BuildError, UserError
-from drexperts.runtime.manifest import read_manifest
+from drexperts.runtime.manifest import read_manifest, write_manifest
 from drexperts.runtime.openvino_products import Layer
+from drexperts.runtime.progress import SILENT
 from drexperts.runtime.proof import EXPORT_LIMITS, LIMITS, SEARCH_LIMITS
 
 bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU multiplies no bfloat16")
@@ -233,3 +237,52 @@ def test_scores_do_not_depend_on_the_batch(bundle):
         whole = scorer.session.run(x)["score"]
         alone = np.concatenate([scorer.session.run(x[i : i + 1])["score"] for i in range(4)])
     np.testing.assert_allclose(alone, whole, rtol=1e-4)
+
+
+def test_a_refuted_engine_leaves_the_proven_one(bundle, checkpoint_file, pictures, monkeypatch):
+    build_engine(bundle, "openvino", precision="fp32")
+    manifest = read_manifest(bundle)
+    proven = replace(
+        manifest.engines[-1],
+        parity=manifest.engines[0].parity,
+        invariance=manifest.engines[0].invariance,
+    )
+    monkeypatch.setattr(type(proven), "proven", property(lambda self: not self.refuted))
+    monkeypatch.setitem(EXPORT_LIMITS, "fp32", {"score_max": 0.0})
+    write_manifest(replace(manifest, engines=(manifest.engines[0], proven)), bundle)
+    engines = build_engine(
+        bundle, "openvino", precision="fp32", checkpoint=checkpoint_file, images=pictures
+    ).engines
+    assert [engine.refuted for engine in engines[1:]] == [False, True]
+    assert all(engine.file_state(bundle) == "intact" for engine in engines)
+
+
+def test_a_killed_build_leaves_nothing_for_good(bundle):
+    left = bundle / "openvino-bf16-0123abcd.onnx"
+    left.write_bytes(b"")
+    build_engine(bundle, "openvino", precision="fp32")
+    assert not left.exists()
+
+
+def test_a_file_that_the_manifest_names_stays(bundle, monkeypatch):
+    """The same bytes fail a proof on other images, and a safer engine follows."""
+    named = build_engine(bundle, "openvino", precision="fp32").engines[-1]
+    manifest = read_manifest(bundle)
+    graph = onnx.load(bundle / named.file)
+    work = openvino_engine._OpenvinoBuild(
+        bundle, manifest, None, None, SILENT, manifest.engines[0], {}
+    )
+    refuted = iter([True, False])
+    monkeypatch.setattr(type(named), "refuted", property(lambda self: next(refuted)))
+    choice = PrecisionChoice(graph, "fp32")
+    work.first_to_hold(iter([choice, choice]))
+    assert (bundle / named.file).exists()
+
+
+@bfloat16
+def test_mixtures_without_their_type_are_not_tried(graph_of):
+    floats = openvino_graph(graph_of("official", "fp32"))
+    lowered = bfloat16_blocks(floats)
+    assert openvino_precision._is_lowered(PrecisionChoice(lowered, "bf16"))
+    assert not openvino_precision._is_lowered(PrecisionChoice(floats, "bf16"))
+    assert not openvino_precision._is_lowered(PrecisionChoice(lowered, "int8"))
