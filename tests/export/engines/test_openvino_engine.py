@@ -248,7 +248,7 @@ def test_a_refuted_engine_leaves_the_proven_one(bundle, checkpoint_file, picture
         invariance=manifest.engines[0].invariance,
     )
     monkeypatch.setattr(type(proven), "proven", property(lambda self: not self.refuted))
-    monkeypatch.setitem(EXPORT_LIMITS, "fp32", {"score_max": 0.0})
+    monkeypatch.setitem(EXPORT_LIMITS, "fp32", LIMITS["fp32"] | {"score_mean": 0.0})
     write_manifest(replace(manifest, engines=(manifest.engines[0], proven)), bundle)
     engines = build_engine(
         bundle, "openvino", precision="fp32", checkpoint=checkpoint_file, images=pictures
