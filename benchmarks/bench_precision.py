@@ -57,6 +57,7 @@ PACKAGES = (
     "drexperts.model.experts",
     "drexperts.model.backbones",
     "drexperts.export.graph.calibration",
+    "drexperts.export.graph.compensation",
     "drexperts.export.graph.fold",
     "drexperts.export.graph.int8_products",
     "drexperts.export.graph.precision",

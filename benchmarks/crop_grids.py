@@ -39,7 +39,7 @@ from drexperts.runtime.manifest import ScoreScale
 PACKAGES = ("drexperts.runtime", "drexperts.evaluation", "drexperts.model")
 GRIDS = (1, 2, 3, 4)
 RATED, SYNTHETIC = "rated", "synthetic"
-DEMO, LEARNT = "the demo's", "trained on such"
+DEMO, LEARNT = "the demo's", "from nothing on such"
 SYNTHETIC_SCALE = ScoreScale(0.0, 100.0, higher_is_better=True)
 SIDE = 256  # px of the shorter side: two crops of a model that is trained here
 # Photographs that come with packages: those that the demo was not trained on, and those that it
@@ -114,16 +114,22 @@ def cases(commands: Commands, rated: Dataset, splits: Splits, made: Dataset) -> 
     demo_checkpoint(commands.work)
     demo = commands.work / "demo.safetensors"
     trained = [model_of_split(commands, splits, number) for number in range(len(splits.splits))]
-    every, distorted = [[each.name for each in data.samples] for data in (rated, made)]
+    every = [sample.name for sample in rated.samples]
     yield case(DEMO, RATED, [demo], [scored(demo, rated, every)])
     tests = [
         scored(path, rated, split.test, learnt_from=len(split.train))
         for path, split in zip(trained, splits.splits, strict=True)
     ]
     yield case(LEARNT, RATED, trained, tests)
-    yield case(DEMO, SYNTHETIC, [demo], [scored(demo, made, distorted)])
-    learnt = model_of_synthetic(commands)
-    yield case(LEARNT, SYNTHETIC, [learnt], [scored(learnt, made, distorted)])
+    for name, path in ((DEMO, demo), (LEARNT, model_of_synthetic(commands))):
+        versions = [scored(path, made, names) for names in by_photograph(made)]
+        yield case(name, SYNTHETIC, [path], versions)
+
+
+def by_photograph(made: Dataset) -> list[list[str]]:
+    """The names of the images that were made of each photograph."""
+    groups = sorted({sample.group for sample in made.samples})
+    return [[each.name for each in made.samples if each.group == group] for group in groups]
 
 
 def model_of_split(commands: Commands, splits: Splits, number: int) -> Path:

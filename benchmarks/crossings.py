@@ -53,6 +53,7 @@ from drexperts.ui.screen import Screen
 
 PACKAGES = (
     "drexperts.export.graph.calibration",
+    "drexperts.export.graph.compensation",
     "drexperts.export.graph.int8_products",
     "drexperts.export.graph.precision",
     "drexperts.export.graph.sensitivity",

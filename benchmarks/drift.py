@@ -238,6 +238,7 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--weights", choices=WEIGHTS, required=True, help="of the bundle")
+    parser.add_argument("--engine", help="a backend or a file of the bundle (default: the best)")
     parser.add_argument("--images", nargs="+", default=[], metavar="FOLDER")
     add_receipt_option(parser)
     return parser.parse_args(given)
@@ -246,8 +247,9 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print and write; the exit status. Raises UserError."""
     command = f"python benchmarks/drift.py BUNDLE --weights {arguments.weights}"
+    command += "" if arguments.engine is None else f" --engine {arguments.engine}"
     command += " --images FOLDER" * bool(arguments.images)
-    scorer = runtime.load(arguments.bundle)
+    scorer = runtime.load(arguments.bundle, engine=arguments.engine)
     with Screen().progress() as progress:
         pictures = pictures_of(arguments.images)
         receipt = drift(scorer, pictures, arguments.weights, command, progress)

@@ -80,7 +80,7 @@ class OpenvinoSession:
         if compiled is None:
             model = Path(path).read_bytes() if content is None else content
             check_self_contained(model, repr(self.path))
-            compiled = _compiled(source or model, settings, repr(self.path))
+            compiled = compiled_model(source or model, settings, repr(self.path))
         self.compiled = compiled
         self.products = products(compiled)
         self._check_products(dict(wanted or {}))
@@ -120,6 +120,7 @@ class OpenvinoSession:
         """
         check_pixels(pixels, self._image_shape, self.max_batch)
         request = self._requests.get()
+        before = request.get_tensor(self._input)
         try:
             own = np.ascontiguousarray(pixels)
             tensor = import_openvino().Tensor(own, shared_memory=True)
@@ -132,6 +133,8 @@ class OpenvinoSession:
         except Exception as cause:
             raise _failure(pixels, cause) from cause
         finally:
+            # Otherwise `run` would write later pixels into this caller's array.
+            request.set_tensor(self._input, before)
             self._requests.put(request)
 
     @property
@@ -158,8 +161,8 @@ def settings_of(threads: int | None, streams: int) -> dict[str, Any]:
     return PROPERTIES | {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": min(streams, threads)}
 
 
-def _compiled(model: Content | str, settings: dict[str, Any], name: str) -> Any:
-    """The model, compiled. Raises BundleError for one that cannot be.
+def compiled_model(model: Content | str, settings: dict[str, Any], name: str) -> Any:
+    """The `openvino.CompiledModel` of a model. Raises BundleError for one that cannot be compiled.
 
     model: its bytes, or the path of a file
     name: of the model's file, for the message

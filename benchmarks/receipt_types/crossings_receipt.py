@@ -12,6 +12,7 @@ from drexperts.ui.markdown import Table
 
 # What int8 was held to until 28 November 2026, everywhere: no quantiles, and narrower bounds.
 BEFORE = {name: limit for name, limit in LIMITS["int8"].items() if name not in EXTREME_OF}
+BROKEN = "broken: "  # before the name of what was done to a bfloat16 engine
 DEFAULT = -1  # the division into the default photographs and the others
 BEFORE |= {"score_max": 3e-2, "weights_max": 2e-1, "maps_plcc": 0.9}
 BEFORE |= {"srcc_low": 0.998, "plcc_low": 0.998}
@@ -23,7 +24,8 @@ class Crossing:
 
     division: the seed of the random division; `DEFAULT` for the default photographs against others
     half: 0 or 1 (with `DEFAULT`, 0 are the default ones), where it was made
-    precision: "auto" is int8 with the islands that the search left in float32
+    precision: "auto" is int8 with the islands that the search left in float32; OpenVINO has such as
+        "openvino-auto-int8" or "openvino-bf16"; an engine that is broken on purpose begins `BROKEN`
     weight_bytes: size of its constants
     made: measures of its proof, each the worst of all images and of every large enough set
     other: the same on the other half
@@ -41,7 +43,9 @@ class Crossing:
     @property
     def limits(self) -> str:
         """The precision whose limits it is held to."""
-        return "int8" if self.precision == "auto" else self.precision
+        if self.precision.startswith(BROKEN):
+            return "bf16"
+        return "int8" if self.precision == "auto" else self.precision.rpartition("-")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +87,38 @@ def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
     headings = ("", "engines", "pass where made", "of these, on the other half")
     rows = [_cells(receipt, kind) for kind in dict.fromkeys(map(_kind, receipt.crossings))]
     yield Table((*headings, "islands", "MB", "what fails there"), rows)
-    alike = [each for each in receipt.crossings if each.division != DEFAULT]
+    alike = [
+        each
+        for each in receipt.crossings
+        if each.division != DEFAULT and not each.precision.startswith(BROKEN)
+    ]
+    yield from _refused(receipt)
     if alike and not receipt.shared:
         yield _farther(alike)
+
+
+def _refused(receipt: CrossingsReceipt) -> Iterator[Table]:
+    """What refuses engines that are broken on purpose, and how far sound ones are from that."""
+    shown = [each for each in receipt.crossings if each.limits == "bf16"]
+    if not any(each.precision.startswith(BROKEN) for each in shown):
+        return
+    names = ("score_p99", "srcc", "clear_flips", "weights_p99", "weights_srcc", "maps_plcc_p01")
+    rows = []
+    for kind in dict.fromkeys(each.precision for each in shown):
+        engines = [each for each in shown if each.precision == kind]
+        passed = [each for each in engines if receipt.passed(each)]
+        shares = [
+            [
+                distance(name, value) / distance(name, LIMITS["bf16"][name])
+                for each in engines
+                if (value := each.other.get(name)) is not None
+            ]
+            for name in names
+        ]
+        cells = (f"{max(found):.2f}" if found else "" for found in shares)
+        rows.append((kind, f"{len(passed)} of {len(engines)}", *cells))
+    headings = ("bf16, share of the limit at worst", "made with the margin")
+    yield Table((*headings, *(name.replace("_", " ") for name in names)), rows)
 
 
 def _farther(crossings: Sequence[Crossing]) -> Table:
@@ -125,7 +158,7 @@ def _cells(receipt: CrossingsReceipt, kind: str) -> tuple[str, ...]:
         str(len(engines)),
         str(len(passed)),
         f"{len(held)} ({100 * len(held) / len(passed):.0f} %)" if passed else "",
-        f"{min(chosen)}-{max(chosen)} of {receipt.parts}" if engines[0].precision == "auto" else "",
+        f"{min(chosen)}-{max(chosen)} of {receipt.parts}" if "auto" in engines[0].precision else "",
         f"{float(np.median([each.weight_bytes for each in engines])) / 1e6:.2f}",
         ", ".join(f"{name} {count}" for name, count in failures.items()),
     )

@@ -47,7 +47,8 @@ class Case:
     model, images: what they are, in a few words
     crop: the side of a crop, px
     own: the crops per side that the model states
-    parts: one, or one for each split, with a model trained on the rest
+    parts: the whole set; or one for each split, with a model trained on the rest; or one for each
+        photograph of which the images were made
     """
 
     model: str
@@ -76,7 +77,7 @@ class Case:
         """ "srcc" or "plcc" with the labels."""
         if len(self.parts) > 1:
             found = [CORRELATIONS[name](p.labels, p.grids[grid].scores) for p in self.parts]
-            return self._over_splits(found)
+            return self._over_parts(found)
         (part,) = self.parts
         scores = part.grids[grid].scores
         interval = correlation_intervals(part.labels, scores)[name]
@@ -90,11 +91,12 @@ class Case:
         ]
         changes = [correlation_changes(*pair)[name] for pair in pairs]
         if len(changes) > 1:
-            return self._over_splits([change.value for change in changes])
+            return self._over_parts([change.value for change in changes])
         return Estimate(changes[0].value, *changes[0].interval)
 
-    def _over_splits(self, values: Sequence[float]) -> "Estimate":
-        share = fmean(len(part.labels) / part.learnt_from for part in self.parts)
+    def _over_parts(self, values: Sequence[float]) -> "Estimate":
+        # Splits share what they learn from. Photographs do not: the interval is Student's.
+        share = fmean(len(p.labels) / p.learnt_from if p.learnt_from else 0.0 for p in self.parts)
         mean, half = fmean(values), half_interval(values, share)
         return Estimate(mean, mean - half, mean + half)
 
@@ -133,11 +135,26 @@ def parts(receipt: GridReceipt) -> Iterator[Part]:
     yield Table(headings, [row for case in receipt.cases for row in _rows(case)])
     yield (
         "`crops` is the mean per image, and so the cost. Δ is against the model's own grid on the "
-        "same images. In brackets are 95 % intervals. Those of one model come from resampling the "
-        "images, not the reference contents, and take the same images for both grids. Where a "
-        "model was trained for each of several splits, means over the splits are shown, with "
-        "intervals corrected for the images that the splits share (Nadeau and Bengio, 2003)."
+        "same images. In brackets are 95 % intervals. Where one model scores one set, they come from "
+        "resampling the images, the same ones for both grids. Where a model was trained for each of "
+        "several splits, means over the splits are shown, with intervals corrected for the images "
+        "that the splits share (Nadeau and Bengio, 2003). Of synthetic images, correlations are "
+        "those of the versions of one photograph, and means over the photographs are shown, with "
+        "Student's intervals."
     )
+    yield from _by_part(receipt)
+
+
+def _by_part(receipt: GridReceipt) -> Iterator[Part]:
+    """The SRCC of each part with each grid, of the cases that have several."""
+    for case in receipt.cases:
+        if len(case.parts) > 1:
+            numbers = tuple(str(number) for number in range(len(case.parts)))
+            rows = [
+                (grid, *(f"{srcc(p.labels, p.grids[grid].scores):.3f}" for p in case.parts))
+                for grid in case.parts[0].grids
+            ]
+            yield Table((f"SRCC, {case.model}, {case.crop} px, {case.images}", *numbers), rows)
 
 
 def _rows(case: Case) -> Iterator[tuple[str, ...]]:

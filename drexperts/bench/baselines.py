@@ -31,14 +31,20 @@ from drexperts.runtime.manifest import OUTPUTS
 from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import cpu_session, gpu_session, new_options
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_library import import_openvino
 
 Pixels = NDArray[np.uint8]
 Baseline = Callable[[Pixels], object]
 
 # Forms of the bundle's model, which compute the same scores.
-FORMS = ("eager-dense", "eager-reduced", "compile", "aotinductor", "onnx-dense")
+FORMS = (
+    *("eager-dense", "eager-reduced", "compile", "aotinductor"),
+    *("onnx-dense", "openvino", "openvino-fp32"),
+)
 # Most between their scores, relative to the larger one. On a GPU, PyTorch convolves in TF32.
 ALIKE = {"cpu": 1e-3, "cuda": 1e-2}
+# OpenVINO computes in bfloat16 unless it is told not to, without a proof that would limit it.
+HALF_ALIKE = {"openvino": 1e-1}
 PYIQA = "pyiqa:"  # before the name of one of its metrics
 
 
@@ -70,6 +76,20 @@ class Subject:
                 "name the checkpoint that the bundle was exported from"
             )
         return model.to(self.device)
+
+    @functools.cached_property
+    def dense_graph(self) -> bytes:
+        """A plain ONNX export of the dense form with constant prompts: without reduction."""
+        program = torch.onnx.export(
+            _exported(_Form(self.model, dense=True), self),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixels"],
+            output_names=OUTPUTS,
+            verbose=False,
+        )
+        assert program is not None
+        return program.model_proto.SerializeToString()
 
     @functools.cached_property
     def released(self) -> DRExperts:
@@ -164,25 +184,40 @@ def aot_inductor(subject: Subject) -> Baseline:
 
 
 def onnx_dense(subject: Subject) -> Baseline:
-    """A plain ONNX export of the dense form with constant prompts: export without reduction."""
-    form = _Form(subject.model, dense=True)
-    with TemporaryDirectory() as folder:
-        path = f"{folder}/dense.onnx"
-        program = torch.onnx.export(
-            _exported(form, subject),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixels"],
-            output_names=OUTPUTS,
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path)
-        provider = "cpu" if subject.device == "cpu" else "cuda"
-        session = OnnxSession(
-            path, max_batch=subject.max_batch, threads=subject.threads, provider=provider
-        )
+    """The plain export of the dense form, run by ONNX Runtime."""
+    provider = "cpu" if subject.device == "cpu" else "cuda"
+    session = OnnxSession(
+        "dense.onnx",
+        content=subject.dense_graph,
+        max_batch=subject.max_batch,
+        threads=subject.threads,
+        provider=provider,
+    )
     return session.run
+
+
+def openvino_dense(subject: Subject, precision: str | None = None) -> Baseline:
+    """The plain export of the dense form, run by OpenVINO as it is by default.
+
+    By default it computes in bfloat16 on a CPU that has it.
+
+    precision: "f32" computes in float32 everywhere
+
+    Raises MissingDependencyError without openvino, UserError for a bundle on a GPU.
+    """
+    if subject.device != "cpu":
+        raise UserError("OpenVINO runs on the CPU here, and this engine on a GPU: name onnx-dense")
+    core = import_openvino().Core()
+    settings: dict[str, object] = {"INFERENCE_NUM_THREADS": subject.threads}
+    settings |= {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+    compiled = core.compile_model(core.read_model(subject.dense_graph), "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(pixels: Pixels) -> dict[str, NDArray[Any]]:
+        arrays = request.infer({0: pixels})
+        return {name: arrays[place] for place, name in enumerate(OUTPUTS)}
+
+    return run
 
 
 class _Backbones(nn.Module):
@@ -301,6 +336,8 @@ BASELINES: dict[str, Callable[[Subject], Baseline]] = {
     "compile": compiled,
     "aotinductor": aot_inductor,
     "onnx-dense": onnx_dense,
+    "openvino": openvino_dense,
+    "openvino-fp32": functools.partial(openvino_dense, precision="f32"),
     "backbones": backbones,
     "timm-backbone": timm_backbone,
     f"{PYIQA}musiq": functools.partial(incumbent, "musiq"),

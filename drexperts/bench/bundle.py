@@ -38,6 +38,7 @@ from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError, UserError
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Prefixed, Progress
 from drexperts.runtime.results import find_images
@@ -64,7 +65,8 @@ PACKAGES = (
 class BenchOptions:
     """What is measured beside the engine, and how often.
 
-    engine: which engine of the bundle is measured, as `runtime.load` takes it
+    engine: which engine of the bundle is measured, as `runtime.load` takes it; those of its others
+        that run here are timed in the same rounds
     baselines: see `variants.baseline_names`; they need the extra `export`
     against: bundles of the same model, by the names they are to have
     batches: crops per call; None is 1 and 4, as far as the bundle takes them
@@ -172,7 +174,8 @@ def bench(
             _check_weights(bundle, scorer, options.checkpoint, progress)
         progress("cold start in a process of its own")
         largest = max(len(batch) for batch in pixels)
-        cold, memory = cold_start(bundle, largest, threads, _gpu(scorer), options.engine)
+        file = scorer.engine.file
+        cold, memory = cold_start(bundle, largest, threads, _gpu(scorer), file)
         variants = prepared(
             scorer,
             bundle,
@@ -273,7 +276,7 @@ def _alone(
 
 def _compute_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> tuple[float, ...]:
     session, times = scorer.session, []
-    assert isinstance(session, (OnnxSession, TensorrtSession))
+    assert isinstance(session, (OnnxSession, OpenvinoSession, TensorrtSession))
     for _ in range(WARM_UP + rounds):
         time.sleep(SETTLE)
         times.append(session.compute_seconds(pixels))
@@ -331,8 +334,12 @@ def _roofline(scorer: Scorer, threads: int) -> Roofline | None:
         from drexperts.model.config import DRExpertsConfig
     except ModuleNotFoundError:
         return None
-    config = DRExpertsConfig.from_dict(scorer.manifest.config)
-    return roofline.measure(config, scorer.engine.precision, threads, device_of(scorer))
+    config, engine = DRExpertsConfig.from_dict(scorer.manifest.config), scorer.engine
+    # What ONNX Runtime computes in on a CPU is not known, and float32 is the common roof.
+    types = {"openvino": tuple(engine.products), "onnx": ()}.get(
+        engine.backend, (engine.precision,)
+    )
+    return roofline.measure(config, engine.precision, threads, device_of(scorer), types=types)
 
 
 def _pixels(scorer: Scorer, batches: Sequence[int] | None) -> list[NDArray[np.uint8]]:

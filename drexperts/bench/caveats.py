@@ -17,7 +17,8 @@ Series = Mapping[str, Seconds]
 def boundaries(engine: EngineDescription) -> dict[str, str]:
     """What the name of each boundary means for an engine."""
     copies, kernel = "", "not timed separately on a CPU: part of engine_gpu"
-    compute = "on a CPU, the computation alone: ONNX Runtime on bound tensors, nothing copied"
+    library = "OpenVINO" if engine.backend == "openvino" else "ONNX Runtime"
+    compute = f"on a CPU, the computation alone: {library} on bound tensors, nothing copied"
     if BACKENDS[engine.backend].device == "cuda":
         copies = ", with the copies to the GPU and back"
         kernel = "of single operations, by `python benchmarks/bench_kernels.py`"

@@ -32,9 +32,10 @@ _PART_OF_MODULE = {
     "weighting": HEAD,
     "score": HEAD,
 }
-# A quantised weight is named as its float original with a suffix; a cast one also has a prefix.
+# A quantised weight is named as its float original with a suffix; a cast one also has a prefix, or
+# suffixes where it is for OpenVINO.
 _WEIGHT = re.compile(rf"model\.(({'|'.join(_PART_OF_MODULE)})\.[\w.]+)")
-_PARAMETER = re.compile(r"(\.(weight|bias)\w*|_quantized|_scale)$")
+_PARAMETER = re.compile(r"(\.(weight|bias)\w*(\.(transposed|bfloat16|floats))*|_quantized|_scale)$")
 # A tower begins with a convolution, whose weights lose their name where they are reordered.
 _ENTRY = re.compile("Conv|Reorder")
 

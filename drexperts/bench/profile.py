@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from drexperts.runtime.errors import InternalError, UserError
 from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import cpu_session, new_options
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_products import layers
+from drexperts.runtime.openvino_session import OpenvinoSession, compiled_model, settings_of
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.scorer import Scorer
@@ -97,6 +99,8 @@ def _engine_times(scorer: Scorer, pixels: NDArray[np.uint8], rounds: int) -> _En
     session = scorer.session
     if isinstance(session, TensorrtSession):
         return _tensorrt_times(scorer, session, pixels, rounds)
+    if isinstance(session, OpenvinoSession):
+        return _openvino_times(session, pixels, rounds)
     if isinstance(session, OnnxSession) and session.provider == "cpu":
         return _onnx_times(session, pixels, rounds)
     raise UserError(
@@ -127,6 +131,67 @@ def _onnx_times(session: OnnxSession, pixels: NDArray[np.uint8], rounds: int) ->
     nodes, by_layer = _kernels(events, placed_nodes(graph), _WARM_UP + rounds)
     method = "Layers are the nodes of ONNX Runtime's optimised graph, by its own profiler."
     return _EngineTimes(nodes, by_layer[_WARM_UP:], called, plain, method)
+
+
+def _openvino_times(
+    session: OpenvinoSession, pixels: NDArray[np.uint8], rounds: int
+) -> _EngineTimes:
+    """By OpenVINO's counters, in a second compilation of the same file with the same settings."""
+    path = Path(session.path)
+    settings = settings_of(session.threads, session.concurrency) | {"PERF_COUNT": True}
+    compiled = compiled_model(path.read_bytes(), settings, repr(session.path))
+    request, counted = compiled.create_infer_request(), []
+
+    def profiled() -> None:
+        request.infer({0: pixels})
+        counted.append(request.profiling_info)
+
+    plain, called = _alternately(lambda: session.run(pixels), profiled, rounds)
+    spent = [info.real_time.total_seconds() for infos in counted for info in infos]
+    by_layer = _by_call(spent, len(counted))[_WARM_UP:]
+    # Not what was fused into others, or moves nothing.
+    ran: NDArray[np.bool_] = np.any(by_layer > 0, axis=0)
+    origins = {layer.name: layer.origins for layer in layers(compiled)}
+    known = {node.node: node for node in placed_nodes(load_graph(path).graph)}
+    nodes = _in_parts(
+        [_openvino_node(info, origins.get(info.node_name, ()), known) for info in counted[0]]
+    )
+    method = (
+        "Layers are the nodes of OpenVINO's compiled model, by its own counters, with what "
+        "computes each and in which type."
+    )
+    kept = [node for node, took in zip(nodes, ran.tolist(), strict=True) if took]
+    return _EngineTimes(kept, by_layer[:, ran], called, plain, method)
+
+
+def _openvino_node(
+    info: Any, origins: Sequence[str], known: Mapping[str, PlacedNode]
+) -> PlacedNode:
+    """A node of a compiled model, with the part of the graph's nodes that it was made from.
+
+    known: the graph's nodes, by name
+    """
+    found = [known[name] for name in origins if name in known]
+    part, layer = (found[0].part, found[0].layer) if found else (OTHER, info.node_name)
+    return PlacedNode(info.node_name, layer, f"{info.node_type} {info.exec_type}", part)
+
+
+def _in_parts(nodes: Sequence[PlacedNode]) -> list[PlacedNode]:
+    """Nodes that the compiler added, in the part of those before and after where it is one."""
+    before, after = _last_parts(nodes), _last_parts(nodes[::-1])[::-1]
+    return [
+        node._replace(part=earlier) if node.part == OTHER and earlier == later else node
+        for node, earlier, later in zip(nodes, before, after, strict=True)
+    ]
+
+
+def _last_parts(nodes: Sequence[PlacedNode]) -> list[str]:
+    """For each node the last known part, of itself or of one before."""
+    last, found = OTHER, []
+    for node in nodes:
+        last = last if node.part == OTHER else node.part
+        found.append(last)
+    return found
 
 
 def _alternately(

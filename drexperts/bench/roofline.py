@@ -3,9 +3,10 @@
 Needs PyTorch, of the extra `export`.
 """
 
+import functools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,11 +20,16 @@ _BUDGET = 0.5  # seconds for each peak
 # A product that is large enough to fill the machine, and a copy that fits no cache.
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _COPIED = 2**28  # bytes
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 def measure(
-    config: DRExpertsConfig, precision: str, threads: int | None, device: str = "cpu"
+    config: DRExpertsConfig,
+    precision: str,
+    threads: int | None,
+    device: str = "cpu",
+    *,
+    types: Collection[str] = (),
 ) -> Roofline:
     """FLOP and bytes of a model, and the peaks of this machine.
 
@@ -31,6 +37,8 @@ def measure(
         precision: of the weights, such as "fp32" or "int8"; its digits are the bits of each.
         threads: of the products and copies; None leaves PyTorch's default.
         device: "cpu", or "cuda" for what runs on a GPU.
+        types: what products are computed in, such as "bf16" and "int8"; the roof is that of the
+            fastest. Empty for float32, which also stands for a type that has no name here.
     """
     model = new_model(config)
     demands = flop_per_image(model), weight_bytes(model, precision)
@@ -41,16 +49,25 @@ def measure(
     if device == "cuda" and not torch.cuda.is_available():
         unknown = "The roof was not measured, because this PyTorch sees no GPU."
         return Roofline(*demands, None, None, f"{counted} {unknown}")
-    # A CPU multiplies halves and integers in so many ways that float32 is its one common roof.
-    dtype = _DTYPES.get(precision, torch.float32) if device == "cuda" else torch.float32
     side = _SIDES[device]
     with _threads(threads):
-        peak, bandwidth = _peak_flops(device, dtype, side), _bandwidth(device)
+        peaks = {dtype: _peak_flops(device, dtype, side) for dtype in _dtypes(types, device)}
+        bandwidth = _bandwidth(device)
+    dtype = max(peaks, key=lambda each: peaks[each])
     measured = (
         f"The roof was measured here: torch.mm of {side} x {side} in {dtype} "
         f"and a copy of {_COPIED // 2**20} MiB."
     )
-    return Roofline(*demands, peak, bandwidth, f"{counted} {measured}")
+    return Roofline(*demands, peaks[dtype], bandwidth, f"{counted} {measured}")
+
+
+def _dtypes(types: Collection[str], device: str) -> set[torch.dtype]:
+    """The types whose products are timed, the fastest of which is the roof."""
+    found = {_DTYPES.get(name, torch.float32) for name in types} or {torch.float32}
+    if torch.int8 in found and device == "cpu":
+        # PyTorch's product of integers is slower than the CPU's best: bfloat16 may be faster.
+        found |= {torch.bfloat16, torch.float32}
+    return found
 
 
 def flop_per_image(model: DRExperts) -> int:
@@ -69,9 +86,12 @@ def weight_bytes(model: DRExperts, precision: str) -> int:
 
 
 def _peak_flops(device: str, dtype: torch.dtype, side: int) -> float:
-    left, right = torch.rand(2, side, side, dtype=dtype, device=device)
-    out = torch.empty_like(left)
-    return 2 * side**3 / _fastest(lambda: torch.mm(left, right, out=out), device)
+    left, right = (100 * torch.rand(2, side, side, device=device)).to(dtype)
+    if dtype == torch.int8:
+        product: Callable[[], object] = functools.partial(torch._int_mm, left, right)
+    else:
+        product = functools.partial(torch.mm, left, right, out=torch.empty_like(left))
+    return 2 * side**3 / _fastest(product, device)
 
 
 def _bandwidth(device: str) -> float:

@@ -18,7 +18,7 @@ from drexperts.bench.reports import ENGINE, EngineDescription
 from drexperts.bench.timing import photograph
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import Engine, digest, read_manifest
+from drexperts.runtime.manifest import CPU_BACKENDS, Engine, digest, read_manifest
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import crops_from_image
@@ -73,14 +73,15 @@ class Variants:
 
     def check(self, name: str, apart: float, device: str) -> None:
         """Raises UserError for a baseline that computes something else: its time means nothing."""
-        from drexperts.bench.baselines import ALIKE
+        from drexperts.bench.baselines import ALIKE, HALF_ALIKE
 
         if math.isfinite(apart):
             self.agreement[name] = apart
-        if not apart <= ALIKE[device]:
+        alike = HALF_ALIKE.get(name, ALIKE[device])
+        if not apart <= alike:
             raise UserError(
                 f"its scores are {apart:.1e} from those of the reduced form in PyTorch, more than "
-                f"{ALIKE[device]:.0e}: it computes something else"
+                f"{alike:.0e}: it computes something else"
             )
 
 
@@ -198,11 +199,16 @@ def _add_bundle(variants: Variants, scorer: Scorer, name: str, other: Path, thre
 
 
 def _other_engines(scorer: Scorer) -> dict[str, Engine]:
-    """The bundle's other engines, by backend, or by file where that name is taken."""
+    """The bundle's other engines by name, or by file where that name is taken.
+
+    Those for GPUs are named as their backend, those for CPUs such as "engine-openvino-bf16".
+    """
     found: dict[str, Engine] = {}
     for engine in scorer.manifest.engines:
+        on_cpu = engine.backend in CPU_BACKENDS
+        name = f"{ENGINE}-{engine.backend}-{engine.precision}" if on_cpu else engine.backend
         if engine != scorer.engine:
-            found[engine.file if engine.backend in found else engine.backend] = engine
+            found[engine.file if name in found else name] = engine
     return found
 
 

@@ -81,9 +81,9 @@ def _add_bundle_options(verb: "Parser") -> None:
         default=[],
         metavar="NAME",
         help="also time this baseline: all, or eager-dense, eager-reduced, compile, aotinductor, "
-        "onnx-dense, backbones, timm-backbone, pyiqa:METRIC, tensorrt, tensorrt-rtx, "
-        "onnx-tensorrt, onnx-cuda; may be repeated; baselines that cannot run are listed with the "
-        "reason",
+        "onnx-dense, openvino, openvino-fp32, backbones, timm-backbone, pyiqa:METRIC, tensorrt, "
+        "tensorrt-rtx, onnx-tensorrt, onnx-cuda; may be repeated; baselines that cannot run are "
+        "listed with the reason",
     )
     verb.add_argument(
         "--against",

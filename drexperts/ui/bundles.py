@@ -14,6 +14,7 @@ from drexperts.runtime.manifest import (
     Manifest,
     PrecisionTrial,
 )
+from drexperts.runtime.openvino_products import products_text
 from drexperts.runtime.training import Training
 from drexperts.ui.fitting import Name
 from drexperts.ui.tables import reservations, scale_text
@@ -159,19 +160,35 @@ def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | N
         ("runs here", "yes" if obstacle is None else f"no: {obstacle}"),
         ("largest batch", _largest_batch(engine)),
         ("made with", versions_text(engine.versions)),
+        *_openvino_rows(engine),
         *[("stays in float32", ", ".join(engine.islands))] * bool(engine.islands),
-        *(("tried", _tried(trial)) for trial in engine.frontier),
+        *(("tried", _tried(trial, engine)) for trial in engine.frontier),
         *[("failed the proof", f"{engine.missed} with fewer such parts")] * bool(engine.missed),
         *(() if engine.plan is None else _plan_rows(engine.plan)),
     ]
     return facts(f"engine {engine.file}", rows)
 
 
-def _tried(trial: PrecisionTrial) -> str:
+def _openvino_rows(engine: Engine) -> Iterator[tuple[str, str]]:
+    """What an OpenVINO engine depends on, and the types that it was read back to compute in."""
+    if engine.backend == "openvino":
+        yield "CPU", engine.proven_on or UNKNOWN
+        yield "products", products_text(engine.products) if engine.products else UNKNOWN
+    if engine.bf16_layers:
+        yield "stays in bfloat16", ", ".join(engine.bf16_layers)
+
+
+def _tried(trial: PrecisionTrial, engine: Engine) -> str:
     verdict = "kept all limits" if trial.passed else "failed"
+    kind = "" if trial.precision is None else f"{trial.precision}, "
+    # What int8 falls to under OpenVINO depends on the CPU that searched.
+    higher = "float32" if engine.backend != "openvino" else "higher precision"
+    speed = "" if trial.ms is None else f"{trial.ms:.3g} ms, "
+    low = f"{trial.srcc:.5f}"
+    srcc = low if trial.srcc_found is None else f"{trial.srcc_found:.5f}, at least {low}"
     return (
-        f"{trial.islands} in float32, {size_text(trial.weight_bytes)}: "
-        f"SRCC {trial.srcc:.5f}, score within {trial.score_max:.1e} of the span, {verdict}"
+        f"{kind}{trial.islands} in {higher}, {speed}{size_text(trial.weight_bytes)}: "
+        f"SRCC {srcc}, score within {trial.score_max:.1e} of the span, {verdict}"
     )
 
 

@@ -26,12 +26,16 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from drexperts import runtime
 from drexperts.export.engines.source_graph import engine_graph
+from drexperts.export.graph.bfloat16_blocks import bfloat16_blocks
+from drexperts.export.graph.openvino_graph import openvino_graph
 from drexperts.export.proof.photographs import Images, proof_images
 from drexperts.export.proof.prove import check_same_weights, loaded_checkpoint
+from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
+from drexperts.runtime.openvino_session import compiled_model, settings_of
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 
@@ -119,10 +123,22 @@ def bundle_layers(
             # Otherwise the parser would use the function body, and that would be examined.
             plugin = importlib.import_module("drexperts.export.engines.tensorrt_plugin")
             plugin.register(engine.plan.capabilities[0])
-        fused = engine.plan is None or engine.plan.fused_attention
-        proto = engine_graph(bundle, manifest, engine.precision, fused, loaded)
+        proto = _graph_of(engine, bundle, manifest, loaded)
         execute = EXECUTORS[engine.backend]
         yield engine, first_divergence(proto, pixels, engine.precision, execute, progress)
+
+
+def _graph_of(
+    engine: Engine, bundle: Path, manifest: Manifest, checkpoint: Checkpoint | None
+) -> onnx.ModelProto:
+    """The graph that an engine was built from."""
+    if engine.backend != "openvino":
+        fused = engine.plan is None or engine.plan.fused_attention
+        return engine_graph(bundle, manifest, engine.precision, fused, checkpoint)
+    graph = openvino_graph(engine_graph(bundle, manifest, "fp32", True, checkpoint))
+    if engine.precision == "bf16":
+        graph = bfloat16_blocks(graph, engine.islands)
+    return onnx.shape_inference.infer_shapes(graph)  # the types of what is to be output
 
 
 def check_comparable(manifest: Manifest) -> None:
@@ -339,9 +355,19 @@ def through_tensorrt(proto: onnx.ModelProto, pixels: Pixels, *, rtx: bool) -> Ar
     return _outputs(backend.TrtRunner(engine), proto, pixels)
 
 
+def through_openvino(proto: onnx.ModelProto, pixels: Pixels) -> Arrays:
+    """All outputs of a graph, compiled for this CPU as an engine is."""
+    compiled = compiled_model(proto.SerializeToString(), settings_of(None, 1), "the graph")
+    arrays = compiled.create_infer_request().infer({0: pixels})
+    # By place: one tensor of OpenVINO may have the names of several of the graph's.
+    names = [output.name.removesuffix(WIDE) for output in proto.graph.output]
+    return {name: np.array(arrays[place]) for place, name in enumerate(names)}
+
+
 # Runs the graph as an engine of the manifest's backend does.
 EXECUTORS: dict[str, Execute] = {
     "onnx": through_onnx_runtime,
+    "openvino": through_openvino,
     "tensorrt": partial(through_tensorrt, rtx=False),
     "tensorrt-rtx": partial(through_tensorrt, rtx=True),
 }

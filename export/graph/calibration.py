@@ -66,7 +66,7 @@ def measured_peaks(folded: DRExperts, crops: Tensor) -> dict[str, Peaks]:
         old = found.get(name, now)
         found[name] = Peaks(torch.minimum(old.low, now.low), torch.maximum(old.high, now.high))
 
-    with _watched(folded, note), torch.inference_mode():
+    with watched(folded, note), torch.inference_mode():
         for chunk in crops.split(CHUNK):
             folded(chunk)
     # Clones, because gradients cannot be taken through inference tensors.
@@ -74,7 +74,7 @@ def measured_peaks(folded: DRExperts, crops: Tensor) -> dict[str, Peaks]:
 
 
 @contextmanager
-def _watched(folded: DRExperts, note: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watched(folded: DRExperts, note: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call `note(name, rows)` with the input [rows, in] of each linear layer."""
     hooks = [
         linear.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))

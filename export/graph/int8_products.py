@@ -2,8 +2,9 @@
 
 Quantisation is static: an activation's scale is a constant of the graph, so that a row does not
 depend on its batch, as it would with scales computed per batch (`quantize_dynamic`). Weights have a
-scale for each output channel and lie within -63..63: then no CPU's instruction for pairs of
-products saturates (that of x86 without VNNI has 16 bits), and every CPU has the same sums.
+scale for each output channel. Within -63..63 no CPU's instruction for pairs of products saturates
+(that of x86 without VNNI has 16 bits), and every CPU has the same sums; an engine that is made for
+CPUs with VNNI may use -127..127, whose rounding is half as coarse.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,8 @@ from drexperts.export.graph.editing import (
     layer_name,
 )
 
-LARGEST_FACTOR = 63  # of a weight in a product: 255 * 63 twice is below 2^15
+LARGEST_FACTOR = 63  # of a weight in a product on any CPU: 255 * 63 twice is below 2^15
+LARGEST_WITH_VNNI = 127  # where four products are added up in 32 bits
 WORTH_STORING = 2**16  # elements of the smallest weight that is stored as integers
 # How each operator's large constants are stored; those added or sliced are positions or indices.
 # The samples of a patch of pixels are all far from zero, which multiplies the error of rounding.
@@ -48,7 +50,18 @@ class Range(NamedTuple):
         return min(255, max(0, round(-min(self.low, 0.0) / self.scale)))
 
 
-def int8_products(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.ModelProto:
+class Factors(NamedTuple):
+    """A weight in integers: int8 [out, in], and the float32 step of each row [out]."""
+
+    values: NDArray[np.int8]
+    steps: NDArray[np.float32]
+
+
+def int8_products(
+    proto: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    factors: Mapping[str, Factors] | None = None,
+) -> onnx.ModelProto:
     """A copy of a graph of `onnx_from_model` in which some linear layers are in eight bits.
 
     Each reads its input through QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses with
@@ -57,12 +70,14 @@ def int8_products(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.M
     Args:
         ranges: of each layer's input, by the layer's name, "encoder.blocks.0.query"; other layers
             stay as they are.
+        factors: the weights of layers that are not rounded to the nearest integers within
+            -63..63.
     """
-    model = ir.from_proto(proto)
+    model, chosen = ir.from_proto(proto), factors or {}
     read: dict[tuple[ir.Value, Range], ir.Value] = {}  # inputs that are quantised already
     for node in list(model.graph):
         if (name := layer_name(node)) in ranges:
-            _quantise(node, name, ranges[name], read)
+            _quantise(node, name, ranges[name], chosen.get(name), read)
     drop_unread_constants(model.graph)
     return ir.to_proto(model)
 
@@ -93,18 +108,22 @@ def _is_worth_storing(weight: ir.Value) -> bool:
 
 
 def _quantise(
-    gemm: ir.Node, name: str, given: Range, read: dict[tuple[ir.Value, Range], ir.Value]
+    gemm: ir.Node,
+    name: str,
+    given: Range,
+    factors: Factors | None,
+    read: dict[tuple[ir.Value, Range], ir.Value],
 ) -> None:
     """Let a Gemm read integers."""
     source, weight, *rest = gemm.inputs
-    factors = weight.const_value.numpy()
-    bias = rest[0].const_value.numpy() if rest else np.zeros(len(factors), np.float32)
-    steps = _factor_steps(factors, bias, given.scale)
+    floats = weight.const_value.numpy()
+    bias = rest[0].const_value.numpy() if rest else np.zeros(len(floats), np.float32)
+    factors = factors or nearest_factors(floats, bias, given)
     if (source, given) not in read:
         read[source, given] = _through_uint8(gemm, source, f"{name}.input", given)
-    sums = steps * np.float32(given.scale)
+    sums = factors.steps * np.float32(given.scale)
     integers = {
-        "weight": (np.rint(factors / steps[:, None]).astype(np.int8), steps),
+        "weight": factors,
         "bias": (np.rint(bias / sums.astype(np.float64)).astype(np.int32), sums),
     }
     gemm.resize_inputs(3)
@@ -141,14 +160,27 @@ def _store(weight: ir.Value, axis: int, kind: str, first_node: ir.Node) -> None:
     weight.replace_all_uses_with(add_before(first_node, "Mul", [floats, scale], name))
 
 
-def _factor_steps(weight: Array, bias: Array, scale: float) -> NDArray[np.float32]:
+def nearest_factors(
+    weight: NDArray[np.floating],
+    bias: NDArray[np.floating],
+    given: Range,
+    largest: int = LARGEST_FACTOR,
+) -> Factors:
+    """The integers within -largest..largest that are nearest to a weight [out, in]."""
+    steps = factor_steps(weight, bias, given.scale, largest)
+    return Factors(np.rint(weight / steps[:, None]).astype(np.int8), steps)
+
+
+def factor_steps(
+    weight: Array, bias: Array, scale: float, factor: int = LARGEST_FACTOR
+) -> NDArray[np.float32]:
     """The step of each row of a weight; times `scale` it is the step of the row's bias.
 
     It is large enough for the bias to fit in 32 bits, which alone decides in a row of zeros.
     """
     largest, added = np.abs(weight).max(axis=1), np.abs(bias) / scale
     least = added / np.where(largest > 0, 2.0**30, 2.0**20)
-    steps = np.maximum(largest / LARGEST_FACTOR, least)
+    steps = np.maximum(largest / factor, least)
     return np.where(steps > 0, steps, 1).astype(np.float32)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import onnx
 
 from drexperts.export.graph.bfloat16_blocks import bfloat16_blocks
+from drexperts.export.graph.int8_products import LARGEST_FACTOR, LARGEST_WITH_VNNI
 from drexperts.export.graph.openvino_graph import openvino_graph
 from drexperts.export.graph.precision import (
     BATCH,
@@ -40,6 +41,7 @@ class OpenvinoInt8(Int8):
     def __init__(
         self, checkpoint: Checkpoint, images: Sequence[Source], maps: bool, max_batch: int
     ) -> None:
+        self.largest_factor = largest_factor()
         super().__init__(checkpoint, images, maps, max_batch)
         self.rest = type_of_rest()
 
@@ -77,6 +79,12 @@ class Bfloat16(Half):
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16. OpenVINO computes it in float32 where it does not."""
     return cpu_capability().endswith(("-amx", "-avx512-bf16"))
+
+
+def largest_factor() -> int:
+    """The largest integer that a weight may become, so that no sum of this CPU saturates."""
+    with_vnni = cpu_capability().endswith(("-amx", "-avx512-bf16", "-vnni"))
+    return LARGEST_WITH_VNNI if with_vnni else LARGEST_FACTOR
 
 
 def type_of_rest() -> str:

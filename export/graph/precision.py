@@ -27,8 +27,15 @@ from drexperts.export.graph.calibration import (
     measured_peaks,
     smoothed,
 )
+from drexperts.export.graph.compensation import compensated_factors, in_steps
 from drexperts.export.graph.fold import BLOCK_TYPES, encoder_blocks, inference_model
-from drexperts.export.graph.int8_products import LARGEST_FACTOR, Range, int8_products, int8_storage
+from drexperts.export.graph.int8_products import (
+    LARGEST_FACTOR,
+    Factors,
+    Range,
+    int8_products,
+    int8_storage,
+)
 from drexperts.export.graph.sensitivity import score_errors
 from drexperts.export.graph.to_onnx import onnx_from_folded, onnx_from_model
 from drexperts.export.proof.parity import Reference
@@ -102,6 +109,7 @@ class Int8:
     """The linear layers of the blocks in eight bits, calibrated on real images."""
 
     precision, rest = "int8", "fp32"
+    largest_factor = LARGEST_FACTOR
 
     def __init__(
         self, checkpoint: Checkpoint, images: Sequence[Source], maps: bool, max_batch: int
@@ -113,12 +121,15 @@ class Int8:
             name: Range(float(found.low.min()), float(found.high.max()))
             for name, found in peaks.items()
         }
+        self.factors = compensated_factors(
+            self.folded, self.ranges, self.crops, self.largest_factor
+        )
         self.float_graph = onnx_from_folded(self.folded, maps, max_batch, shared=False)
         self._last: tuple[frozenset[str], onnx.ModelProto] | None = None
 
     def ranked(self) -> list[str]:
         quantised = {
-            name: QuantisedLinear(linear, self.ranges[name])
+            name: QuantisedLinear(linear, self.ranges[name], self.factors[name])
             for name, linear in block_linears(self.folded).items()
         }
         return _worst_first(score_errors(self.folded, quantised, self.crops[:RANKED_ON]))
@@ -132,7 +143,7 @@ class Int8:
     def products(self, islands: Collection[str]) -> onnx.ModelProto:
         """The graph with the layers but the islands in eight bits, and nothing else changed."""
         ranges = {name: found for name, found in self.ranges.items() if name not in islands}
-        return int8_products(self.float_graph, ranges)
+        return int8_products(self.float_graph, ranges, self.factors)
 
     def _written(self, islands: Collection[str]) -> onnx.ModelProto:
         return int8_storage(self.products(islands))
@@ -199,15 +210,12 @@ def folded_session(folded: DRExperts) -> TorchSession:
 class QuantisedLinear:
     """What a linear layer of `int8_products` computes, in float32."""
 
-    def __init__(self, linear: nn.Linear, given: Range) -> None:
-        steps = (linear.weight.abs().amax(1, keepdim=True) / LARGEST_FACTOR).clamp(min=1e-30)
-        self.weight = (linear.weight / steps).round() * steps
+    def __init__(self, linear: nn.Linear, given: Range, factors: Factors) -> None:
+        self.weight = torch.from_numpy(factors.values * factors.steps[:, None])
         self.bias, self.given = linear.bias, given
 
     def __call__(self, rows: Tensor) -> Tensor:
-        scale, zero = self.given.scale, self.given.zero
-        steps = ((rows / scale).round() + zero).clamp(0, 255) - zero
-        return nn.functional.linear(steps * scale, self.weight, self.bias)
+        return nn.functional.linear(in_steps(rows, self.given), self.weight, self.bias)
 
 
 def _half_block(block: nn.Module, kind: torch.dtype) -> Callable[[Tensor, int], Tensor]:

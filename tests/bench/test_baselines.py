@@ -12,7 +12,15 @@ import pytest
 import timm
 import torch
 
-from drexperts.bench.baselines import BASELINES, FORMS, Subject, build, difference, released
+from drexperts.bench.baselines import (
+    BASELINES,
+    FORMS,
+    HALF_ALIKE,
+    Subject,
+    build,
+    difference,
+    released,
+)
 from drexperts.model.backbones import PromptEncoder, normalised
 from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.model.config import DRExpertsConfig
@@ -22,6 +30,7 @@ from drexperts.runtime.manifest import OUTPUTS, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing
 
 COMPILED = ("compile", "aotinductor")
+EXPORTED = ("onnx-dense", "openvino-fp32")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
 
 
@@ -43,13 +52,16 @@ def subject(
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in (*COMPILED, "onnx-dense") else name
+        pytest.param(name, marks=pytest.mark.slow) if name in (*COMPILED, *EXPORTED) else name
         for name in FORMS
+        if name not in HALF_ALIKE
     ],
 )
 def test_forms_compute_what_the_model_computes(name: str, subject: Subject) -> None:
     if name in COMPILED and shutil.which("g++") is None:
         pytest.skip("there is no C++ compiler")
+    if name.startswith("openvino"):
+        pytest.importorskip("openvino")
     form: Any = build(name, subject)
     assert difference(name, form, subject, PIXELS[:1]) < 1e-4
     for batch in (1, 3):
@@ -59,6 +71,20 @@ def test_forms_compute_what_the_model_computes(name: str, subject: Subject) -> N
         for output, wanted in zip(OUTPUTS, expected, strict=True):
             atol = 1e-4 * float(wanted.abs().max())
             np.testing.assert_allclose(found[output], wanted.numpy(), rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+def test_openvino_computes_in_its_default_type(subject: Subject) -> None:
+    """Without a hint it may be bfloat16, which is a hundred times farther than float32."""
+    pytest.importorskip("openvino")
+    run: Any = build("openvino", subject)
+    assert difference("openvino", run, subject, PIXELS[:1]) < HALF_ALIKE["openvino"]
+    assert {name: len(rows) for name, rows in run(PIXELS).items()} == dict.fromkeys(OUTPUTS, 3)
+
+
+def test_openvino_is_not_for_gpus(subject: Subject) -> None:
+    with pytest.raises(UserError, match="onnx-dense"):
+        build("openvino", replace(subject, device="cuda"))
 
 
 def test_a_difference_is_relative_to_the_larger_score(subject: Subject) -> None:

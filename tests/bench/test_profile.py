@@ -18,15 +18,18 @@ from drexperts.bench.graph_parts import PlacedNode
 from drexperts.bench.profile import profile_engine
 from drexperts.bench.reports import PARTS
 from drexperts.bench.timing import photograph
+from drexperts.export.graph.bfloat16_blocks import LAYERS, bfloat16_blocks
+from drexperts.export.graph.openvino_graph import openvino_graph
 from drexperts.runtime import tensorrt_plan
 from drexperts.runtime.errors import InternalError, UserError
 from drexperts.runtime.manifest import Manifest, read_manifest
 from drexperts.runtime.onnx_session import OnnxSession
+from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.tensorrt_session import TensorrtSession
 
-LAYERS = [
+TENSORRT_LAYERS = [
     {"Name": "cast", "LayerType": "cast", "Metadata": "[ONNX Layer: node__to_copy]"},
     {"Name": "resize_patches", "Metadata": "[ONNX Layer: node_matmul_4]\x1e[ONNX Layer: conv]"},
     {"Name": "gemm0", "LayerType": "gemm", "Metadata": "[ONNX Layer: node_linear | pooling]"},
@@ -92,6 +95,31 @@ def test_every_layer_is_there(scorer: Scorer, model: onnx.ModelProto) -> None:
     assert [layer.part for layer in layers if layer.op == "Gelu"].count("encoder") == 2
 
 
+@pytest.mark.usefixtures("quick")
+def test_profile_of_openvino(model: onnx.ModelProto, manifest: Manifest, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    onnx.save(bfloat16_blocks(openvino_graph(model)), path)
+    session = OpenvinoSession(path, max_batch=4, threads=1)
+    scorer = Scorer(manifest, manifest.engines[0], session, batch=3)
+    profile = profile_engine(scorer, rounds=3, image=photograph())
+    assert min(profile.parts[name] for name in ("encoder", "controller", "head")) > 0
+    assert min(layer.seconds for layer in profile.layers) >= 0
+    found = {layer.name: layer for layer in profile.layers}
+    linear = [f"{name}.blocks.1" for name in ("encoder", "controller.vit")]
+    for name in (f"{block}.{layer}" for block in linear for layer in LAYERS):
+        assert found[name].part == name.split(".")[0]
+        assert found[name].op.startswith("FullyConnected ")
+    assert sum(layer.part == "other" for layer in profile.layers) < len(profile.layers) / 4
+
+
+def test_a_layer_between_two_of_a_part_belongs_to_it() -> None:
+    parts = ["other", "encoder", "other", "other", "encoder", "other", "head", "other"]
+    nodes = [PlacedNode(str(i), str(i), "op", part) for i, part in enumerate(parts)]
+    found = [node.part for node in profiling._in_parts(nodes)]
+    assert found == ["other", *["encoder"] * 4, "other", "head", "other"]
+
+
 def test_times_are_of_all_calls_of_an_image(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +166,7 @@ def gpu_scorer(
     monkeypatch.setattr(tensorrt_plan, "cache_folder", lambda: tmp_path / "cache")
     cuda = FakeCuda()
     trt: Any = FakeTensorrt(cuda)
-    trt.layers = LAYERS
+    trt.layers = TENSORRT_LAYERS
     install(monkeypatch, cuda, trt)
     onnx.save(model, tmp_path / "model.onnx")
     (tmp_path / "model.engine").write_bytes(plan_bytes(((1, 2, 4),)))

@@ -56,6 +56,36 @@ def test_measure(tiny: Callable[..., Any]) -> None:
     assert "64 x 64 in torch.float32" in found.source
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("types", "timed"),
+    [
+        ((), {"float32"}),
+        (("bf16", "fp32"), {"bfloat16", "float32"}),
+        (("int8",), {"int8", "bfloat16", "float32"}),
+    ],
+)
+def test_the_roof_is_that_of_the_fastest_type(
+    types: tuple[str, ...], timed: set[str], tiny: Callable[..., Any], monkeypatch: Any
+) -> None:
+    measured: dict[str, float] = {}
+
+    def peak(device: str, dtype: torch.dtype, side: int) -> float:
+        return measured.setdefault(str(dtype).removeprefix("torch."), 2.0 + len(measured))
+
+    monkeypatch.setattr(roofline, "_peak_flops", peak)
+    found = roofline.measure(tiny("paper"), "int8", 1, types=types)
+    assert set(measured) == timed
+    assert found.peak_flops == max(measured.values())
+    assert f"in torch.{list(measured)[-1]} " in found.source
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_peaks_of_other_types(dtype: torch.dtype) -> None:
+    assert roofline._peak_flops("cpu", dtype, 64) > 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_pytorch_does_not_see_has_no_roof(tiny: Callable[..., Any]) -> None:
     found = roofline.measure(tiny("paper"), "fp16", None, "cuda")

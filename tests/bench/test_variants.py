@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.openvino_engines import add_openvino_engine
 
 from drexperts import runtime
 from drexperts.bench.reports import ENGINE
@@ -16,6 +17,7 @@ from drexperts.bench.variants import Variants, baseline_names, names_of, prepare
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import Engine, read_manifest, write_manifest
+from drexperts.runtime.openvino_library import openvino_version
 from drexperts.runtime.preprocess import Preprocessing
 
 BATCHES = [np.zeros((batch, 3, 32, 32), np.uint8) for batch in (1, 4)]
@@ -80,19 +82,33 @@ def test_what_computes_something_else_is_left_out() -> None:
 
 def test_other_engines_of_the_bundle_run_too(bundle: Path) -> None:
     add(bundle, copied(bundle, "other.onnx"), copied(bundle, "third.onnx", parity=None))
-    variants = variants_of(bundle)
-    assert list(variants.running) == [ENGINE, "onnx"]
-    assert variants.against["onnx"].engine == "other.onnx"
-    assert variants.against["onnx"].bytes == (bundle / "model.onnx").stat().st_size
+    variants, name = variants_of(bundle), "engine-onnx-fp32"
+    assert list(variants.running) == [ENGINE, name]
+    assert variants.against[name].engine == "other.onnx"
+    assert variants.against[name].bytes == (bundle / "model.onnx").stat().st_size
     assert list(variants.left_out) == ["third.onnx"]  # it is not proven
-    for name in (ENGINE, "onnx"):
-        outputs: Any = variants.running[name](BATCHES[0])
+    for run in variants.running.values():
+        outputs: Any = run(BATCHES[0])
         assert outputs["score"].shape == (1,)
 
 
 def test_an_engine_for_smaller_batches_is_left_out(bundle: Path) -> None:
     add(bundle, copied(bundle, "other.onnx", max_batch=2, invariance=None))
-    assert list(variants_of(bundle).left_out) == ["onnx"]
+    assert list(variants_of(bundle).left_out) == ["engine-onnx-fp32"]
+
+
+@pytest.mark.skipif(not openvino_version(), reason="needs openvino")
+def test_engines_of_several_libraries_run_in_turn(bundle: Path) -> None:
+    engine = add_openvino_engine(bundle, "fp32")
+    variants = variants_of(bundle)
+    assert list(variants.running) == [ENGINE, "engine-onnx-fp32"]
+    scorer = runtime.load(bundle, engine="onnx")
+    variants = prepared(scorer, bundle, BATCHES, threads=1)
+    assert list(variants.running) == [ENGINE, "engine-openvino-fp32"]
+    found = variants.against["engine-openvino-fp32"]
+    assert (found.engine, found.backend) == (engine.file, "openvino")
+    assert found.options["INFERENCE_NUM_THREADS"] == "1"
+    assert found.options["INFERENCE_PRECISION_HINT"] == "f32"
 
 
 def test_engines_of_gpus_say_why_they_are_not_there(

@@ -69,6 +69,10 @@ def test_several_models_have_means_over_the_splits() -> None:
     # Two differences, -0.2 and -0.4, as in the tests of the receipt of learning.
     half = 12.7062 * (0.75 * 0.02) ** 0.5
     assert (change.low, change.high) == pytest.approx((-0.3 - half, -0.3 + half), rel=1e-4)
+    # Without images to learn from the parts share nothing: the variance is divided by two.
+    half = 12.7062 * (0.5 * 0.02) ** 0.5
+    alone = case(*(replace(part, learnt_from=0) for part in several.parts)).change("srcc", "1")
+    assert (alone.low, alone.high) == pytest.approx((-0.3 - half, -0.3 + half), rel=1e-4)
 
 
 def test_the_table_names_the_own_grid_and_the_one_that_is_the_same() -> None:
@@ -89,6 +93,9 @@ def test_the_table_names_the_own_grid_and_the_one_that_is_the_same() -> None:
     assert own[:4] == ("", "", "2, its own", "2.00")
     assert own[6:] == ("", "")
     assert more[6:] == ("same crops", "same crops")
+    two = replace(receipt, cases=(case(part(16, g1=NEAR, g2=EQUAL), part(16, g1=FAR, g2=NEAR)),))
+    _, by_part = (each for each in parts(two) if isinstance(each, Table))
+    assert by_part.rows == [("1", "0.800", "0.400"), ("2", "1.000", "0.800")]
 
 
 def test_scores_of_other_images_and_a_missing_own_grid_are_refused() -> None:

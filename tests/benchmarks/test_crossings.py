@@ -1,10 +1,13 @@
 """Crossings: which engines count as passing, and what a receipt shows of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from drexperts.bench.provenance import Machine, Source
 from drexperts.benchmarks.crossings import Remembering, halves, worst
+from drexperts.benchmarks.openvino_crossings import OFF, in_bits, scaled
 from drexperts.benchmarks.receipt_types import crossings_receipt
 from drexperts.benchmarks.receipt_types.crossings_receipt import Crossing, CrossingsReceipt
 from drexperts.benchmarks.receipt_types.receipt import markdown
@@ -52,6 +55,43 @@ def receipt() -> CrossingsReceipt:
 def test_an_engine_is_made_with_the_margin_and_holds_without(receipt: CrossingsReceipt) -> None:
     assert [receipt.passed(each) for each in receipt.crossings] == [True, True, False]
     assert [receipt.holds(each) for each in receipt.crossings] == [True, False, True]
+
+
+def test_broken_engines_are_held_to_the_limits_of_bfloat16(receipt: CrossingsReceipt) -> None:
+    limit = LIMITS["bf16"]["score_p99"]
+    (first, *_) = receipt.crossings
+    made = {
+        "openvino-bf16": 0.1,
+        "openvino-auto-int8": 0.1,
+        "broken: 4 bits": 3.0,
+        "broken: one layer 2 % off": 0.2,
+    }
+    engines = tuple(
+        replace(
+            first,
+            precision=precision,
+            made=first.made | {"score_p99": share * limit},
+            other=first.other | {"score_p99": share * limit},
+        )
+        for precision, share in made.items()
+    )
+    assert [each.limits for each in engines] == ["bf16", "int8", "bf16", "bf16"]
+    shown = markdown(crossings_receipt.parts(replace(receipt, crossings=engines)))
+    assert "| demo, broken: 4 bits | 1 | 0 |" in shown
+    assert "| demo, openvino-auto-int8 | 1 | 1 | 1 (100 %) | 3-3 of 24 |" in shown
+    assert "| broken: 4 bits | 0 of 1 | 3.00 | 0.00 |" in shown
+    assert "| broken: one layer 2 % off | 1 of 1 | 0.20 | 0.00 |" in shown
+
+
+def test_changed_weights() -> None:
+    pytest.importorskip("openvino")
+    weight = RANDOM.standard_normal((8, 3)).astype(np.float32)
+    rounded = in_bits(4)("any", weight)
+    steps = np.abs(weight).max(0) / 7
+    np.testing.assert_allclose(rounded / steps, np.round(rounded / steps), atol=1e-4)
+    assert np.abs(rounded - weight).max() <= 0.501 * steps.max()
+    np.testing.assert_array_equal(scaled(1.5)(f"model.{OFF}.transposed", weight), 1.5 * weight)
+    assert scaled(1.5)("model.encoder.blocks.0.fc1.weight", weight) is weight
 
 
 def test_a_row_counts_what_passed_and_names_what_failed(receipt: CrossingsReceipt) -> None:

@@ -37,13 +37,13 @@ def bundle(toy_bundle, tmp_path):
 def compiled(monkeypatch):
     """How many models were compiled from their file."""
     counts = [0]
-    original = openvino_session._compiled
+    original = openvino_session.compiled_model
 
     def counting(*arguments):
         counts[0] += 1
         return original(*arguments)
 
-    monkeypatch.setattr(openvino_session, "_compiled", counting)
+    monkeypatch.setattr(openvino_session, "compiled_model", counting)
     return counts
 
 

@@ -233,6 +233,17 @@ print(runtime.load(sys.argv[1]).engine.backend, *sorted({"onnx", "torch"} & sys.
 """
 
 
+def test_timing_leaves_the_callers_pixels_alone(bundle):
+    add_openvino_engine(bundle, "fp32")
+    session = runtime.load(bundle, engine="openvino").session
+    assert isinstance(session, OpenvinoSession)
+    zeros = np.zeros((1, 3, 32, 32), np.uint8)
+    assert session.compute_seconds(zeros) > 0
+    for batch in (1, 4):
+        session.run(np.full((batch, 3, 32, 32), 7, np.uint8))
+    assert not zeros.any()
+
+
 @pytest.mark.parametrize(("missing", "used"), [("onnxruntime", "openvino"), ("openvino", "onnx")])
 def test_one_library_does_not_need_the_other(bundle, missing, used):
     add_openvino_engine(bundle, "fp32")

@@ -91,8 +91,23 @@ def of_bundles(manifest: Manifest, planned: Callable[..., Engine]) -> Iterator[T
     )
     (onnx,) = manifest.engines
     searched = dataclasses.replace(onnx, frontier=(trial,), islands=("encoder.blocks.0.mlp",) * 9)
+    timed = dataclasses.replace(trial, precision="int8", ms=87.6543, srcc_found=0.99956)
+    openvino = dataclasses.replace(
+        onnx,
+        backend="openvino",
+        file="openvino-int8-01234567.onnx",
+        precision="int8",
+        versions={"openvino": "2026.4.1"},
+        proven_on="x86_64-avx512-bf16",
+        products={"bf16": 44, "fp32": 16, "int8": 100},
+        bf16_layers=("controller.vit.blocks.11.query",) * 9,
+        frontier=(timed,),
+    )
     full = dataclasses.replace(
-        manifest, trained=trained, created="2026-11-28T21:00:00Z", engines=(searched, planned())
+        manifest,
+        trained=trained,
+        created="2026-11-28T21:00:00Z",
+        engines=(searched, openvino, planned()),
     )
     for name in NAMES:
         place = Path(name)

@@ -28,6 +28,8 @@ from drexperts.export.engines.debug_layers import (
     showing,
     through_onnx_runtime,
 )
+from drexperts.export.graph.bfloat16_blocks import bfloat16_blocks
+from drexperts.export.graph.openvino_graph import openvino_graph
 from drexperts.export.graph.to_onnx import OP
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
@@ -178,6 +180,19 @@ def test_rounding_is_not_a_divergence(precision, made):
     worst = max(row.error for row in report.profile)
     assert worst < debug_layers.LIMITS[precision]
     assert (worst < debug_layers.LIMITS["fp32"]) == (precision == "fp32")
+
+
+@pytest.mark.usefixtures("polygraphy")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_openvino_runs_does_not_diverge(made, precision):
+    pytest.importorskip("openvino")
+    graph = openvino_graph(made("fp32"))
+    graph = bfloat16_blocks(graph) if precision == "bf16" else graph
+    graph = onnx.shape_inference.infer_shapes(graph)
+    report = search(graph, precision, EXECUTORS["openvino"])
+    assert report.first is None
+    names = {row.tensor for row in report.profile}
+    assert any(name.startswith("encoder.blocks.0.query") for name in names)
 
 
 @pytest.mark.usefixtures("polygraphy")

@@ -11,10 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from drexperts.export.graph.int8_products import (
     LARGEST_FACTOR,
+    LARGEST_WITH_VNNI,
     WORTH_STORING,
+    Factors,
     Range,
     int8_products,
     int8_storage,
+    nearest_factors,
 )
 
 FIRST, SECOND = "encoder.blocks.0.query", "encoder.blocks.0.key"
@@ -118,6 +121,28 @@ def test_factors_leave_room_for_pairs_of_products():
     assert factors.dtype == np.int8
     assert np.abs(factors.astype(int)).max() == LARGEST_FACTOR
     assert 2 * 255 * LARGEST_FACTOR < 2**15
+
+
+def test_given_factors_are_multiplied():
+    proto, given = layers(), Range(-2.0, 3.0)
+    chosen = Factors(np.arange(-20, 20, dtype=np.int8).reshape(5, 8), np.full(5, 0.5, np.float32))
+    quantised = int8_products(proto, {FIRST: given, SECOND: given}, {FIRST: chosen})
+    got, other = run(quantised, np.zeros((1, 8), np.float32) + np.float32(given.scale))
+    bias = numpy_helper.to_array(proto.graph.initializer[1])
+    exact = given.scale * 0.5 * chosen.values.sum(axis=1) + bias
+    np.testing.assert_allclose(got[0], exact, atol=0.5 * given.scale)
+    nearest = run(int8_products(proto, {SECOND: given}), np.full((1, 8), given.scale, np.float32))
+    np.testing.assert_array_equal(other, nearest[1])
+
+
+def test_larger_factors_are_nearer():
+    weight = np.random.default_rng(7).normal(size=(5, 80)).astype(np.float32)
+    errors = []
+    for largest in (LARGEST_FACTOR, LARGEST_WITH_VNNI):
+        values, steps = nearest_factors(weight, np.zeros(5), Range(-1, 1), largest)
+        assert np.abs(values.astype(int)).max() == largest
+        errors.append(np.abs(values * steps[:, None] - weight).mean())
+    assert errors[1] < 0.6 * errors[0]
 
 
 @pytest.mark.parametrize("size", [0, 1e-30, 1e-10, 1e-7])
