@@ -135,12 +135,12 @@ def parts(receipt: GridReceipt) -> Iterator[Part]:
     yield Table(headings, [row for case in receipt.cases for row in _rows(case)])
     yield (
         "`crops` is the mean per image, and so the cost. Δ is against the model's own grid on the "
-        "same images. In brackets are 95 % intervals. Where one model scores one set, they come from "
-        "resampling the images, the same ones for both grids. Where a model was trained for each of "
-        "several splits, means over the splits are shown, with intervals corrected for the images "
-        "that the splits share (Nadeau and Bengio, 2003). Of synthetic images, correlations are "
-        "those of the versions of one photograph, and means over the photographs are shown, with "
-        "Student's intervals."
+        "same images. In brackets are 95 % intervals. Where one model scores one set, they come "
+        "from resampling the images, the same ones for both grids. Where a model was trained for "
+        "each of several splits, means over the splits are shown, with intervals corrected for the "
+        "images that the splits share (Nadeau and Bengio, 2003). Of synthetic images, correlations "
+        "are those of the versions of one photograph, and means over the photographs are shown, "
+        "with Student's intervals."
     )
     yield from _by_part(receipt)
 
