@@ -125,7 +125,7 @@ def with_openvino(
 
 def proofs(engine: Engine) -> Proofs:
     """How an engine was proven."""
-    return Proofs(engine.parity, engine.invariance)
+    return Proofs(engine.parity, engine.invariance, bool(engine.frontier))
 
 
 def engine_costs(bundle: Path, engine: Engine, rounds: int) -> EngineCosts:

@@ -27,10 +27,14 @@ SHOWN = 4  # caveats
 
 @dataclass(frozen=True)
 class Proofs:
-    """How an engine's bundle was proven; None for a proof that it lacks."""
+    """How an engine's bundle was proven; None for a proof that it lacks.
+
+    searched: whether its precision was searched, by "auto"; older receipts do not say
+    """
 
     parity: Parity | None
     invariance: BatchInvariance | None
+    searched: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,16 +124,18 @@ def summary(receipt: FullSizeReceipt) -> Iterator[Part]:
     rows = [
         ("released recipe, in PyTorch", released, "1", "", ""),
         *(
-            (f"drexperts, {shown_name(receipt.engines[name])}", *_summary_cells(receipt, one, name))
+            (f"drexperts, {shown_name(receipt, name)}", *_summary_cells(receipt, one, name))
             for name in slowest_first(receipt, one)
         ),
     ]
     yield Table((*headings, "SRCC with float32 PyTorch (95 %)"), rows)
 
 
-def shown_name(engine: EngineDescription) -> str:
+def shown_name(receipt: FullSizeReceipt, name: str) -> str:
     """An engine as readers know it, such as "OpenVINO bf16"."""
-    return f"{LIBRARIES.get(engine.backend, engine.backend)} {engine.precision}"
+    engine, searched = receipt.engines[name], receipt.proofs[name].searched
+    library = LIBRARIES.get(engine.backend, engine.backend)
+    return f"{library} {engine.precision}" + " (--precision auto)" * searched
 
 
 def slowest_first(receipt: FullSizeReceipt, one: BatchTimes) -> list[str]:
@@ -161,7 +167,7 @@ def against_released(receipt: FullSizeReceipt) -> Iterator[Part]:
         )
         rows = [
             (
-                shown_name(receipt.engines[name]) if name in receipt.engines else name,
+                shown_name(receipt, name) if name in receipt.engines else name,
                 *(str(Ratio.of(b.seconds[RELEASED], b.seconds[name])) for b in batches),
             )
             for name in batches[0].shown
@@ -175,7 +181,7 @@ def engine_costs(receipt: FullSizeReceipt) -> Iterator[Part]:
     headings = ("", "load s, nothing cached", "load s, cached", "first crop s", "resident MB")
     rows = [
         (
-            shown_name(receipt.engines[name]),
+            shown_name(receipt, name),
             f"{found.cold.load_s:.2f}",
             f"{median(each.load_s for each in found.warm):.2f}",
             f"{median(each.first_inference_s for each in found.warm):.2f}",

@@ -55,7 +55,8 @@ def test_what_the_receipt_shows(toy_bundle: Path, tmp_path: Path) -> None:
         for each in report.batches
     )
     report = dataclasses.replace(report, batches=batches)
-    found = dict.fromkeys(("engine", "engine-openvino-bf16"), proven)
+    searched = dataclasses.replace(proven, searched=True)
+    found = {"engine": proven, "engine-openvino-bf16": searched}
     cold = ColdStart(0.1, 2.5, 0.2, 900_000_000, None)
     warm = dataclasses.replace(cold, load_s=0.75)
     costs = EngineCosts(cold, (warm,), ImageTimes(0, (6,), (0.01,), (0.66,)))
@@ -66,9 +67,9 @@ def test_what_the_receipt_shows(toy_bundle: Path, tmp_path: Path) -> None:
     assert receipt == made
     first, second = (row for row in markdown(summary(receipt)).splitlines() if "drexperts, " in row)
     assert first.startswith("| drexperts, ONNX Runtime fp32 |")  # the slowest first
-    assert second.startswith("| drexperts, OpenVINO bf16 |")
+    assert second.startswith("| drexperts, OpenVINO bf16 (--precision auto) |")
     shown = markdown(parts(receipt))
-    assert "| OpenVINO bf16 | 2.50 | 0.75 | 0.20 | 900 | 0.66 |" in shown
+    assert "| OpenVINO bf16 (--precision auto) | 2.50 | 0.75 | 0.20 | 900 | 0.66 |" in shown
     assert "| 1 of 2 threads | 100 |" in shown
     assert "| 2 of 1 threads | 50 |" in shown
 
