@@ -118,6 +118,8 @@ def _build_engine(
     if loaded is not None:
         progress("comparing the checkpoint with the bundle")
         check_same_weights(bundle, manifest, loaded, images)
+        # What the export was given instead of the checkpoint's own: the engine is made for it, too.
+        loaded = loaded._replace(scale=manifest.scale, preprocessing=manifest.preprocessing)
     if images is not None:
         proof_images(images)  # raises now for a folder without one
     work = _TensorrtBuild(bundle, manifest, loaded, images, progress)

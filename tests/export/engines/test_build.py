@@ -19,7 +19,7 @@ from support.waiting import HOLD, PATIENCE, holding
 from drexperts import runtime
 from drexperts.export import verify
 from drexperts.export.bundle import export_bundle
-from drexperts.export.engines import build
+from drexperts.export.engines import build, engine_build
 from drexperts.export.engines.build import build_engine
 from drexperts.export.engines.options import EngineOptions
 from drexperts.runtime import compatibility
@@ -181,10 +181,26 @@ def test_a_build_is_proven_under_the_limits_of_an_export(
         found.append(reference._limits)
         return engine
 
-    monkeypatch.setattr(build, "prove_engine", fake_proof)
+    monkeypatch.setattr(engine_build, "prove_engine", fake_proof)
     monkeypatch.setattr(runtime, "obstacle", lambda engine: None)
     built(bundle, "onnx-cuda", checkpoint=checkpoint, images=pictures)
     assert found == [EXPORT_LIMITS]
+
+
+def test_what_the_export_was_given_is_kept(bundle, checkpoint, monkeypatch):
+    """An engine is searched and calibrated with the bundle's scale and grid."""
+    found: list[Any] = []
+
+    def proven(work: Any, engine: Engine) -> Engine:
+        found.append(work.checkpoint)
+        return engine
+
+    monkeypatch.setattr(build._TensorrtBuild, "proven", proven)
+    spec = replace(checkpoint.preprocessing, crops_per_side=1)
+    built(bundle, "onnx-cuda", checkpoint=checkpoint._replace(scale=None, preprocessing=spec))
+    manifest = read_manifest(bundle)
+    (given,) = found
+    assert (given.scale, given.preprocessing) == (manifest.scale, manifest.preprocessing)
 
 
 def test_another_precision_needs_the_checkpoint(bundle):
@@ -289,7 +305,7 @@ def test_the_faster_proven_engine_of_two_is_kept(
         return contextlib.nullcontext(types.SimpleNamespace(session=clock.session(seconds)))
 
     monkeypatch.setattr(build, "engine_from_onnx", stand_in_builder(planned))
-    monkeypatch.setattr(build, "prove_engine", fake_proof)
+    monkeypatch.setattr(engine_build, "prove_engine", fake_proof)
     monkeypatch.setattr(runtime, "obstacle", lambda engine: None)
     monkeypatch.setattr(runtime, "open_engine", fake_open)
     monkeypatch.setattr(build, "check_same_weights", lambda *_: None)
@@ -314,7 +330,7 @@ def test_the_engine_with_the_plugin_is_kept_when_the_other_fails(
     monkeypatch.setattr(
         build, "engine_from_onnx", stand_in_builder(planned, plain_fails=fault == "build")
     )
-    monkeypatch.setattr(build, "prove_engine", fake_proof)
+    monkeypatch.setattr(engine_build, "prove_engine", fake_proof)
     monkeypatch.setattr(runtime, "obstacle", lambda engine: None)
     engine = built(bundle, "tensorrt", checkpoint=checkpoint, progress=progress).engines[-1]
     assert engine.plan is not None
