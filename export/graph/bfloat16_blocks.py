@@ -86,7 +86,7 @@ def _read_bfloat16(
 
 
 def _cast(given: ir.Value, reader: ir.Node) -> ir.Value:
-    name = f"{given.name}.in_bfloat16"
+    name = f"{given.name}.bfloat16"
     if given.const_value is not None:
         rounded = given.const_value.numpy().astype(_BFLOAT16.numpy())
         return add_constant(reader.graph, name, rounded)
@@ -100,6 +100,6 @@ def _give_float(node: ir.Node, lowered: Collection[ir.Node]) -> None:
     outside = [use for use in result.uses() if use.node not in lowered]
     if outside:
         first = min((use.node for use in outside), key=list(node.graph).index)
-        floats = add_before(first, "Cast", [result], f"{result.name}.in_float32", {"to": _FLOAT})
+        floats = add_before(first, "Cast", [result], f"{result.name}.widened", {"to": _FLOAT})
         for use in outside:
             use.node.replace_input_with(use.idx, floats)

@@ -84,7 +84,7 @@ def test_rounding_is_that_of_bfloat16(graph):
     constants = {each.name: each for each in changed.graph.initializer}
     weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
     original = {str(each.name): each for each in graph.graph.initializer}
-    name = str(node.input[1]).removesuffix(".in_bfloat16")
+    name = str(node.input[1]).removesuffix(".bfloat16")
     full = onnx.numpy_helper.to_array(original[name])
     np.testing.assert_array_equal(weight, torch.from_numpy(full.copy()).bfloat16().float().numpy())
 
