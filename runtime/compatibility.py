@@ -11,6 +11,7 @@ from drexperts.runtime.cuda import call
 from drexperts.runtime.errors import CudaError, MissingDependencyError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import Engine, EnginePlan
+from drexperts.runtime.openvino_library import forcing_variable
 from drexperts.runtime.wording import rebuild
 
 
@@ -97,6 +98,8 @@ def openvino_obstacle(engine: Engine, installed: str | None) -> str | None:
         return f"{engine.file} needs openvino {wanted}, which is not installed: " + install_command(
             "openvino"
         )
+    if forced := forcing_variable():
+        return f"{engine.file} cannot be computed as it was proven: {forced}"
     if installed != wanted:  # each version chooses for itself how it computes a product
         return (
             f"{engine.file} was built with openvino {wanted}, {installed} is installed here; "

@@ -19,6 +19,8 @@ CPU_LEVELS = {
     "avx512": ("avx512f",),
     "avx2-vnni": ("avx2", "avx_vnni"),
     "avx2": ("avx2",),
+    "sve-bf16": ("sve", "bf16"),  # of ARM from here
+    "bf16": ("asimd", "bf16"),
 }
 _PROC = Path("/proc/self")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -45,7 +47,8 @@ def cpu_capability(facts: Mapping[str, str] | None = None, machine: str | None =
     facts: of the CPU, as `cpu_facts` gives them; None for this machine's
     machine: the architecture; None for this machine's
     """
-    flags = set((cpu_facts() if facts is None else facts).get("flags", "").split())
+    facts = cpu_facts() if facts is None else facts
+    flags = set(facts.get("flags", facts.get("Features", "")).split())  # of x86, of ARM
     architecture = (machine or platform.machine()).lower()
     levels = (level for level, needed in CPU_LEVELS.items() if flags.issuperset(needed))
     return "-".join([architecture, *itertools.islice(levels, 1)])

@@ -19,6 +19,7 @@ from drexperts.runtime.errors import (
 from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.preprocess import with_crops_per_side
+from drexperts.runtime.quoting import quoted
 from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer, Session
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -30,6 +31,7 @@ from drexperts.runtime.selection import (
     parse_device,
 )
 
+_MOST_THREADS = 4096  # more than any machine has; libraries crash on absurd numbers
 _log = logging.getLogger(__name__)
 
 
@@ -157,16 +159,17 @@ def open_session(
 ) -> Session:
     """One engine of a bundle, ready to run. Arguments and errors are those of `open_engine`."""
     for name, count in {"threads": 1 if threads is None else threads, "streams": streams}.items():
-        if type(count) is not int or count < 1:
-            raise UserError(f"{name} must be a whole number of at least 1, got {count!r}")
+        if type(count) is not int or not 1 <= count <= _MOST_THREADS:
+            raise UserError(
+                f"{name} must be a whole number from 1 to {_MOST_THREADS}, got {quoted(count)}"
+            )
     check_allowed(engine, gpu, trust=trust)
     path = Path(bundle) / engine.file
     session = BACKENDS[engine.backend].open(path, engine, Resources(threads, streams, gpu))
     if difference := misfit(manifest, engine, session.inputs, session.outputs):
         session.close()
         raise BundleError(
-            f"{str(path)!r} does not fit its manifest: {difference}; export the bundle again with "
-            "`drx export`"
+            f"{str(path)!r} does not fit its manifest: {difference}; {engine.made_again}"
         )
     return session
 

@@ -19,7 +19,7 @@ from drexperts.runtime.json_document import canonical, decode, parse, require, r
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.proof import PRECISIONS, TOLERANCES, BatchInvariance, Parity
 from drexperts.runtime.training import Training
-from drexperts.runtime.wording import rebuild
+from drexperts.runtime.wording import EXPORT_AGAIN, rebuild
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -194,8 +194,8 @@ class Engine:
     missed: how many candidates failed the proof before this one was tried
     calibrated_on, searched_on: the pictures that its scales and its islands were chosen on: of each
         the first 12 hex digits of the SHA-256 of its size and pixels
-    products: for OpenVINO, how many matrix products with constants are computed in each type, read
-        back after the build; empty where that was not done
+    products: for OpenVINO, how many matrix products are computed in each type, read back after the
+        build; an attention that is compiled as one counts once. Empty where that was not done
     """
 
     backend: str
@@ -266,10 +266,7 @@ class Engine:
 
         What was hashed is what is returned: a file that is opened again by its name may be another.
         """
-        make = "export the bundle again with `drx export`"
-        if self.backend in ("openvino", *TENSORRT_BACKENDS):
-            make = rebuild(self.backend)
-        return read_recorded(path, self.sha256, f"restore it, or {make}")
+        return read_recorded(path, self.sha256, f"restore it, or {self.made_again}")
 
     def check(self, path: str | os.PathLike[str]) -> None:
         """Raise ChangedFileError unless the engine's file holds the recorded bytes.
@@ -280,6 +277,13 @@ class Engine:
             if sha256_of(path) == self.sha256:
                 return
         self.read(path)
+
+    @property
+    def made_again(self) -> str:
+        """What to do to have the engine's file made again."""
+        if self.backend in ("openvino", *TENSORRT_BACKENDS):
+            return rebuild(self.backend)
+        return EXPORT_AGAIN
 
     @property
     def evidence(self) -> str:
@@ -310,7 +314,17 @@ class Engine:
         """
         if self.parity is None or self.invariance is None:
             return "it failed its proof" * self.refuted or f"it is {self.evidence} and not proven"
-        return self.parity.objection(self.precision) or self.invariance.objection(self.precision)
+        return (
+            self.parity.objection(self.precision)
+            or self.invariance.objection(self.precision)
+            or "the types that it is computed in were never read back" * self.types_unknown
+            or None
+        )
+
+    @property
+    def types_unknown(self) -> bool:
+        """Whether no one can tell if OpenVINO computes it here as where it was proven."""
+        return self.backend == "openvino" and not self.products
 
     @property
     def proven(self) -> bool:

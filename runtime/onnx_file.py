@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from drexperts.runtime.errors import BundleError
+from drexperts.runtime.wording import EXPORT_AGAIN
 
 Content = bytes | mmap.mmap
 
@@ -46,10 +47,11 @@ class _Field(NamedTuple):
     end: int
 
 
-def check_self_contained(content: Content, name: str) -> None:
+def check_self_contained(content: Content, name: str, again: str = EXPORT_AGAIN) -> None:
     """Raise BundleError for an ONNX file that is damaged, or whose tensors are in other places.
 
     name: of the file, for the message
+    again: how the file is made again, for the message
     """
     # Protobuf merges messages of one field, so any occurrence counts, whatever follows it.
     waiting, read = [("Model", 0, len(content), 0)], 0
@@ -64,16 +66,14 @@ def check_self_contained(content: Content, name: str) -> None:
                 if kind == "Tensor" and _is_elsewhere(field):
                     raise BundleError(
                         f"{name} keeps weights outside itself, where no hash covers them: write "
-                        "them into the file with `onnx.save(onnx.load(FILE), FILE)`, or export "
-                        "the bundle again with `drx export`, which does"
+                        "them into the file with `onnx.save(onnx.load(FILE), FILE)`, or "
+                        f"{again}, which does"
                     )
                 inner = _HOLDS[kind].get(field.number)
                 if inner is not None and field.end:
                     waiting.append((inner, field.start, field.end, depth + 1))
     except (ValueError, IndexError) as cause:
-        raise BundleError(
-            f"{name} is not an ONNX file: {cause}; export the bundle again with `drx export`"
-        ) from cause
+        raise BundleError(f"{name} is not an ONNX file: {cause}; {again}") from cause
 
 
 def _is_elsewhere(field: _Field) -> bool:

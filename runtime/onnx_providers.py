@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import logging
 import os
 import re
 import tempfile
@@ -56,6 +57,7 @@ _REMEDIES = (
     ("", "check whether `nvidia-smi` lists the GPU"),
 )
 
+_log = logging.getLogger(__name__)
 _standard_error = threading.Lock()
 
 
@@ -214,19 +216,25 @@ def _cuda(job: _Job) -> list[tuple[str, dict[str, str]]]:
 
 def _tensorrt(job: _Job) -> list[tuple[str, dict[str, str]]]:
     """TensorRT, and CUDA for the nodes it refuses. The graph sets the precision, not a flag."""
-    cache = str(_engine_cache(job))
-    options = {
-        "device_id": str(job.gpu),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": cache,
-    }
+    options = {"device_id": str(job.gpu), **_cache_options(job)}
     usual = min(_USUAL_BATCH, job.max_batch)
     for kind, batch in (("min", 1), ("opt", usual), ("max", job.max_batch)):
         shape = "x".join(str(size) for size in (batch, *job.shape[1:]))
         options[f"trt_profile_{kind}_shapes"] = f"{job.input}:{shape}"
     return [(NAMES["tensorrt"], options), *_cuda(job)]
+
+
+def _cache_options(job: _Job) -> dict[str, str]:
+    """Where TensorRT keeps engines and timings; nothing if there is no such place."""
+    try:
+        cache = str(_engine_cache(job))
+    except OSError as cause:
+        _log.info("TensorRT's engines are not kept: %s", cause)
+        return {}
+    kinds = ("engine", "timing")
+    return {f"trt_{kind}_cache_enable": "1" for kind in kinds} | {
+        f"trt_{kind}_cache_path": cache for kind in kinds
+    }
 
 
 def _engine_cache(job: _Job) -> Path:

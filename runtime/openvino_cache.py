@@ -10,18 +10,20 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.openvino_library import import_openvino
+from drexperts.runtime.openvino_products import products, products_text
 from drexperts.runtime.places import cache_folder, state_folder
 
 _FOLDER = "openvino"
 _NOTES = "openvino-compiled"
 _MOST_BYTES = 2 * 2**30  # of all compiled models together, about eight of full size
 _MOST_MODELS = 32
-_ENGINE = 16  # hex digits of the engine's hash at the start of a name
+_DIGITS = 16  # of each hash in a name
 _log = logging.getLogger(__name__)
 
 
@@ -29,29 +31,39 @@ class CompiledModels:
     """The place of one engine's compiled model.
 
     engine: SHA-256 of the engine's file
-    depends_on: all else that a compiled model depends on, as JSON holds it: the version of OpenVINO
-        and the capability of the CPU, for example
+    cpu: the capability of the CPU, such as "x86_64-amx". A home that machines of several kinds
+        share holds one compiled model for each
+    depends_on: all else that a compiled model depends on, as JSON holds it: the version of
+        OpenVINO, for example
     """
 
-    def __init__(self, engine: str, **depends_on: Any) -> None:
-        text = json.dumps([engine, depends_on], sort_keys=True)
+    def __init__(self, engine: str, cpu: str, **depends_on: Any) -> None:
+        text = json.dumps([engine, cpu, depends_on], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
-        self.name = f"{engine[:_ENGINE]}-{key[:_ENGINE]}.blob"
+        self.name = f"{engine[:_DIGITS]}-{cpu}-{key[:_DIGITS]}.blob"
 
     @property
     def path(self) -> Path:
+        """Where it is kept. Raises OSError if there is no such place."""
         return cache_folder() / _FOLDER / self.name
 
-    def imported(self, device: str, settings: dict[str, Any]) -> Any | None:
-        """The `openvino.CompiledModel` that was kept; None if there is none that can be used."""
+    def imported(
+        self, device: str, settings: dict[str, Any], wanted: Mapping[str, int]
+    ) -> Any | None:
+        """The `openvino.CompiledModel` that was kept; None if there is none that can be used.
+
+        wanted: how many products it must have of each type; empty for any
+        """
         try:
             content = self._noted_bytes()
             if content is None:
                 return None
-            return import_openvino().Core().import_model(content, device, settings)
+            compiled = import_openvino().Core().import_model(content, device, settings)
+            _check_products(compiled, wanted)
+            return compiled
         except (OSError, ValueError, RuntimeError) as cause:
             # OpenVINO refuses what another version or another kind of CPU compiled.
-            _log.info("the compiled model %s is not used: %s", self.path, cause)
+            _log.info("the compiled model %s is not used: %s", self.name, cause)
             return None
 
     def keep(self, compiled: Any) -> None:
@@ -64,7 +76,7 @@ class CompiledModels:
             self._note(hashlib.sha256(content).hexdigest())
             self._drop_others()
         except (OSError, ValueError, RuntimeError) as cause:
-            _log.info("the compiled model %s is not kept: %s", self.path, cause)
+            _log.info("the compiled model %s is not kept: %s", self.name, cause)
 
     def _noted_bytes(self) -> bytes | None:
         noted = _notes().get(self.name)
@@ -83,16 +95,28 @@ class CompiledModels:
             aside.write_text("".join(lines), encoding="ascii")
 
     def _drop_others(self) -> None:
-        """Remove what this engine was compiled to before, and the oldest beyond the limit."""
+        """Remove what this engine was compiled to before on such a CPU, and the oldest beyond
+        the limit.
+        """
         total = 0
         found = [(path.stat(), path) for path in self.path.parent.iterdir()]
         found.sort(key=lambda each: each[0].st_mtime, reverse=True)
         for number, (state, path) in enumerate(found, 1):
             total += state.st_size
-            replaced = path.name.startswith(self.name[:_ENGINE]) and path != self.path
+            replaced = _of(path.name) == _of(self.name) and path != self.path
             if replaced or total > _MOST_BYTES or number > _MOST_MODELS:
                 with contextlib.suppress(OSError):  # another process removed it
                     path.unlink()
+
+
+def _of(name: str) -> str:
+    """The engine and the CPU in a name."""
+    return name.rpartition("-")[0]
+
+
+def _check_products(compiled: Any, wanted: Mapping[str, int]) -> None:
+    if wanted and (found := products(compiled)) != wanted:
+        raise ValueError(f"its products are {products_text(found)}")
 
 
 def _exported(compiled: Any) -> bytes:

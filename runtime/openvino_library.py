@@ -6,13 +6,22 @@ identifier into the user's home. Where that module cannot be imported, OpenVINO 
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
 from drexperts.runtime.errors import MissingDependencyError
 from drexperts.runtime.installing import install_command
+from drexperts.runtime.quoting import printable, shortened
 
 _TELEMETRY = "openvino_telemetry"
+# Variables that oneDNN, which computes for OpenVINO, reads by either prefix, and the values that
+# change nothing. FPMATH_MODE lets it compute float32 in bfloat16, which no compiled model shows.
+_PREFIXES = ("ONEDNN_", "DNNL_")
+_HARMLESS = {
+    "DEFAULT_FPMATH_MODE": ("", "STRICT"),
+    "MAX_CPU_ISA": ("", "ALL", "DEFAULT"),
+}
 _log = logging.getLogger(__name__)
 _warned = False
 
@@ -40,6 +49,23 @@ def import_openvino() -> Any:
             "openvino-telemetry, or load a bundle first"
         )
     return openvino
+
+
+def forcing_variable() -> str | None:
+    """Which variable of the environment changes how OpenVINO computes, and what to do about it.
+
+    None if there is none, so that it computes as the graph and the CPU say.
+    """
+    for prefix in _PREFIXES:
+        for name, harmless in _HARMLESS.items():
+            value = os.environ.get(variable := prefix + name, "")
+            if value.upper() not in harmless:
+                given = printable(shortened(value))
+                return (
+                    f"the environment has {variable}={given}, which changes the types or the "
+                    f"instructions that OpenVINO computes with: unset {variable}"
+                )
+    return None
 
 
 def openvino_version() -> str | None:

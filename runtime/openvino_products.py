@@ -7,7 +7,11 @@ computes a bfloat16 graph in float32 and mentions it nowhere else.
 from collections import Counter
 from typing import Any, NamedTuple
 
-_PRODUCT = "FullyConnected"  # a matrix product with constants
+# Matrix products with constants, and others.
+_PRODUCTS = ("FullyConnected", "MatMul")
+# Operations that are compiled together: an attention is one, and so may be a chain without product.
+_TOGETHER = "Subgraph"
+_OF_ATTENTION = ("matmul", "softmax")
 _TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
@@ -33,14 +37,24 @@ def layers(compiled: Any) -> list[Layer]:
 
 
 def products(compiled: Any) -> dict[str, int]:
-    """How many matrix products with constants are computed in each type, by the type's name."""
-    found = Counter(layer.precision for layer in layers(compiled) if layer.kind == _PRODUCT)
+    """How many matrix products are computed in each type, by the type's name.
+
+    An attention whose products are compiled together with its softmax counts once. Threads and
+    streams do not change the numbers.
+    """
+    found = Counter(layer.precision for layer in layers(compiled) if _multiplies(layer))
     return dict(sorted(found.items()))
 
 
 def products_text(products: dict[str, int]) -> str:
     """Counts of products in words, such as "144 bf16, 16 fp32"."""
     return ", ".join(f"{count} {kind}" for kind, count in sorted(products.items())) or "none"
+
+
+def _multiplies(layer: Layer) -> bool:
+    if layer.kind == _TOGETHER:
+        return any(word in name.lower() for name in layer.origins for word in _OF_ATTENTION)
+    return layer.kind in _PRODUCTS
 
 
 def _layer(node: Any) -> Layer:

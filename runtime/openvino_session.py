@@ -54,7 +54,7 @@ class OpenvinoSession:
     compiled: the `openvino.CompiledModel` of the file, made with `settings_of` these threads and
         streams; None to read and compile the file
     inputs, outputs: of the graph
-    products: how many matrix products with constants are computed in each type
+    products: how many matrix products are computed in each type, see `openvino_products`
     description: OpenVINO's version, the CPU's capability and the types of the products
 
     Raises MissingDependencyError without openvino, BundleError for a file that cannot be loaded or
@@ -79,7 +79,7 @@ class OpenvinoSession:
         self.threads, self.concurrency = settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]
         if compiled is None:
             model = Path(path).read_bytes() if content is None else content
-            check_self_contained(model, repr(self.path))
+            check_self_contained(model, repr(self.path), rebuild("openvino"))
             compiled = compiled_model(source or model, settings, repr(self.path))
         self.compiled = compiled
         self.products = products(compiled)
@@ -114,17 +114,17 @@ class OpenvinoSession:
             self._requests.put(request)
 
     def compute_seconds(self, pixels: NDArray[np.uint8]) -> float:
-        """Run a batch that the engine reads where it is, and return the seconds until it is done.
+        """Run a batch that is in the engine's memory, and return the seconds until it is done.
 
         The results stay in the engine's memory. Arguments and errors are those of `run`.
         """
         check_pixels(pixels, self._image_shape, self.max_batch)
         request = self._requests.get()
-        before = request.get_tensor(self._input)
         try:
-            own = np.ascontiguousarray(pixels)
-            tensor = import_openvino().Tensor(own, shared_memory=True)
-            request.set_tensor(self._input, tensor)
+            # Not the caller's array: a later `run` would write into it.
+            tensor = request.get_tensor(self._input)
+            tensor.shape = pixels.shape
+            tensor.data[...] = pixels
             start = time.perf_counter()
             # Without arguments, `infer` would copy the results.
             request.start_async()
@@ -133,8 +133,6 @@ class OpenvinoSession:
         except Exception as cause:
             raise _failure(pixels, cause) from cause
         finally:
-            # Otherwise `run` would write later pixels into this caller's array.
-            request.set_tensor(self._input, before)
             self._requests.put(request)
 
     @property

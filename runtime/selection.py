@@ -21,7 +21,7 @@ from drexperts.runtime.scorer import Session
 from drexperts.runtime.sealed import sealed_copy
 from drexperts.runtime.tensorrt_session import TensorrtSession
 from drexperts.runtime.trust import objection
-from drexperts.runtime.wording import remedy
+from drexperts.runtime.wording import rebuild, remedy
 
 
 class Device(NamedTuple):
@@ -82,9 +82,9 @@ def _open_openvino(path: Path, engine: Engine, use: Resources) -> EngineSession:
         **{"threads": use.threads, "streams": use.streams},
     }
     kept = CompiledModels(
-        engine.sha256, version=openvino_version(), cpu=cpu_capability(), set=PROPERTIES
+        engine.sha256, cpu_capability(), version=openvino_version(), set=PROPERTIES
     )
-    before = kept.imported(DEVICE, settings_of(use.threads, use.streams))
+    before = kept.imported(DEVICE, settings_of(use.threads, use.streams), engine.products)
     if before is not None:
         engine.check(path)
         return OpenvinoSession(path, compiled=before, **options)
@@ -181,7 +181,8 @@ def _check_proven(engine: Engine, device: Device) -> None:
         "allow_unverified=True, which `runtime.load` takes",
     )
     if reason := engine.objection:
-        raise NotTakenError(f"{reason}, so it may differ from the model: {prove}")
+        how = rebuild(engine.backend) if engine.types_unknown else prove
+        raise NotTakenError(f"{reason}, so it may differ from the model: {how}")
     here, runs_on = capability_for(engine, device.gpu), BACKENDS[engine.backend].device
     # A processor of another capability runs other kernels of the same engine.
     known = (here,) if engine.backend == "openvino" else (None, here)

@@ -281,13 +281,12 @@ class _KernelCache:
         self._how = library.ExecutionContextAllocationStrategy.USER_MANAGED
         if engine.backend != "tensorrt-rtx":
             return
-        name = f"{engine.sha256[:32]}-{gpu.capability}-{library.__version__}"
-        self._path = cache_folder() / "rtx-kernels" / name
+        self._name = f"{engine.sha256[:32]}-{gpu.capability}-{library.__version__}"
         config = loaded.create_runtime_config()
         self._cache = config.create_runtime_cache()
         with contextlib.suppress(OSError):
             if not self._cache.deserialize(self._path.read_bytes()):
-                _log.info("%s does not match this machine: kernels are compiled anew", self._path)
+                _log.info("%s does not match this machine: kernels are compiled anew", self._name)
         config.set_runtime_cache(self._cache)
         config.set_execution_context_allocation_strategy(self._how)
         # By default kernels are replaced by faster ones at run time, which would change scores.
@@ -296,6 +295,11 @@ class _KernelCache:
         # The session records its own graphs, which include the copies.
         config.cuda_graph_strategy = library.CudaGraphStrategy.DISABLED
         self._how = config
+
+    @property
+    def _path(self) -> Path:
+        """Where the kernels are kept. Raises OSError if there is no such place."""
+        return cache_folder() / "rtx-kernels" / self._name
 
     def make_context(self, engine: Any) -> Any:
         return engine.create_execution_context(self._how)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+EXPORT_AGAIN = "export the bundle again with `drx export`"
+
 _spoken = False  # whether the command line runs in this process
 
 

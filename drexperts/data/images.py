@@ -245,10 +245,15 @@ class _Note:
 
     def __init__(self, root: Path) -> None:
         name = hashlib.sha256(os.path.abspath(root).encode(errors="surrogateescape")).hexdigest()
-        self._path = cache_folder() / "images-checked" / f"{name[:32]}.json"
-        self._made_by = f"{decoder_version(self._path)}, {MIN_SIDE}"
+        self._name = f"{name[:32]}.json"
+        self._made_by = f"{decoder_version(Path(self._name))}, {MIN_SIDE}"
         self.known = self._read()
         self._new: dict[str, Stamp] = {}
+
+    @property
+    def _path(self) -> Path:
+        """Raises OSError if there is no such place."""
+        return cache_folder() / "images-checked" / self._name
 
     def add(self, sample: Sample, stamp: Stamp) -> None:
         if self.known.get(sample.name) != stamp:

@@ -87,9 +87,8 @@ def _records() -> Path:
 
 def _recorded() -> dict[str, Pin]:
     """What was downloaded before, by repository and file."""
-    path = _records()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((path := _records()).read_text(encoding="utf-8"))
         return {str(name): Pin(*map(str, pin)) for name, pin in content.items()}
     except FileNotFoundError:
         return {}
@@ -102,12 +101,13 @@ def _recorded() -> dict[str, Pin]:
 
 def _record(name: str, pin: Pin, note: Note) -> None:
     text = f"{name} at revision {pin.revision} has the SHA-256 {pin.sha256}"
-    path = _records()
     try:
+        path = _records()
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as aside:
             aside.write_text(json.dumps(_recorded() | {name: pin}, indent=1), encoding="utf-8")
     except OSError as error:
-        note(f"{text}, which could not be recorded in {path}: {error.strerror}")
+        where = error.filename or "the user's cache"
+        note(f"{text}, which could not be recorded in {where}: {error.strerror}")
     else:
         note(f"{text}, recorded in {path}: later downloads must agree")

@@ -35,7 +35,7 @@ from drexperts.runtime.manifest import (
     sha256_of,
     write_manifest,
 )
-from drexperts.runtime.openvino_library import import_openvino
+from drexperts.runtime.openvino_library import forcing_variable, import_openvino
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.trust import note_built_here
 from drexperts.runtime.wording import remedy
@@ -111,6 +111,8 @@ def _build_engine(
     source = source_engine(bundle, manifest)
     if backend == "openvino":
         import_openvino()  # raises now what would end the build after minutes
+        if reason := forcing_variable():
+            raise UserError(reason)
         _check_plain(backend, options, fused_attention)
     else:
         _check_for_gpus(source, backend, options, precision)

@@ -67,6 +67,17 @@ def test_the_first_download_is_recorded_and_said_once(hub, tmp_path):
     ]
 
 
+def test_without_a_home_nothing_is_recorded_and_that_is_said(hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    notes: list[str] = []
+    assert fetch("a/b", "w.bin", notes.append).read_bytes() == b"weights"
+    assert "could not be recorded" in notes[0]
+    assert "set HOME" in notes[0]
+    assert list(tmp_path.rglob("downloads.json")) == []
+
+
 @pytest.mark.parametrize("repository", ["a/b", PINNED])
 def test_another_file_at_the_same_revision_is_refused(repository, hub):
     fetch(repository, "w.bin", print)

@@ -137,8 +137,18 @@ def test_the_capability_is_the_best_level_of_instructions(flags: str, capability
     assert cpu_capability({"flags": flags}, "x86_64") == capability
 
 
-def test_the_capability_of_an_arm_machine_is_its_architecture() -> None:
-    assert cpu_capability({"Features": "fp asimd bf16 i8mm"}, "aarch64") == "aarch64"
+@pytest.mark.parametrize(
+    ("features", "capability"),
+    [
+        ("fp asimd asimdhp asimddp", "aarch64"),  # Neoverse N1
+        ("fp asimd bf16 i8mm", "aarch64-bf16"),
+        ("fp asimd sve bf16 i8mm", "aarch64-sve-bf16"),  # Neoverse V1
+        ("fp asimd sve", "aarch64"),
+        ("", "aarch64"),
+    ],
+)
+def test_the_capability_of_an_arm_machine(features: str, capability: str) -> None:
+    assert cpu_capability({"Features": features}, "aarch64") == capability
 
 
 def test_the_capability_of_this_machine_is_one_that_a_manifest_can_hold() -> None:

@@ -180,6 +180,15 @@ def test_tensorrt_profile_and_cache(job, tmp_path):
         assert os.stat(folder).st_mode & 0o077 == 0
 
 
+def test_without_a_home_tensorrt_keeps_no_engines(job, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    (_, options), _ = onnx_providers._tensorrt(job)
+    assert not [name for name in options if "cache" in name]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_engine_cache_is_of_one_model_and_version(job):
     changed = (job, job._replace(model=b"another"), job._replace(version="2"))
     folders = [onnx_providers._engine_cache(j) for j in (*changed, job._replace(max_batch=4))]

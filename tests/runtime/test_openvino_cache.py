@@ -14,6 +14,7 @@ from support.openvino_engines import add_openvino_engine
 
 from drexperts import runtime
 from drexperts.runtime import openvino_cache, openvino_session
+from drexperts.runtime.cpus import cpu_capability
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.openvino_cache import CompiledModels
 
@@ -150,6 +151,26 @@ def test_a_place_that_cannot_be_written_is_no_error(bundle, compiled, tmp_path, 
     assert compiled == [2]
 
 
+def test_a_kept_model_with_other_products_is_compiled_anew(bundle, compiled, tmp_path, monkeypatch):
+    before = scores(bundle)
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_cache, "products", lambda _: {"bf16": 2})
+        assert scores(bundle) == before
+    assert compiled == [2]
+    assert scores(bundle) == before
+    assert compiled == [2]
+
+
+def test_without_a_home_nothing_is_kept(bundle, compiled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert scores(bundle) == scores(bundle)
+    assert compiled == [2]
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
 def test_a_changed_engine_is_refused_although_its_compiled_model_is_kept(bundle):
     scores(bundle)
     (engine,) = (each for each in runtime.read_manifest(bundle).engines if each.products)
@@ -162,13 +183,17 @@ def test_a_changed_engine_is_refused_although_its_compiled_model_is_kept(bundle)
 def test_what_an_engine_was_compiled_to_before_is_dropped(bundle, tmp_path):
     scores(bundle)
     now = only(tmp_path)
-    before = now.with_name(f"{now.name[:17]}{'0' * 16}.blob")
-    other = now.with_name(f"{'1' * 16}-{'0' * 16}.blob")
-    for file in (before, other):
+    engine, end = now.name[:16], f"{'0' * 16}.blob"
+    before = now.with_name(f"{engine}-{cpu_capability()}-{end}")
+    others = [
+        now.with_name(f"{'1' * 16}-{cpu_capability()}-{end}"),
+        now.with_name(f"{engine}-{cpu_capability()}-more-{end}"),  # of another kind of CPU
+    ]
+    for file in (before, *others):
         file.write_bytes(b"of another version")
     now.unlink()
     scores(bundle)
-    assert set(folder(tmp_path).iterdir()) == {now, other}
+    assert set(folder(tmp_path).iterdir()) == {now, *others}
     assert [line.split()[0] for line in notes(tmp_path).read_text().splitlines()] == [now.name]
 
 
@@ -201,10 +226,10 @@ def test_the_oldest_are_dropped_beyond_the_number(bundle, tmp_path, monkeypatch)
 
 def test_names_differ_with_all_that_a_compiled_model_depends_on():
     keys = [
-        CompiledModels("a" * 64, version="1", cpu="x"),
-        CompiledModels("b" * 64, version="1", cpu="x"),
-        CompiledModels("a" * 64, version="2", cpu="x"),
-        CompiledModels("a" * 64, version="1", cpu="y"),
+        CompiledModels("a" * 64, "x", version="1"),
+        CompiledModels("b" * 64, "x", version="1"),
+        CompiledModels("a" * 64, "x", version="2"),
+        CompiledModels("a" * 64, "y", version="1"),
     ]
     assert len({key.name for key in keys}) == 4
 

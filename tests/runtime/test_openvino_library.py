@@ -12,7 +12,7 @@ import pytest
 from support.openvino_engines import add_openvino_engine
 from support.watching import watched
 
-from drexperts.runtime.openvino_library import openvino_version
+from drexperts.runtime.openvino_library import forcing_variable, openvino_version
 
 ROOT = Path(__file__).parents[2]
 OURS = (".cache/drexperts/openvino/", ".local/state/drexperts/")  # in the user's home
@@ -145,3 +145,27 @@ def test_no_module_imports_it_by_itself() -> None:
     folders = [ROOT / name for name in ("runtime", "export", "kernels", "benchmarks", "examples")]
     files = [path for folder in (*folders, ROOT / "drexperts") for path in folder.rglob("*.py")]
     assert [str(path) for path in files if imports_openvino(path)] == []
+
+
+@pytest.mark.parametrize("prefix", ["ONEDNN", "DNNL"])
+@pytest.mark.parametrize(
+    ("name", "value", "forces"),
+    [
+        ("DEFAULT_FPMATH_MODE", "BF16", True),
+        ("DEFAULT_FPMATH_MODE", "any", True),
+        ("DEFAULT_FPMATH_MODE", "strict", False),
+        ("DEFAULT_FPMATH_MODE", "", False),
+        ("MAX_CPU_ISA", "AVX2", True),
+        ("MAX_CPU_ISA", "Default", False),
+        ("MAX_CPU_ISA", "all", False),
+        ("MAX_CPU_ISA", "", False),
+    ],
+)
+def test_a_variable_that_changes_what_is_computed_is_named(
+    prefix: str, name: str, value: str, forces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert forcing_variable() is None
+    monkeypatch.setenv(f"{prefix}_{name}", value)
+    reason = forcing_variable() or ""
+    assert (f"unset {prefix}_{name}" in reason) == forces
+    assert bool(reason) == forces

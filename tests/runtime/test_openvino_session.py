@@ -22,9 +22,10 @@ from drexperts.runtime.errors import (
     DeviceError,
     InternalError,
     MissingDependencyError,
+    UserError,
 )
 from drexperts.runtime.installing import install_command
-from drexperts.runtime.manifest import read_manifest, write_manifest
+from drexperts.runtime.manifest import read_manifest, sha256_of, write_manifest
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.openvino_session import OpenvinoSession
 
@@ -184,9 +185,13 @@ def test_other_products_than_recorded_are_refused(bundle):
         runtime.load(bundle, engine="openvino")
 
 
-def test_products_that_were_not_read_back_are_not_compared(bundle):
+def test_products_that_were_not_read_back_are_no_proof_and_not_compared(bundle):
     add_openvino_engine(bundle, "fp32", products={})
-    assert runtime.load(bundle).engine.backend == "openvino"
+    scorer = runtime.load(bundle)
+    assert scorer.engine.backend == "onnx"
+    ((_, _, reason),) = scorer.passed_over
+    assert re.search(r"never read back.*build_engine\(bundle, 'openvino'\)", reason)
+    assert runtime.load(bundle, allow_unverified=True).engine.backend == "openvino"
 
 
 LOAD = """
@@ -203,11 +208,7 @@ def test_a_cpu_without_bfloat16_falls_back(bundle):
     """In a process whose oneDNN is told that the CPU has no more than AVX2."""
     add_openvino_engine(bundle)
     told = []
-    for isa in (
-        "DEFAULT",
-        "AVX2",
-        "DEFAULT",
-    ):  # what one of them compiled is of no use to the other
+    for isa in ("DEFAULT", "AVX2", "DEFAULT"):
         command = [sys.executable, "-P", "-c", LOAD, str(bundle)]
         settings = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
         done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True)
@@ -216,7 +217,37 @@ def test_a_cpu_without_bfloat16_falls_back(bundle):
     assert told[0].startswith(f"{FILE} openvino")
     assert told[0].splitlines()[0].endswith("products 1 bf16, 1 fp32")
     assert told[1].startswith("model.onnx onnxruntime")
-    assert "computes it with 2 fp32" in told[1]
+    assert "unset ONEDNN_MAX_CPU_ISA" in told[1]
+
+
+OPEN = """
+import sys
+from drexperts.runtime.errors import DeviceError
+from drexperts.runtime.openvino_session import OpenvinoSession
+try:
+    OpenvinoSession(sys.argv[1], max_batch=1, wanted={"bf16": 1, "fp32": 1})
+except DeviceError as error:
+    print(error)
+"""
+
+
+@has_bf16
+def test_a_session_on_a_cpu_without_bfloat16_is_an_error(bundle):
+    engine = add_openvino_engine(bundle)
+    command = [sys.executable, "-P", "-c", OPEN, str(bundle / engine.file)]
+    settings = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True)
+    assert "computes it with 2 fp32" in done.stdout
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_where_float32_may_become_bfloat16_it_is_passed_over(bundle, variable, monkeypatch):
+    add_openvino_engine(bundle, "fp32")
+    monkeypatch.setenv(variable, "BF16")
+    for unverified in (False, True):
+        scorer = runtime.load(bundle, allow_unverified=unverified)
+        assert scorer.engine.backend == "onnx"
+        assert f"unset {variable}" in scorer.passed_over[0].reason
 
 
 @has_bf16
@@ -231,6 +262,47 @@ sys.modules[sys.argv[2]] = None
 from drexperts import runtime
 print(runtime.load(sys.argv[1]).engine.backend, *sorted({"onnx", "torch"} & sys.modules.keys()))
 """
+
+
+def test_timing_leaves_no_array_bound():
+    content = mixed_graph("fp32").SerializeToString()
+    session = OpenvinoSession("m.onnx", max_batch=8, content=content, threads=1)
+    expected = {batch: session.run(pixels(batch))["score"] for batch in (4, 1, 8)}
+    for strange in (lambda a: a, read_only, lambda a: np.ascontiguousarray(a[::-1])[::-1]):
+        given = strange(pixels(4))
+        for batch, score in expected.items():
+            assert session.compute_seconds(given) > 0
+            np.testing.assert_array_equal(session.run(strange(pixels(batch)))["score"], score)
+        np.testing.assert_array_equal(given, pixels(4))
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+@pytest.mark.parametrize("threads", [0, 4097, 10**12])
+def test_threads_beyond_any_machine_are_refused(bundle, backend, threads):
+    add_openvino_engine(bundle, "fp32")
+    with pytest.raises(UserError, match="threads must be a whole number from 1 to 4096"):
+        runtime.load(bundle, engine=backend, threads=threads)
+
+
+def test_what_does_not_fit_its_manifest_is_built_again(bundle):
+    engine = add_openvino_engine(bundle, "fp32")
+    other = mixed_graph("fp32")
+    other.graph.output[0].name = other.graph.node[8].output[0] = "mark"
+    other.graph.node[9].input[0] = "mark"
+    for content in (other.SerializeToString(), b"no model"):
+        (bundle / engine.file).write_bytes(content)
+        manifest = read_manifest(bundle)
+        changed = dataclasses.replace(engine, sha256=sha256_of(bundle / engine.file))
+        engines = (manifest.engines[0], changed)
+        write_manifest(dataclasses.replace(manifest, engines=engines), bundle)
+        with pytest.raises(BundleError, match=r"build_engine\(bundle, 'openvino'\)") as refused:
+            runtime.load(bundle, engine="openvino")
+        assert "drx export" not in str(refused.value)
 
 
 def test_timing_leaves_the_callers_pixels_alone(bundle):

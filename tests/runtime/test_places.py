@@ -34,3 +34,15 @@ def test_by_variable(platform, variables, monkeypatch):
         assert (state, cache) == ("XDG_STATE_HOME", "XDG_CACHE_HOME")
     else:
         assert state == cache == "LOCALAPPDATA"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_without_a_home_there_is_no_folder(platform, monkeypatch):
+    """As for a user of a container who has no entry among the users: `~` stays as it is."""
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    for folder in (state_folder, cache_folder):
+        with pytest.raises(OSError, match="set HOME"):
+            folder()

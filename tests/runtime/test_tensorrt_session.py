@@ -199,6 +199,16 @@ def test_without_graphs_it_scores_and_warns_once(machine, refusal, caplog):
     assert nothing_left(machine)
 
 
+def test_without_a_home_kernels_are_not_kept(make_machine, tmp_path, monkeypatch):
+    def none():
+        raise FileNotFoundError("no home")
+
+    monkeypatch.setattr(tensorrt_plan, "cache_folder", none)
+    with make_machine(backend="tensorrt-rtx").open() as session:
+        check(session.run(images(3)), images(3))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_kernels_of_rtx_are_kept_when_the_session_is_closed(make_machine, tmp_path):
     machine = make_machine(backend="tensorrt-rtx")
     with machine.open() as session:

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from drexperts.runtime import trust
@@ -37,3 +39,16 @@ def test_notes_that_cannot_be_read_are_no_trust():
     notes = state_folder() / "engines-built-here"
     notes.write_bytes(b"\xff\xfe" + ONE.encode())
     assert not trust.built_here(ONE)
+
+
+def test_without_a_home_nothing_was_built_here(tmp_path, monkeypatch):
+    trust.note_built_here(ONE)
+    planted = tmp_path / "~" / ".local" / "state" / "drexperts"
+    planted.mkdir(parents=True)
+    shutil.copy(state_folder() / "engines-built-here", planted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert not trust.built_here(ONE)
+    with pytest.raises(OSError, match="no home folder"):
+        trust.note_built_here(TWO)

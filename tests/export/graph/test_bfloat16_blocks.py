@@ -101,5 +101,5 @@ def test_openvino_keeps_the_types(graph):
     products = openvino_session(bfloat16_blocks(graph)).products
     if "bf16" not in products:
         pytest.skip(f"this CPU has no bfloat16, its products are {products}")
-    assert products["bf16"] == len(BLOCKS) * len(LAYERS)
+    assert products["bf16"] == len(BLOCKS) * (len(LAYERS) + 1)  # and the attention
     assert openvino_session(graph).products.keys() == {"fp32"}
