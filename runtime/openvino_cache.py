@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.files import written_whole
-from drexperts.runtime.openvino_library import import_openvino
+from drexperts.runtime.openvino_library import openvino_core
 from drexperts.runtime.openvino_products import products, products_text
 from drexperts.runtime.places import cache_folder, state_folder
 
@@ -58,7 +58,7 @@ class CompiledModels:
             content = self._noted_bytes()
             if content is None:
                 return None
-            compiled = import_openvino().Core().import_model(content, device, settings)
+            compiled = openvino_core().import_model(content, device, settings)
             _check_products(compiled, wanted)
             return compiled
         except (OSError, ValueError, RuntimeError) as cause:

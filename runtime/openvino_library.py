@@ -4,6 +4,7 @@ Importing `openvino` also imports `openvino_telemetry`, which opens internet soc
 identifier into the user's home. Where that module cannot be imported, OpenVINO uses a stub of it.
 """
 
+import functools
 import importlib
 import logging
 import os
@@ -49,6 +50,23 @@ def import_openvino() -> Any:
             "openvino-telemetry, or load a bundle first"
         )
     return openvino
+
+
+def openvino_core() -> Any:
+    """The `openvino.Core` of this process, which is never freed.
+
+    For CPUs with AMX each one gives the thread that makes it another stack for signals, and takes
+    it back when it is freed. Of two, the second would then leave the stack of the first, which is
+    gone, and the next signal with a handler in Python would end the process.
+
+    Raises MissingDependencyError as `import_openvino`.
+    """
+    return _core(import_openvino())
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def forcing_variable() -> str | None:

@@ -16,7 +16,7 @@ from drexperts.runtime.cpus import available_cores, cpu_capability
 from drexperts.runtime.errors import BundleError, DeviceError, InternalError
 from drexperts.runtime.interface import Tensor, check_pixels
 from drexperts.runtime.onnx_file import Content, check_self_contained
-from drexperts.runtime.openvino_library import import_openvino, openvino_version
+from drexperts.runtime.openvino_library import openvino_core, openvino_version
 from drexperts.runtime.openvino_products import products, products_text
 from drexperts.runtime.wording import rebuild
 
@@ -165,7 +165,7 @@ def compiled_model(model: Content | str, settings: dict[str, Any], name: str) ->
     model: its bytes, or the path of a file
     name: of the model's file, for the message
     """
-    core = import_openvino().Core()
+    core = openvino_core()
     try:
         # `read_model` would let every reader that OpenVINO has try the file.
         reader = import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")

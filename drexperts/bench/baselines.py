@@ -31,7 +31,7 @@ from drexperts.runtime.manifest import OUTPUTS
 from drexperts.runtime.onnx_library import import_onnxruntime
 from drexperts.runtime.onnx_providers import cpu_session, gpu_session, new_options
 from drexperts.runtime.onnx_session import OnnxSession
-from drexperts.runtime.openvino_library import import_openvino
+from drexperts.runtime.openvino_library import openvino_core
 
 Pixels = NDArray[np.uint8]
 Baseline = Callable[[Pixels], object]
@@ -207,7 +207,7 @@ def openvino_dense(subject: Subject, precision: str | None = None) -> Baseline:
     """
     if subject.device != "cpu":
         raise UserError("OpenVINO runs on the CPU here, and this engine on a GPU: name onnx-dense")
-    core = import_openvino().Core()
+    core = openvino_core()
     settings: dict[str, object] = {"INFERENCE_NUM_THREADS": subject.threads}
     settings |= {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
     compiled = core.compile_model(core.read_model(subject.dense_graph), "CPU", settings)

@@ -137,6 +137,7 @@ def test_export(bundle, call, monkeypatch):
         "precision": "fp16",
         "target": "cpu",
         "maps": False,
+        "crops_per_side": None,
         "max_batch": 4,
     }
     provide(monkeypatch, "drexperts.export.bundle", export_bundle=unproven)

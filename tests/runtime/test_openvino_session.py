@@ -376,3 +376,22 @@ def test_of_its_engines_the_one_of_fewest_bits_comes_first(bundle):
 
     found = [engine.file for engine in by_preference(read_manifest(bundle).engines)]
     assert found == ["c.onnx", "b.onnx", "a.onnx", "model.onnx"]
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from drexperts.runtime.openvino_session import OpenvinoSession
+first, second = (OpenvinoSession(sys.argv[1], max_batch=1) for _ in range(2))
+first.close(); del first; gc.collect()  # in the order in which they were opened
+second.close(); del second; gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_sessions_were_closed_is_handled(tmp_path):
+    """With a Core for each session, a CPU with AMX ends the process there."""
+    onnx.save(mixed_graph(), tmp_path / "m.onnx")
+    command = [sys.executable, "-P", "-c", SIGNALLED, str(tmp_path / "m.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

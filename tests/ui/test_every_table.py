@@ -18,7 +18,7 @@ from drexperts.bench.reports import ENGINE
 from drexperts.cli.demo import _score_table
 from drexperts.cli.divergence import divergence_table
 from drexperts.cli.eval import _differences_table, _metrics_table
-from drexperts.evaluation.metrics import Spread, compute_metrics
+from drexperts.evaluation.metrics import Change, Interval, Spread, compute_metrics
 from drexperts.export.engines.debug_layers import Divergence, LayerReport, TensorError
 from drexperts.runtime.manifest import (
     Engine,
@@ -125,7 +125,7 @@ def of_evaluations() -> Iterator[Table]:
     names = ("srcc", "plcc", "plcc_fitted", "krcc", "rmse")
     spread = SimpleNamespace(**dict.fromkeys(names, Spread(0.81, 0.01, 0.78, 0.85)))
     for splits in (1, 2):
-        models = [SimpleNamespace(model=n, splits=[metrics] * splits, median=spread) for n in NAMES]
+        models = [SimpleNamespace(label=n, splits=[metrics] * splits, median=spread) for n in NAMES]
         for some in (models[:1], models[:2], models):
             evaluation: Any = SimpleNamespace(models=some, data=SimpleNamespace(splits=splits))
             yield _metrics_table(evaluation)
@@ -136,6 +136,7 @@ def of_evaluations() -> Iterator[Table]:
         "score_max": 0.00123,
         "srcc": 0.9999,
         "plcc": 0.99987,
+        "changes": (dict.fromkeys(("srcc", "plcc"), Change(-0.0123, Interval(-0.0456, 0.0111))),),
     }
     differences: Any = [SimpleNamespace(model=name, **measured) for name in NAMES]
     yield _differences_table(differences)

@@ -23,7 +23,7 @@ from drexperts.export.graph.precision import PrecisionChoice
 from drexperts.runtime.cpus import cpu_capability
 from drexperts.runtime.errors import BuildError, DeviceError, UserError
 from drexperts.runtime.manifest import read_manifest, write_manifest
-from drexperts.runtime.openvino_library import import_openvino
+from drexperts.runtime.openvino_library import openvino_core
 from drexperts.runtime.openvino_products import Layer, products
 from drexperts.runtime.openvino_session import DEVICE, OpenvinoSession, settings_of
 from drexperts.runtime.progress import SILENT
@@ -211,7 +211,7 @@ def test_the_products_do_not_depend_on_threads_or_on_being_kept(bundle):
     session.compiled.export_model(stream)
     for threads in (1, 3):
         settings = settings_of(threads, 1)
-        kept = import_openvino().Core().import_model(stream.getvalue(), DEVICE, settings)
+        kept = openvino_core().import_model(stream.getvalue(), DEVICE, settings)
         assert products(kept) == engine.products
 
 
