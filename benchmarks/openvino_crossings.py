@@ -59,6 +59,7 @@ Weight = NDArray[np.float32]  # [inputs, outputs]
 SPREADS = {"gentle": 0.05, "violent": 0.3}  # of what is added to the initial weights
 OFF = "encoder.blocks.0.fc2.weight"  # the one layer that is off
 SIDE = 64
+OURS = ("bfloat16_blocks", "openvino_graph", "openvino_precision")  # modules beside `PACKAGES`
 
 
 def random_checkpoint(spread: float) -> Checkpoint:
@@ -209,7 +210,7 @@ def main(given: list[str] | None = None) -> None:
     receipt = CrossingsReceipt(
         command=_command(arguments, models),
         machine=this_machine(),
-        source=this_source(*PACKAGES, "drexperts.export.graph.bfloat16_blocks"),
+        source=this_source(*PACKAGES, *(f"drexperts.export.graph.{name}" for name in OURS)),
         photographs=len(default) + len(others),
         images=sum(map(len, (*default, *others))),
         shared=False,
