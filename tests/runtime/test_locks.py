@@ -105,9 +105,7 @@ def test_a_killed_holder_holds_nobody_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "child",
     [
-        "child = os.fork()\n"
-        "if not child: time.sleep(60); os._exit(0)\n"
-        "print(child, flush=True)",
+        "child = os.fork()\nif not child: time.sleep(60); os._exit(0)\nprint(child, flush=True)",
         "import subprocess\n"
         "print(subprocess.Popen(['sleep', '60'], close_fds=False).pid, flush=True)",
     ],

@@ -30,7 +30,13 @@ from drexperts.model.checkpoint import Checkpoint, default_preprocessing
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
 from drexperts.runtime.onnx_session import OnnxSession
-from drexperts.runtime.proof import SEARCH_LIMITS, Parity
+from drexperts.runtime.proof import (
+    EXPORT_LIMITS,
+    SEARCH_LIMITS,
+    ConfidenceInterval,
+    Parity,
+    tightened,
+)
 
 SCALE = ScoreScale(-1.0, 1.0, higher_is_better=True)
 
@@ -68,6 +74,21 @@ def parity(passed: bool, srcc: float = 0.9) -> Parity:
         maps_max=None,
         limits={"score_max": 1.0 if passed else 0.01},
         passed=passed,
+    )
+
+
+def measured_at(values: dict[str, float], low: float) -> Parity:
+    """A failed report of what is just within `values`, and beyond the limits of a search."""
+    interval = ConfidenceInterval(max(low, values["srcc_low"]), 1.0)
+    measures = {k: values[k] for k in ("score_p99", "srcc", "plcc", "weights_p99") if k in values}
+    return replace(
+        parity(passed=False),
+        **measures,
+        score_max=values["score_p99"],
+        srcc_interval=interval,
+        plcc_interval=interval,
+        leading_flips=0,
+        limits=SEARCH_LIMITS["int8"],
     )
 
 
@@ -112,6 +133,18 @@ def test_the_fewest_islands_are_found(count):
         tried = [each.islands for each in found.trials]
         assert tried == sorted(counts)
         assert all(each.passed == (each.islands >= needed) for each in found.trials)
+
+
+@pytest.mark.parametrize(("needed", "first"), [(0, ()), (1, ("part 0", "part 1"))])
+def test_a_candidate_without_islands_needs_no_margin_of_the_search(needed, first):
+    """It fails the limits of a search and keeps those of an export; the next one fails as well."""
+
+    def test(islands: Any) -> Parity:
+        kept = tightened(EXPORT_LIMITS["int8"], dict.fromkeys(EXPORT_LIMITS["int8"], 1.1))
+        near = len(islands) in (needed, 1)
+        return measured_at(kept, 0.999) if near else parity(passed=len(islands) > 1)
+
+    assert fewest_islands(Parts(4), test).islands == first
 
 
 def test_limits_that_even_float32_misses_leave_all_parts_in_float32():
