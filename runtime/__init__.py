@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from drexperts.runtime.manifest import Manifest as Manifest
     from drexperts.runtime.manifest import read_manifest as read_manifest
     from drexperts.runtime.preprocess import Preprocessing as Preprocessing
-    from drexperts.runtime.scorer import DistortionMaps as DistortionMaps
+    from drexperts.runtime.score import DistortionMaps as DistortionMaps
+    from drexperts.runtime.score import Score as Score
     from drexperts.runtime.scorer import PassedOver as PassedOver
-    from drexperts.runtime.scorer import Score as Score
     from drexperts.runtime.scorer import Scorer as Scorer
-    from drexperts.runtime.scorer import Session as Session
     from drexperts.runtime.scoring import ScoringSummary as ScoringSummary
     from drexperts.runtime.scoring import score_files as score_files
     from drexperts.runtime.selection import capability as capability
     from drexperts.runtime.selection import capability_for as capability_for
     from drexperts.runtime.selection import obstacle as obstacle
+    from drexperts.runtime.session import Session as Session
 
 _HOMES = {
     "DecodingLimits": "decoding.limits",
@@ -65,11 +65,11 @@ _HOMES = {
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "Preprocessing": "preprocess",
-    "DistortionMaps": "scorer",
+    "DistortionMaps": "score",
     "PassedOver": "scorer",
-    "Score": "scorer",
+    "Score": "score",
     "Scorer": "scorer",
-    "Session": "scorer",
+    "Session": "session",
     "ScoringSummary": "scoring",
     "score_files": "scoring",
     "capability": "selection",
