@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING
 from drexperts.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from drexperts.runtime.batching import Batcher as Batcher
+    from drexperts.runtime.batching import BatchObserver as BatchObserver
     from drexperts.runtime.decoding.limits import DecodingLimits as DecodingLimits
     from drexperts.runtime.errors import BundleError as BundleError
     from drexperts.runtime.errors import ChangedFileError as ChangedFileError
+    from drexperts.runtime.errors import ClosedError as ClosedError
     from drexperts.runtime.errors import ConfigError as ConfigError
+    from drexperts.runtime.errors import DeadlineError as DeadlineError
     from drexperts.runtime.errors import DecoderFailedError as DecoderFailedError
     from drexperts.runtime.errors import DeviceError as DeviceError
     from drexperts.runtime.errors import DrexpertsError as DrexpertsError
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from drexperts.runtime.errors import InternalError as InternalError
     from drexperts.runtime.errors import MissingDependencyError as MissingDependencyError
     from drexperts.runtime.errors import NotTakenError as NotTakenError
+    from drexperts.runtime.errors import QueueFullError as QueueFullError
     from drexperts.runtime.errors import UserError as UserError
     from drexperts.runtime.errors import WeightsError as WeightsError
     from drexperts.runtime.loading import load as load
@@ -46,10 +51,14 @@ if TYPE_CHECKING:
     from drexperts.runtime.session import Session as Session
 
 _HOMES = {
+    "BatchObserver": "batching",
+    "Batcher": "batching",
     "DecodingLimits": "decoding.limits",
     "BundleError": "errors",
     "ChangedFileError": "errors",
+    "ClosedError": "errors",
     "ConfigError": "errors",
+    "DeadlineError": "errors",
     "DecoderFailedError": "errors",
     "DeviceError": "errors",
     "DrexpertsError": "errors",
@@ -57,6 +66,7 @@ _HOMES = {
     "InternalError": "errors",
     "MissingDependencyError": "errors",
     "NotTakenError": "errors",
+    "QueueFullError": "errors",
     "UserError": "errors",
     "WeightsError": "errors",
     "load": "loading",

@@ -36,9 +36,9 @@ class Work:
 
     def add_row(self, index: int, row: dict[str, NDArray[np.float32]]) -> None:
         """Keep what the engine returned for a crop. Not finite, it fails this work alone."""
-        self.rows[index] = row
         if not all(np.isfinite(array).all() for array in row.values()):
             self.failure = InternalError("the engine returned a non-finite score")
+        self.rows[index] = row  # last: with all rows the work is done, for other threads, too
 
     def stacked(self, name: str) -> NDArray[np.float32]:
         """One output of all crops, in their order: [n, ...]."""
