@@ -144,16 +144,12 @@ class Pending:
     def late(self) -> list[Job] | None:
         """Wait for deadlines; the jobs that were too late; None when there will be none."""
         with self._lock:
-            while True:
-                if self.closed and not self._jobs:
-                    return None
+            while not (self.closed and not self._jobs):
                 now = time.monotonic()
-                waiting = {job: job.deadline for job in self._jobs.values() if not job.begun}
-                timed = {job: when for job, when in waiting.items() if when is not None}
-                if late := [job for job, when in timed.items() if when <= now and self.take(job)]:
+                if late := self._late(now):
                     return late
-                self._alarm = min(timed.values(), default=None)
                 self._deadlines.wait(None if self._alarm is None else max(0, self._alarm - now))
+            return None
 
     def fail(self, error: Exception) -> None:
         """Accept nothing more, because the engine has failed for good."""
@@ -191,6 +187,16 @@ class Pending:
             return 0
         oldest = min(job.ready for job, _ in self._crops)
         return oldest + self.max_delay - time.monotonic()
+
+    def _late(self, now: float) -> list[Job]:
+        """Withdraw the jobs that are too late; otherwise set the alarm for the next deadline.
+
+        A function of its own, because what it looks at must not be kept while a thread waits.
+        """
+        waiting = {job: job.deadline for job in self._jobs.values() if not job.begun}
+        timed = {job: when for job, when in waiting.items() if when is not None}
+        self._alarm = min(timed.values(), default=None)
+        return [job for job, when in timed.items() if when <= now and self.take(job)]
 
     def _batch(self) -> list[tuple[Job, int]]:
         batch: list[tuple[Job, int]] = []
