@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.held_engine import HeldEngine
+from support.make_bundle import main as make_bundle
 from support.waiting import until
 
 from drexperts import runtime
@@ -31,7 +33,7 @@ from drexperts.runtime.errors import (
     UserError,
 )
 
-WAIT = 8  # seconds, after which a test hangs
+WAIT = 60  # seconds, after which a test hangs
 
 
 def grey(level, width=32, height=32):
@@ -98,14 +100,15 @@ def test_key_and_maps(toy, photo):
     with Batcher(toy) as batcher:
         score = batcher.submit(photo(90, 40), key="mine", maps=True).result(WAIT)
     assert score.source == "mine"
-    np.testing.assert_array_equal(
-        score.maps.values, toy.score(photo(90, 40), maps=True).maps.values
-    )
+    wanted = toy.score(photo(90, 40), maps=True)
+    assert score.maps is not None
+    np.testing.assert_array_equal(score.maps.values, wanted.maps.values)
 
 
 def test_an_unreadable_image_fails_alone(toy, photo, tmp_path):
     with Batcher(toy) as batcher:
-        bad = [batcher.submit(source) for source in (b"", b"junk", tmp_path / "none.png", 7)]
+        sources: list[Any] = [b"", b"junk", tmp_path / "none.png", 7]
+        bad = [batcher.submit(source) for source in sources]
         bad.append(batcher.submit(photo(40, 40), key=""))
         good = batcher.submit(photo(40, 40))
         for future in bad:
@@ -242,9 +245,9 @@ def test_the_bound_holds_with_many_threads(toy, encoded_photo):
     most, seen, stop = 12, [], threading.Event()
     refused = 0
 
-    def watch(batcher):
+    def watch():
         while not stop.is_set():
-            seen.append(batcher.pending_crops)
+            seen.append(shared.pending_crops)
 
     def client(seed):
         nonlocal refused
@@ -252,15 +255,15 @@ def test_the_bound_holds_with_many_threads(toy, encoded_photo):
         for step in range(40):
             try:
                 source = encoded_photo if (step + seed) % 3 else b"junk"
-                futures.append(batcher.submit(source, timeout=60 if step % 2 else None))
+                futures.append(shared.submit(source, timeout=60 if step % 2 else None))
                 if step % 5 == 0:
                     futures[-1].cancel()
             except QueueFullError:
                 refused += 1
         return futures
 
-    with Batcher(toy, max_pending_crops=most) as batcher, ThreadPoolExecutor(9) as pool:
-        watching = pool.submit(watch, batcher)
+    with Batcher(toy, max_pending_crops=most) as shared, ThreadPoolExecutor(9) as pool:
+        watching = pool.submit(watch)
         futures = [each for made in pool.map(client, range(8)) for each in made]
         concurrent.futures.wait(futures, WAIT)
         stop.set()
@@ -271,7 +274,7 @@ def test_the_bound_holds_with_many_threads(toy, encoded_photo):
                 assert future.result() == wanted
             elif not future.cancelled():
                 assert isinstance(future.exception(), ImageError)
-        until(lambda: batcher.pending_crops == 0)
+        until(lambda: shared.pending_crops == 0)
     assert refused
     assert min(seen) >= 0
     assert max(seen) <= most
@@ -527,7 +530,7 @@ def test_an_observer_is_told(scorer, engine, encoded_grey, caplog):
 
 
 def test_callbacks_may_raise_submit_and_close(batcher, engine, caplog):
-    again = concurrent.futures.Future()
+    again: Future[Future[runtime.Score]] = Future()
 
     def submit(_):
         again.set_result(batcher.submit(grey(2)))
@@ -623,3 +626,31 @@ def test_a_program_may_end_without_closing_it(toy_bundle):
     command = [sys.executable, "-P", "-c", code, str(toy_bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+@pytest.mark.slow
+def test_hostile_neighbours_change_no_score(tmp_path, photo, encode):
+    make_bundle(tmp_path)
+    with runtime.load(tmp_path / "bundle", threads=1) as scorer:
+        (proof,) = [engine.invariance for engine in scorer.manifest.engines]
+        assert proof is not None
+        span = scorer.manifest.scale.span
+        images = [encode(photo(60 + 9 * i, 90, i), "PNG") for i in range(6)]
+        hostile: list[Any] = [
+            encode(Image.new("RGB", (3000, 2000), "white"), "PNG"),
+            np.random.default_rng(0).integers(0, 256, (64, 4000, 3), np.uint8),
+            np.zeros((1, 1), np.uint8),
+            images[0][: len(images[0]) // 2],
+            b"junk",
+        ]
+        wanted = [scorer.score(image).value for image in images]
+        with Batcher(scorer, decoders=3) as batcher:
+            for turn in range(4):
+                beside = [batcher.submit(source) for source in hostile]
+                futures = [batcher.submit(image) for image in images[turn:] + images[:turn]]
+                beside += [batcher.submit(source) for source in hostile]
+                found = [future.result(WAIT).value for future in futures]
+                expected = wanted[turn:] + wanted[:turn]
+                np.testing.assert_allclose(found, expected, rtol=0, atol=proof.tolerance * span)
+                failed = [isinstance(each.exception(WAIT), ImageError) for each in beside]
+                assert failed == [False, False, False, True, True] * 2

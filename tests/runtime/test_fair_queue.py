@@ -1,3 +1,5 @@
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,21 +11,21 @@ def emptied(queue):
 
 
 def test_first_come_first_served_within_a_group():
-    queue = FairQueue(4)
+    queue: FairQueue[Any] = FairQueue(4)
     for item in range(9):
         queue.push("one", item)
     assert emptied(queue) == list(range(9))
 
 
 def test_groups_take_turns():
-    queue = FairQueue(2)
+    queue: FairQueue[Any] = FairQueue(2)
     for item in "aaaaabbbc":
         queue.push(item, item)
     assert "".join(emptied(queue)) == "aabbcaaba"
 
 
 def test_a_late_comer_waits_for_the_present_turn_only():
-    queue = FairQueue(2)
+    queue: FairQueue[Any] = FairQueue(2)
     for _ in range(60):
         queue.push("large", "a")
     assert [queue.pop() for _ in range(2)] == ["a", "a"]
@@ -32,7 +34,7 @@ def test_a_late_comer_waits_for_the_present_turn_only():
 
 
 def test_what_is_discarded_is_not_served():
-    queue = FairQueue(2)
+    queue: FairQueue[Any] = FairQueue(2)
     for group, item in ("a", 1), ("b", 2), ("a", 3), ("a", 4):
         queue.push(group, item)
     queue.discard("a", lambda item: item == 3)
@@ -46,7 +48,8 @@ def test_what_is_discarded_is_not_served():
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), max_size=60))
 def test_nothing_is_lost_and_the_order_in_groups_holds(turn, steps):
-    queue, model = FairQueue(turn), {}
+    queue: FairQueue[tuple[int, int]] = FairQueue(turn)
+    model: dict[int, list[tuple[int, int]]] = {}
     for count, (group, action) in enumerate(steps):
         if action == 0 and queue:
             served = queue.pop()
