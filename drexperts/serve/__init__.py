@@ -1,4 +1,4 @@
-"""A bundle behind a URL: HTTP, gRPC, metrics, and a page.
+"""A bundle behind a URL.
 
 Example:
     from drexperts.serve import ServeSettings, serve
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from drexperts.runtime.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from drexperts.serve.server import Server as Server
-    from drexperts.serve.server import serve as serve
-    from drexperts.serve.settings import ServeSettings as ServeSettings
+    from drexperts.serve.server import serve
+    from drexperts.serve.settings import ServeSettings
 
-_HOMES = {"Server": "server", "serve": "server", "ServeSettings": "settings"}
-__all__ = ["ServeSettings", "Server", "serve"]  # noqa: F822 - found by __getattr__
-__getattr__ = lazy_exports(__name__, _HOMES)
+__all__ = ["ServeSettings", "serve"]
+
+__getattr__ = lazy_exports(__name__, {"ServeSettings": "settings", "serve": "server"})
