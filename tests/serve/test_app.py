@@ -25,8 +25,8 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def submit(self, *_, **__) -> Future:
-        future: Future = Future()
+    def submit(self, *_, **__) -> Future[None]:
+        future: Future[None] = Future()
         future.set_exception(self.error)
         return future
 
