@@ -1,5 +1,6 @@
 """The routes of the server as a Starlette application."""
 
+import asyncio
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,7 +34,12 @@ def application(service: Service) -> Starlette:
     """The routes that answer with a Service."""
 
     async def score(request: Request) -> Response:
-        body = await _body(request, service.settings.max_body)
+        try:
+            async with asyncio.timeout(service.settings.timeout):
+                body = await _body(request, service.settings.max_body)
+        except TimeoutError:
+            late = "the body did not arrive in time: send it faster"
+            return _error(408, "slow", late, {"Connection": "close"})
         if not body:
             return _error(400, "empty", "the body is empty: send an image")
         return JSONResponse((await service.score(f"<{len(body)} bytes>", body)).as_row())

@@ -1,5 +1,6 @@
 """The statuses of the routes, without a socket."""
 
+import asyncio
 from concurrent.futures import Future
 
 import pytest
@@ -74,3 +75,25 @@ def test_live_is_not_ready() -> None:
     assert routes.get("/v2/health/ready").status_code == 503
     service.warm = True
     assert routes.get("/v2/health/ready").status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    async def never():
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    sent = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    service = Service(Failing(ValueError()), ServeSettings(timeout=0.01))  # type: ignore[arg-type]
+    scope: dict[str, object] = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/score",
+        "headers": [],
+    }
+    scope |= {"query_string": b"", "http_version": "1.1", "root_path": ""}
+    asyncio.run(application(service)(scope, never, send))
+    assert sent[0]["status"] == 408
