@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from drexperts.cli.arguments import DONE, Outcome, add_verb, byte_count
 
 if TYPE_CHECKING:
-    from drexperts.cli.arguments import Verbs
+    from drexperts.cli.arguments import Parser, Verbs
     from drexperts.ui.screen import Screen
 
 
@@ -47,19 +47,60 @@ def add(verbs: "Verbs") -> None:
         help="largest body of a request (default: 32M)",
     )
     verb.add_argument(
+        "--body-memory",
+        type=byte_count,
+        default=256 * 2**20,
+        metavar="SIZE",
+        help="memory for the bodies of all requests; more are answered with 503 (default: 256M)",
+    )
+    verb.add_argument(
         "--drain",
         type=float,
         default=20.0,
         metavar="SECONDS",
         help="for requests in flight to finish after SIGTERM (default: 20)",
     )
+    _add_security(verb)
+    verb.add_argument("--log-json", action="store_true", help="log as JSON, one line per event")
+
+
+def _add_security(verb: "Parser") -> None:
+    verb.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="answer only requests with a token of this file, one per line",
+    )
+    verb.add_argument(
+        "--no-token",
+        action="store_true",
+        help="listen without tokens where other machines reach the server",
+    )
+    verb.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which clients ask the server, * for any (default: addresses and "
+        "localhost; any name with a token)",
+    )
+    verb.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM")
+    verb.add_argument("--tls-key", type=Path, metavar="FILE", help="key of the certificate in PEM")
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.serve import ServeSettings, serve
+    from drexperts.serve.guard import read_tokens
 
-    names = ("host", "port", "queue", "timeout", "max_body", "drain")
-    settings = ServeSettings(**{name: getattr(arguments, name) for name in names})
+    names = (
+        *("host", "port", "queue", "timeout", "max_body", "body_memory", "drain"),
+        *("no_token", "tls_cert", "tls_key", "log_json"),
+    )
+    settings = ServeSettings(
+        **{name: getattr(arguments, name) for name in names},
+        hosts=tuple(arguments.allow_host),
+        tokens=read_tokens(arguments.token_file) if arguments.token_file else (),
+    )
     serve(
         arguments.bundle,
         settings,

@@ -1,86 +1,75 @@
-"""The routes of the server as a Starlette application."""
+"""The routes of the server, as one ASGI application."""
 
-import asyncio
-from typing import Any
+from collections.abc import Sequence
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, Router
 
-from drexperts.runtime.errors import (
-    ClosedError,
-    DeadlineError,
-    DrexpertsError,
-    ImageError,
-    QueueFullError,
-)
+from drexperts.runtime.errors import ImageError
+from drexperts.serve.bodies import BodyMemory, Intake, is_form
+from drexperts.serve.disconnects import unless_gone
+from drexperts.serve.envelope import Envelope, OnRequest
+from drexperts.serve.failures import RequestError
+from drexperts.serve.guard import Guard
+from drexperts.serve.rows import row_of
 from drexperts.serve.service import Service
 
-# The status and the code of each error; of everything else nothing is said.
-_ANSWERS: tuple[tuple[type[DrexpertsError], int, str], ...] = (
-    (ImageError, 422, "not_an_image"),
-    (QueueFullError, 503, "queue_full"),
-    (ClosedError, 503, "stopping"),
-    (DeadlineError, 504, "timed_out"),
-)
+
+def _nobody(route: str, status: int, seconds: float) -> None: ...
 
 
-class _TooLargeError(DrexpertsError):
-    """A body of more bytes than the settings allow."""
+def application(
+    service: Service, on_request: OnRequest = _nobody, more: Sequence[BaseRoute] = ()
+) -> Envelope:
+    """The routes that answer with a Service.
+
+    more: routes beside those for scores and health
+    """
+    settings = service.settings
+    routes = [*_score_routes(service), *_health_routes(service), *more]
+    router = Router(routes, redirect_slashes=False)
+    return Envelope(router, Guard(settings.tokens, settings.hosts), on_request)
 
 
-def application(service: Service) -> Starlette:
-    """The routes that answer with a Service."""
+def _score_routes(service: Service) -> list[Route]:
+    settings = service.settings
+    memory = BodyMemory(settings.body_memory)
 
     async def score(request: Request) -> Response:
-        try:
-            async with asyncio.timeout(service.settings.timeout):
-                body = await _body(request, service.settings.max_body)
-        except TimeoutError:
-            late = "the body did not arrive in time: send it faster"
-            return _error(408, "slow", late, {"Connection": "close"})
-        if not body:
-            return _error(400, "empty", "the body is empty: send an image")
-        return JSONResponse((await service.score(f"<{len(body)} bytes>", body)).as_row())
+        maps = _flag(request, "maps")
+        with Intake(request, memory, settings.max_body, settings.timeout) as intake:
+            if is_form(request):
+                images = await intake.files(settings.max_images)
+                return await unless_gone(request, _of_form(service, images, maps))
+            image = await intake.raw()
+            name = f"<{len(image)} bytes>"
+            scored = await unless_gone(request, service.score(name, image, maps=maps))
+            return JSONResponse(row_of(name, scored))
 
+    return [Route("/v1/score", score, methods=["POST"])]
+
+
+async def _of_form(service: Service, images: list[tuple[str, bytes]], maps: bool) -> Response:
+    """One row per image, in their order; 422 if none could be read."""
+    scores = await service.score_all(images, maps=maps)
+    rows = [row_of(name, score) for (name, _), score in zip(images, scores, strict=True)]
+    failed = all(isinstance(score, ImageError) for score in scores)
+    return JSONResponse({"images": rows}, 422 if failed else 200)
+
+
+def _health_routes(service: Service) -> list[Route]:
     async def live(_: Request) -> Response:
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
-    return Starlette(
-        routes=[
-            Route("/v1/score", score, methods=["POST"]),
-            Route("/v2/health/live", live),
-            Route("/v2/health/ready", ready),
-        ],
-        exception_handlers={_TooLargeError: _too_large, DrexpertsError: _failed},
-    )
+    return [Route("/v2/health/live", live), Route("/v2/health/ready", ready)]
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The whole body, whether or not its length was announced."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise _TooLargeError(f"the body is larger than {most} bytes: send a smaller image")
-    return bytes(body)
-
-
-async def _too_large(_: Request, error: Exception) -> Response:
-    return _error(413, "too_large", str(error), {"Connection": "close"})
-
-
-async def _failed(_: Request, error: Exception) -> Response:
-    for kind, status, code in _ANSWERS:
-        if isinstance(error, kind):
-            again = {"Retry-After": "1"} if status == 503 else {}
-            return _error(status, code, str(error), again)
-    return _error(500, "internal", "the server failed: its log says why")
-
-
-def _error(status: int, code: str, message: str, headers: dict[str, Any] | None = None) -> Response:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestError(400, "bad_query", f"{name} must be true or false")
+    return value == "true"

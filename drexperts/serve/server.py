@@ -1,29 +1,82 @@
 """A bundle behind a URL until a signal ends it."""
 
+import asyncio
 import contextlib
+import logging
 import os
 import socket
-from collections.abc import Callable
+import ssl
+import threading
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import uvicorn
 
 from drexperts import runtime
 from drexperts.runtime.batching import Batcher
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.scorer import Scorer
 from drexperts.serve.app import application
+from drexperts.serve.envelope import Envelope
+from drexperts.serve.guard import check_open
+from drexperts.serve.logs import logging_to_stderr
+from drexperts.serve.protocol import Http
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
+from drexperts.serve.warming import warm
+
+# After the drain: for the last answers to be sent, and for calls of the engine to end.
+_GRACE = 2.0
+_LOOK = 0.2  # seconds between looks at the engine
+_EXPIRED = 75  # the exit status of a drain that took too long; EX_TEMPFAIL
+_log = logging.getLogger("drexperts.serve")
 
 
 class _Server(uvicorn.Server):
     """A server after whose end this process goes on, whatever signal ended it."""
 
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self.failure: BaseException | None = None
+
     def handle_exit(self, sig: int, frame: object) -> None:
         if self.should_exit:  # the second signal
             os._exit(128 + sig)
-        self.should_exit = True
+        self.end()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """Accept nothing more; a failure is what `serve` raises then."""
+        self._service.stopping = self.should_exit = True
+        self.failure = self.failure or failure
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests in flight end, until the drain is over; then they fail."""
+        drain = self._service.settings.drain
+        loop = asyncio.get_running_loop()
+        over = loop.call_later(drain, lambda: loop.run_in_executor(None, self._fail_the_rest))
+        await super().shutdown(sockets)
+        over.cancel()
+        self._watching.cancel()
+
+    def _fail_the_rest(self) -> None:
+        _log.warning("the drain is over: what is left fails")
+        self._service.batcher.close(timeout=0)
+
+    async def _watch(self) -> None:
+        """Warm up, then look whether the engine has failed for good."""
+        try:
+            await asyncio.to_thread(warm, self._service)
+        except Exception as error:
+            _log.error("the engine failed its test: %s", error)
+            self.end(error)
+            return
+        while not self.should_exit:
+            if (failure := self._service.batcher.failure) is not None:
+                self.end(failure)  # the Batcher has logged it
+            await asyncio.sleep(_LOOK)
 
 
 def serve(
@@ -37,13 +90,20 @@ def serve(
 ) -> None:
     """Answer requests until SIGTERM or Ctrl-C, then finish those in flight.
 
-    device, batch, threads: as for `runtime.load`
-    on_start: called with the URL once the engine is warm
+    It is live once it listens, and ready once the engine is warm and has passed its test. If what
+    is in flight takes longer than the drain, it fails; if even that hangs, the process ends.
 
-    Raises UserError for a port that is taken, and what `runtime.load` raises.
+    device, batch, threads: as for `runtime.load`
+    on_start: called with the URL once it listens
+
+    Raises UserError for a port that is taken and for unusable tokens and certificates, what
+    `runtime.load` raises, and the engine's error once it has failed for good.
     """
     settings = settings or ServeSettings()
+    check_open(settings.host, settings.tokens, settings.no_token)
+    _check_tls(settings)
     with (
+        logging_to_stderr(settings.log_json),
         contextlib.closing(_listening(settings)) as listener,
         runtime.load(bundle, device, batch=batch, threads=threads, isolated=True) as scorer,
         Batcher(
@@ -54,33 +114,74 @@ def serve(
         ) as batcher,
     ):
         service = Service(batcher, settings)
-        _warm(scorer)
-        service.warm = True
+        server = _Server(_config(application(service), settings), service)
         if on_start is not None:
-            on_start(f"http://{settings.host}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            application(service),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.drain),
-        )
-        _Server(config).run(sockets=[listener])
+            scheme = "http" if settings.tls_cert is None else "https"
+            on_start(f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}")
+        with _ended_by_force(server, settings.drain + 2 * _GRACE):
+            server.run(sockets=[listener])
+            batcher.close(timeout=_GRACE)
+    if server.failure is not None:
+        raise server.failure
+
+
+def _config(app: Envelope, settings: ServeSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.drain + _GRACE),
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+
+
+@contextlib.contextmanager
+def _ended_by_force(server: _Server, seconds: float) -> Iterator[None]:
+    """End this process if it has not ended so long after the server began to stop."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not server.should_exit:
+            if ended.wait(_LOOK):
+                return
+        if not ended.wait(seconds):
+            _log.error("the engine did not end in time: the process ends without it")
+            os._exit(_EXPIRED)
+
+    threading.Thread(target=watch, daemon=True, name="drexperts-end").start()
+    yield
+    ended.set()
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_tls(settings: ServeSettings) -> None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as cause:
+        raise UserError(
+            f"the certificate {str(settings.tls_cert)!r} with the key {str(settings.tls_key)!r} "
+            f"cannot be used: {cause}"
+        ) from cause
 
 
 def _listening(settings: ServeSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port))
+        return socket.create_server((settings.host, settings.port), family=family)
     except OSError as cause:
         raise UserError(
             f"{settings.host}:{settings.port} cannot be listened on: {cause.strerror or cause}; "
             "choose another port, or end the program that has it"
         ) from cause
-
-
-def _warm(scorer: Scorer) -> None:
-    """Run every batch size once, so that no request waits for a first time."""
-    side = scorer.preprocessing.crop
-    for size in range(1, scorer.batch + 1):
-        scorer.session.run(np.zeros((size, 3, side, side), np.uint8))

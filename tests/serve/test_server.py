@@ -1,0 +1,193 @@
+"""A server on a socket: what is delivered, what is dropped, and how it ends."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.held_engine import HeldEngine
+from support.serving import serving
+from support.waiting import until
+
+from drexperts import runtime
+from drexperts.runtime import Scorer
+from drexperts.runtime.errors import DeviceError, UserError
+from drexperts.serve import protocol, server
+from drexperts.serve.settings import ServeSettings
+
+
+@pytest.fixture(scope="module")
+def toy(toy_bundle):
+    return runtime.load(toy_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def image(encode):
+    return encode(Image.fromarray(np.full((32, 32), 50, np.uint8)), "PNG")
+
+
+class Warmed(HeldEngine):
+    """Held only once the server has warmed it."""
+
+    def hold(self) -> None:
+        self._free = False
+        while self.entered.acquire(blocking=False):
+            pass
+
+
+@pytest.fixture
+def engine():
+    return Warmed(free=True)
+
+
+@pytest.fixture
+def running(toy, engine):
+    with serving(Scorer(toy.manifest, toy.engine, engine, batch=4), max_body=100_000) as running:
+        engine.hold()
+        yield running
+        engine.go_on()
+
+
+def asked(running, image):
+    """A thread that asks for a score, and the list to which it adds the answer."""
+    answers: list[tuple[int, dict[str, object]]] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(running.ask("POST", "/v1/score", image)[:2])
+    )
+    thread.start()
+    return thread, answers
+
+
+def test_an_image_has_its_score(running, engine, image) -> None:
+    engine.go()
+    status, row, _ = running.ask("POST", "/v1/score", image)
+    assert (status, round(row["value"])) == (200, 50)
+
+
+def test_what_is_too_large_is_told_so_whoever_does_not_listen(running) -> None:
+    body = b"x" * 20_000_000  # more than sockets hold
+    status, answer, headers = running.ask("POST", "/v1/score", body)
+    assert (status, answer["error"]["code"]) == (413, "too_large")
+    assert headers["Connection"] == "close"
+    status, _, _ = running.ask("POST", "/v1/score", iter([body]))
+    assert status == 413
+
+
+def test_what_is_too_large_is_not_asked_for(running) -> None:
+    with running.connect() as client:
+        client.sendall(
+            b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert said.startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_leaves_takes_its_work_along(running, engine, image) -> None:
+    thread, answers = asked(running, image)
+    engine.wait_entered()
+    with running.connect() as client:
+        head = f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n"
+        client.sendall(head.encode() + image)
+        until(lambda: running.service.batcher.pending_crops == 2)
+    until(lambda: running.service.batcher.pending_crops == 1)
+    engine.go()
+    thread.join()
+    assert answers[0][0] == 200
+    assert len(engine.batches[-1]) == 1
+
+
+def test_a_connection_without_a_request_is_closed(running, monkeypatch) -> None:
+    monkeypatch.setattr(protocol, "_HEAD_SECONDS", 0.05)
+    with running.connect() as silent, running.connect() as slow:
+        slow.sendall(b"POST /v1/score HT")
+        assert silent.recv(100) == slow.recv(100) == b""
+
+
+def test_requests_in_flight_are_answered_before_the_end(running, engine, image) -> None:
+    thread, answers = asked(running, image)
+    engine.wait_entered()
+    running.server.end()
+    assert not running.service.ready
+    engine.go()
+    thread.join()
+    assert answers[0][0] == 200
+
+
+def test_the_drain_ends(toy, engine, image) -> None:
+    scorer = Scorer(toy.manifest, toy.engine, engine, batch=4)
+    with serving(scorer, drain=0.1) as running:
+        engine.hold()
+        thread, answers = asked(running, image)
+        engine.wait_entered()
+        running.server.end()
+        thread.join()
+        engine.go_on()
+    status, answer = answers[0]
+    assert status == 503
+    assert answer["error"]["code"] == "stopping"  # type: ignore[index]
+
+
+def test_an_engine_that_fails_for_good_ends_the_server(running, engine, image) -> None:
+    lost = DeviceError("the GPU is lost")
+    engine.fail_next(lost, calls=3)
+    engine.go_on()
+    statuses = [running.ask("POST", "/v1/score", image)[0]]
+    assert statuses == [503]
+    until(lambda: running.server.should_exit)
+    assert running.server.failure is lost
+
+
+def test_an_engine_that_fails_its_test_ends_the_server(toy, engine) -> None:
+    engine.fail_next(DeviceError("no"))
+    with serving(Scorer(toy.manifest, toy.engine, engine, batch=4)) as running:
+        assert isinstance(running.server.failure, DeviceError)
+        assert not running.service.ready
+
+
+def test_it_does_not_listen_to_others_by_mistake(toy_bundle) -> None:
+    with pytest.raises(UserError, match="--token-file"):
+        server.serve(toy_bundle, ServeSettings(host="0.0.0.0", port=0))
+
+
+def test_a_certificate_is_looked_at_first(toy_bundle, tmp_path) -> None:
+    (tmp_path / "cert").write_text("none")
+    settings = ServeSettings(port=0, tls_cert=tmp_path / "cert", tls_key=tmp_path / "cert")
+    with pytest.raises(UserError, match="cannot be used"):
+        server.serve(toy_bundle, settings)
+    with pytest.raises(UserError, match="--tls-key"):
+        ServeSettings(tls_cert=tmp_path / "cert")
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_a_signal(toy_bundle, image) -> None:
+    command = [sys.executable, "-m", "drexperts.cli.main", "serve", str(toy_bundle), "--log-json"]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(
+        [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if " at http" in line)
+        with serving_at(line.rsplit(":", 1)[1]) as connection:
+            connection.request("POST", "/v1/score", image, {"X-Request-ID": "mine"})
+            assert connection.getresponse().status == 200
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    events = [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
+    (event,) = [event for event in events if event["event"] == "request"]
+    assert (event["request_id"], event["status"]) == ("mine", 200)
+
+
+def serving_at(port):
+    return contextlib.closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=10))

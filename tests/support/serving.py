@@ -1,0 +1,59 @@
+"""A server on a port of its own, in a thread of the test, around any engine."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from support.waiting import until
+
+from drexperts.runtime import Batcher, Scorer
+from drexperts.serve.app import application
+from drexperts.serve.server import _config, _listening, _Server
+from drexperts.serve.service import Service
+from drexperts.serve.settings import ServeSettings
+
+
+class Running:
+    """A server that runs, and how to ask it."""
+
+    def __init__(self, server: _Server, service: Service, port: int) -> None:
+        self.server, self.service, self.port = server, service, port
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        """The status, the JSON and the headers of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=8)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read()), answer.headers
+
+    def connect(self) -> socket.socket:
+        """A connection on which a test says what it likes."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=8)
+
+
+@contextlib.contextmanager
+def serving(scorer: Scorer, **settings: Any) -> Iterator[Running]:
+    """Run a server until the end of the `with`, ready once it is entered unless it fails."""
+    chosen = ServeSettings(port=0, **settings)
+    with (
+        contextlib.closing(_listening(chosen)) as listener,
+        Batcher(scorer, max_pending_crops=chosen.queue) as batcher,
+    ):
+        service = Service(batcher, chosen)
+        server = _Server(_config(application(service), chosen), service)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        until(lambda: service.warm or server.should_exit)
+        try:
+            yield Running(server, service, listener.getsockname()[1])
+        finally:
+            server.end()
+            thread.join(10)
+            assert not thread.is_alive(), "the server did not end"
