@@ -170,20 +170,21 @@ def test_a_certificate_is_looked_at_first(toy_bundle, tmp_path) -> None:
 def test_the_command_serves_until_a_signal(toy_bundle, image) -> None:
     command = [sys.executable, "-m", "drexperts.cli.main", "serve", str(toy_bundle), "--log-json"]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen(
-        [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
+    with (
+        subprocess.Popen(
+            [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment
+        ) as process,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(process.kill)
         assert process.stderr is not None
         line = next(line for line in process.stderr if " at http" in line)
         with serving_at(line.rsplit(":", 1)[1]) as connection:
             connection.request("POST", "/v1/score", image, {"X-Request-ID": "mine"})
             assert connection.getresponse().status == 200
         process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
+        _, rest = process.communicate(timeout=20)
+        assert process.returncode == 0
     events = [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
     (event,) = [event for event in events if event["event"] == "request"]
     assert (event["request_id"], event["status"]) == ("mine", 200)

@@ -8,13 +8,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from support.waiting import until
-
 from drexperts.runtime import Batcher, Scorer
 from drexperts.serve.app import application
 from drexperts.serve.server import _config, _listening, _Server
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
+from support.waiting import until
 
 
 class Running:
