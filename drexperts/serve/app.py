@@ -12,11 +12,12 @@ from drexperts.serve.disconnects import unless_gone
 from drexperts.serve.envelope import Envelope, OnRequest
 from drexperts.serve.failures import RequestError
 from drexperts.serve.guard import Guard
+from drexperts.serve.oip_routes import oip_routes
 from drexperts.serve.rows import row_of
 from drexperts.serve.service import Service
 
 
-def _nobody(route: str, status: int, seconds: float) -> None: ...
+def _nobody(route: str, outcome: str, seconds: float) -> None: ...
 
 
 def application(
@@ -27,14 +28,19 @@ def application(
     more: routes beside those for scores and health
     """
     settings = service.settings
-    routes = [*_score_routes(service), *_health_routes(service), *more]
+    memory = BodyMemory(settings.body_memory)
+    routes = [
+        *_score_routes(service, memory),
+        *_health_routes(service),
+        *oip_routes(service, memory),
+        *more,
+    ]
     router = Router(routes, redirect_slashes=False)
     return Envelope(router, Guard(settings.tokens, settings.hosts), on_request)
 
 
-def _score_routes(service: Service) -> list[Route]:
+def _score_routes(service: Service, memory: BodyMemory) -> list[Route]:
     settings = service.settings
-    memory = BodyMemory(settings.body_memory)
 
     async def score(request: Request) -> Response:
         maps = _flag(request, "maps")

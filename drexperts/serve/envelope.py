@@ -18,8 +18,8 @@ from drexperts.serve.guard import Guard
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _log = logging.getLogger("drexperts.serve")
 
-# Called at the end of each request with its route, its status and its seconds.
-OnRequest: TypeAlias = Callable[[str, int, float], object]
+# Called at the end of each request with its route, its outcome and its seconds.
+OnRequest: TypeAlias = Callable[[str, str, float], object]
 
 
 class Envelope:
@@ -48,7 +48,7 @@ class Envelope:
         finally:
             seconds = time.monotonic() - start
             status = exchange.status or (GONE if exchange.gone else 500)
-            self._on_request(_route(scope), status, seconds)
+            self._on_request(_route(scope), code, seconds)
             _log.info(
                 "request",
                 extra={

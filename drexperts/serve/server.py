@@ -18,6 +18,7 @@ from drexperts.serve.app import application
 from drexperts.serve.envelope import Envelope
 from drexperts.serve.guard import check_open
 from drexperts.serve.logs import logging_to_stderr
+from drexperts.serve.metrics import Metrics
 from drexperts.serve.protocol import Http
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
@@ -111,10 +112,13 @@ def serve(
             max_pending_crops=settings.queue,
             decoders=settings.decoders,
             max_delay=settings.max_delay,
+            observer=(metrics := Metrics(scorer)),
         ) as batcher,
     ):
-        service = Service(batcher, settings)
-        server = _Server(_config(application(service), settings), service)
+        service = Service(batcher, settings, metrics.scored)
+        metrics.watch(service)
+        app = application(service, metrics.requested, [metrics.route()])
+        server = _Server(_config(app, settings), service)
         if on_start is not None:
             scheme = "http" if settings.tls_cert is None else "https"
             on_start(f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}")

@@ -24,6 +24,7 @@ class ServeSettings:
     hosts: names under which the server is asked; `*` is any. With none it answers under its
         addresses and those of the loopback, and under any name to clients with a token
     tls_cert, tls_key: files in PEM; None is plain HTTP
+    model_name: of the Open Inference Protocol, whose second model is this with `_crops`
     log_json: whether the log is JSON, one line per event
 
     Raises UserError for values that cannot be.
@@ -44,6 +45,7 @@ class ServeSettings:
     hosts: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    model_name: str = "drexperts"
     log_json: bool = False
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ from concurrent.futures import Future
 import pytest
 from starlette.testclient import TestClient
 
+from drexperts import runtime
+from drexperts.runtime import Scorer
 from drexperts.runtime.errors import (
     ClosedError,
     DeadlineError,
@@ -25,6 +27,7 @@ class Failing:
     """In place of a Batcher: every submission fails."""
 
     failure = None
+    scorer: Scorer
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -33,6 +36,11 @@ class Failing:
         future: Future[None] = Future()
         future.set_exception(self.error)
         return future
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _scorer(toy_bundle):
+    Failing.scorer = runtime.load(toy_bundle, threads=1)
 
 
 def client(error: Exception, **settings) -> TestClient:
