@@ -30,7 +30,23 @@ BINARY = {
     ]
 }
 TAIL = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 1) + b"c" + bytes([7, 8, 9])
-JUNK = (None, True, -1, 0, 2, 2**70, 1e300, "", "x", [], [[]], {}, [None], {"a": []}, [1, [2]])
+JUNK: tuple[object, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    2,
+    2**70,
+    1e300,
+    "",
+    "x",
+    [],
+    [[]],
+    {},
+    [None],
+    {"a": []},
+    [1, [2]],
+)
 
 
 def binary(document=BINARY, tail=TAIL):

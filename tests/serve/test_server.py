@@ -4,7 +4,9 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -132,7 +134,90 @@ def test_the_drain_ends(toy, engine, image) -> None:
         engine.go_on()
     status, answer = answers[0]
     assert status == 503
-    assert answer["error"]["code"] == "stopping"  # type: ignore[index]
+    assert answer["error"]["code"] == "stopping"
+
+
+def test_it_is_live_before_it_is_ready(toy, engine) -> None:
+    engine.hold()
+    scorer = Scorer(toy.manifest, toy.engine, engine, batch=4)
+    with serving(scorer, wait=False) as running:
+        engine.wait_entered()
+        assert running.ask("GET", "/v2/health/live")[0] == 200
+        status, answer, _ = running.ask("GET", "/v2/health/ready")
+        assert (status, answer) == (503, {"ready": False})
+        engine.go_on()
+        until(lambda: running.ask("GET", "/v2/health/ready")[0] == 200)
+
+
+POST = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\r\n\r\n", b"400"),
+        (b"GET / HTTP/9\r\n\r\n", b"400"),
+        (POST + b"Content-Length: -1\r\n\r\n", b"400"),
+        (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (POST + b"A: " + b"x" * 100_000 + b"\r\n\r\n", b"400"),
+        (b"POST /v1/score HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"400"),
+        (POST + b"Content-Length: 0\r\nConnection: close\r\n\r\n", b"400"),
+        (POST + b"Content-Length: 4\r\nConnection: close\r\n\r\ntext", b"422"),
+        (POST + b"Content-Length: 4\r\n\r\ntext, and more", b"422"),
+        (
+            POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+            b"2\r\nte\r\n2\r\nxt\r\n0\r\n\r\n",
+            b"422",
+        ),
+    ],
+)
+def test_whatever_is_sent_is_answered(running, sent, status) -> None:
+    with running.connect() as client:
+        client.sendall(sent)
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert said.split()[1] == status
+    assert b'"error"' in said
+
+
+def test_requests_in_a_row_are_answered_in_their_order(running, engine, image) -> None:
+    engine.go(2)
+    head = POST + f"Content-Length: {len(image)}\r\n\r\n".encode()
+    with running.connect() as client:
+        client.sendall((head + image) * 2 + POST + b"Connection: close\r\n\r\n")
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert [part[:3] for part in said.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+
+
+def test_a_body_that_ends_early_is_nobodys(running) -> None:
+    with running.connect() as client:
+        client.sendall(POST + b"Content-Length: 1000\r\n\r\nonly this")
+        until(lambda: running.server.server_state.tasks)
+    until(lambda: not running.server.server_state.tasks)
+    assert running.service.batcher.pending_crops == 0
+
+
+def test_tls_is_spoken(toy, engine, tmp_path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
+    files = ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(
+        [openssl, *words.split(), *files],
+        check=True,
+        capture_output=True,
+    )
+    scorer = Scorer(toy.manifest, toy.engine, engine, batch=4)
+    with serving(scorer, tls_cert=cert, tls_key=key) as running:
+        context = ssl.create_default_context(cafile=str(cert))
+        with (
+            running.connect() as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_an_engine_that_fails_for_good_ends_the_server(running, engine, image) -> None:

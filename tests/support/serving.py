@@ -38,8 +38,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(scorer: Scorer, **settings: Any) -> Iterator[Running]:
-    """Run a server until the end of the `with`, ready once it is entered unless it fails."""
+def serving(scorer: Scorer, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
+    """Run a server until the end of the `with`.
+
+    wait: until it is ready, or has failed
+    """
     chosen = ServeSettings(port=0, **settings)
     with (
         contextlib.closing(_listening(chosen)) as listener,
@@ -49,7 +52,7 @@ def serving(scorer: Scorer, **settings: Any) -> Iterator[Running]:
         server = _Server(_config(application(service), chosen), service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        until(lambda: service.warm or server.should_exit)
+        until(lambda: server.started and (not wait or service.warm or server.should_exit))
         try:
             yield Running(server, service, listener.getsockname()[1])
         finally:
