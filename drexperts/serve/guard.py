@@ -13,6 +13,7 @@ from drexperts.runtime.errors import UserError
 from drexperts.serve.failures import RequestError
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+MOST_HEADERS = 32 * 2**10  # bytes
 _SHORTEST = 16  # characters of a token
 # Probes have no token, and the page is the same for everybody.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
@@ -41,6 +42,9 @@ class Guard:
 
     def check(self, scope: Scope) -> None:
         """Raises RequestError for a request that is not allowed."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
+            message = f"the headers are larger than {MOST_HEADERS} bytes: send fewer"
+            raise RequestError(431, "headers_too_large", message, {"Connection": "close"})
         headers = Headers(scope=scope)
         if not self._knows(headers.get("host")):
             message = "this server is not known by this name: see its option --allow-host"

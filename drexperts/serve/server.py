@@ -16,7 +16,7 @@ from drexperts.runtime.batching import Batcher
 from drexperts.runtime.errors import UserError
 from drexperts.serve.app import application
 from drexperts.serve.envelope import Envelope
-from drexperts.serve.guard import check_open
+from drexperts.serve.guard import MOST_HEADERS, check_open
 from drexperts.serve.logs import logging_to_stderr
 from drexperts.serve.metrics import Metrics
 from drexperts.serve.protocol import Http
@@ -139,6 +139,7 @@ def _config(app: Envelope, settings: ServeSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        h11_max_incomplete_event_size=MOST_HEADERS,
         timeout_graceful_shutdown=int(settings.drain + _GRACE),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,

@@ -160,11 +160,11 @@ POST = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n"
         (POST + b"Content-Length: -1\r\n\r\n", b"400"),
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
-        (POST + b"A: " + b"x" * 100_000 + b"\r\n\r\n", b"400"),
+        (POST + b"A: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
         (b"POST /v1/score HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"400"),
         (POST + b"Content-Length: 0\r\nConnection: close\r\n\r\n", b"400"),
         (POST + b"Content-Length: 4\r\nConnection: close\r\n\r\ntext", b"422"),
-        (POST + b"Content-Length: 4\r\n\r\ntext, and more", b"422"),
+        (POST + b"Content-Length: 4\r\n\r\ntext, and\r\n\r\n", b"422"),
         (
             POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
             b"2\r\nte\r\n2\r\nxt\r\n0\r\n\r\n",
