@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_verb, byte_count
+from drexperts.cli.arguments import DONE, Outcome, add_verb, byte_count, whole_number
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Parser, Verbs
@@ -31,6 +31,20 @@ def add(verbs: "Verbs") -> None:
         default=512,
         metavar="CROPS",
         help="crops that may wait; more are answered with 503 (default: 512)",
+    )
+    verb.add_argument(
+        "--max-delay",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="for a batch that is not full to wait for more crops (default: 0)",
+    )
+    verb.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        default=100_000_000,
+        metavar="N",
+        help="refuse larger images (default: 100000000)",
     )
     verb.add_argument(
         "--timeout",
@@ -93,7 +107,17 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts.serve.guard import read_tokens
 
     names = (
-        *("host", "port", "queue", "timeout", "max_body", "body_memory", "drain"),
+        *(
+            "host",
+            "port",
+            "queue",
+            "max_delay",
+            "max_pixels",
+            "timeout",
+            "max_body",
+            "body_memory",
+            "drain",
+        ),
         *("no_token", "tls_cert", "tls_key", "log_json"),
     )
     settings = ServeSettings(

@@ -13,6 +13,7 @@ import uvicorn
 
 from drexperts import runtime
 from drexperts.runtime.batching import Batcher
+from drexperts.runtime.decoding.limits import DecodingLimits
 from drexperts.runtime.errors import UserError
 from drexperts.serve.app import application
 from drexperts.serve.envelope import Envelope
@@ -103,14 +104,16 @@ def serve(
     settings = settings or ServeSettings()
     check_open(settings.host, settings.tokens, settings.no_token)
     _check_tls(settings)
+    limits = DecodingLimits(max_pixels=settings.max_pixels)
     with (
         logging_to_stderr(settings.log_json),
         contextlib.closing(_listening(settings)) as listener,
-        runtime.load(bundle, device, batch=batch, threads=threads, isolated=True) as scorer,
+        runtime.load(
+            bundle, device, batch=batch, threads=threads, isolated=True, limits=limits
+        ) as scorer,
         Batcher(
             scorer,
             max_pending_crops=settings.queue,
-            decoders=settings.decoders,
             max_delay=settings.max_delay,
             observer=(metrics := Metrics(scorer)),
         ) as batcher,

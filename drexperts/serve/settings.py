@@ -13,7 +13,7 @@ class ServeSettings:
     host, port: where it listens; port 0 takes a free one
     queue: crops that may wait or run; a request beyond it is answered with 503
     max_delay: seconds for which a batch that is not full waits for more crops
-    decoders: images that are decoded at once
+    max_pixels: pixels of an image
     timeout: seconds for a body to arrive, and then for a request to be answered
     max_body: bytes of a request's body
     body_memory: bytes of all bodies in memory; a request beyond it is answered with 503
@@ -34,7 +34,7 @@ class ServeSettings:
     port: int = 8000
     queue: int = 512
     max_delay: float = 0.0
-    decoders: int = 2
+    max_pixels: int = 100_000_000
     timeout: float = 30.0
     max_body: int = 32 * 2**20
     body_memory: int = 256 * 2**20

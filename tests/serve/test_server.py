@@ -197,6 +197,7 @@ def test_a_body_that_ends_early_is_nobodys(running) -> None:
     assert running.service.batcher.pending_crops == 0
 
 
+@pytest.mark.slow
 def test_tls_is_spoken(toy, engine, tmp_path) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
