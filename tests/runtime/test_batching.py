@@ -33,7 +33,7 @@ from drexperts.runtime.errors import (
     UserError,
 )
 
-WAIT = 8  # seconds, after which a test hangs
+WAIT = 60  # seconds, after which a test hangs
 
 
 def grey(level, width=32, height=32):
