@@ -52,7 +52,7 @@ from drexperts.model.dr_experts import new_model
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.openvino_session import OpenvinoSession, compiled_model, settings_of
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.scorer import Session
+from drexperts.runtime.session import Session
 from drexperts.ui.screen import Screen
 
 Weight = NDArray[np.float32]  # [inputs, outputs]
