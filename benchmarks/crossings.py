@@ -1,30 +1,32 @@
 """Whether an engine that is proven on some photographs also passes on others.
 
-    python benchmarks/crossings.py FOLDER --model NAME=CHECKPOINT [--model ...] [--divisions 10]
-        [--default] [--shared] [--receipt FILE]
+    python benchmarks/crossings.py FOLDER --model NAME[=CHECKPOINT] [--model ...] [--divisions 2]
+        [--default] [--receipt FILE]
 
 The default photographs and those of a folder are divided at random into two halves, several times;
 with --default also once into the default ones and the others. In each half engines are made as
 `drx export` makes them, calibrated, searched and proven inside the half, and then measured on the
 other as `drx verify --images` does. Of each picture one crop in the middle is used, so that
-hundreds of engines can be made; a score that is a mean over crops varies less. With --shared, int8
-alone, all parts have the same photographs, and the limits are those of before, without a margin.
+hundreds of engines can be made; a score that is a mean over crops varies less. Two models need no
+checkpoint: "gentle" and "violent", small ones with random weights, of which the second has sharp
+softmaxes.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from drexperts.bench.json_files import write_json
 from drexperts.bench.provenance import this_machine, this_source
+from drexperts.benchmarks.random_weights import SCALE
 from drexperts.benchmarks.receipt_types.crossings_receipt import (
-    BEFORE,
     DEFAULT,
     Crossing,
     CrossingsReceipt,
@@ -44,8 +46,10 @@ from drexperts.export.graph.precision import (
 from drexperts.export.proof.division import Photographs, divided, in_turn, photographs_of
 from drexperts.export.proof.parity import Reference
 from drexperts.model.checkpoint import Checkpoint, load_checkpoint
+from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
+from drexperts.model.dr_experts import new_model
 from drexperts.runtime.decoding import Source, decode
-from drexperts.runtime.manifest import OUTPUTS
+from drexperts.runtime.manifest import OUTPUTS, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.proof import LIMITS, LOWER_LIMITS, MIN_IMAGES, SEARCH_LIMITS, Parity
 from drexperts.runtime.scorer import Scorer
@@ -64,6 +68,38 @@ PACKAGES = (
     "drexperts.runtime.proof",
 )
 PLAIN = ("fp32", "fp16", "bf16")  # which nothing is chosen for
+SPREADS = {"gentle": 0.05, "violent": 0.3}  # of what is added to the initial weights
+SIDE = 64
+
+Divisions = Mapping[int, tuple[Photographs, Photographs]]
+
+
+def random_checkpoint(spread: float) -> Checkpoint:
+    """A model of the demo's size whose weights are random."""
+    encoder = EncoderConfig(image_size=SIDE, patch_size=8, width=64, depth=2, heads=2)
+    controller = ControllerConfig(SIDE, 8, width=64, depth=2, heads=2, embedding=64)
+    torch.manual_seed(0)
+    model = new_model(DRExpertsConfig.paper().with_sizes(encoder, controller))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return Checkpoint(model, SCALE, Preprocessing(SIDE, SIDE, SIDE, 1))
+
+
+def with_own_span(checkpoint: Checkpoint, photographs: Photographs) -> Checkpoint:
+    """The checkpoint with the scale that its scores of some photographs span."""
+    reference = Reference(checkpoint.model, in_turn(photographs), checkpoint.preprocessing)
+    scores = reference.outputs.scores
+    scale = ScoreScale(float(scores.min()), float(scores.max()), higher_is_better=True)
+    return checkpoint._replace(scale=scale)
+
+
+def model_named(text: str) -> tuple[str, Checkpoint]:
+    """The model of "NAME=CHECKPOINT", or of one of `SPREADS`."""
+    name, _, file = text.partition("=")
+    if not file and name in SPREADS:
+        return name, random_checkpoint(SPREADS[name])
+    return name, load_checkpoint(Path(file))
 
 
 def middles(photographs: Photographs, spec: Preprocessing) -> Photographs:
@@ -79,7 +115,7 @@ def middles(photographs: Photographs, spec: Preprocessing) -> Photographs:
 
 def divisions_of(
     default: Photographs, others: Photographs, count: int, with_default: bool
-) -> dict[int, tuple[Photographs, Photographs]]:
+) -> Divisions:
     """The divisions by number: `DEFAULT` if asked for, and the random ones by their seeds."""
     found = {seed: halves([*default, *others], seed) for seed in range(count)}
     return {DEFAULT: (default, others), **found} if with_default else found
@@ -132,14 +168,10 @@ class Half:
 
     checkpoint: Checkpoint
     photographs: Photographs
-    shared: bool
 
     @cached_property
     def parts(self) -> Mapping[str, Sequence[Source]]:
-        if not self.shared:
-            return divided(self.photographs, "search", "calibration")
-        everything = in_turn(self.photographs)
-        return {"proof": everything, "search": everything, "calibration": everything[:32]}
+        return divided(self.photographs, "search", "calibration")
 
     @cached_property
     def proof(self) -> Reference:
@@ -165,22 +197,16 @@ def measured(
     }
 
 
-def crossings(
-    name: str,
-    checkpoint: Checkpoint,
-    divisions: Mapping[int, tuple[Photographs, Photographs]],
-    shared: bool,
-) -> Iterator[Crossing]:
+def crossings(name: str, checkpoint: Checkpoint, divisions: Divisions) -> Iterator[Crossing]:
     """Every engine of one model."""
-    folded = {p: inference_model(checkpoint.model, p) for p in PLAIN if not shared}
+    folded = {precision: inference_model(checkpoint.model, precision) for precision in PLAIN}
     sizes = {p: sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for p, m in folded.items()}
     plain = {p: Remembering(folded_session(model)) for p, model in folded.items()}
     for seed, photographs in divisions.items():
-        pair = [Half(checkpoint, each, shared) for each in photographs]
+        pair = [Half(checkpoint, each) for each in photographs]
         for at, half in enumerate(pair):
             other = pair[1 - at]
             for precision, session in plain.items():
-                found = measured(half, other, precision, session)
                 yield Crossing(
                     model=name,
                     division=seed,
@@ -188,16 +214,16 @@ def crossings(
                     precision=precision,
                     islands=0,
                     weight_bytes=sizes[precision],
-                    **found,
+                    **measured(half, other, precision, session),
                 )
             int8 = Int8(checkpoint, half.parts["calibration"], maps=True, max_batch=BATCH)
-            limits = {"int8": BEFORE} if shared else SEARCH_LIMITS
-            test = PrecisionTest(checkpoint, half.parts["search"], "int8", True, limits=limits)
+            test = PrecisionTest(
+                checkpoint, half.parts["search"], "int8", True, limits=SEARCH_LIMITS
+            )
             for precision, islands in (
                 ("int8", ()),
                 ("auto", fewest_islands(int8, test).islands),
             ):
-                found = measured(half, other, "int8", int8.session(islands))
                 yield Crossing(
                     model=name,
                     division=seed,
@@ -205,25 +231,18 @@ def crossings(
                     precision=precision,
                     islands=len(islands),
                     weight_bytes=int8.weight_bytes(islands),
-                    **found,
+                    **measured(half, other, "int8", int8.session(islands)),
                 )
 
 
-def arguments_of(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("photographs", type=Path, help="a folder of photographs")
-    parser.add_argument("--model", action="append", required=True, metavar="NAME=CHECKPOINT")
-    parser.add_argument("--divisions", type=int, default=10, help="random ones (default: 10)")
-    parser.add_argument("--default", action="store_true", help="and the default ones alone")
-    parser.add_argument("--shared", action="store_true", help="as before: no parts and no margin")
-    add_receipt_option(parser)
-    return parser.parse_args(given)
+Crossings = Callable[[str, Checkpoint, Divisions], Iterator[Crossing]]
 
 
-def main(given: list[str] | None = None) -> None:
-    arguments = arguments_of(given)
-    names = dict(each.split("=", 1) for each in arguments.model)
-    models = {name: load_checkpoint(Path(file)) for name, file in names.items()}
+def receipt_of(
+    script: str, arguments: argparse.Namespace, crossings: Crossings, packages: Sequence[str]
+) -> CrossingsReceipt:
+    """Measures the crossings of every model, and tells of each."""
+    models = dict(map(model_named, arguments.model))
     default, others = photographs_of(None), photographs_of(arguments.photographs)
     found: list[Crossing] = []
     with Screen().progress() as tell:
@@ -232,28 +251,53 @@ def main(given: list[str] | None = None) -> None:
             first, second = (middles(photographs, spec) for photographs in (default, others))
             divisions = divisions_of(first, second, arguments.divisions, arguments.default)
             one = loaded._replace(preprocessing=Preprocessing(side, side, side, 1))
-            for each in crossings(name, one, divisions, arguments.shared):
+            if name in SPREADS:  # whose scores are in no scale
+                one = with_own_span(one, first)
+            for each in crossings(name, one, divisions):
                 found.append(each)
                 tell(f"{name}, division {each.division}, half {each.half}: {each.precision}")
-    receipt = CrossingsReceipt(
-        command=_command(arguments, names),
+    return CrossingsReceipt(
+        command=_command(script, arguments, list(models)),
         machine=this_machine(),
-        source=this_source(*PACKAGES),
+        source=this_source(*packages),
         photographs=len(default) + len(others),
         images=sum(map(len, (*default, *others))),
-        shared=arguments.shared,
-        parts=len(block_linears(inference_model(one.model))),
+        parts=len(block_linears(inference_model(next(iter(models.values())).model))),
         crossings=tuple(found),
     )
+
+
+def _command(script: str, arguments: argparse.Namespace, models: Sequence[str]) -> str:
+    """The command that measures the same again, without paths."""
+    words = [f"python benchmarks/{script} FOLDER"]
+    words += [f"--model {name}" + "=FILE" * (name not in SPREADS) for name in models]
+    words.append(f"--divisions {arguments.divisions}")
+    return " ".join(words + ["--default"] * arguments.default)
+
+
+def arguments_of(given: list[str] | None, about: str, divisions: int) -> argparse.Namespace:
+    """The arguments of a script that measures crossings.
+
+    about: its docstring
+    divisions: how many it makes unless told otherwise
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("photographs", type=Path, help="a folder of photographs")
+    parser.add_argument("--model", action="append", required=True, metavar="NAME[=CHECKPOINT]")
+    parser.add_argument(
+        "--divisions", type=int, default=divisions, help=f"random ones (default: {divisions})"
+    )
+    parser.add_argument("--default", action="store_true", help="and the default ones alone")
+    add_receipt_option(parser)
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> None:
+    arguments = arguments_of(given, __doc__, divisions=2)
+    receipt = receipt_of("crossings.py", arguments, crossings, PACKAGES)
     print(markdown(parts(receipt)))
     if arguments.receipt:
         write_json(receipt, arguments.receipt)
-
-
-def _command(arguments: argparse.Namespace, names: Iterable[str]) -> str:
-    words = ["python benchmarks/crossings.py FOLDER", *(f"--model {name}=FILE" for name in names)]
-    words.append(f"--divisions {arguments.divisions}")
-    return " ".join(words + ["--default"] * arguments.default + ["--shared"] * arguments.shared)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,47 @@
 """Whether bfloat16's limits keep sound engines for OpenVINO, and refuse broken ones.
 
-    python benchmarks/openvino_crossings.py FOLDER --model NAME=CHECKPOINT [--model ...]
-        [--divisions 1] [--receipt FILE]
+    python benchmarks/openvino_crossings.py FOLDER --model NAME[=CHECKPOINT] [--model ...]
+        [--divisions 1] [--default] [--receipt FILE]
 
-The halves are those of `crossings.py`, and so is what is measured: engines in bfloat16 and in the
-fastest mixture that the search finds are made on one half and measured on the other. Beside them
-are engines that are broken on purpose, in ways that leave a score that looks like one. Two models
-need no checkpoint: "gentle" and "violent", small ones with random weights, of which the second has
-sharp softmaxes.
+The halves and the models are those of `crossings.py`, and so is what is measured: engines in
+bfloat16 and in the fastest mixture that the search finds are made on one half and measured on the
+other. Beside them are engines that are broken on purpose, in ways that leave a score that looks
+like one.
 """
 
-import argparse
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from drexperts.bench.json_files import write_json
-from drexperts.bench.provenance import this_machine, this_source
 from drexperts.benchmarks.crossings import (
     PACKAGES,
+    Divisions,
     Half,
     Remembering,
-    divisions_of,
+    arguments_of,
     measured,
-    middles,
+    receipt_of,
 )
-from drexperts.benchmarks.random_weights import SCALE
-from drexperts.benchmarks.receipt_types.crossings_receipt import (
-    BROKEN,
-    Crossing,
-    CrossingsReceipt,
-    parts,
-)
-from drexperts.benchmarks.receipt_types.receipt import add_receipt_option, markdown
+from drexperts.benchmarks.receipt_types.crossings_receipt import BROKEN, Crossing, parts
+from drexperts.benchmarks.receipt_types.receipt import markdown
 from drexperts.export.graph.bfloat16_blocks import bfloat16_blocks
-from drexperts.export.graph.calibration import block_linears
-from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.openvino_graph import BLOCKS
 from drexperts.export.graph.openvino_precision import Bfloat16, graph_session, searched_choices
 from drexperts.export.graph.precision import BATCH, constant_bytes
-from drexperts.export.proof.division import Photographs, in_turn, photographs_of
-from drexperts.export.proof.parity import Reference
-from drexperts.model.checkpoint import Checkpoint, load_checkpoint
-from drexperts.model.config import ControllerConfig, DRExpertsConfig, EncoderConfig
-from drexperts.model.dr_experts import new_model
-from drexperts.runtime.manifest import ScoreScale
+from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.openvino_session import OpenvinoSession, compiled_model, settings_of
-from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.session import Session
-from drexperts.ui.screen import Screen
 
 Weight = NDArray[np.float32]  # [inputs, outputs]
-SPREADS = {"gentle": 0.05, "violent": 0.3}  # of what is added to the initial weights
 OFF = "encoder.blocks.0.fc2.weight"  # the one layer that is off
-SIDE = 64
-OURS = ("bfloat16_blocks", "openvino_graph", "openvino_precision")  # modules beside `PACKAGES`
-
-
-def random_checkpoint(spread: float) -> Checkpoint:
-    """A model of the demo's size whose weights are random."""
-    encoder = EncoderConfig(image_size=SIDE, patch_size=8, width=64, depth=2, heads=2)
-    controller = ControllerConfig(SIDE, 8, width=64, depth=2, heads=2, embedding=64)
-    torch.manual_seed(0)
-    model = new_model(DRExpertsConfig.paper().with_sizes(encoder, controller))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return Checkpoint(model, SCALE, Preprocessing(SIDE, SIDE, SIDE, 1))
+OURS = tuple(
+    f"drexperts.export.graph.{name}"
+    for name in ("bfloat16_blocks", "openvino_graph", "openvino_precision")
+)
 
 
 def in_bits(bits: int) -> Callable[[str, Weight], Weight]:
@@ -135,14 +105,12 @@ def sessions_of(model: Bfloat16) -> dict[str, Session]:
     }
 
 
-def crossings(
-    name: str, checkpoint: Checkpoint, divisions: Mapping[int, tuple[Photographs, Photographs]]
-) -> Iterator[Crossing]:
+def crossings(name: str, checkpoint: Checkpoint, divisions: Divisions) -> Iterator[Crossing]:
     """Every engine of one model."""
     model = Bfloat16(checkpoint, (), maps=True, max_batch=BATCH)
     size, sessions = model.weight_bytes(()), sessions_of(model)
     for seed, photographs in divisions.items():
-        pair = [Half(checkpoint, each, shared=False) for each in photographs]
+        pair = [Half(checkpoint, each) for each in photographs]
         for at, half in enumerate(pair):
             for precision, session in sessions.items():
                 yield Crossing(
@@ -166,67 +134,13 @@ def crossings(
             )
 
 
-def with_own_span(checkpoint: Checkpoint, photographs: Photographs) -> Checkpoint:
-    """The checkpoint with the scale that its scores of some photographs span."""
-    reference = Reference(checkpoint.model, in_turn(photographs), checkpoint.preprocessing)
-    scores = reference.outputs.scores
-    scale = ScoreScale(float(scores.min()), float(scores.max()), higher_is_better=True)
-    return checkpoint._replace(scale=scale)
-
-
-def model_named(text: str) -> tuple[str, Checkpoint]:
-    """The model of "NAME=CHECKPOINT", or of one of `SPREADS`."""
-    name, _, file = text.partition("=")
-    if not file and name in SPREADS:
-        return name, random_checkpoint(SPREADS[name])
-    return name, load_checkpoint(Path(file))
-
-
-def arguments_of(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("photographs", type=Path, help="a folder of photographs")
-    parser.add_argument("--model", action="append", required=True, metavar="NAME=CHECKPOINT")
-    parser.add_argument("--divisions", type=int, default=1, help="random ones (default: 1)")
-    add_receipt_option(parser)
-    return parser.parse_args(given)
-
-
 def main(given: list[str] | None = None) -> None:
-    arguments = arguments_of(given)
-    models = dict(map(model_named, arguments.model))
-    default, others = photographs_of(None), photographs_of(arguments.photographs)
-    found: list[Crossing] = []
-    with Screen().progress() as tell:
-        for name, loaded in models.items():
-            spec, side = loaded.preprocessing, loaded.preprocessing.crop
-            first, second = (middles(photographs, spec) for photographs in (default, others))
-            divisions = divisions_of(first, second, arguments.divisions, with_default=False)
-            one = loaded._replace(preprocessing=Preprocessing(side, side, side, 1))
-            if name in SPREADS:  # whose scores are in no scale
-                one = with_own_span(one, first)
-            for each in crossings(name, one, divisions):
-                found.append(each)
-                tell(f"{name}, division {each.division}, half {each.half}: {each.precision}")
-    receipt = CrossingsReceipt(
-        command=_command(arguments, models),
-        machine=this_machine(),
-        source=this_source(*PACKAGES, *(f"drexperts.export.graph.{name}" for name in OURS)),
-        photographs=len(default) + len(others),
-        images=sum(map(len, (*default, *others))),
-        shared=False,
-        parts=len(block_linears(inference_model(next(iter(models.values())).model))),
-        crossings=tuple(found),
-    )
+    arguments = arguments_of(given, __doc__, divisions=1)
+    script = "openvino_crossings.py"
+    receipt = receipt_of(script, arguments, crossings, (*PACKAGES, *OURS))
     print(markdown(parts(receipt)))
     if arguments.receipt:
         write_json(receipt, arguments.receipt)
-
-
-def _command(arguments: argparse.Namespace, models: Mapping[str, Checkpoint]) -> str:
-    """The command that measures the same again, without paths."""
-    words = ["python benchmarks/openvino_crossings.py FOLDER"]
-    words += [f"--model {name}" + "=FILE" * (name not in SPREADS) for name in models]
-    return " ".join([*words, f"--divisions {arguments.divisions}"])
 
 
 if __name__ == "__main__":

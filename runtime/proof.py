@@ -63,12 +63,13 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # which images it happens, others do not tell. So in a reduced precision the limit is on 99 of 100
 # images, and the farthest one only has a bound (`benchmarks/crossings.py`).
 # bfloat16's limits were held against engines that were broken on purpose, on four models of the
-# tutorial's size (`benchmarks/openvino_crossings.py`). With the margin of an export they refused, on
-# either half of the photographs, all with weights of six or four bits and all with one layer off by
-# 20 %, left out, or reversed, and kept every sound engine of three models. The fourth has softmaxes
-# so sharp that bfloat16 moves 1 of 100 scores by 3 % of the span: it was refused, too. No measure
-# alone tells them apart: six bits rank well (SRCC 0.9992) where scores are 3.5 % off, and where
-# these are 1 % off, weights and maps are too far. One layer off by 2 % looks like rounding.
+# tutorial's size (`benchmarks/openvino_crossings.py`). With the margin of an export they refused,
+# on either half of the photographs, all with weights of six or four bits and all with one layer
+# off by 20 %, left out, or reversed, and kept every sound engine of three models. The fourth has
+# softmaxes so sharp that bfloat16 moves 1 of 100 scores by 3 % of the span: it was refused, too.
+# No measure alone tells them apart: six bits rank well (SRCC 0.9992) where scores are 3.5 % off,
+# and where these are 1 % off, weights and maps are too far. One layer off by 2 % looks like
+# rounding.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _LIMITS: dict[str, tuple[float | None, ...]] = {
     "score_max": (1e-4, 3e-2, 1e-1, 1e-1),

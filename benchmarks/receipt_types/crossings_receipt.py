@@ -7,15 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from drexperts.benchmarks.receipt_types.receipt import Part, Receipt, machine_line
-from drexperts.runtime.proof import EXPORT_LIMITS, EXTREME_OF, LIMITS, distance, within
+from drexperts.runtime.proof import EXPORT_LIMITS, LIMITS, distance, within
 from drexperts.ui.markdown import Table
 
-# What int8 was held to until 28 November 2026, everywhere: no quantiles, and narrower bounds.
-BEFORE = {name: limit for name, limit in LIMITS["int8"].items() if name not in EXTREME_OF}
 BROKEN = "broken: "  # before the name of what was done to a bfloat16 engine
 DEFAULT = -1  # the division into the default photographs and the others
-BEFORE |= {"score_max": 3e-2, "weights_max": 2e-1, "maps_plcc": 0.9}
-BEFORE |= {"srcc_low": 0.998, "plcc_low": 0.998}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +49,17 @@ class CrossingsReceipt(Receipt):
     """What `crossings.py` observed.
 
     photographs, images: how many were divided
-    shared: whether all parts had the same photographs, under the limits `BEFORE`
     parts: how many linear layers the search can leave in float32
     """
 
     photographs: int
     images: int
-    shared: bool
     parts: int
     crossings: tuple[Crossing, ...]
 
     def passed(self, each: Crossing) -> bool:
         """Whether an engine passes where it was made."""
-        return within(each.made, BEFORE if self.shared else EXPORT_LIMITS[each.limits])
+        return within(each.made, EXPORT_LIMITS[each.limits])
 
     def holds(self, each: Crossing) -> bool:
         """Whether it passes on the other half."""
@@ -73,16 +67,13 @@ class CrossingsReceipt(Receipt):
 
     def missed(self, each: Crossing) -> list[str]:
         """The measures that are beyond their limits on the other half."""
-        limits = BEFORE if self.shared else LIMITS[each.limits]
+        limits = LIMITS[each.limits]
         return [name for name, limit in limits.items() if not within(each.other, {name: limit})]
 
 
 def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
     """A row per model and precision."""
-    rule = "one set of photographs for calibration, search and proof, no margin, limits as before"
-    if not receipt.shared:
-        rule = "calibration, search and proof apart, with the margin"
-    said = f"{receipt.photographs} photographs, {receipt.images} pictures; {rule}"
+    said = f"{receipt.photographs} photographs, {receipt.images} pictures"
     yield machine_line(receipt.machine, said)
     headings = ("", "engines", "pass where made", "of these, on the other half")
     rows = [_cells(receipt, kind) for kind in dict.fromkeys(map(_kind, receipt.crossings))]
@@ -93,7 +84,7 @@ def parts(receipt: CrossingsReceipt) -> Iterator[Part]:
         if each.division != DEFAULT and not each.precision.startswith(BROKEN)
     ]
     yield from _refused(receipt)
-    if alike and not receipt.shared:
+    if alike:
         yield _farther(alike)
 
 

@@ -46,7 +46,6 @@ def receipt() -> CrossingsReceipt:
         source=Source(None, dirty=None, packages=()),
         photographs=5,
         images=7,
-        shared=False,
         parts=24,
         crossings=made,
     )

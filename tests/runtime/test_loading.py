@@ -131,7 +131,8 @@ def test_another_grid(isolated, toy_bundle, photo, encode):
             return scorer.score([image, small, b"junk"])
 
     found = {grid: scored(grid) for grid in (None, 1, 2, 3, 64)}
-    assert found[2] == found[None]
+    # As text, because NaN, the value of what cannot be read, is not equal to itself.
+    assert repr(found[2]) == repr(found[None])
     for grid, of_image in {None: 4, 1: 1, 2: 4, 3: 6, 64: 8}.items():
         assert [len(score.raw) for score in found[grid]] == [of_image, 1, 0]
         said = {score.crops_per_side for score in found[grid]}

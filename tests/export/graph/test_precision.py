@@ -80,7 +80,9 @@ def parity(passed: bool, srcc: float = 0.9) -> Parity:
 def measured_at(values: dict[str, float], low: float) -> Parity:
     """A failed report of what is just within `values`, and beyond the limits of a search."""
     interval = ConfidenceInterval(max(low, values["srcc_low"]), 1.0)
-    measures = {k: values[k] for k in ("score_p99", "srcc", "plcc", "weights_p99") if k in values}
+    measures: dict[str, Any] = {
+        k: values[k] for k in ("score_p99", "srcc", "plcc", "weights_p99") if k in values
+    }
     return replace(
         parity(passed=False),
         **measures,
