@@ -51,7 +51,7 @@ from drexperts.runtime.cpus import available_cores
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import FILE_NAME, Engine, read_manifest
 from drexperts.runtime.progress import Progress
-from drexperts.runtime.scorer import Session
+from drexperts.runtime.session import Session
 from drexperts.ui.screen import Screen
 from drexperts.ui.tables import proof_table
 

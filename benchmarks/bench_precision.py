@@ -48,7 +48,8 @@ from drexperts.model.checkpoint import Checkpoint, load_checkpoint
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.proof import LIMITS
-from drexperts.runtime.scorer import Scorer, Session
+from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.session import Session
 from drexperts.ui.screen import Screen
 
 PACKAGES = (

@@ -52,7 +52,8 @@ from drexperts.runtime.decoding import Source, decode
 from drexperts.runtime.manifest import OUTPUTS, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.proof import LIMITS, LOWER_LIMITS, MIN_IMAGES, SEARCH_LIMITS, Parity
-from drexperts.runtime.scorer import Scorer, Session
+from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.session import Session
 from drexperts.ui.screen import Screen
 
 PACKAGES = (

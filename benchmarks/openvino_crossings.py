@@ -34,7 +34,7 @@ from drexperts.export.graph.openvino_precision import Bfloat16, graph_session, s
 from drexperts.export.graph.precision import BATCH, constant_bytes
 from drexperts.model.checkpoint import Checkpoint
 from drexperts.runtime.openvino_session import OpenvinoSession, compiled_model, settings_of
-from drexperts.runtime.scorer import Session
+from drexperts.runtime.session import Session
 
 Weight = NDArray[np.float32]  # [inputs, outputs]
 OFF = "encoder.blocks.0.fc2.weight"  # the one layer that is off

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from drexperts import runtime
 from drexperts.runtime.manifest import Engine, Manifest
-from drexperts.runtime.scorer import Session
+from drexperts.runtime.session import Session
 
 WARM_UP, CALLS = 2, 20
 ROUNDS = 15  # of sessions that are compared

@@ -71,6 +71,18 @@ class OutOfMemoryError(CudaError):
     """The GPU's memory, or the memory that can be pinned for it, is full."""
 
 
+class QueueFullError(UserError):
+    """More is waiting to be scored than may wait. The same call may succeed later."""
+
+
+class DeadlineError(UserError):
+    """It was not begun within the time that the caller gave it, and was dropped."""
+
+
+class ClosedError(UserError):
+    """What was asked is closed, or was closed before it was done."""
+
+
 class BuildError(UserError):
     """The library could not build the engine. The message quotes what the library reported."""
 

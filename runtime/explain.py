@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.scorer import DistortionMaps, Score
+from drexperts.runtime.score import DistortionMaps, Score
 
 Colour: TypeAlias = tuple[int, int, int]
 Floats: TypeAlias = NDArray[np.float32]

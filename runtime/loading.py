@@ -20,7 +20,7 @@ from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest, read_manifest
 from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.quoting import quoted
-from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer, Session
+from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer
 from drexperts.runtime.selection import (
     BACKENDS,
     Resources,
@@ -30,6 +30,7 @@ from drexperts.runtime.selection import (
     chosen,
     parse_device,
 )
+from drexperts.runtime.session import Session
 
 _MOST_THREADS = 4096  # more than any machine has; libraries crash on absurd numbers
 _log = logging.getLogger(__name__)

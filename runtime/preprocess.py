@@ -108,6 +108,13 @@ def resized_size(width: int, height: int, spec: Preprocessing) -> tuple[int, int
     return _sizes(width, height, spec)[1]
 
 
+def most_crops(spec: Preprocessing) -> int:
+    """The most crops that any image has."""
+    sides = spec.short_side_max, LONGEST_RATIO * spec.short_side_max
+    rows, columns = (min(spec.crops_per_side, -(-side // spec.crop)) for side in sides)
+    return rows * columns
+
+
 def enlargement(size: tuple[int, int], spec: Preprocessing) -> float | None:
     """The factor by which `resized` enlarges an image of this (width, height).
 

@@ -17,7 +17,7 @@ from drexperts.runtime.decoding.formats import heif
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.locks import locked
-from drexperts.runtime.scorer import Score
+from drexperts.runtime.score import Score
 from drexperts.runtime.wording import remedy
 
 # File name suffixes of the formats that `decoding` reads.

@@ -5,13 +5,11 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, overload
+from typing import Any, NamedTuple, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,103 +17,28 @@ from PIL import Image
 
 from drexperts.runtime.decoding import Source, decoder_version, describe
 from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
-from drexperts.runtime.errors import (
-    BundleError,
-    DrexpertsError,
-    ImageError,
-    InternalError,
-    UserError,
-)
+from drexperts.runtime.errors import BundleError, ImageError, InternalError, UserError
 from drexperts.runtime.forks import never_free, renew_in_children
-from drexperts.runtime.manifest import CPU_BACKENDS, Engine, Manifest, ScoreScale
-from drexperts.runtime.preprocess import Crops, Preprocessing, enlargement, resampler_version
+from drexperts.runtime.manifest import CPU_BACKENDS, Engine, Manifest
+from drexperts.runtime.preprocess import Preprocessing, enlargement, resampler_version
+from drexperts.runtime.score import DistortionMaps, Score
+from drexperts.runtime.session import Session
 from drexperts.runtime.wording import remedy
+from drexperts.runtime.work import (
+    Batch,
+    ImageWork,
+    Item,
+    Work,
+    image_work,
+    key_and_source,
+    unreadable,
+)
 
 DECODERS = 2  # threads; decoding an image takes far less time than scoring its crops on a CPU
 _AHEAD = 4  # images decoded before they are needed; bounds the memory of a stream
 
-# A source, or a pair of a key and a source: the key becomes the `source` of its Score.
-Item: TypeAlias = Source | tuple[str | os.PathLike[str], Source]
 # Called with ("scoring", how many are done, of how many); None where that is not known.
 OnProgress: TypeAlias = Callable[[str, int, int | None], object]
-
-
-class Session(Protocol):
-    """An engine that is ready to run.
-
-    max_batch: the largest batch that `run` takes
-    concurrency: the largest number of threads that may call `run` at the same time
-    description: library, version and device
-    """
-
-    max_batch: int
-    concurrency: int
-    description: str
-
-    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Score crops.
-
-        pixels: uint8 [B, 3, H, W]
-
-        Returns float32 "score" [B], "weights" [B, D] and, if the engine has them, "maps"
-        [B, D, g, g].
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the engine; caches that make its next start faster are kept on disk."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class DistortionMaps:
-    """Where each distortion's expert looked.
-
-    values: float32 [n, D, g, g], one map per crop and distortion
-    boxes: int64 [n, 4], (left, top, right, bottom) of each crop in the resized image
-    size: (width, height) of the resized image
-    """
-
-    values: NDArray[np.float32]
-    boxes: NDArray[np.int64]
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The quality of one image, or why there is none.
-
-    source: the key that was given with the image, else its path, else a description of the object
-    value: mean of the crops' scores, on `scale`; NaN if there is an error
-    std: population standard deviation of the crops' scores
-    raw: the score of each crop
-    distortions: mean weight of each distortion's expert over the crops, in the manifest's order
-    fingerprint: equal for scores made by the same weights, preprocessing and software
-    maps: None unless they were asked for
-    error: why the image has no score; None if it has one
-    enlarged: the factor by which the image was enlarged before it was scored, because its shorter
-        side is below the preprocessing's `short_side_min`; None if it was not
-    crops_per_side: the most crops along each axis, if that is not what the bundle says; None if it
-        is
-    """
-
-    source: str
-    value: float
-    std: float
-    raw: tuple[float, ...]
-    distortions: dict[str, float]
-    scale: ScoreScale
-    fingerprint: str
-    maps: DistortionMaps | None = None
-    error: str | None = None
-    enlarged: float | None = None
-    crops_per_side: int | None = None
-
-    def as_row(self) -> dict[str, Any]:
-        """A JSON-ready dictionary without the maps; NaN becomes None."""
-        row = {name: value for name, value in vars(self).items() if name != "maps"}
-        numbers = {"value": _none_if_nan(self.value), "std": _none_if_nan(self.std)}
-        return row | numbers | {"raw": list(self.raw), "scale": dataclasses.asdict(self.scale)}
 
 
 class PassedOver(NamedTuple):
@@ -126,25 +49,6 @@ class PassedOver(NamedTuple):
     reason: str
 
 
-@dataclass
-class _Work:
-    """A source being scored: its crops and the rows that the engine returned, or its error."""
-
-    source: Source
-    key: str | None = None
-    crops: Crops | None = None
-    failure: DrexpertsError | None = None
-    rows: list[dict[str, NDArray[np.float32]]] = field(default_factory=list)
-
-    @property
-    def pixels(self) -> Iterable[NDArray[np.uint8]]:
-        return () if self.crops is None else self.crops.pixels
-
-    @property
-    def done(self) -> bool:
-        return self.crops is None or len(self.rows) == len(self.crops.pixels)
-
-
 class Scorer:
     """Scores images with one engine of a bundle. Safe to share between threads.
 
@@ -153,6 +57,7 @@ class Scorer:
 
     batch: the largest number of crops per call of the engine; None is 8, or fewer if the engine
         takes fewer
+    concurrency: how many calls of the engine run at the same time
     decoder: what reads images and cuts their crops; None is a `LocalDecoder` with the manifest's
         preprocessing and the default limits
     reopen: opens the same engine again, in another process; a function that can be pickled
@@ -178,7 +83,7 @@ class Scorer:
         self.decoder = LocalDecoder(manifest.preprocessing) if decoder is None else decoder
         self._session: Session | None = session
         self._description = session.description
-        self._concurrency = session.concurrency
+        self.concurrency = session.concurrency
         self._reopen = reopen
         self._closed = False
         self._renew_locks()
@@ -211,11 +116,11 @@ class Scorer:
             if self._closed:
                 return
             self._closed = True
-        for _ in range(self._concurrency):
+        for _ in range(self.concurrency):
             self._turns.acquire()
         if self._session is not None:
             self._session.close()
-        for _ in range(self._concurrency):
+        for _ in range(self.concurrency):
             self._turns.release()
 
     def after_fork(self) -> None:
@@ -265,11 +170,11 @@ class Scorer:
         """
         if isinstance(source, (list, tuple)):
             return list(self.score_stream(source, maps=maps, progress=progress))
-        self._check_ready(maps)
-        (work,) = self._run_all([self._prepare(source)])
+        self.check_ready(maps)
+        (work,) = self._run_all([self.prepare(source)])
         if work.failure is not None:
             raise work.failure
-        (score,) = _reported([self._score(work, maps)], progress, 1)
+        (score,) = _reported([self.score_of(work, maps)], progress, 1)
         return score
 
     def score_stream(
@@ -300,9 +205,9 @@ class Scorer:
             for score in scorer.score_stream(zip(names, arrays, strict=True)):
                 print(score.source, score.value)
         """
-        self._check_ready(maps)
+        self.check_ready(maps)
         works = self._run_all(self._prepare_ahead(sources, flush))
-        scores = (self._score(work, maps) for work in works)
+        scores = (self.score_of(work, maps) for work in works)
         return _reported(scores, progress, len(sources) if isinstance(sources, Sized) else None)
 
     def fingerprint_parts(self, source: Source | None = None) -> dict[str, Any]:
@@ -327,9 +232,64 @@ class Scorer:
         parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
+    def check_ready(self, maps: bool) -> None:
+        """Raise UserError for a Scorer that is closed, and for maps that the bundle lacks."""
+        self._check_open()
+        if maps and "maps" not in self.manifest.outputs:
+            again = remedy("without --no-maps", "with maps=True")
+            raise UserError(f"this bundle has no maps: export it again {again}")
+
+    def prepare(self, source: Source, key: str | None = None) -> ImageWork:
+        """The work of scoring an image, decoded; an unreadable one has a failure and no crops."""
+        try:
+            return image_work(source, key, self.decoder.crops(source))
+        except ImageError as error:
+            return unreadable(source, key, error)
+
+    def run(self, batch: Batch) -> None:
+        """Score crops in one call of the engine, and add the rows to the works they belong to.
+
+        At most `concurrency` calls run at the same time; others wait for their turn. Raises what
+        the engine raises, BundleError if it returns arrays of other shapes than its bundle says,
+        and UserError if this Scorer is closed.
+        """
+        pixels = np.stack([work.pixels[index] for work, index in batch])
+        session = self.session
+        with self._turns:
+            self._check_open()
+            outputs = session.run(pixels)
+        self._check_outputs(outputs, len(batch))
+        for position, (work, index) in enumerate(batch):
+            row = {name: outputs[name][position] for name in self.manifest.outputs}
+            work.add_row(index, row)
+
+    def score_of(self, work: ImageWork, maps: bool) -> Score:
+        """The Score of a work that is done, with `error` where it failed."""
+        raw, weights, found, enlarged = np.empty(0), dict[str, float](), None, None
+        if work.failure is None and work.crops is not None:
+            raw = work.stacked("score").astype(np.float64)
+            means = work.stacked("weights").astype(np.float64).mean(axis=0)
+            weights = dict(zip(self.manifest.distortions, means.tolist(), strict=True))
+            enlarged = enlargement(work.crops.original, self.preprocessing)
+            if maps:
+                found = DistortionMaps(work.stacked("maps"), work.crops.boxes, work.crops.size)
+        return Score(
+            source=describe(work.source) if work.key is None else work.key,
+            value=float(raw.mean()) if raw.size else math.nan,
+            std=float(raw.std()) if raw.size else math.nan,
+            raw=tuple(raw.tolist()),
+            distortions=weights,
+            scale=self.manifest.scale,
+            fingerprint=self.fingerprint(work.source),
+            maps=found,
+            error=None if work.failure is None else str(work.failure),
+            enlarged=enlarged,
+            crops_per_side=self.other_crops_per_side,
+        )
+
     def _renew_locks(self) -> None:
         self._opening = threading.Lock()
-        self._turns = threading.BoundedSemaphore(self._concurrency)
+        self._turns = threading.BoundedSemaphore(self.concurrency)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -347,23 +307,11 @@ class Scorer:
             )
         return self._reopen()
 
-    def _check_ready(self, maps: bool) -> None:
-        self._check_open()
-        if maps and "maps" not in self.manifest.outputs:
-            again = remedy("without --no-maps", "with maps=True")
-            raise UserError(f"this bundle has no maps: export it again {again}")
-
-    def _prepare(self, source: Source, key: str | None = None) -> _Work:
-        try:
-            return _Work(source, key, self.decoder.crops(source))
-        except ImageError as error:
-            return _Work(source, key, failure=error)
-
     def _prepare_ahead(
         self, items: Iterable[Item], flush: bool | Callable[[], bool]
-    ) -> Iterator[_Work | None]:
+    ) -> Iterator[ImageWork | None]:
         """The works, and None wherever all of them so far are to be given out."""
-        futures: deque[Future[_Work]] = deque()
+        futures: deque[Future[ImageWork]] = deque()
         pool = ThreadPoolExecutor(DECODERS, "drexperts-decode")
         try:
             for item in items:
@@ -378,55 +326,42 @@ class Scorer:
         finally:  # a caller that stops early does not wait for the rest
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submitted(self, item: Item, pool: ThreadPoolExecutor) -> Future[_Work]:
-        done: Future[_Work] = Future()
+    def _submitted(self, item: Item, pool: ThreadPoolExecutor) -> Future[ImageWork]:
+        done: Future[ImageWork] = Future()
         try:
-            key, source = _key_and_source(item)
+            key, source = key_and_source(item)
         except ImageError as error:
-            done.set_result(_Work(b"", describe(item), failure=error))
+            done.set_result(unreadable(b"", describe(item), error))
             return done
         if not isinstance(source, (Image.Image, np.ndarray)):
-            return pool.submit(self._prepare, source, key)
+            return pool.submit(self.prepare, source, key)
         # The caller's own object: it may be closed or used again once the next source is asked for.
-        done.set_result(self._prepare(source, key))
+        done.set_result(self.prepare(source, key))
         return done
 
-    def _run_all(self, works: Iterable[_Work | None]) -> Iterator[_Work]:
+    def _run_all(self, works: Iterable[ImageWork | None]) -> Iterator[ImageWork]:
         """Run the crops of all works in batches; yield the works in order as they are done.
 
         None among the works, and the end of them, runs a batch that is not full. So does every
         group of `batch` works; with equally many crops each they fill their batches.
         """
-        waiting: deque[_Work] = deque()
-        batch: list[tuple[_Work, NDArray[np.uint8]]] = []
+        waiting: deque[ImageWork] = deque()
+        batch: list[tuple[Work, int]] = []
         in_group = 0
         for work in itertools.chain(works, [None]):
             if work is not None:
                 waiting.append(work)
-            for crop in () if work is None else [(work, pixels) for pixels in work.pixels]:
+            for crop in () if work is None else [(work, i) for i in range(len(work.pixels))]:
                 batch.append(crop)
                 if len(batch) == self.batch:
-                    self._run(batch)
+                    self.run(batch)
                     batch = []
             in_group = 0 if work is None else (in_group + 1) % self.batch
             if batch and in_group == 0:
-                self._run(batch)
+                self.run(batch)
                 batch = []
             while waiting and waiting[0].done:
                 yield waiting.popleft()
-
-    def _run(self, batch: list[tuple[_Work, NDArray[np.uint8]]]) -> None:
-        pixels = np.stack([pixels for _, pixels in batch])
-        session = self.session
-        with self._turns:
-            self._check_open()
-            outputs = session.run(pixels)
-        self._check_outputs(outputs, len(batch))
-        for index, (work, _) in enumerate(batch):
-            row = {name: outputs[name][index] for name in self.manifest.outputs}
-            work.rows.append(row)
-            if not all(np.isfinite(array).all() for array in row.values()):
-                work.failure = InternalError("the engine returned a non-finite score")
 
     def _check_outputs(self, outputs: dict[str, NDArray[np.float32]], count: int) -> None:
         """Raise BundleError for other shapes, which a graph with free sizes shows only now."""
@@ -442,51 +377,6 @@ class Scorer:
                     f"{wanted[name]}: export the bundle again with `drx export`"
                 )
 
-    def _score(self, work: _Work, maps: bool) -> Score:
-        raw, weights, found, enlarged = np.empty(0), dict[str, float](), None, None
-        if work.failure is None and work.crops is not None:
-            raw = np.array([row["score"] for row in work.rows], np.float64)
-            means = np.array([row["weights"] for row in work.rows], np.float64).mean(axis=0)
-            weights = dict(zip(self.manifest.distortions, means.tolist(), strict=True))
-            enlarged = enlargement(work.crops.original, self.preprocessing)
-            if maps:
-                values = np.stack([row["maps"] for row in work.rows])
-                found = DistortionMaps(values, work.crops.boxes, work.crops.size)
-        return Score(
-            source=describe(work.source) if work.key is None else work.key,
-            value=float(raw.mean()) if raw.size else math.nan,
-            std=float(raw.std()) if raw.size else math.nan,
-            raw=tuple(raw.tolist()),
-            distortions=weights,
-            scale=self.manifest.scale,
-            fingerprint=self.fingerprint(work.source),
-            maps=found,
-            error=None if work.failure is None else str(work.failure),
-            enlarged=enlarged,
-            crops_per_side=self.other_crops_per_side,
-        )
-
-
-def _key_and_source(item: Item) -> tuple[str | None, Source]:
-    """Raises ImageError for a tuple that is no pair of a key and a source."""
-    if not isinstance(item, tuple):
-        return None, item
-    if len(item) != 2:
-        raise ImageError(f"a tuple among sources is a pair (key, source), not {len(item)} values")
-    key, source = item
-    if isinstance(key, os.PathLike):
-        key = os.fspath(key)
-    if not isinstance(key, str):
-        kind = type(key).__name__
-        raise ImageError(f"a key is a string or a path: make one of this {kind}, as with str()")
-    if not key:
-        raise ImageError("a key must not be empty")
-    try:
-        key.encode("utf-8", "surrogateescape")  # as result files do
-    except UnicodeEncodeError as cause:
-        raise ImageError(f"the key {key!a:.80} holds characters without UTF-8 form") from cause
-    return key, source
-
 
 def _reported(
     scores: Iterable[Score], progress: OnProgress | None, total: int | None
@@ -495,10 +385,6 @@ def _reported(
         if progress is not None:
             progress("scoring", done, total)
         yield score
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _unpickled(

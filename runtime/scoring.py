@@ -14,7 +14,8 @@ from drexperts.runtime.explain import explanation, file_name, is_picture
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import ResultFile, count_passed_over, find_images
-from drexperts.runtime.scorer import Score, Scorer
+from drexperts.runtime.score import Score
+from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.wording import remedy
 
 

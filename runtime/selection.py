@@ -17,8 +17,8 @@ from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.openvino_cache import CompiledModels
 from drexperts.runtime.openvino_library import openvino_version
 from drexperts.runtime.openvino_session import DEVICE, PROPERTIES, OpenvinoSession, settings_of
-from drexperts.runtime.scorer import Session
 from drexperts.runtime.sealed import sealed_copy
+from drexperts.runtime.session import Session
 from drexperts.runtime.tensorrt_session import TensorrtSession
 from drexperts.runtime.trust import objection
 from drexperts.runtime.wording import rebuild, remedy

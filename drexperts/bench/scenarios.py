@@ -33,7 +33,8 @@ from drexperts.bench.reports import (
 from drexperts.bench.timing import seconds
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.scorer import Score, Scorer
+from drexperts.runtime.score import Score
+from drexperts.runtime.scorer import Scorer
 
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 IMAGES_PER_QUERY = 8  # of the multi-stream scenario

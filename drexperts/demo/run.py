@@ -18,7 +18,7 @@ from drexperts.model.checkpoint import Checkpoint, save_checkpoint
 from drexperts.runtime.explain import explanation
 from drexperts.runtime.manifest import Engine
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.scorer import Score
+from drexperts.runtime.score import Score
 from drexperts.training.trainer import Step
 from drexperts.ui.charts import Words, scatter
 from drexperts.ui.markdown import Table

@@ -42,7 +42,7 @@ from drexperts.runtime.explain import (
 )
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.preprocess import crops_from_image, with_crops_per_side
-from drexperts.runtime.scorer import DistortionMaps
+from drexperts.runtime.score import DistortionMaps
 
 Floats = NDArray[np.float32]
 

@@ -28,7 +28,8 @@ from drexperts.runtime.decoding.decoders import LocalDecoder
 from drexperts.runtime.errors import ConfigError, DeviceError, UserError, WeightsError
 from drexperts.runtime.manifest import OUTPUTS, Engine, ScoreScale
 from drexperts.runtime.preprocess import Preprocessing, with_crops_per_side
-from drexperts.runtime.scorer import Score, Scorer
+from drexperts.runtime.score import Score
+from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.selection import parse_device
 
 Pixels = NDArray[np.uint8]
@@ -38,7 +39,7 @@ _MAX_BATCH = 1024  # PyTorch itself has no limit
 
 
 class TorchSession:
-    """A PyTorch model as a `runtime.scorer.Session`, on the device that holds it.
+    """A PyTorch model as a `runtime.session.Session`, on the device that holds it.
 
     While it runs the model is in evaluation mode; afterwards its modes are restored.
 

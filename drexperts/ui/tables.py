@@ -21,7 +21,7 @@ from drexperts.runtime.proof import (
     invariance_limits,
 )
 from drexperts.runtime.quoting import printable
-from drexperts.runtime.scorer import Score
+from drexperts.runtime.score import Score
 from drexperts.ui import markdown
 from drexperts.ui.screen import Screen
 

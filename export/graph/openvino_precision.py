@@ -33,7 +33,7 @@ from drexperts.runtime.cpus import cpu_capability
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.scorer import Session
+from drexperts.runtime.session import Session
 
 SAFETY = ("int8", "bf16", "fp32")  # the safest last
 

@@ -48,7 +48,8 @@ from drexperts.runtime.manifest import OUTPUTS, Engine, Manifest, PrecisionTrial
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import EXPORT_LIMITS, SEARCH_LIMITS, Parity
-from drexperts.runtime.scorer import Scorer, Session
+from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.session import Session
 
 MODEL_FILE = "model.onnx"
 TARGETS = {"cpu": "int8", "gpu": "fp16"}

@@ -14,7 +14,7 @@ from drexperts.runtime.manifest import BatchProfile, Engine, Manifest, ScoreScal
 from drexperts.runtime.preprocess import Preprocessing, crops_from_image
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import TOLERANCES, BatchInvariance, invariance_limits, within
-from drexperts.runtime.scorer import Session
+from drexperts.runtime.session import Session
 
 Rows = Mapping[str, NDArray[Any]]  # outputs by name, one row for each crop
 Pixels = NDArray[np.uint8]

@@ -8,7 +8,7 @@ from PIL import Image
 from drexperts import runtime
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.explain import explanation, file_name, stitched_map, strongest
-from drexperts.runtime.scorer import DistortionMaps
+from drexperts.runtime.score import DistortionMaps
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from drexperts.runtime.decoding.layouts import FORMATS
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.results import SUFFIXES, ResultFile, count_passed_over, find_images
-from drexperts.runtime.scorer import Score
+from drexperts.runtime.score import Score
 
 NAMES = tuple(f"distortion {i}" for i in range(10))
 AWKWARD = [

@@ -28,7 +28,7 @@ from drexperts.runtime.manifest import (
     digest,
     read_manifest,
 )
-from drexperts.runtime.scorer import Score
+from drexperts.runtime.score import Score
 from drexperts.runtime.training import Training
 from drexperts.ui import bundles, fitting, tables
 from drexperts.ui.fitting import Name

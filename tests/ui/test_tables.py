@@ -14,7 +14,7 @@ from drexperts.evaluation.metrics import compute_metrics
 from drexperts.export.proof.parity import Outputs, compare
 from drexperts.runtime.manifest import Engine, ScoreScale, read_manifest
 from drexperts.runtime.proof import LIMITS
-from drexperts.runtime.scorer import Score
+from drexperts.runtime.score import Score
 from drexperts.ui.bundles import proof_text
 from drexperts.ui.tables import Tally, metrics_table, proof_table, reservations, score_table
 
