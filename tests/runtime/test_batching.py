@@ -84,8 +84,19 @@ def values(futures):
     return [round(future.result(WAIT).value) for future in futures]
 
 
+@pytest.fixture
 def ours():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("drexperts-")]
+    """Lists the threads that this test has started and that live."""
+    before = set(threading.enumerate())
+
+    def started():
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith("drexperts-") and thread not in before
+        ]
+
+    return started
 
 
 def test_scores_are_those_of_the_scorer(toy, encoded_photo, photo, tmp_path):
@@ -343,7 +354,7 @@ def test_a_timeout_is_a_number(batcher):
         batcher.submit(grey(1), timeout=float("nan"))
 
 
-def test_close_finishes_what_was_accepted(scorer, engine, encoded_grey):
+def test_close_finishes_what_was_accepted(scorer, engine, encoded_grey, ours):
     batcher = Batcher(scorer)
     futures = [held(batcher, engine), *(batcher.submit(encoded_grey) for _ in range(9))]
     with ThreadPoolExecutor(1) as pool:
@@ -361,7 +372,7 @@ def test_close_finishes_what_was_accepted(scorer, engine, encoded_grey):
     batcher.close()
 
 
-def test_close_fails_what_is_left_after_its_time(scorer, engine):
+def test_close_fails_what_is_left_after_its_time(scorer, engine, ours):
     batcher = Batcher(scorer)
     running = held(batcher, engine)
     waiting = [batcher.submit(grey(1)) for _ in range(3)]
@@ -375,7 +386,7 @@ def test_close_fails_what_is_left_after_its_time(scorer, engine):
     assert batcher.pending_crops == 0
 
 
-def test_an_unused_batcher_has_no_threads(scorer):
+def test_an_unused_batcher_has_no_threads(scorer, ours):
     with Batcher(scorer):
         assert ours() == []
 
@@ -587,7 +598,7 @@ def test_nothing_is_kept_of_what_has_ended(batcher, engine):
     assert not batcher._pending._jobs
 
 
-def test_a_dropped_batcher_finishes_and_ends_its_threads(scorer, engine):
+def test_a_dropped_batcher_finishes_and_ends_its_threads(scorer, engine, ours):
     future = held(Batcher(scorer), engine)
     gc.collect()
     engine.go()
