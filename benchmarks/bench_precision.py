@@ -13,7 +13,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,6 @@ from drexperts.benchmarks.receipt_types.precision_receipt import (
     SMOOTHED,
     PrecisionReceipt,
     Quantised,
-    Tried,
     parts,
 )
 from drexperts.benchmarks.receipt_types.receipt import add_receipt_option, markdown
@@ -174,7 +173,7 @@ def measured(checkpoint: Checkpoint, weights: str, tell: Progress) -> PrecisionR
         reference=Reference(scores, test.manifest.scale.span, reference.sizes),
         layers=len(int8.ranges),
         islands=tuple(chosen.islands),
-        searched=tuple(Tried(**asdict(each)) for each in chosen.trials),
+        searched=chosen.trials,
         ways={name: replace(way, seconds=times[name]) for name, way in found.items()},
     )
 

@@ -13,28 +13,11 @@ from drexperts.benchmarks.receipt_types.receipt import (
     machine_line,
     three_digits,
 )
+from drexperts.runtime.manifest import PrecisionTrial
 from drexperts.runtime.proof import TOLERANCES
 from drexperts.ui.markdown import Table
 
 FLOAT, SMOOTHED, CHOSEN = "float32", "static, smoothed", "auto"
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One step of the search for the linear layers that stay in float32.
-
-    islands: how many of them stay
-    weight_bytes: of the graph
-    score_max: the largest difference of scores from the eager model's, as a fraction of the span
-    srcc: the low end of its interval
-    passed: whether the limits were kept; the scores themselves were not recorded
-    """
-
-    islands: int
-    weight_bytes: int
-    score_max: float
-    srcc: float
-    passed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +50,7 @@ class PrecisionReceipt(Receipt):
     reference: Reference
     layers: int
     islands: tuple[str, ...]
-    searched: tuple[Tried, ...]
+    searched: tuple[PrecisionTrial, ...]
     ways: dict[str, Quantised]
 
     def is_batch_invariant(self, way: Quantised) -> bool:

@@ -25,9 +25,8 @@ from drexperts.export.graph.editing import (
 LARGEST_FACTOR = 63  # of a weight in a product on any CPU: 255 * 63 twice is below 2^15
 LARGEST_WITH_VNNI = 127  # where four products are added up in 32 bits
 WORTH_STORING = 2**16  # elements of the smallest weight that is stored as integers
-# How each operator's large constants are stored; those added or sliced are positions or indices.
-# The samples of a patch of pixels are all far from zero, which multiplies the error of rounding.
-STORED = {"MatMul": "int8", "Transpose": "int8", "Gather": "int8", "Conv": "int16"}
+# Whose large constants are stored as integers; those added or sliced are positions or indices.
+STORED = ("MatMul", "Transpose", "Gather", "Conv")
 RESIZE = "model.controller_input."  # the resize matrix, which makes the pixels that others read
 
 Array = NDArray[np.generic]
@@ -83,18 +82,18 @@ def int8_products(
 
 
 def int8_storage(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph whose other large weights are kept as integers and read as floats.
+    """A copy of a graph whose other large weights are kept as int16 and read as floats.
 
-    They have eight bits, and 16 in convolutions. They are read through Cast and Mul, which ONNX
-    Runtime folds when it loads the graph; of a DequantizeLinear before a product it would make
-    another kernel, MatMulNBits.
+    No search can leave them out, so they have the bits that hardly move a score. They are read
+    through Cast and Mul, which ONNX Runtime folds when it loads the graph; of a DequantizeLinear
+    before a product it would make another kernel, MatMulNBits.
     """
     model = ir.from_proto(proto)
     first_node = model.graph[0]
     for weight in list(model.graph.initializers.values()):
         reader = next((node.op_type for node in model.graph if weight in node.inputs), "")
         if reader in STORED and _is_worth_storing(weight):
-            _store(weight, 0 if reader == "Conv" else -1, STORED[reader], first_node)
+            _store(weight, 0 if reader == "Conv" else -1, first_node)
     return ir.to_proto(model)
 
 
@@ -148,12 +147,12 @@ def _dequantised(reader: ir.Node, name: str, values: Array, steps: Array) -> ir.
     return add_before(reader, "DequantizeLinear", given, name, {"axis": 0})
 
 
-def _store(weight: ir.Value, axis: int, kind: str, first_node: ir.Node) -> None:
+def _store(weight: ir.Value, axis: int, first_node: ir.Node) -> None:
     """Keep a weight as integers with a scale along `axis`."""
     graph, name, values = first_node.graph, weight.name, weight.const_value.numpy()
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-    steps = _steps(np.abs(values).max(axis=others, keepdims=True), np.iinfo(kind).max)
-    integers = add_constant(graph, f"{name}.{kind}", np.rint(values / steps).astype(kind))
+    steps = _steps(np.abs(values).max(axis=others, keepdims=True), np.iinfo(np.int16).max)
+    integers = add_constant(graph, f"{name}.int16", np.rint(values / steps).astype(np.int16))
     scale = add_constant(graph, f"{name}.scale", steps)
     del graph.initializers[name]
     floats = add_before(first_node, "Cast", [integers], f"{name}.float", {"to": weight.dtype})

@@ -1,5 +1,7 @@
 """The form for OpenVINO: equal numbers, also of graphs in eight bits and of stored integers."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +13,8 @@ from drexperts.export.graph.calibration import block_linears
 from drexperts.export.graph.fold import inference_model
 from drexperts.export.graph.int8_products import Range, int8_products, int8_storage
 from drexperts.export.graph.openvino_graph import openvino_graph
-from drexperts.export.graph.to_onnx import DOMAIN
+from drexperts.export.graph.to_onnx import DOMAIN, onnx_from_model
+from drexperts.model.config import DRExpertsConfig
 
 
 def pixels(batch: int, side: int = 64) -> np.ndarray:
@@ -47,6 +50,25 @@ def test_numbers_stay_the_same(proto, changed, batch):
     expected = run(proto, x)
     assert_equal(run(changed, x), expected)
     assert_equal(run_openvino(changed, x), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_size", [224, 384])
+@pytest.mark.parametrize("size", ["small", "base"])
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_numbers_stay_the_same_at_full_width(preset, size, image_size, random_model):
+    """Two blocks in each tower, because the others are like them."""
+    config = DRExpertsConfig.preset_named(preset, size)
+    encoder = replace(config.encoder, image_size=image_size, depth=2)
+    controller = replace(config.controller, depth=2)
+    model = random_model(config.with_sizes(encoder, controller), spread=0.02)
+    graph = onnx_from_model(model, maps=True, precision="fp32")
+    changed = openvino_graph(graph)
+    for batch in (1, 8):
+        x = pixels(batch, image_size)
+        expected = run(graph, x)
+        assert_equal(run(changed, x), expected)
+        assert_equal(run_openvino(changed, x), expected)
 
 
 def test_functions_are_inlined(changed):
