@@ -75,6 +75,9 @@ def add(verbs: "Verbs") -> None:
         help="for requests in flight to finish after SIGTERM (default: 20)",
     )
     _add_security(verb)
+    verb.add_argument(
+        "--no-page", dest="page", action="store_false", help="leave out the page for people at /"
+    )
     verb.add_argument("--log-json", action="store_true", help="log as JSON, one line per event")
 
 
@@ -118,7 +121,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             "body_memory",
             "drain",
         ),
-        *("no_token", "tls_cert", "tls_key", "log_json"),
+        *("no_token", "tls_cert", "tls_key", "page", "log_json"),
     )
     settings = ServeSettings(
         **{name: getattr(arguments, name) for name in names},

@@ -13,6 +13,7 @@ from drexperts.serve.envelope import Envelope, OnRequest
 from drexperts.serve.failures import RequestError
 from drexperts.serve.guard import Guard
 from drexperts.serve.oip_routes import oip_routes
+from drexperts.serve.page import page_routes
 from drexperts.serve.rows import row_of
 from drexperts.serve.service import Service
 
@@ -29,14 +30,17 @@ def application(
     """
     settings = service.settings
     memory = BodyMemory(settings.body_memory)
+    page = page_routes(service) if settings.page else []
     routes = [
         *_score_routes(service, memory),
         *_health_routes(service),
         *oip_routes(service, memory),
+        *page,
         *more,
     ]
     router = Router(routes, redirect_slashes=False)
-    return Envelope(router, Guard(settings.tokens, settings.hosts), on_request)
+    open_paths = tuple(route.path for route in page)
+    return Envelope(router, Guard(settings.tokens, settings.hosts, open_paths), on_request)
 
 
 def _score_routes(service: Service, memory: BodyMemory) -> list[Route]:

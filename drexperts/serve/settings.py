@@ -25,6 +25,7 @@ class ServeSettings:
         addresses and those of the loopback, and under any name to clients with a token
     tls_cert, tls_key: files in PEM; None is plain HTTP
     model_name: of the Open Inference Protocol, whose second model is this with `_crops`
+    page: whether there is a page for people at `/`
     log_json: whether the log is JSON, one line per event
 
     Raises UserError for values that cannot be.
@@ -46,6 +47,7 @@ class ServeSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     model_name: str = "drexperts"
+    page: bool = True
     log_json: bool = False
 
     def __post_init__(self) -> None:
