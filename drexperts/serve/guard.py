@@ -2,10 +2,10 @@
 
 import hmac
 import ipaddress
+import re
 import stat
 from pathlib import Path
 
-from starlette._utils import parse_host_header
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
@@ -13,6 +13,9 @@ from drexperts.runtime.errors import UserError
 from drexperts.serve.failures import RequestError
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# A name or an address, whose port does not matter. Nothing else may be in it: programs differ in
+# where they end the name in "known@other" or "known#other".
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s@/?#:\[\]\\]+)(:[0-9]*)?")
 MOST_HEADERS = 32 * 2**10  # bytes
 _SHORTEST = 16  # characters of a token
 # Probes have no token, and the page is the same for everybody.
@@ -55,10 +58,10 @@ class Guard:
     def _knows(self, header: str | None) -> bool:
         if "*" in self._hosts or (self._tokens and not self._hosts):
             return True
-        parsed = parse_host_header(header)
+        parsed = _HOST.fullmatch((header or "").lower())
         if parsed is None:
             return False
-        name = parsed.host.lower().strip("[]")
+        name = parsed[1].strip("[]")
         return name in self._hosts or name in _LOOPBACK or (not self._hosts and _is_address(name))
 
     def _check_token(self, header: str) -> None:
