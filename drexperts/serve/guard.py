@@ -17,6 +17,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # where they end the name in "known@other" or "known#other".
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s@/?#:\[\]\\]+)(:[0-9]*)?")
 MOST_HEADERS = 32 * 2**10  # bytes
+_CLOSE = {"Connection": "close"}
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 _SHORTEST = 16  # characters of a token
 # Probes have no token, and the page is the same for everybody.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
@@ -45,9 +47,7 @@ class Guard:
 
     def check(self, scope: Scope) -> None:
         """Raises RequestError for a request that is not allowed."""
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
-            message = f"the headers are larger than {MOST_HEADERS} bytes: send fewer"
-            raise RequestError(431, "headers_too_large", message, {"Connection": "close"})
+        _check_head(scope)
         headers = Headers(scope=scope)
         if not self._knows(headers.get("host")):
             message = "this server is not known by this name: see its option --allow-host"
@@ -71,6 +71,18 @@ class Guard:
         if scheme.lower() != "bearer" or not any(equal):
             message = "send a valid token: Authorization: Bearer TOKEN"
             raise RequestError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+
+
+def _check_head(scope: Scope) -> None:
+    """Raises RequestError for a head that is too large, or that a proxy may read in another way."""
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size + len(scope["path"]) + len(scope["query_string"]) > MOST_HEADERS:
+        message = f"the path and the headers are larger than {MOST_HEADERS} bytes: send fewer"
+        raise RequestError(431, "headers_too_large", message, _CLOSE)
+    if {name for name, _ in scope["headers"]} >= _LENGTHS:
+        # Where one program believes the one and the next the other, a body hides a request.
+        message = "send either Content-Length or Transfer-Encoding, not both"
+        raise RequestError(400, "two_lengths", message, _CLOSE)
 
 
 def check_open(host: str, tokens: tuple[str, ...], no_token: bool) -> None:

@@ -161,6 +161,7 @@ POST = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n"
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
         (POST + b"A: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
+        (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"431"),
         (b"POST /v1/score HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"400"),
         (POST + b"Content-Length: 0\r\nConnection: close\r\n\r\n", b"400"),
         (POST + b"Content-Length: 4\r\nConnection: close\r\n\r\ntext", b"422"),
@@ -178,6 +179,16 @@ def test_whatever_is_sent_is_answered(running, sent, status) -> None:
         said = b"".join(iter(lambda: client.recv(4096), b""))
     assert said.split()[1] == status
     assert b'"error"' in said
+
+
+def test_a_request_that_hides_another_is_not_read_further(running) -> None:
+    lengths = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with running.connect() as client:
+        client.sendall(POST + lengths + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert said.startswith(b"HTTP/1.1 400")
+    assert said.count(b"HTTP/1.1") == 1
+    assert b"two_lengths" in said
 
 
 def test_requests_in_a_row_are_answered_in_their_order(running, engine, image) -> None:
