@@ -12,6 +12,7 @@ from drexperts.serve.failures import Answer
 
 _DISCARD_SECONDS = 2.0  # for the rest of a body that nobody wants
 _DISCARD_BYTES = 64 * 2**20
+_CLOSE = (b"connection", b"close")
 
 
 class Exchange:
@@ -28,9 +29,11 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self._receive, self._send, self._id = receive, send, request_id
         self._protocol_error = scope["path"].startswith("/v2")  # the protocol's form of errors
-        self._waits = any(name == b"expect" for name, _ in scope["headers"])
+        names = {name for name, _ in scope["headers"]}
+        self._waits = b"expect" in names
         self._head = scope["method"] == "HEAD"
-        self._all_received = self.gone = False
+        self._all_received = not names & {b"content-length", b"transfer-encoding"}  # has no body
+        self.gone = False
         self.status: int | None = None
         self.received = 0
 
@@ -47,8 +50,8 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", self._id.encode())]
-            if not self._ended:
-                headers.append((b"connection", b"close"))
+            if not self._ended and _CLOSE not in headers:
+                headers.append(_CLOSE)
             await self._send({**message, "headers": headers})
         elif self._ended or message.get("more_body", False):
             await self._send(message)

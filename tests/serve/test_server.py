@@ -181,6 +181,28 @@ def test_whatever_is_sent_is_answered(running, sent, status) -> None:
     assert b'"error"' in said
 
 
+def test_a_connection_is_used_again(running, engine, image) -> None:
+    engine.go()
+    asked: list[tuple[str, str, bytes | None]] = [
+        ("GET", "/v2/health/live", None),
+        ("GET", "/nowhere", None),
+        ("HEAD", "/v1/score", None),
+        ("POST", "/v1/score", b"text"),
+        ("POST", "/v1/score", b""),
+        ("POST", "/v1/score", image),
+    ]
+    with serving_at(running.port) as connection:
+        connection.connect()
+        first, statuses = connection.sock, []
+        for method, path, body in asked:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+            assert connection.sock is first  # http.client drops it where the server closes
+    assert statuses == [200, 404, 405, 422, 400, 200]
+
+
 def test_a_request_that_hides_another_is_not_read_further(running) -> None:
     lengths = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     with running.connect() as client:
