@@ -93,6 +93,10 @@ class Intake:
         self._taken = 0
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
+        encoding = self._request.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() != "identity":  # of bounded size, it could be of any when read
+            message = "compressed bodies are not read: send it without Content-Encoding"
+            raise RequestError(415, "compressed", message, _CLOSE)
         announced = self._request.headers.get("content-length", "0")
         self._check(int(announced) if announced.isdecimal() else 0)
         async for part in self._request.stream():

@@ -80,6 +80,15 @@ def test_a_body_is_limited_whether_or_not_its_length_is_announced() -> None:
     assert small.post("/v1/score", content=b"x" * 10).status_code == 422
 
 
+def test_a_compressed_body_is_not_taken_for_a_broken_image() -> None:
+    asked = client(ImageError("not reached"))
+    for encoding, status in {"gzip": 415, "gzip, identity": 415, "Identity": 422}.items():
+        headers = {"Content-Encoding": encoding}
+        assert asked.post("/v1/score", content=b"x", headers=headers).status_code == status
+        body = asked.post("/v2/models/drexperts/infer", content=b"x", headers=headers)
+        assert body.status_code == (415 if status == 415 else 400)
+
+
 def test_live_is_not_ready() -> None:
     service = Service(Failing(ValueError()), ServeSettings())  # type: ignore[arg-type]
     routes = TestClient(application(service), "http://localhost")
