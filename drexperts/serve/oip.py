@@ -1,7 +1,9 @@
 """The Open Inference Protocol, version 2: its models, requests and responses, in no encoding."""
 
 import math
+import struct
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ VERSION = "1"  # of the models, which have no other
 DTYPES = {"UINT8": "u1", "FP32": "<f4"}
 _MOST_ELEMENTS = 2**31
 _CODES = {400: "bad_request", 404: "not_found", 422: "not_an_image"}
+
+# Of each output by its name, row by row: FP32, or strings.
+Outputs: TypeAlias = dict[str, NDArray[np.float32] | list[bytes]]
 
 
 class OipError(RequestError):
@@ -52,6 +57,12 @@ class Tensor:
     shape: tuple[int, ...]
     data: NDArray[np.generic] | list[bytes]
 
+    def raw(self) -> bytes:
+        """The data in the protocol's binary form, in which each string follows its length."""
+        if isinstance(self.data, list):
+            return b"".join(struct.pack("<I", len(item)) + item for item in self.data)
+        return self.data.astype(DTYPES[self.datatype]).tobytes()
+
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
@@ -77,7 +88,8 @@ class InferResponse:
 def models_of(scorer: Scorer, name: str) -> dict[str, ModelSpec]:
     """The two models of a bundle: of encoded images, and of crops.
 
-    The second has the tensors of `drx triton-repo`.
+    The second has the tensors of `drx triton-repo`. The first has an error for each image, empty
+    for those that were scored; the numbers of the others are NaN.
     """
     side, experts = scorer.preprocessing.crop, len(scorer.manifest.distortions)
     grid = scorer.manifest.grid or -1
@@ -91,7 +103,12 @@ def models_of(scorer: Scorer, name: str) -> dict[str, ModelSpec]:
     images = ModelSpec(
         name,
         TensorSpec("image", "BYTES", (-1,)),
-        (score, TensorSpec("std", "FP32", (-1, 1)), weights),
+        (
+            score,
+            TensorSpec("std", "FP32", (-1, 1)),
+            weights,
+            TensorSpec("error", "BYTES", (-1, 1)),
+        ),
     )
     crops = ModelSpec(
         f"{name}_crops",
@@ -130,19 +147,18 @@ def check(request: InferRequest, model: ModelSpec) -> Tensor:
     return given
 
 
-def response(
-    model: ModelSpec, request: InferRequest, arrays: dict[str, NDArray[np.float32]]
-) -> InferResponse:
-    """The wanted outputs of a model, from an array of each."""
+def response(model: ModelSpec, request: InferRequest, outputs: Outputs) -> InferResponse:
+    """The wanted outputs of a model, from all of them."""
     wanted = request.outputs or tuple(output.name for output in model.outputs)
-    tensors = []
-    for output in model.outputs:
-        if output.name in wanted:
-            array = arrays[output.name].reshape(len(arrays[output.name]), *_rest(output, arrays))
-            tensors.append(Tensor(output.name, output.datatype, array.shape, array))
+    tensors = (
+        _tensor(output, outputs[output.name]) for output in model.outputs if output.name in wanted
+    )
     return InferResponse(model.name, request.id, tuple(tensors))
 
 
-def _rest(output: TensorSpec, arrays: dict[str, NDArray[np.float32]]) -> tuple[int, ...]:
-    """The dimensions after the first, of which a score has one that the engine's lacks."""
-    return arrays[output.name].shape[1:] or output.shape[1:]
+def _tensor(output: TensorSpec, data: NDArray[np.float32] | list[bytes]) -> Tensor:
+    """An output in its shape, of which a score has one dimension that the engine's lacks."""
+    if isinstance(data, list):
+        return Tensor(output.name, output.datatype, (len(data), *output.shape[1:]), data)
+    array = data.reshape(len(data), *(data.shape[1:] or output.shape[1:]))
+    return Tensor(output.name, output.datatype, array.shape, array)

@@ -6,6 +6,7 @@ Encoded images are base64 in JSON, which cannot hold them otherwise.
 import base64
 import binascii
 import json
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -13,7 +14,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from drexperts.serve.oip import (
-    DTYPES,
     VERSION,
     InferRequest,
     InferResponse,
@@ -71,12 +71,11 @@ def encode(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int |
             "datatype": tensor.datatype,
             "shape": list(tensor.shape),
         }
-        array = np.asarray(tensor.data)
         if binary.named.get(tensor.name, binary.others):
-            tail.append(array.astype(DTYPES[tensor.datatype]).tobytes())
+            tail.append(tensor.raw())
             entry["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            entry["data"] = array.reshape(-1).tolist()
+            entry["data"] = _json_of(tensor)
         outputs.append(entry)
     document: dict[str, Any] = {"model_name": response.model, "model_version": VERSION}
     if response.id:
@@ -94,6 +93,16 @@ def metadata(model: ModelSpec, platform: str) -> dict[str, Any]:
         "inputs": [_described(model.input)],
         "outputs": [_described(output) for output in model.outputs],
     }
+
+
+def _json_of(tensor: Tensor) -> list[Any]:
+    """The elements of a tensor; null in place of NaN, which JSON lacks."""
+    if isinstance(tensor.data, list):
+        return [item.decode("utf-8", "replace") for item in tensor.data]
+    flat = tensor.data.reshape(-1)
+    if np.isfinite(flat).all():
+        return list(flat.tolist())
+    return [element if math.isfinite(element) else None for element in flat.tolist()]
 
 
 def _described(tensor: TensorSpec) -> dict[str, Any]:

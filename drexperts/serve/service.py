@@ -1,6 +1,7 @@
 """What every protocol of the server shares: images to scores, and whether it is ready."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -17,6 +18,7 @@ from drexperts.serve.oip import (
     InferResponse,
     ModelSpec,
     OipError,
+    Outputs,
     check,
     models_of,
     response,
@@ -100,30 +102,25 @@ class Service:
     async def infer(self, model: ModelSpec, request: InferRequest) -> InferResponse:
         """What a model gives for a request.
 
-        Raises OipError for a request that it cannot answer, and for one of which an image cannot
-        be read; otherwise as `score`.
+        Raises OipError for a request that it cannot answer, and for one of which no image can be
+        read; otherwise as `score`.
         """
         data = check(request, model).data
+        outputs: Outputs
         if isinstance(data, list):
-            arrays = await self._of_images(data)
+            outputs = await self._of_images(data)
         else:
-            arrays = await self._of_crops(data.astype(np.uint8, copy=False))
-        return response(model, request, arrays)
+            outputs = {**await self._of_crops(data.astype(np.uint8, copy=False))}
+        return response(model, request, outputs)
 
-    async def _of_images(self, images: list[bytes]) -> dict[str, NDArray[np.float32]]:
+    async def _of_images(self, images: list[bytes]) -> Outputs:
         most = self.settings.max_images
         if len(images) > most:
             raise OipError(f"{len(images)} images, and {most} are allowed in a request: send fewer")
         scores = await self.score_all([(f"<image {i}>", image) for i, image in enumerate(images)])
-        for index, score in enumerate(scores):
-            if isinstance(score, ImageError):
-                raise OipError(f"image {index} cannot be read: {score}", 422)
-        good = [score for score in scores if isinstance(score, Score)]
-        return {
-            "score": np.array([score.value for score in good], np.float32),
-            "std": np.array([score.std for score in good], np.float32),
-            "weights": np.array([list(score.distortions.values()) for score in good], np.float32),
-        }
+        if all(isinstance(score, ImageError) for score in scores):
+            raise OipError(f"no image can be read, image 0 because: {scores[0]}", 422)
+        return _rows(scores, len(self.batcher.scorer.manifest.distortions))
 
     async def _of_crops(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         try:
@@ -138,3 +135,16 @@ class Service:
             return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
         except TimeoutError as cause:
             raise DeadlineError(f"it was not scored within {timeout:g} seconds") from cause
+
+
+def _rows(scores: list[Score | ImageError], experts: int) -> Outputs:
+    """A row per image: what is known of it, or NaN and its error."""
+    unknown = [math.nan] * experts
+    good = [score if isinstance(score, Score) else None for score in scores]
+    weights = [list(each.distortions.values()) if each else unknown for each in good]
+    return {
+        "score": np.array([each.value if each else math.nan for each in good], np.float32),
+        "std": np.array([each.std if each else math.nan for each in good], np.float32),
+        "weights": np.array(weights, np.float32),
+        "error": [str(each).encode() if isinstance(each, ImageError) else b"" for each in scores],
+    }

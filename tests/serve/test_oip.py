@@ -45,7 +45,7 @@ def test_the_server_and_its_models_are_described(client) -> None:
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     model = client.get_model_metadata("drexperts")
     assert model["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
-    assert [output["name"] for output in model["outputs"]] == ["score", "std", "weights"]
+    assert [output["name"] for output in model["outputs"]] == ["score", "std", "weights", "error"]
 
 
 @pytest.mark.parametrize("as_binary", [True, False])
@@ -63,6 +63,23 @@ def test_images_are_scored(client, image, as_binary) -> None:
 
 
 @pytest.mark.parametrize("as_binary", [True, False])
+def test_an_image_that_cannot_be_read_costs_its_own_row(client, image, as_binary) -> None:
+    tensor = triton.InferInput("image", [3], "BYTES")
+    tensor.set_data_from_numpy(np.array([image, b"text", image], object))
+    names = ("score", "std", "weights", "error")
+    wanted = [triton.InferRequestedOutput(name, binary_data=as_binary) for name in names]
+    found = client.infer("drexperts", [tensor], outputs=wanted)
+    unknown = [[False], [True], [False]]
+    assert np.isnan(found.as_numpy("score")).tolist() == unknown
+    assert np.isnan(found.as_numpy("weights")).all(axis=1, keepdims=True).tolist() == unknown
+    first, second, third = (
+        text if isinstance(text, str) else text.decode() for text in found.as_numpy("error")[:, 0]
+    )
+    assert (first, third) == ("", "")
+    assert "it is text" in second
+
+
+@pytest.mark.parametrize("as_binary", [True, False])
 def test_crops_are_scored(client, as_binary) -> None:
     crops = np.full((3, 3, side(client), side(client)), 9, np.uint8)
     tensor = triton.InferInput("pixels", list(crops.shape), "UINT8")
@@ -74,8 +91,8 @@ def test_crops_are_scored(client, as_binary) -> None:
 
 def test_a_mistake_is_told_as_the_protocol_does(client, running, image) -> None:
     tensor = triton.InferInput("image", [2], "BYTES")
-    tensor.set_data_from_numpy(np.array([image, b"text"], object))
-    with pytest.raises(triton.InferenceServerException, match="image 1 cannot be read"):
+    tensor.set_data_from_numpy(np.array([b"<b>", b"text"], object))
+    with pytest.raises(triton.InferenceServerException, match="no image can be read, image 0"):
         client.infer("drexperts", [tensor])
     for path in ("/v2/models/other", "/v2/models/drexperts/versions/2", "/v2/nothing"):
         status, answer, _ = running.ask("GET", path)

@@ -185,3 +185,15 @@ def test_a_response_has_json_and_binary_data() -> None:
     body, head = encode(response, BinaryOutputs({}, False))
     assert head is None
     assert json.loads(body)["outputs"][1]["data"] == [3.0, 4.0]
+
+
+def test_what_json_lacks_is_null_and_strings_have_their_length() -> None:
+    score = Tensor("score", "FP32", (2, 1), np.array([[np.nan], [2]], np.float32))
+    error = Tensor("error", "BYTES", (2, 1), ["é".encode(), b""])
+    response = InferResponse("m", "", (score, error))
+    body, head = encode(response, BinaryOutputs({}, False))
+    assert head is None
+    assert [output["data"] for output in json.loads(body)["outputs"]] == [[None, 2.0], ["é", ""]]
+    body, head = encode(response, BinaryOutputs({}, True))
+    assert body[head:] == score.raw() + b"\x02\x00\x00\x00" + "é".encode() + b"\x00\x00\x00\x00"
+    assert np.isnan(np.frombuffer(score.raw(), "<f4")).tolist() == [True, False]
