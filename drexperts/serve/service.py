@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TypeVar
 
 import numpy as np
@@ -67,9 +66,8 @@ class Service:
         it drops what the engine has not begun.
         """
         timeout = self.settings.timeout
-        score = await self._in_time(
-            self.batcher.submit(image, key=name, maps=maps, timeout=timeout, group=group)
-        )
+        future = self.batcher.submit(image, key=name, maps=maps, timeout=timeout, group=group)
+        score = await self._in_time(asyncio.wrap_future(future))
         if self._on_score is not None:
             self._on_score(score)
         return score
@@ -79,7 +77,8 @@ class Service:
     ) -> list[Score | ImageError]:
         """The score of each image with its name, or why it cannot be read.
 
-        Raises as `score` for what is not an image's own failure.
+        Together they have the time of one request. Raises as `score` for what is not an image's own
+        failure.
         """
         most = most_crops(self.batcher.scorer.preprocessing)
         places = asyncio.Semaphore(max(1, self.settings.queue // (_SHARE * most)))
@@ -94,7 +93,8 @@ class Service:
 
         tasks = [asyncio.ensure_future(one(name, image)) for name, image in images]
         try:
-            return list(await asyncio.gather(*tasks))
+            scores: list[Score | ImageError] = await self._in_time(asyncio.gather(*tasks))
+            return scores
         finally:  # one that failed or was cancelled takes the others with it
             for task in tasks:
                 task.cancel()
@@ -127,12 +127,12 @@ class Service:
             future = self.batcher.submit_crops(pixels, timeout=self.settings.timeout)
         except ArgumentError as error:
             raise OipError(str(error)) from error
-        return await self._in_time(future)
+        return await self._in_time(asyncio.wrap_future(future))
 
-    async def _in_time(self, future: Future[T]) -> T:
+    async def _in_time(self, answer: asyncio.Future[T]) -> T:
         timeout = self.settings.timeout
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+            return await asyncio.wait_for(answer, timeout)
         except TimeoutError as cause:
             raise DeadlineError(f"it was not scored within {timeout:g} seconds") from cause
 

@@ -1,6 +1,7 @@
 """The statuses of the routes, without a socket."""
 
 import asyncio
+import threading
 from concurrent.futures import Future
 
 import pytest
@@ -193,6 +194,27 @@ def test_a_token_lets_in(caplog) -> None:
 def test_only_known_names_are_answered(settings, host, status) -> None:
     asked = client(ValueError(), **settings)
     assert asked.get("/v2/health/live", headers={"Host": host}).status_code == status
+
+
+class Slow(Failing):
+    """Each image is found unreadable after most of a request's time."""
+
+    def submit(self, *_, timeout: float, **__) -> Future[None]:
+        future: Future[None] = Future()
+
+        def end() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(self.error)
+
+        threading.Timer(0.7 * timeout, end).start()
+        return future
+
+
+def test_the_images_of_a_request_share_its_time() -> None:
+    settings = ServeSettings(timeout=0.05, queue=1)  # one image after another
+    service = Service(Slow(ImageError("no image")), settings)  # type: ignore[arg-type]
+    with pytest.raises(DeadlineError):
+        asyncio.run(service.score_all([("a", b""), ("b", b"")]))
 
 
 def test_bodies_share_a_memory() -> None:
