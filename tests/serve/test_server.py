@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from support.waiting import until
 from drexperts import runtime
 from drexperts.runtime import Scorer
 from drexperts.runtime.errors import DeviceError, UserError
-from drexperts.serve import protocol, server
+from drexperts.serve import app, connections, protocol, server
 from drexperts.serve.settings import ServeSettings
 
 
@@ -111,6 +112,59 @@ def test_a_connection_without_a_request_is_closed(running, monkeypatch) -> None:
     with running.connect() as silent, running.connect() as slow:
         slow.sendall(b"POST /v1/score HT")
         assert silent.recv(100) == slow.recv(100) == b""
+
+
+def test_more_connections_than_there_may_be_are_told_so(running, monkeypatch) -> None:
+    most = {False: 2, True: 3}
+    monkeypatch.setattr(protocol, "most_connections", lambda also_refused=False: most[also_refused])
+    with running.connect(), running.connect(), running.connect() as third:
+        said = b"".join(iter(lambda: third.recv(4096), b""))
+        assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nRetry-After: 1\r\n" in said
+    until(lambda: not running.server.server_state.connections)
+    assert running.ask("GET", "/v2/health/live")[0] == 200
+
+
+def test_far_more_connections_are_closed_at_once(running, monkeypatch) -> None:
+    monkeypatch.setattr(protocol, "most_connections", lambda also_refused=False: 0)
+    with running.connect() as client, contextlib.suppress(ConnectionError):
+        assert client.recv(100) == b""
+
+
+def test_connections_leave_descriptors_for_others(monkeypatch) -> None:
+    resource = pytest.importorskip("resource")
+    for soft, most in {10**6: 1024, resource.RLIM_INFINITY: 1024, 1024: 768, 20: 16}.items():
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert connections.most_connections() == most
+        assert connections.most_connections(also_refused=True) == most + 128
+
+
+def test_a_client_that_does_not_take_its_answer_is_left(toy, monkeypatch, image) -> None:
+    monkeypatch.setattr(protocol, "_TAKE_SECONDS", 0.05)
+    asked = POST + f"Content-Length: {len(image)}\r\n\r\n".encode() + image
+    with serving(Scorer(toy.manifest, toy.engine, HeldEngine(free=True), batch=4)) as running:
+        monkeypatch.setattr(app, "row_of", lambda *_: "x" * 30_000_000)  # more than sockets hold
+        with running.connect() as client:
+            client.sendall(asked)
+            assert client.recv(12) == b"HTTP/1.1 200"
+            until(lambda: not running.server.server_state.connections)
+
+
+def test_a_client_that_takes_its_answer_slowly_gets_it(toy, monkeypatch, image) -> None:
+    monkeypatch.setattr(protocol, "_TAKE_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "_TAKE_BYTES", 0)
+    monkeypatch.setattr(app, "row_of", lambda *_: "x" * 30_000_000)
+    close = b"Connection: close\r\n"
+    asked = POST + close + f"Content-Length: {len(image)}\r\n\r\n".encode() + image
+    with (
+        serving(Scorer(toy.manifest, toy.engine, HeldEngine(free=True), batch=4)) as running,
+        running.connect() as client,
+    ):
+        client.sendall(asked)
+        found = client.recv(12)
+        time.sleep(0.2)  # several times as long as it has for a part
+        found += b"".join(iter(lambda: client.recv(10**6), b""))
+    assert len(found) > 30_000_000
 
 
 def test_requests_in_flight_are_answered_before_the_end(running, engine, image) -> None:
