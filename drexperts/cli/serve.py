@@ -1,6 +1,7 @@
 """`drx serve`: a bundle behind a URL."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,7 @@ def _add_security(verb: "Parser") -> None:
 
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
+    from drexperts.runtime.errors import OutputError
     from drexperts.serve import ServeSettings, serve
     from drexperts.serve.guard import read_tokens
 
@@ -128,12 +130,17 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         hosts=tuple(arguments.allow_host),
         tokens=read_tokens(arguments.token_file) if arguments.token_file else (),
     )
+
+    def say(url: str) -> None:
+        with contextlib.suppress(OutputError):  # it serves whoever reads this or not
+            screen.note(f"serving {arguments.bundle} at {url}")
+
     serve(
         arguments.bundle,
         settings,
         device=arguments.device,
         batch=arguments.batch,
         threads=arguments.threads,
-        on_start=lambda url: screen.note(f"serving {arguments.bundle} at {url}"),
+        on_start=say,
     )
     return Outcome(DONE, {"bundle": str(arguments.bundle)})
