@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import ssl
@@ -33,11 +34,14 @@ _log = logging.getLogger("drexperts.serve")
 
 
 class _Server(uvicorn.Server):
-    """A server after whose end this process goes on, whatever signal ended it."""
+    """A server after whose end this process goes on, whatever signal ended it.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    stopping: is set once it accepts nothing more
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, stopping: threading.Event) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._stopping = service, stopping
         self.failure: BaseException | None = None
 
     def handle_exit(self, sig: int, frame: object) -> None:
@@ -49,6 +53,7 @@ class _Server(uvicorn.Server):
         """Accept nothing more; a failure is what `serve` raises then."""
         self._service.stopping = self.should_exit = True
         self.failure = self.failure or failure
+        self._stopping.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -105,8 +110,10 @@ def serve(
     check_open(settings.host, settings.tokens, settings.no_token)
     _check_tls(settings)
     limits = DecodingLimits(max_pixels=settings.max_pixels)
+    stopping = threading.Event()
     with (
         logging_to_stderr(settings.log_json),
+        _ended_by_force(stopping, settings.drain + 2 * _GRACE),
         contextlib.closing(_listening(settings)) as listener,
         runtime.load(
             bundle, device, batch=batch, threads=threads, isolated=True, limits=limits
@@ -121,13 +128,12 @@ def serve(
         service = Service(batcher, settings, metrics.scored)
         metrics.watch(service)
         app = application(service, metrics.requested, [metrics.route()])
-        server = _Server(_config(app, settings), service)
+        server = _Server(_config(app, settings), service, stopping)
         if on_start is not None:
             scheme = "http" if settings.tls_cert is None else "https"
             on_start(f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}")
-        with _ended_by_force(server, settings.drain + 2 * _GRACE):
-            server.run(sockets=[listener])
-            batcher.close(timeout=_GRACE)
+        server.run(sockets=[listener])
+        batcher.close(timeout=_GRACE)
     if server.failure is not None:
         raise server.failure
 
@@ -143,28 +149,34 @@ def _config(app: Envelope, settings: ServeSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=MOST_HEADERS,
-        timeout_graceful_shutdown=int(settings.drain + _GRACE),
+        timeout_graceful_shutdown=math.ceil(settings.drain + _GRACE),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
 
 
 @contextlib.contextmanager
-def _ended_by_force(server: _Server, seconds: float) -> Iterator[None]:
-    """End this process if it has not ended so long after the server began to stop."""
+def _ended_by_force(stopping: threading.Event, seconds: float) -> Iterator[None]:
+    """End this process if this `with` has not ended so long after `stopping` was set.
+
+    An engine that hangs cannot be freed, and no thread that waits for it ends.
+    """
     ended = threading.Event()
 
     def watch() -> None:
-        while not server.should_exit:
-            if ended.wait(_LOOK):
-                return
+        stopping.wait()
         if not ended.wait(seconds):
             _log.error("the engine did not end in time: the process ends without it")
+            for handler in logging.getLogger("drexperts").handlers:
+                handler.flush()
             os._exit(_EXPIRED)
 
     threading.Thread(target=watch, daemon=True, name="drexperts-end").start()
-    yield
-    ended.set()
+    try:
+        yield
+    finally:
+        ended.set()
+        stopping.set()
 
 
 def _shown(host: str) -> str:

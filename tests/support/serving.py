@@ -49,7 +49,7 @@ def serving(scorer: Scorer, *, wait: bool = True, **settings: Any) -> Iterator[R
         Batcher(scorer, max_pending_crops=chosen.queue) as batcher,
     ):
         service = Service(batcher, chosen)
-        server = _Server(_config(application(service), chosen), service)
+        server = _Server(_config(application(service), chosen), service, threading.Event())
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until(lambda: server.started and (not wait or service.warm or server.should_exit))
