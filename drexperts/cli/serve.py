@@ -48,6 +48,13 @@ def add(verbs: "Verbs") -> None:
         help="refuse larger images (default: 100000000)",
     )
     verb.add_argument(
+        "--decoders",
+        type=whole_number,
+        default=2,
+        metavar="N",
+        help="processes that decode images (default: 2)",
+    )
+    verb.add_argument(
         "--timeout",
         type=float,
         default=30.0,
@@ -118,6 +125,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             "queue",
             "max_delay",
             "max_pixels",
+            "decoders",
             "timeout",
             "max_body",
             "body_memory",

@@ -116,11 +116,18 @@ def serve(
         _ended_by_force(stopping, settings.drain + 2 * _GRACE),
         contextlib.closing(_listening(settings)) as listener,
         runtime.load(
-            bundle, device, batch=batch, threads=threads, isolated=True, limits=limits
+            bundle,
+            device,
+            batch=batch,
+            threads=threads,
+            isolated=True,
+            decoders=settings.decoders,
+            limits=limits,
         ) as scorer,
         Batcher(
             scorer,
             max_pending_crops=settings.queue,
+            decoders=settings.decoders,
             max_delay=settings.max_delay,
             observer=(metrics := Metrics(scorer)),
         ) as batcher,

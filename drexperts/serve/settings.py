@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.scorer import DECODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,7 @@ class ServeSettings:
     queue: crops that may wait or run; a request beyond it is answered with 503
     max_delay: seconds for which a batch that is not full waits for more crops
     max_pixels: pixels of an image
+    decoders: processes that decode images
     timeout: seconds for a body to arrive, and then for a request to be answered
     max_body: bytes of a request's body
     body_memory: bytes of all bodies in memory; a request beyond it is answered with 503
@@ -36,6 +38,7 @@ class ServeSettings:
     queue: int = 512
     max_delay: float = 0.0
     max_pixels: int = 100_000_000
+    decoders: int = DECODERS
     timeout: float = 30.0
     max_body: int = 32 * 2**20
     body_memory: int = 256 * 2**20
