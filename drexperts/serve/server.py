@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -37,10 +38,18 @@ class _Server(uvicorn.Server):
     """A server after whose end this process goes on, whatever signal ended it.
 
     stopping: is set once it accepts nothing more
+    get_ready: is called once it listens, in a thread; what it raises ends the server
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        stopping: threading.Event,
+        get_ready: Callable[[], object],
+    ) -> None:
         super().__init__(config)
+        self._get_ready = get_ready
         self._service, self._stopping = service, stopping
         self.failure: BaseException | None = None
 
@@ -73,9 +82,9 @@ class _Server(uvicorn.Server):
         self._service.batcher.close(timeout=0)
 
     async def _watch(self) -> None:
-        """Warm up, then look whether the engine has failed for good."""
+        """Get ready, then look whether the engine has failed for good."""
         try:
-            await asyncio.to_thread(warm, self._service)
+            await asyncio.to_thread(self._get_ready)
         except Exception as error:
             _log.error("the engine failed its test: %s", error)
             self.end(error)
@@ -135,7 +144,8 @@ def serve(
         service = Service(batcher, settings, metrics.scored)
         metrics.watch(service)
         app = application(service, metrics.requested, [metrics.route()])
-        server = _Server(_config(app, settings), service, stopping)
+        get_ready = functools.partial(warm, service, bundle)
+        server = _Server(_config(app, settings), service, stopping, get_ready)
         if on_start is not None:
             scheme = "http" if settings.tls_cert is None else "https"
             on_start(f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}")

@@ -1,6 +1,7 @@
 """A server on a port of its own, in a thread of the test, around any engine."""
 
 import contextlib
+import functools
 import http.client
 import json
 import socket
@@ -13,6 +14,7 @@ from drexperts.serve.app import application
 from drexperts.serve.server import _config, _listening, _Server
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
+from drexperts.serve.warming import warm
 from support.waiting import until
 
 
@@ -38,10 +40,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(scorer: Scorer, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
+def serving(
+    scorer: Scorer, *, wait: bool = True, bundle: Any = "none", **settings: Any
+) -> Iterator[Running]:
     """Run a server until the end of the `with`.
 
     wait: until it is ready, or has failed
+    bundle: whose ONNX engine tests another one
     """
     chosen = ServeSettings(port=0, **settings)
     with (
@@ -49,7 +54,9 @@ def serving(scorer: Scorer, *, wait: bool = True, **settings: Any) -> Iterator[R
         Batcher(scorer, max_pending_crops=chosen.queue) as batcher,
     ):
         service = Service(batcher, chosen)
-        server = _Server(_config(application(service), chosen), service, threading.Event())
+        get_ready = functools.partial(warm, service, bundle)
+        config = _config(application(service), chosen)
+        server = _Server(config, service, threading.Event(), get_ready)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until(lambda: server.started and (not wait or service.warm or server.should_exit))
