@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from http import HTTPStatus
 
 import h11
@@ -15,6 +16,7 @@ _TAKE_SECONDS = 10.0
 _TAKE_BYTES = 10_000
 _REFUSED_SECONDS = 1.0  # for a client that is refused to read why
 _CLOSE = {"Connection": "close"}
+_CODES = {431: "headers_too_large"}
 
 
 class Http(H11Protocol):
@@ -59,7 +61,9 @@ class Http(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as every other mistake, unless an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._answer(400, "not_http", msg, _CLOSE)
+            cause = sys.exc_info()[1]  # uvicorn calls this where it caught what h11 raised
+            status = getattr(cause, "error_status_hint", 400)
+            self._answer(status, _CODES.get(status, "not_http"), msg, _CLOSE)
         self.transport.close()
 
     def _answer(self, status: int, code: str, message: str, headers: dict[str, str]) -> None:

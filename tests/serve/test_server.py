@@ -117,6 +117,7 @@ def test_a_connection_without_a_request_is_closed(running, monkeypatch) -> None:
 def test_more_connections_than_there_may_be_are_told_so(running, monkeypatch) -> None:
     most = {False: 2, True: 3}
     monkeypatch.setattr(protocol, "most_connections", lambda also_refused=False: most[also_refused])
+    monkeypatch.setattr(protocol, "_REFUSED_SECONDS", 0.05)
     with running.connect(), running.connect(), running.connect() as third:
         said = b"".join(iter(lambda: third.recv(4096), b""))
         assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
@@ -214,6 +215,7 @@ POST = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n"
         (POST + b"Content-Length: -1\r\n\r\n", b"400"),
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", b"400"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (POST + b"Transfer-Encoding: gzip\r\n\r\n", b"501"),
         (POST + b"A: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"431"),
         (b"POST /v1/score HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"400"),
@@ -233,6 +235,14 @@ def test_whatever_is_sent_is_answered(running, sent, status) -> None:
         said = b"".join(iter(lambda: client.recv(4096), b""))
     assert said.split()[1] == status
     assert b'"error"' in said
+
+
+def test_a_head_that_does_not_end_is_told_so_too(running) -> None:
+    with running.connect() as client:
+        client.sendall(POST + b"A: " + b"x" * 40_000)
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert said.startswith(b"HTTP/1.1 431")
+    assert b"headers_too_large" in said
 
 
 def test_a_connection_is_used_again(running, engine, image) -> None:
