@@ -351,7 +351,8 @@ def _not_started(reason: str) -> UserError:
 
 
 def _in_process() -> str:
-    return f"decode in this process instead: {remedy('--decode-in-process', 'isolated=False')}"
+    how = remedy("--decode-in-process of `drx score`", "isolated=False")
+    return f"decode in this process instead: {how}"
 
 
 def _read(file: IO[bytes] | None, most: int) -> bytes:
