@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-_NAMES = ("drexperts", "uvicorn")
+from drexperts.runtime.quoting import printable, shortened
+
+_LEVELS = {"drexperts": logging.INFO, "uvicorn": logging.WARNING, "grpc": logging.WARNING}
+_log = logging.getLogger("drexperts.serve")
 
 
 class _Json(logging.Formatter):
@@ -29,12 +32,12 @@ class _Text(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(as_json: bool) -> Iterator[None]:
-    """Until the end of the `with`, write what this package and uvicorn log to standard error."""
+    """Until the end of the `with`, write what this package and its servers log to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text())
-    loggers = [logging.getLogger(name) for name in _NAMES]
+    loggers = [logging.getLogger(name) for name in _LEVELS]
     before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger, level in zip(loggers, (logging.INFO, logging.WARNING), strict=True):
+    for logger, level in zip(loggers, _LEVELS.values(), strict=True):
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
@@ -45,6 +48,36 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagate
+
+
+def log_request(
+    request_id: str,
+    *,
+    method: str,
+    path: str,
+    status: int | str,
+    outcome: str,
+    received: int,
+    seconds: float,
+    client: str | None,
+) -> None:
+    """Log the end of a request, of any protocol.
+
+    outcome: "ok", or the code of the error
+    received: bytes
+    client: its address
+    """
+    fields = {
+        "request_id": request_id,
+        "method": method,
+        "path": printable(shortened(path, 200)),
+        "status": status,
+        "outcome": outcome,
+        "bytes": received,
+        "seconds": round(seconds, 6),
+        "client": client,
+    }
+    _log.info("request", extra={"fields": fields})
 
 
 def _event(record: logging.LogRecord) -> dict[str, Any]:
