@@ -1,6 +1,7 @@
 """How a server with gRPC begins and ends, and what it needs."""
 
 import contextlib
+import http.client
 import os
 import signal
 import subprocess
@@ -47,12 +48,21 @@ def test_the_command_serves_both_until_a_signal(toy_bundle, encode) -> None:
     ):
         ending.callback(process.kill)
         assert process.stderr is not None
-        line = next(line for line in process.stderr if " at grpc://" in line)
-        with client_of(int(line.rsplit(":", 1)[1])) as client:
+        port, grpc_port = (
+            next(
+                int(line.rsplit(":", 1)[1]) for line in process.stderr if f" at {scheme}://" in line
+            )
+            for scheme in ("http", "grpc")
+        )
+        with client_of(grpc_port) as client:
             response = client.ask("ModelInfer", images_request(image), wait_for_ready=True)
             assert arrays_of(response)["score"].round() == 50
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as over_http:
+                over_http.request("GET", "/metrics")
+                counted = over_http.getresponse().read().decode()
             process.send_signal(signal.SIGTERM)
             _, rest = process.communicate(timeout=20)
     assert process.returncode == 0
     assert '"path": "/inference.GRPCInferenceService/ModelInfer"' in rest
     assert "Traceback" not in rest
+    assert 'drx_requests_total{outcome="ok",route="ModelInfer"} 1.0' in counted
