@@ -13,13 +13,20 @@ if TYPE_CHECKING:
 
 
 def add(verbs: "Verbs") -> None:
-    verb = add_verb(verbs, "serve", run, "answer requests for scores over HTTP", extra="serve")
+    summary = "answer requests for scores over HTTP and gRPC"
+    verb = add_verb(verbs, "serve", run, summary, extra="serve")
     verb.add_argument("bundle", type=Path, help="the bundle's folder")
     verb.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
     )
     verb.add_argument(
         "--port", type=int, default=8000, help="port, 0 for a free one (default: 8000)"
+    )
+    verb.add_argument(
+        "--grpc-port",
+        type=int,
+        metavar="N",
+        help="also answer over gRPC at this port, 0 for a free one (default: HTTP only)",
     )
     verb.add_argument("--device", default="auto", help="as for `drx score` (default: auto)")
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -122,6 +129,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         *(
             "host",
             "port",
+            "grpc_port",
             "queue",
             "max_delay",
             "max_pixels",

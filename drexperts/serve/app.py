@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 
 from drexperts.runtime.errors import ImageError
-from drexperts.serve.bodies import BodyMemory, Intake, is_form
+from drexperts.serve.bodies import Intake, is_form
 from drexperts.serve.disconnects import unless_gone
 from drexperts.serve.envelope import Envelope, OnRequest
 from drexperts.serve.failures import RequestError
@@ -29,12 +29,11 @@ def application(
     more: routes beside those for scores and health
     """
     settings = service.settings
-    memory = BodyMemory(settings.body_memory)
     page = page_routes(service) if settings.page else []
     routes = [
-        *_score_routes(service, memory),
+        *_score_routes(service),
         *_health_routes(service),
-        *oip_routes(service, memory),
+        *oip_routes(service),
         *page,
         *more,
     ]
@@ -43,12 +42,12 @@ def application(
     return Envelope(router, Guard(settings.tokens, settings.hosts, open_paths), on_request)
 
 
-def _score_routes(service: Service, memory: BodyMemory) -> list[Route]:
+def _score_routes(service: Service) -> list[Route]:
     settings = service.settings
 
     async def score(request: Request) -> Response:
         maps = _flag(request, "maps")
-        with Intake(request, memory, settings.max_body, settings.timeout) as intake:
+        with Intake(request, service.bodies, settings.max_body, settings.timeout) as intake:
             if is_form(request):
                 images = await intake.files(settings.max_images)
                 return await unless_gone(request, _of_form(service, images, maps))

@@ -4,16 +4,16 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from drexperts.runtime.quoting import printable, shortened
 from drexperts.serve.exchange import Exchange
 from drexperts.serve.failures import GONE, ClientGoneError, answer_of
 from drexperts.serve.guard import Guard
+from drexperts.serve.logs import log_request
 
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _log = logging.getLogger("drexperts.serve")
@@ -30,7 +30,8 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.monotonic()
-        request_id = _id_of(scope)
+        given = (value for name, value in scope["headers"] if name == b"x-request-id")
+        request_id = id_of(given)
         scope["app"] = self  # then Starlette raises errors of routing
         exchange = Exchange(scope, receive, send, request_id)
         code = "ok"
@@ -49,28 +50,23 @@ class Envelope:
             seconds = time.monotonic() - start
             status = exchange.status or (GONE if exchange.gone else 500)
             self._on_request(_route(scope), code, seconds)
-            _log.info(
-                "request",
-                extra={
-                    "fields": {
-                        "request_id": request_id,
-                        "method": scope["method"],
-                        "path": printable(shortened(scope["path"], 200)),
-                        "status": status,
-                        "outcome": code,
-                        "bytes": exchange.received,
-                        "seconds": round(seconds, 6),
-                        "client": scope["client"][0] if scope.get("client") else None,
-                    }
-                },
+            log_request(
+                request_id,
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                outcome=code,
+                received=exchange.received,
+                seconds=seconds,
+                client=scope["client"][0] if scope.get("client") else None,
             )
 
 
-def _id_of(scope: Scope) -> str:
+def id_of(given: Iterable[bytes]) -> str:
     """The id that the client gave, if it is one that can be logged; a new one otherwise."""
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if len(given) == 1 and _ID.fullmatch(given[0]):
-        return str(given[0].decode("ascii"))
+    values = list(given)
+    if len(values) == 1 and _ID.fullmatch(values[0]):
+        return values[0].decode("ascii")
     return uuid.uuid4().hex
 
 

@@ -52,8 +52,19 @@ class Guard:
         if not self._knows(headers.get("host")):
             message = "this server is not known by this name: see its option --allow-host"
             raise RequestError(403, "host_not_allowed", message)
-        if self._tokens and scope["path"] not in self._open:
-            self._check_token(headers.get("authorization", ""))
+        if scope["path"] not in self._open:
+            self.check_token(headers.get("authorization", ""))
+
+    def check_token(self, header: str) -> None:
+        """Raises RequestError for a header that has no token of this server, if it has any."""
+        if not self._tokens:
+            return
+        scheme, _, token = header.partition(" ")
+        given = token.strip().encode("latin-1", "replace")
+        equal = [hmac.compare_digest(given, known) for known in self._tokens]
+        if scheme.lower() != "bearer" or not any(equal):
+            message = "send a valid token: Authorization: Bearer TOKEN"
+            raise RequestError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
     def _knows(self, header: str | None) -> bool:
         if "*" in self._hosts or (self._tokens and not self._hosts):
@@ -63,14 +74,6 @@ class Guard:
             return False
         name = parsed[1].strip("[]")
         return name in self._hosts or name in _LOOPBACK or (not self._hosts and _is_address(name))
-
-    def _check_token(self, header: str) -> None:
-        scheme, _, token = header.partition(" ")
-        given = token.strip().encode("latin-1", "replace")
-        equal = [hmac.compare_digest(given, known) for known in self._tokens]
-        if scheme.lower() != "bearer" or not any(equal):
-            message = "send a valid token: Authorization: Bearer TOKEN"
-            raise RequestError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
 def _check_head(scope: Scope) -> None:

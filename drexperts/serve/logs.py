@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-_NAMES = ("drexperts", "uvicorn")
+from drexperts.runtime.quoting import printable, shortened
+
+_LEVELS = {"drexperts": logging.INFO, "uvicorn": logging.WARNING, "grpc": logging.WARNING}
 _MOST_LINES = 10_000  # that wait to be written
 _PATIENCE = 1.0  # seconds, for what is left at the end
+_log = logging.getLogger("drexperts.serve")
 
 
 class _Json(logging.Formatter):
@@ -85,12 +88,12 @@ class LogWriter(logging.Handler):
 
 @contextmanager
 def logging_to_stderr(as_json: bool) -> Iterator[LogWriter]:
-    """Until the end of the `with`, write what this package and uvicorn log to standard error."""
+    """Until the end of the `with`, write what this package and its servers log to stderr."""
     handler = LogWriter(_descriptor())
     handler.setFormatter(_Json() if as_json else _Text())
-    loggers = [logging.getLogger(name) for name in _NAMES]
+    loggers = [logging.getLogger(name) for name in _LEVELS]
     before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger, level in zip(loggers, (logging.INFO, logging.WARNING), strict=True):
+    for logger, level in zip(loggers, _LEVELS.values(), strict=True):
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
@@ -113,7 +116,37 @@ def _descriptor() -> int | None:
 
 
 def _warning(message: str) -> logging.LogRecord:
-    return logging.LogRecord(_NAMES[0], logging.WARNING, "", 0, message, None, None)
+    return logging.LogRecord("drexperts", logging.WARNING, "", 0, message, None, None)
+
+
+def log_request(
+    request_id: str,
+    *,
+    method: str,
+    path: str,
+    status: int | str,
+    outcome: str,
+    received: int,
+    seconds: float,
+    client: str | None,
+) -> None:
+    """Log the end of a request, of any protocol.
+
+    outcome: "ok", or the code of the error
+    received: bytes
+    client: its address
+    """
+    fields = {
+        "request_id": request_id,
+        "method": method,
+        "path": printable(shortened(path, 200)),
+        "status": status,
+        "outcome": outcome,
+        "bytes": received,
+        "seconds": round(seconds, 6),
+        "client": client,
+    }
+    _log.info("request", extra={"fields": fields})
 
 
 def _event(record: logging.LogRecord) -> dict[str, Any]:

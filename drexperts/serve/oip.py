@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,7 +14,9 @@ from drexperts.serve.failures import RequestError
 
 VERSION = "1"  # of the models, which have no other
 DTYPES = {"UINT8": "u1", "FP32": "<f4"}
+MOST_TENSORS = 16  # of a request's inputs, and of its outputs
 _MOST_ELEMENTS = 2**31
+_ELSEWHERE = ("shared_memory_region", "classification")
 _CODES = {400: "bad_request", 404: "not_found", 422: "not_an_image"}
 
 # Of each output by its name, row by row: FP32, or strings.
@@ -124,6 +127,13 @@ def count(shape: tuple[int, ...]) -> int:
     if not shape or not 0 < elements <= _MOST_ELEMENTS or min(shape) < 1:
         raise OipError(f"the shape {list(shape)!r:.200} is empty or too large")
     return elements
+
+
+def check_parameters(parameters: Container[str]) -> None:
+    """Raises OipError for a tensor's parameters that say that its data is or goes elsewhere."""
+    for name in _ELSEWHERE:
+        if name in parameters:
+            raise OipError(f"{name} is not supported: leave it out")
 
 
 def check(request: InferRequest, model: ModelSpec) -> Tensor:

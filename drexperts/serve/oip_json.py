@@ -7,13 +7,13 @@ import base64
 import binascii
 import json
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
 from drexperts.serve.oip import (
+    MOST_TENSORS,
     VERSION,
     InferRequest,
     InferResponse,
@@ -21,11 +21,10 @@ from drexperts.serve.oip import (
     OipError,
     Tensor,
     TensorSpec,
+    check_parameters,
     count,
 )
-
-_MOST_TENSORS = 16
-_ELSEWHERE = ("shared_memory_region", "classification")
+from drexperts.serve.oip_binary import strings_of, uint8_of
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 def _list(document: dict[str, Any], name: str) -> list[Any]:
     value = document.get(name)
-    if not isinstance(value, list) or len(value) > _MOST_TENSORS:
-        raise OipError(f"{name} must be a list of at most {_MOST_TENSORS}")
+    if not isinstance(value, list) or len(value) > MOST_TENSORS:
+        raise OipError(f"{name} must be a list of at most {MOST_TENSORS}")
     return value
 
 
@@ -151,9 +150,7 @@ def _outputs(document: dict[str, Any]) -> tuple[tuple[str, ...] | None, dict[str
 
 def _parameters(item: dict[str, Any]) -> dict[str, Any]:
     parameters = _object(item.get("parameters", {}), "parameters")
-    for name in _ELSEWHERE:
-        if name in parameters:
-            raise OipError(f"{name} is not supported: leave it out")
+    check_parameters(parameters)
     return parameters
 
 
@@ -173,7 +170,7 @@ def _input(item: dict[str, Any], rest: memoryview) -> tuple[Tensor, memoryview]:
         raise OipError("binary_data_size must be the bytes of an input that has no data in JSON")
     else:
         own, rest = rest[:size], rest[size:]
-        data = _strings(own, elements) if datatype == "BYTES" else _array(own, elements)
+        data = strings_of(own, elements) if datatype == "BYTES" else uint8_of(own, elements)
     if not isinstance(data, list):
         data = data.reshape(shape)
     return Tensor(name, datatype, tuple(shape), data), rest
@@ -205,24 +202,3 @@ def _bytes_of_json(data: list[Any]) -> list[bytes]:
         return [base64.b64decode(element, validate=True) for element in data]
     except (binascii.Error, ValueError) as error:
         raise OipError(f"the elements of BYTES are strings in base64: {error}") from error
-
-
-def _array(data: memoryview, elements: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    if len(data) != elements:
-        raise OipError(f"UINT8 has {len(data)} bytes, its shape {elements} elements")
-    return np.frombuffer(data, np.uint8)
-
-
-def _strings(data: memoryview, elements: int) -> list[bytes]:
-    """BYTES: before each element its length in 4 bytes, little-endian."""
-    found = []
-    while data:
-        if len(data) < 4 or (size := struct.unpack_from("<I", data)[0]) > len(data) - 4:
-            raise OipError("an element of BYTES ends after its data")
-        found.append(bytes(data[4 : 4 + size]))
-        data = data[4 + size :]
-        if len(found) > elements:
-            break
-    if len(found) != elements:
-        raise OipError(f"BYTES has other elements than the {elements} of its shape")
-    return found

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 import drexperts
 from drexperts.serve import oip_json
-from drexperts.serve.bodies import BodyMemory, Intake
+from drexperts.serve.bodies import Intake
 from drexperts.serve.disconnects import unless_gone
 from drexperts.serve.oip import VERSION, ModelSpec, OipError
 from drexperts.serve.service import Service
@@ -18,11 +18,10 @@ _DECODERS = 2  # requests that are decoded at once; JSON takes many times its si
 _HEAD = "inference-header-content-length"
 
 
-def oip_routes(service: Service, memory: BodyMemory) -> list[Route]:
+def oip_routes(service: Service) -> list[Route]:
     """Metadata, readiness and inference of the two models, with and without their version."""
     settings = service.settings
     decoding = asyncio.Semaphore(_DECODERS)
-    platform = f"drexperts_{service.batcher.scorer.engine.backend}"
 
     async def server(_: Request) -> Response:
         extensions = ["binary_tensor_data"]
@@ -30,7 +29,7 @@ def oip_routes(service: Service, memory: BodyMemory) -> list[Route]:
         return JSONResponse(about)
 
     async def model(request: Request) -> Response:
-        return JSONResponse(oip_json.metadata(_model(service, request), platform))
+        return JSONResponse(oip_json.metadata(_model(service, request), service.platform))
 
     async def model_ready(request: Request) -> Response:
         name = _model(service, request).name
@@ -39,7 +38,7 @@ def oip_routes(service: Service, memory: BodyMemory) -> list[Route]:
 
     async def infer(request: Request) -> Response:
         wanted = _model(service, request)
-        with Intake(request, memory, settings.max_body, settings.timeout) as intake:
+        with Intake(request, service.bodies, settings.max_body, settings.timeout) as intake:
             body = await intake.raw()
             async with decoding:
                 inference, binary = await asyncio.to_thread(oip_json.decode, body, _head(request))
@@ -62,11 +61,7 @@ def oip_routes(service: Service, memory: BodyMemory) -> list[Route]:
 
 
 def _model(service: Service, request: Request) -> ModelSpec:
-    name, version = request.path_params["model"], request.path_params.get("version", VERSION)
-    if name not in service.models or version != VERSION:
-        known = " and ".join(service.models)
-        raise OipError(f"there is no such model or version: ask for {known}", 404)
-    return service.models[name]
+    return service.model(request.path_params["model"], request.path_params.get("version", VERSION))
 
 
 def _head(request: Request) -> int | None:

@@ -10,22 +10,28 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from drexperts import runtime
 from drexperts.runtime.batching import Batcher
 from drexperts.runtime.decoding.limits import DecodingLimits
-from drexperts.runtime.errors import UserError
+from drexperts.runtime.errors import MissingDependencyError, UserError
+from drexperts.runtime.installing import install_command
 from drexperts.serve.app import application
-from drexperts.serve.envelope import Envelope
+from drexperts.serve.envelope import Envelope, OnRequest
 from drexperts.serve.guard import MOST_HEADERS, check_open
+from drexperts.serve.listening import address, listen
 from drexperts.serve.logs import logging_to_stderr
 from drexperts.serve.metrics import Metrics
 from drexperts.serve.protocol import Http
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 from drexperts.serve.warming import warm
+
+if TYPE_CHECKING:
+    from drexperts.serve.grpc_server import GrpcServer
 
 # After the drain: for the last answers to be sent, and for calls of the engine to end.
 _GRACE = 2.0
@@ -47,10 +53,11 @@ class _Server(uvicorn.Server):
         service: Service,
         stopping: threading.Event,
         get_ready: Callable[[], object],
+        grpc: "GrpcServer | None" = None,
     ) -> None:
         super().__init__(config)
         self._get_ready = get_ready
-        self._service, self._stopping = service, stopping
+        self._service, self._stopping, self._grpc = service, stopping, grpc
         self.failure: BaseException | None = None
 
     def handle_exit(self, sig: int, frame: object) -> None:
@@ -65,6 +72,8 @@ class _Server(uvicorn.Server):
         self._stopping.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc is not None:
+            await self._grpc.start()
         await super().startup(sockets)
         self._watching = asyncio.create_task(self._watch())
 
@@ -73,7 +82,10 @@ class _Server(uvicorn.Server):
         drain = self._service.settings.drain
         loop = asyncio.get_running_loop()
         over = loop.call_later(drain, lambda: loop.run_in_executor(None, self._fail_the_rest))
-        await super().shutdown(sockets)
+        ending = [super().shutdown(sockets)]
+        if self._grpc is not None:
+            ending.append(self._grpc.stop(drain + _GRACE))
+        await asyncio.gather(*ending)
         over.cancel()
         self._watching.cancel()
 
@@ -110,20 +122,22 @@ def serve(
     is in flight takes longer than the drain, it fails; if even that hangs, the process ends.
 
     device, batch, threads: as for `runtime.load`
-    on_start: called with the URL once it listens
+    on_start: called with the URL of each protocol once it listens
 
-    Raises UserError for a port that is taken and for unusable tokens and certificates, what
-    `runtime.load` raises, and the engine's error once it has failed for good.
+    Raises UserError for a port that is taken and for unusable tokens and certificates,
+    MissingDependencyError for gRPC without its libraries, what `runtime.load` raises, and the
+    engine's error once it has failed for good.
     """
     settings = settings or ServeSettings()
     check_open(settings.host, settings.tokens, settings.no_token)
     _check_tls(settings)
+    _check_grpc(settings)
     limits = DecodingLimits(max_pixels=settings.max_pixels)
     stopping = threading.Event()
     with (
         logging_to_stderr(settings.log_json),
         _ended_by_force(stopping, settings.drain + 2 * _GRACE),
-        contextlib.closing(_listening(settings)) as listener,
+        contextlib.closing(listen(settings.host, settings.port)) as listener,
         runtime.load(
             bundle,
             device,
@@ -145,10 +159,11 @@ def serve(
         metrics.watch(service)
         app = application(service, metrics.requested, [metrics.route()])
         get_ready = functools.partial(warm, service, bundle)
-        server = _Server(_config(app, settings), service, stopping, get_ready)
+        grpc = _grpc_server(service, metrics.requested, on_start)
+        server = _Server(_config(app, settings), service, stopping, get_ready, grpc)
         if on_start is not None:
             scheme = "http" if settings.tls_cert is None else "https"
-            on_start(f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}")
+            on_start(f"{scheme}://{address(settings.host, listener.getsockname()[1])}")
         server.run(sockets=[listener])
         batcher.close(timeout=_GRACE)
     if server.failure is not None:
@@ -196,10 +211,6 @@ def _ended_by_force(stopping: threading.Event, seconds: float) -> Iterator[None]
         stopping.set()
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _check_tls(settings: ServeSettings) -> None:
     if settings.tls_cert is None or settings.tls_key is None:
         return
@@ -213,12 +224,23 @@ def _check_tls(settings: ServeSettings) -> None:
         ) from cause
 
 
-def _listening(settings: ServeSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def _check_grpc(settings: ServeSettings) -> None:
+    """Find out what is missing for gRPC before the bundle is loaded, which takes a while."""
+    if settings.grpc_port is None:
+        return
     try:
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as cause:
-        raise UserError(
-            f"{settings.host}:{settings.port} cannot be listened on: {cause.strerror or cause}; "
-            "choose another port, or end the program that has it"
-        ) from cause
+        from drexperts.serve.grpc_server import free_address
+    except ModuleNotFoundError as cause:
+        needed = f"gRPC needs {cause.name}: {install_command('grpc')}"
+        raise MissingDependencyError(needed) from cause
+    free_address(settings)
+
+
+def _grpc_server(
+    service: Service, on_request: OnRequest, on_start: Callable[[str], object] | None
+) -> "GrpcServer | None":
+    if service.settings.grpc_port is None:
+        return None
+    from drexperts.serve.grpc_server import GrpcServer
+
+    return GrpcServer(service, on_request, on_start)

@@ -12,7 +12,9 @@ from drexperts.runtime.batching import Batcher
 from drexperts.runtime.errors import ArgumentError, DeadlineError, ImageError
 from drexperts.runtime.preprocess import most_crops
 from drexperts.runtime.score import Score
+from drexperts.serve.bodies import BodyMemory
 from drexperts.serve.oip import (
+    VERSION,
     InferRequest,
     InferResponse,
     ModelSpec,
@@ -36,6 +38,7 @@ class Service:
 
     on_score: called with every score
     models: of the Open Inference Protocol, by their names
+    bodies: the memory that what requests of all protocols send has
     warm: whether the engine has run at every batch size, and scored what it is tested on
     stopping: whether a signal has ended it
     """
@@ -50,12 +53,25 @@ class Service:
         self._on_score = on_score
         self.models = models_of(batcher.scorer, settings.model_name)
         self.settings = settings
+        self.bodies = BodyMemory(settings.body_memory)
         self.warm = self.stopping = False
 
     @property
     def ready(self) -> bool:
         """Whether requests can be answered."""
         return self.warm and not self.stopping and self.batcher.failure is None
+
+    @property
+    def platform(self) -> str:
+        """What runs the models, as the Open Inference Protocol names it."""
+        return f"drexperts_{self.batcher.scorer.engine.backend}"
+
+    def model(self, name: str, version: str = VERSION) -> ModelSpec:
+        """A model of the Open Inference Protocol. Raises OipError if there is none."""
+        if name not in self.models or version != VERSION:
+            known = " and ".join(self.models)
+            raise OipError(f"there is no such model or version: ask for {known}", 404)
+        return self.models[name]
 
     async def score(
         self, name: str, image: bytes, *, maps: bool = False, group: object = None

@@ -12,6 +12,7 @@ class ServeSettings:
     """How a server listens, and what it accepts.
 
     host, port: where it listens; port 0 takes a free one
+    grpc_port: where it listens for gRPC, 0 for a free port; None is HTTP only
     queue: crops that may wait or run; a request beyond it is answered with 503
     max_delay: seconds for which a batch that is not full waits for more crops
     max_pixels: pixels of an image
@@ -35,6 +36,7 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     queue: int = 512
     max_delay: float = 0.0
     max_pixels: int = 100_000_000
@@ -54,8 +56,9 @@ class ServeSettings:
     log_json: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 65536:
-            raise UserError(f"the port must be 0 to 65535, got {self.port}")
+        for port in (self.port, self.grpc_port or 0):
+            if not 0 <= port < 65536:
+                raise UserError(f"a port must be 0 to 65535, got {port}")
         for name in ("timeout", "drain"):
             if not 0 < getattr(self, name) < 86400:
                 raise UserError(f"{name} must be more than 0 seconds and less than a day")

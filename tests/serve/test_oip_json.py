@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 import pytest
+from support.scrambling import scrambled
 
 from drexperts.serve.oip import InferResponse, OipError, Tensor
 from drexperts.serve.oip_json import BinaryOutputs, decode, encode
@@ -132,23 +133,6 @@ def changed(document, rng):
     else:
         node[key] = rng.choice(JUNK)
     return document
-
-
-def scrambled(body, rng):
-    """Bytes of which some are changed, gone or new."""
-    found = bytearray(body)
-    for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(found))
-        action = rng.randrange(3)
-        if action == 0:
-            found[place] = rng.randrange(256)
-        elif action == 1:
-            del found[place : place + rng.randint(1, 8)]
-        else:
-            found[place:place] = rng.randbytes(rng.randint(1, 8))
-        if not found:
-            break
-    return bytes(found)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -15,6 +14,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from support.certificates import certificate
 from support.held_engine import HeldEngine
 from support.serving import serving
 from support.waiting import until
@@ -36,18 +36,9 @@ def image(encode):
     return encode(Image.fromarray(np.full((32, 32), 50, np.uint8)), "PNG")
 
 
-class Warmed(HeldEngine):
-    """Held only once the server has warmed it."""
-
-    def hold(self) -> None:
-        self._free = False
-        while self.entered.acquire(blocking=False):
-            pass
-
-
 @pytest.fixture
 def engine():
-    return Warmed(free=True)
+    return HeldEngine(free=True)
 
 
 @pytest.fixture
@@ -296,17 +287,7 @@ def test_a_body_that_ends_early_is_nobodys(running) -> None:
 
 @pytest.mark.slow
 def test_tls_is_spoken(toy, engine, tmp_path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("there is no openssl to make a certificate")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
-    files = ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(
-        [openssl, *words.split(), *files],
-        check=True,
-        capture_output=True,
-    )
+    cert, key = certificate(tmp_path)
     scorer = Scorer(toy.manifest, toy.engine, engine, batch=4)
     with serving(scorer, tls_cert=cert, tls_key=key) as running:
         context = ssl.create_default_context(cafile=str(cert))

@@ -29,6 +29,12 @@ class HeldEngine:
         """Let so many calls end."""
         self._tickets.release(calls)
 
+    def hold(self) -> None:
+        """From here on, let no call end that the test does not let go, and forget earlier ones."""
+        self._free = False
+        while self.entered.acquire(blocking=False):
+            pass
+
     def go_on(self) -> None:
         """Let all calls end from here on."""
         self._free = True

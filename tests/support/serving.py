@@ -6,12 +6,13 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from drexperts.runtime import Batcher, Scorer
 from drexperts.serve.app import application
-from drexperts.serve.server import _config, _listening, _Server
+from drexperts.serve.listening import listen
+from drexperts.serve.server import _config, _grpc_server, _Server
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 from drexperts.serve.warming import warm
@@ -20,6 +21,8 @@ from support.waiting import until
 
 class Running:
     """A server that runs, and how to ask it."""
+
+    grpc_port = 0
 
     def __init__(self, server: _Server, service: Service, port: int) -> None:
         self.server, self.service, self.port = server, service, port
@@ -41,27 +44,37 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    scorer: Scorer, *, wait: bool = True, bundle: Any = "none", **settings: Any
+    scorer: Scorer,
+    *,
+    wait: bool = True,
+    bundle: Any = "none",
+    on_request: Callable[[str, str, float], object] = lambda *_: None,
+    **settings: Any,
 ) -> Iterator[Running]:
     """Run a server until the end of the `with`.
 
     wait: until it is ready, or has failed
     bundle: whose ONNX engine tests another one
+    on_request: is told of each request that ended
     """
     chosen = ServeSettings(port=0, **settings)
     with (
-        contextlib.closing(_listening(chosen)) as listener,
+        contextlib.closing(listen(chosen.host, chosen.port)) as listener,
         Batcher(scorer, max_pending_crops=chosen.queue) as batcher,
     ):
         service = Service(batcher, chosen)
         get_ready = functools.partial(warm, service, bundle)
-        config = _config(application(service), chosen)
-        server = _Server(config, service, threading.Event(), get_ready)
+        urls: list[str] = []
+        grpc = _grpc_server(service, on_request, urls.append)
+        config = _config(application(service, on_request), chosen)
+        server = _Server(config, service, threading.Event(), get_ready, grpc)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until(lambda: server.started and (not wait or service.warm or server.should_exit))
         try:
-            yield Running(server, service, listener.getsockname()[1])
+            running = Running(server, service, listener.getsockname()[1])
+            running.grpc_port = int(urls[0].rpartition(":")[2]) if urls else 0
+            yield running
         finally:
             server.end()
             thread.join(10)
