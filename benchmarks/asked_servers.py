@@ -104,12 +104,15 @@ def litserve(bundle: Path, image: Path) -> Iterator[Server]:
 def _running(command: list[str], port: int, ready: str, **request: Any) -> Iterator[Server]:
     """A server and a client. Raises RuntimeError if the server ends by itself.
 
+    It has a process group of its own, so that its workers end with it, but not a session: Linux
+    shares out the CPU by sessions where more programs run than there are cores.
+
     ready: a path that is answered with 200 once it can be asked
     """
     ask = [sys.executable, "-I", str(HERE / "serve_client.py")]
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
+        subprocess.Popen(command, stdout=log, stderr=log, process_group=0) as process,
         subprocess.Popen(ask, stdin=PIPE, stdout=PIPE, text=True) as client,
     ):
         try:
@@ -123,7 +126,7 @@ def _running(command: list[str], port: int, ready: str, **request: Any) -> Itera
         finally:
             client.terminate()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)  # some leave their workers behind
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 def _free_port() -> int:
