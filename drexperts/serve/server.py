@@ -216,7 +216,11 @@ def _check_tls(settings: ServeSettings) -> None:
 def _listening(settings: ServeSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family)
+        listener = socket.create_server((settings.host, settings.port), family=family)
+        # Its connections have it from here: asyncio does not know that these sockets are TCP's, and
+        # the body of an answer would wait up to 40 ms until the client acknowledges its head.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as cause:
         raise UserError(
             f"{settings.host}:{settings.port} cannot be listened on: {cause.strerror or cause}; "
