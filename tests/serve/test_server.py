@@ -170,9 +170,8 @@ def test_a_client_that_takes_its_answer_slowly_gets_it(toy, monkeypatch, image) 
 
 
 def test_an_answer_does_not_wait_for_acknowledgements(running) -> None:
-    with running.connect() as client:
-        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        client.recv(1)
+    with running.connect():
+        until(lambda: running.server.server_state.connections)
         (protocol,) = running.server.server_state.connections
         ours = protocol.transport.get_extra_info("socket")
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
