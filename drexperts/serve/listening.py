@@ -9,7 +9,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises UserError for an address that cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Its connections have it from here: asyncio does not know that these sockets are TCP's, and
+        # the body of an answer would wait up to 40 ms until the client acknowledges its head.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as cause:
         raise UserError(
             f"{host}:{port} cannot be listened on: {cause.strerror or cause}; "

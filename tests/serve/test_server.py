@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -157,6 +158,14 @@ def test_a_client_that_takes_its_answer_slowly_gets_it(toy, monkeypatch, image) 
         time.sleep(0.2)  # several times as long as it has for a part
         found += b"".join(iter(lambda: client.recv(10**6), b""))
     assert len(found) > 30_000_000
+
+
+def test_an_answer_does_not_wait_for_acknowledgements(running) -> None:
+    with running.connect():
+        until(lambda: running.server.server_state.connections)
+        (protocol,) = running.server.server_state.connections
+        ours = protocol.transport.get_extra_info("socket")
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_requests_in_flight_are_answered_before_the_end(running, engine, image) -> None:

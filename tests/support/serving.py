@@ -12,6 +12,7 @@ from typing import Any
 from drexperts.runtime import Batcher, Scorer
 from drexperts.serve.app import application
 from drexperts.serve.listening import listen
+from drexperts.serve.metrics import Metrics
 from drexperts.serve.server import _config, _grpc_server, _Server
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
@@ -79,3 +80,15 @@ def serving(
             server.end()
             thread.join(10)
             assert not thread.is_alive(), "the server did not end"
+
+
+def metric_kinds(scorer: Scorer) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The type and the labels of each metric, by the name that Prometheus sees."""
+    metrics = Metrics(scorer)
+    with Batcher(scorer) as batcher:
+        metrics.watch(Service(batcher, ServeSettings()))
+    found: list[Any] = list(metrics.registry._collector_to_names)
+    return {
+        each._name + "_total" * (each._type == "counter"): (each._type, tuple(each._labelnames))
+        for each in found
+    }
