@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from drexperts.runtime.quoting import printable, shortened
-
 _LEVELS = {"drexperts": logging.INFO, "uvicorn": logging.WARNING, "grpc": logging.WARNING}
 _MOST_LINES = 10_000  # that wait to be written
 _PATIENCE = 1.0  # seconds, for what is left at the end
-_log = logging.getLogger("drexperts.serve")
 
 
 class _Json(logging.Formatter):
@@ -117,36 +114,6 @@ def _descriptor() -> int | None:
 
 def _warning(message: str) -> logging.LogRecord:
     return logging.LogRecord("drexperts", logging.WARNING, "", 0, message, None, None)
-
-
-def log_request(
-    request_id: str,
-    *,
-    method: str,
-    path: str,
-    status: int | str,
-    outcome: str,
-    received: int,
-    seconds: float,
-    client: str | None,
-) -> None:
-    """Log the end of a request, of any protocol.
-
-    outcome: "ok", or the code of the error
-    received: bytes
-    client: its address
-    """
-    fields = {
-        "request_id": request_id,
-        "method": method,
-        "path": printable(shortened(path, 200)),
-        "status": status,
-        "outcome": outcome,
-        "bytes": received,
-        "seconds": round(seconds, 6),
-        "client": client,
-    }
-    _log.info("request", extra={"fields": fields})
 
 
 def _event(record: logging.LogRecord) -> dict[str, Any]:

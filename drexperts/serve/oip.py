@@ -4,7 +4,7 @@ import math
 import struct
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,21 @@ def models_of(scorer: Scorer, name: str) -> dict[str, ModelSpec]:
         tuple(forms[output] for output in scorer.manifest.outputs),
     )
     return {model.name: model for model in (images, crops)}
+
+
+def metadata(model: ModelSpec, platform: str) -> dict[str, Any]:
+    """What the protocol says of a model."""
+    return {
+        "name": model.name,
+        "versions": [VERSION],
+        "platform": platform,
+        "inputs": [_described(model.input)],
+        "outputs": [_described(output) for output in model.outputs],
+    }
+
+
+def _described(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
 
 
 def count(shape: tuple[int, ...]) -> int:

@@ -19,19 +19,20 @@ from drexperts.runtime.batching import Batcher
 from drexperts.runtime.decoding.limits import DecodingLimits
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
-from drexperts.serve.app import application
-from drexperts.serve.envelope import Envelope, OnRequest
 from drexperts.serve.guard import MOST_HEADERS, check_open
+from drexperts.serve.http.app import application
+from drexperts.serve.http.envelope import Envelope
+from drexperts.serve.http.protocol import Http
 from drexperts.serve.listening import address, listen
 from drexperts.serve.logs import logging_to_stderr
 from drexperts.serve.metrics import Metrics
-from drexperts.serve.protocol import Http
+from drexperts.serve.requests import OnRequest
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 from drexperts.serve.warming import warm
 
 if TYPE_CHECKING:
-    from drexperts.serve.grpc_server import GrpcServer
+    from drexperts.serve.grpc.server import GrpcServer
 
 # After the drain: for the last answers to be sent, and for calls of the engine to end.
 _GRACE = 2.0
@@ -229,7 +230,7 @@ def _check_grpc(settings: ServeSettings) -> None:
     if settings.grpc_port is None:
         return
     try:
-        from drexperts.serve.grpc_server import free_address
+        from drexperts.serve.grpc.server import free_address
     except ModuleNotFoundError as cause:
         needed = f"gRPC needs {cause.name}: {install_command('grpc')}"
         raise MissingDependencyError(needed) from cause
@@ -241,6 +242,6 @@ def _grpc_server(
 ) -> "GrpcServer | None":
     if service.settings.grpc_port is None:
         return None
-    from drexperts.serve.grpc_server import GrpcServer
+    from drexperts.serve.grpc.server import GrpcServer
 
     return GrpcServer(service, on_request, on_start)

@@ -12,7 +12,7 @@ from drexperts.runtime.batching import Batcher
 from drexperts.runtime.errors import ArgumentError, DeadlineError, ImageError
 from drexperts.runtime.preprocess import most_crops
 from drexperts.runtime.score import Score
-from drexperts.serve.bodies import BodyMemory
+from drexperts.serve.body_memory import BodyMemory
 from drexperts.serve.oip import (
     VERSION,
     InferRequest,

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from drexperts.serve.grpc_descriptor import MESSAGES
+from drexperts.serve.grpc.descriptor import MESSAGES
 from drexperts.serve.oip_binary import strings_of
 
 _SERVICES = {"Check": "grpc.health.v1.Health", "Watch": "grpc.health.v1.Health"}

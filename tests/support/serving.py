@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from drexperts.runtime import Batcher, Scorer
-from drexperts.serve.app import application
+from drexperts.serve.http.app import application
 from drexperts.serve.listening import listen
 from drexperts.serve.metrics import Metrics
 from drexperts.serve.server import _config, _grpc_server, _Server

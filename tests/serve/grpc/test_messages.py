@@ -10,8 +10,8 @@ from support.disturbed_inferences import PIXELS, both, disturbed
 from support.grpc_client import arrays_of, crops_request, images_request
 from support.scrambling import scrambled
 
-from drexperts.serve.grpc_descriptor import MESSAGES
-from drexperts.serve.grpc_messages import decode, encode
+from drexperts.serve.grpc.descriptor import MESSAGES
+from drexperts.serve.grpc.messages import decode, encode
 from drexperts.serve.oip import InferResponse, OipError, Tensor
 
 WHOLE = 2**63 - 1

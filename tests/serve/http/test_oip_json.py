@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from support.scrambling import scrambled
 
+from drexperts.serve.http.oip_json import BinaryOutputs, decode, encode
 from drexperts.serve.oip import InferResponse, OipError, Tensor
-from drexperts.serve.oip_json import BinaryOutputs, decode, encode
 
 JSON = {
     "id": "7",

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from drexperts.serve.bodies import BodyMemory
+from drexperts.serve.body_memory import BodyMemory
 from drexperts.serve.failures import RequestError
 
 _LEAST = 1.0  # seconds for a message to arrive, whoever waits

@@ -8,13 +8,13 @@ from starlette.testclient import TestClient
 
 from drexperts import runtime
 from drexperts.runtime import Batcher
-from drexperts.serve.app import application
+from drexperts.serve.http.app import application
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 
 FILES = {
     file.name: file.read_text("utf-8")
-    for file in (files("drexperts.serve") / "page_files").iterdir()
+    for file in (files("drexperts.serve.http") / "page_files").iterdir()
 }
 PATHS = ["/", *(f"/{name}" for name in FILES if name != "index.html")]
 

@@ -7,12 +7,12 @@ from typing import Any
 import grpc
 
 from drexperts.runtime.errors import UserError
-from drexperts.serve.envelope import OnRequest
-from drexperts.serve.grpc_envelope import GrpcEnvelope
-from drexperts.serve.grpc_receiving import Receiver
-from drexperts.serve.grpc_service import methods
+from drexperts.serve.grpc.envelope import GrpcEnvelope
+from drexperts.serve.grpc.receiving import Receiver
+from drexperts.serve.grpc.service import methods
 from drexperts.serve.guard import Guard
 from drexperts.serve.listening import address, listen
+from drexperts.serve.requests import OnRequest
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 

@@ -25,8 +25,8 @@ from drexperts import runtime
 from drexperts.runtime import Scorer
 from drexperts.runtime.errors import DeviceError, UserError
 from drexperts.runtime.preprocess import most_crops
-from drexperts.serve.grpc_descriptor import MESSAGES
-from drexperts.serve.grpc_server import free_address
+from drexperts.serve.grpc.descriptor import MESSAGES
+from drexperts.serve.grpc.server import free_address
 from drexperts.serve.settings import ServeSettings
 
 Code = grpc.StatusCode

@@ -17,9 +17,9 @@ from drexperts.runtime.errors import (
     QueueFullError,
 )
 from drexperts.serve import exchange
-from drexperts.serve.app import application
-from drexperts.serve.bodies import BodyMemory
+from drexperts.serve.body_memory import BodyMemory
 from drexperts.serve.failures import RequestError
+from drexperts.serve.http.app import application
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 

@@ -11,11 +11,10 @@ from urllib.parse import unquote
 import grpc
 
 from drexperts.runtime.quoting import printable, shortened
-from drexperts.serve.envelope import OnRequest, id_of
 from drexperts.serve.failures import Answer, RequestError, answer_of
-from drexperts.serve.grpc_receiving import Receiver
+from drexperts.serve.grpc.receiving import Receiver
 from drexperts.serve.guard import Guard
-from drexperts.serve.logs import log_request
+from drexperts.serve.requests import OnRequest, id_of, log_request
 
 _STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -1,25 +1,17 @@
 """What every request goes through: its id, whether it is allowed, its errors, the log."""
 
 import logging
-import re
 import time
-import uuid
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from drexperts.serve.exchange import Exchange
 from drexperts.serve.failures import GONE, ClientGoneError, answer_of
 from drexperts.serve.guard import Guard
-from drexperts.serve.logs import log_request
+from drexperts.serve.http.exchange import Exchange
+from drexperts.serve.requests import OnRequest, id_of, log_request
 
-_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _log = logging.getLogger("drexperts.serve")
-
-# Called at the end of each request with its route, its outcome and its seconds.
-OnRequest: TypeAlias = Callable[[str, str, float], object]
 
 
 class Envelope:
@@ -60,14 +52,6 @@ class Envelope:
                 seconds=seconds,
                 client=scope["client"][0] if scope.get("client") else None,
             )
-
-
-def id_of(given: Iterable[bytes]) -> str:
-    """The id that the client gave, if it is one that can be logged; a new one otherwise."""
-    values = list(given)
-    if len(values) == 1 and _ID.fullmatch(values[0]):
-        return values[0].decode("ascii")
-    return uuid.uuid4().hex
 
 
 def _route(scope: Scope) -> str:

@@ -17,10 +17,8 @@ from drexperts.serve.oip import (
     VERSION,
     InferRequest,
     InferResponse,
-    ModelSpec,
     OipError,
     Tensor,
-    TensorSpec,
     check_parameters,
     count,
 )
@@ -83,17 +81,6 @@ def encode(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int |
     return head + b"".join(tail), len(head) if tail else None
 
 
-def metadata(model: ModelSpec, platform: str) -> dict[str, Any]:
-    """What the protocol says of a model."""
-    return {
-        "name": model.name,
-        "versions": [VERSION],
-        "platform": platform,
-        "inputs": [_described(model.input)],
-        "outputs": [_described(output) for output in model.outputs],
-    }
-
-
 def _json_of(tensor: Tensor) -> list[Any]:
     """The elements of a tensor; null in place of NaN, which JSON lacks."""
     if isinstance(tensor.data, list):
@@ -102,10 +89,6 @@ def _json_of(tensor: Tensor) -> list[Any]:
     if np.isfinite(flat).all():
         return list(flat.tolist())
     return [element if math.isfinite(element) else None for element in flat.tolist()]
-
-
-def _described(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
 
 
 def _parsed(text: bytes) -> Any:

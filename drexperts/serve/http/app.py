@@ -7,14 +7,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 
 from drexperts.runtime.errors import ImageError
-from drexperts.serve.bodies import Intake, is_form
-from drexperts.serve.disconnects import unless_gone
-from drexperts.serve.envelope import Envelope, OnRequest
 from drexperts.serve.failures import RequestError
 from drexperts.serve.guard import Guard
-from drexperts.serve.oip_routes import oip_routes
-from drexperts.serve.page import page_routes
-from drexperts.serve.rows import row_of
+from drexperts.serve.http.bodies import Intake, is_form
+from drexperts.serve.http.disconnects import unless_gone
+from drexperts.serve.http.envelope import Envelope
+from drexperts.serve.http.oip_routes import oip_routes
+from drexperts.serve.http.page import page_routes
+from drexperts.serve.http.rows import row_of
+from drexperts.serve.requests import OnRequest
 from drexperts.serve.service import Service
 
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from drexperts.serve.connections import most_connections
+from drexperts.serve.http.connections import most_connections
 
 _HEAD_SECONDS = 10.0
 # A client that takes less of its answer in such a time is taken for one that takes nothing.

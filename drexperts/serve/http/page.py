@@ -49,7 +49,7 @@ def page_routes(service: Service) -> list[Route]:
     The page asks for maps where the bundle has them, and for a token where the server does; it
     refuses what is larger than the server's largest body before it sends it.
     """
-    folder = files("drexperts.serve") / "page_files"
+    folder = files("drexperts.serve.http") / "page_files"
     contents = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
     html = contents.pop("index.html")
     has_maps = "maps" in service.batcher.scorer.manifest.outputs

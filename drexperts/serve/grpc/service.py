@@ -5,12 +5,11 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import drexperts
-from drexperts.serve import oip_json
 from drexperts.serve.failures import RequestError
-from drexperts.serve.grpc_descriptor import MESSAGES
-from drexperts.serve.grpc_envelope import Method
-from drexperts.serve.grpc_messages import decode, encode, parsed
-from drexperts.serve.oip import VERSION, ModelSpec, OipError
+from drexperts.serve.grpc.descriptor import MESSAGES
+from drexperts.serve.grpc.envelope import Method
+from drexperts.serve.grpc.messages import decode, encode, parsed
+from drexperts.serve.oip import VERSION, ModelSpec, OipError, metadata
 from drexperts.serve.service import Service
 
 _INFERENCE, _HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
@@ -63,13 +62,13 @@ def _of_models(service: Service) -> dict[str, Method]:
         _model(service, request.name, request.version)
         return {"ready": service.ready}
 
-    def metadata(request: Any) -> dict[str, Any]:
+    def describe(request: Any) -> dict[str, Any]:
         model = _model(service, request.name, request.version)
-        return oip_json.metadata(model, service.platform)
+        return metadata(model, service.platform)
 
     return {
         "ModelReady": _unary("ModelReady", ready),
-        "ModelMetadata": _unary("ModelMetadata", metadata),
+        "ModelMetadata": _unary("ModelMetadata", describe),
     }
 
 

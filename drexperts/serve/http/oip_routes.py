@@ -8,10 +8,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import drexperts
-from drexperts.serve import oip_json
-from drexperts.serve.bodies import Intake
-from drexperts.serve.disconnects import unless_gone
-from drexperts.serve.oip import VERSION, ModelSpec, OipError
+from drexperts.serve.http import oip_json
+from drexperts.serve.http.bodies import Intake
+from drexperts.serve.http.disconnects import unless_gone
+from drexperts.serve.oip import VERSION, ModelSpec, OipError, metadata
 from drexperts.serve.service import Service
 
 _DECODERS = 2  # requests that are decoded at once; JSON takes many times its size in memory
@@ -29,7 +29,7 @@ def oip_routes(service: Service) -> list[Route]:
         return JSONResponse(about)
 
     async def model(request: Request) -> Response:
-        return JSONResponse(oip_json.metadata(_model(service, request), service.platform))
+        return JSONResponse(metadata(_model(service, request), service.platform))
 
     async def model_ready(request: Request) -> Response:
         name = _model(service, request).name

@@ -6,8 +6,8 @@ import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from drexperts.serve.grpc_descriptor import MESSAGES
-from drexperts.serve.grpc_fields import check_fields
+from drexperts.serve.grpc.descriptor import MESSAGES
+from drexperts.serve.grpc.fields import check_fields
 from drexperts.serve.oip import (
     MOST_TENSORS,
     VERSION,

@@ -15,7 +15,7 @@ from support.serving import serving
 
 from drexperts import runtime
 from drexperts.runtime import Scorer
-from drexperts.serve.grpc_descriptor import MESSAGES
+from drexperts.serve.grpc.descriptor import MESSAGES
 
 CLIENT = Path(__file__).parent.parent / "support" / "tritonclient_grpc.py"
 

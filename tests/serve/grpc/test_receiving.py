@@ -5,10 +5,10 @@ import asyncio
 import grpc
 import pytest
 
-from drexperts.serve import grpc_receiving
-from drexperts.serve.bodies import BodyMemory
+from drexperts.serve.body_memory import BodyMemory
 from drexperts.serve.failures import RequestError
-from drexperts.serve.grpc_receiving import Receiver
+from drexperts.serve.grpc import receiving
+from drexperts.serve.grpc.receiving import Receiver
 
 
 async def never():
@@ -57,7 +57,7 @@ def test_a_message_must_come_in_time() -> None:
 
 
 def test_who_is_slow_makes_place_for_who_waits(monkeypatch) -> None:
-    monkeypatch.setattr(grpc_receiving, "_LEAST", 0.01)
+    monkeypatch.setattr(receiving, "_LEAST", 0.01)
 
     async def run() -> None:
         receiver = Receiver(BodyMemory(20), most=10, seconds=50)

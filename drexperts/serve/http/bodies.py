@@ -10,30 +10,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from drexperts.serve.body_memory import CLOSE, BodyMemory
 from drexperts.serve.failures import RequestError
-
-_CLOSE = {"Connection": "close"}
-
-
-class BodyMemory:
-    """Bytes that the bodies of all requests hold. For one event loop.
-
-    most: bytes that they may hold at once
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
-
-    def take(self, size: int) -> None:
-        """Raises RequestError if so much is not free."""
-        if self.held + size > self.most:
-            message = "the server holds as many bodies as it may: try again"
-            raise RequestError(503, "busy", message, {"Retry-After": "1"} | _CLOSE)
-        self.held += size
-
-    def give(self, size: int) -> None:
-        """Free what was taken."""
-        self.held -= size
 
 
 class Intake:
@@ -96,7 +74,7 @@ class Intake:
         encoding = self._request.headers.get("content-encoding", "identity")
         if encoding.strip().lower() != "identity":  # of bounded size, it could be of any when read
             message = "compressed bodies are not read: send it without Content-Encoding"
-            raise RequestError(415, "compressed", message, _CLOSE)
+            raise RequestError(415, "compressed", message, CLOSE)
         announced = self._request.headers.get("content-length", "0")
         self._check(int(announced) if announced.isdecimal() else 0)
         async for part in self._request.stream():
@@ -108,7 +86,7 @@ class Intake:
     def _check(self, size: int) -> None:
         if size > self._most:
             message = f"the body is larger than {self._most} bytes: send less"
-            raise RequestError(413, "too_large", message, _CLOSE)
+            raise RequestError(413, "too_large", message, CLOSE)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
@@ -117,7 +95,7 @@ class Intake:
                 yield
         except TimeoutError as cause:
             message = "the body did not arrive in time: send it faster"
-            raise RequestError(408, "slow", message, _CLOSE) from cause
+            raise RequestError(408, "slow", message, CLOSE) from cause
 
 
 class _InMemory(MultiPartParser):

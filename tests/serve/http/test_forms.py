@@ -10,7 +10,7 @@ from support.held_engine import HeldEngine
 
 from drexperts import runtime
 from drexperts.runtime import Batcher, Scorer
-from drexperts.serve.app import application
+from drexperts.serve.http.app import application
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 
