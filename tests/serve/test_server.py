@@ -23,7 +23,8 @@ from support.waiting import until
 from drexperts import runtime
 from drexperts.runtime import Scorer
 from drexperts.runtime.errors import DeviceError, UserError
-from drexperts.serve import app, connections, protocol, server
+from drexperts.serve import server
+from drexperts.serve.http import app, connections, protocol
 from drexperts.serve.settings import ServeSettings
 
 

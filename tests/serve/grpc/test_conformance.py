@@ -17,7 +17,7 @@ from drexperts import runtime
 from drexperts.runtime import Scorer
 from drexperts.serve.grpc.descriptor import MESSAGES
 
-CLIENT = Path(__file__).parent.parent / "support" / "tritonclient_grpc.py"
+CLIENT = Path(__file__).parents[2] / "support" / "tritonclient_grpc.py"
 
 pytestmark = pytest.mark.slow
 

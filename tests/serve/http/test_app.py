@@ -16,9 +16,9 @@ from drexperts.runtime.errors import (
     InternalError,
     QueueFullError,
 )
-from drexperts.serve import exchange
 from drexperts.serve.body_memory import BodyMemory
 from drexperts.serve.failures import RequestError
+from drexperts.serve.http import exchange
 from drexperts.serve.http.app import application
 from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
