@@ -28,6 +28,7 @@ from drexperts.benchmarks.receipt_types import (
     learning_receipt,
     model_receipt,
     precision_receipt,
+    serve_receipt,
     training_receipt,
 )
 from drexperts.benchmarks.receipt_types.full_size_receipt import FullSizeReceipt
@@ -69,6 +70,7 @@ SECTIONS = {
     ),
     "learning": (Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),),
     "grids": (Kind("grids*.json", grid_receipt.GridReceipt, grid_receipt.parts),),
+    "serving": (Kind("serve-*.json", serve_receipt.ServeReceipt, serve_receipt.parts),),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),
     "engines": (Kind("engines-*.json", engine_receipt.EngineReceipt, engine_receipt.parts),),
     "gpu": (

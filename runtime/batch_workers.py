@@ -129,33 +129,36 @@ class Workers:
         batch = self._pending.next_batch()
         if batch is None:
             return False
-        start = time.monotonic()
+        start, failed, failure = time.monotonic(), list[Job](), None
         try:
             self._scorer.run([(job.work, index) for job, index in batch if job.work is not None])
         except Exception as error:
-            self._failed([job for job, _ in batch], error)
+            failed, failure = self._failed([job for job, _ in batch], error), error
         else:
             self._failed_in_a_row = 0
         with _logged("an observer of batches"):
             self._observer.ran(time.monotonic() - start, len(batch))
-        for job in self._pending.ran(batch):
+        # Before anybody hears of it: who submits again then must find the place of these crops free.
+        done = self._pending.ran(batch)
+        if failure is not None:
+            _fail(failed, failure)
+        for job in done:
             with _logged("an observer of batches"):
                 self._observer.queued(job.waited)
             _settle(job)
         return True
 
-    def _failed(self, jobs: list[Job], error: Exception) -> None:
-        """Fail the jobs of a call that failed; and everything, if others would fail, too."""
+    def _failed(self, jobs: list[Job], error: Exception) -> list[Job]:
+        """The jobs to fail after a call that failed; all that there are, if others would fail."""
         self._failed_in_a_row += 1
         passes = isinstance(error, OutOfMemoryError) or not isinstance(error, UserError)
         if passes and self._failed_in_a_row < _FAILURES_IN_A_ROW:
             _log.warning("a call of the engine failed: %s", error)
-            _fail([job for job in dict.fromkeys(jobs) if self._pending.take(job)], error)
-            return
+            return [job for job in dict.fromkeys(jobs) if self._pending.take(job)]
         if self._pending.failure is None:
             _log.error("the engine failed, and nothing more is scored: %s", error)
         self._pending.fail(error)
-        _fail(self._pending.take_all(), error)
+        return self._pending.take_all()
 
     def _drop_late(self) -> bool:
         late = self._pending.late()

@@ -49,6 +49,7 @@ def load(
     trust: bool = False,
     digest: str | None = None,
     isolated: bool = False,
+    decoders: int = DECODERS,
     limits: DecodingLimits = DEFAULT_LIMITS,
 ) -> Scorer:
     """A Scorer on the best engine of a bundle folder that this machine can run.
@@ -72,6 +73,7 @@ def load(
     digest: the only bundle to accept, as `drx info` prints it; None accepts any
     isolated: decode files and bytes in processes of their own, with limits of memory and time: an
         image that crashes its decoder costs its own score only
+    decoders: how many of these processes; `score_stream` feeds two
     limits: the most pixels, bytes and seconds that decoding may take
 
     Raises BundleError for a bundle that is missing, changed, of another digest, or has no proven
@@ -97,6 +99,7 @@ def load(
                 gpu=wanted.gpu,
                 trust=trust,
                 isolated=isolated,
+                decoders=decoders,
                 limits=limits,
             )
         except ChangedFileError:
@@ -123,6 +126,7 @@ def open_engine(
     gpu: int = 0,
     trust: bool = False,
     isolated: bool = False,
+    decoders: int = DECODERS,
     limits: DecodingLimits = DEFAULT_LIMITS,
 ) -> Scorer:
     """A Scorer on one engine of a bundle, whether or not it is proven.
@@ -143,7 +147,7 @@ def open_engine(
     )
     spec = with_crops_per_side(manifest.preprocessing, crops_per_side)
     decoder: Decoder = (
-        IsolatedDecoder(spec, limits, DECODERS) if isolated else LocalDecoder(spec, limits)
+        IsolatedDecoder(spec, limits, decoders) if isolated else LocalDecoder(spec, limits)
     )
     return Scorer(manifest, engine, reopen(), batch=batch, decoder=decoder, reopen=reopen)
 

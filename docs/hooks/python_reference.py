@@ -15,6 +15,7 @@ PACKAGES = {
     "data": "the extra `train`; `drx synth`",
     "export": "the extra `export`; `drx export`, `build`, `verify`, `triton-repo`",
     "bench": "the extras `export` and `report`; `drx bench`",
+    "serve": "the extra `serve`; `drx serve`",
     "paper": "the extra `train`; `drx reproduce`",
     "demo": "the extras `export` and `report`; `drx demo`",
     "model": "the extra `train`; `drx convert-prior`",

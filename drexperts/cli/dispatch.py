@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _OPTIONAL = {"torch", "torchvision", "timm", "open_clip", "safetensors", "onnx", "onnxscript"}
 _OPTIONAL |= {"google", "onnx_ir", "skimage", "pandas", "scipy", "openpyxl", "pyarrow"}
 _REPORT = ("jinja2", "matplotlib", "psutil", "pydantic", "pynvml")
-_EXTRAS = {"rich": "cli"} | dict.fromkeys(_REPORT, "report")
+_SERVE = ("starlette", "uvicorn")
+_EXTRAS = {"rich": "cli"} | dict.fromkeys(_REPORT, "report") | dict.fromkeys(_SERVE, "serve")
 
 
 def exit_status(argv: list[str]) -> int:

@@ -35,6 +35,7 @@ from drexperts.runtime.preprocess import (
 )
 from drexperts.runtime.wording import remedy
 
+_MOST = 256  # processes
 _START = 60  # seconds, for Python and two libraries
 # A worker's limit is of processor time, which a busy machine does not change. This many times as
 # long by the clock ends one that hangs.
@@ -59,6 +60,8 @@ class IsolatedDecoder:
     this process do not matter there. PIL images and arrays are converted in this process.
 
     Linux bounds the memory of a worker; elsewhere only the budget and the limit of time hold.
+
+    Raises UserError for a `count` that is not a whole number from 1 to 256.
     """
 
     isolated = True
@@ -66,6 +69,9 @@ class IsolatedDecoder:
     def __init__(
         self, spec: Preprocessing, limits: DecodingLimits = DEFAULT_LIMITS, count: int = 2
     ) -> None:
+        if type(count) is not int or not 1 <= count <= _MOST:
+            name = remedy("--decoders", "decoders")
+            raise UserError(f"{name} must be a whole number from 1 to {_MOST}, got {count!r:.80}")
         self.spec = spec
         self.limits = limits
         self.count = count
@@ -345,7 +351,8 @@ def _not_started(reason: str) -> UserError:
 
 
 def _in_process() -> str:
-    return f"decode in this process instead: {remedy('--decode-in-process', 'isolated=False')}"
+    how = remedy("--decode-in-process of `drx score`", "isolated=False")
+    return f"decode in this process instead: {how}"
 
 
 def _read(file: IO[bytes] | None, most: int) -> bytes:

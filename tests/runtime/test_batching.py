@@ -32,6 +32,7 @@ from drexperts.runtime.errors import (
     QueueFullError,
     UserError,
 )
+from drexperts.runtime.preprocess import most_crops
 
 WAIT = 60  # seconds, after which a test hangs
 
@@ -400,6 +401,20 @@ def test_an_error_of_one_call_fails_its_images_only(batcher, engine):
     assert batcher.failure is None
     engine.go_on()
     assert batcher.submit(grey(5)).result(WAIT).value == 5
+
+
+def test_who_hears_of_a_failure_may_submit_again(scorer, engine):
+    """The place of what failed is free by then, also in the smallest queue."""
+    with Batcher(scorer, max_pending_crops=most_crops(scorer.preprocessing)) as batcher:
+        again = []
+        engine.fail_next(InternalError("a bad day"))
+        failing = batcher.submit(grey(1))
+        failing.add_done_callback(lambda _: again.append(batcher.submit(grey(2))))
+        engine.go_on()
+        with pytest.raises(InternalError, match="a bad day"):
+            failing.result(WAIT)
+        until(lambda: again)
+        assert again[0].result(WAIT).value == 2
 
 
 def test_an_image_with_crops_in_two_calls_fails_once(batcher, engine):

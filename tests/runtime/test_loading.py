@@ -13,6 +13,7 @@ from support.command_line import NO_TRAINING_LIBRARY, change_engine
 from support.swapping import swap_after_hash
 
 from drexperts import runtime
+from drexperts.runtime.decoding.workers import IsolatedDecoder
 from drexperts.runtime.errors import BundleError, ChangedFileError, ConfigError, UserError
 from drexperts.runtime.manifest import digest, read_manifest, sha256_of, write_manifest
 
@@ -209,6 +210,18 @@ def test_a_batch_that_the_engine_takes(toy_bundle, batch):
 def test_threads_must_be_a_count(bundle, threads):
     with pytest.raises(UserError, match="threads must be"):
         runtime.load(bundle, threads=threads)
+
+
+@pytest.mark.parametrize("decoders", [1.5, "2", True, 0, 257])
+def test_decoders_must_be_a_count(bundle, decoders):
+    with pytest.raises(UserError, match="decoders must be"):
+        runtime.load(bundle, isolated=True, decoders=decoders)
+
+
+def test_decoders_are_processes(bundle):
+    with runtime.load(bundle, isolated=True, decoders=3) as scorer:
+        assert isinstance(scorer.decoder, IsolatedDecoder)
+        assert scorer.decoder.count == 3
 
 
 @pytest.mark.parametrize("streams", [1.5, "2", True, 0])

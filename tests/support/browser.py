@@ -13,6 +13,7 @@ from support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
+    from playwright.sync_api import Dialog, Page
 
 NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 
@@ -38,36 +39,50 @@ def _runs(program: str) -> bool:
 class Browser:
     """One page at a time.
 
-    messages: what the page's console says
+    page: the page that is open
+    messages: what the page's console and its dialogs say
     requests: the addresses it asks for
     """
+
+    page: "Page"
 
     def __init__(self, chromium: "Chromium") -> None:
         self._chromium = chromium
         self.messages: list[str] = []
         self.requests: list[str] = []
 
-    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
+    def open(self, address: Path | str, width: int, height: int = 900, dark: bool = False) -> None:
         """Show a page on a screen of `width` px, a telephone's where that is narrow."""
+        self.close()
         self.messages.clear()
         self.requests.clear()
-        self._page = self._chromium.new_page(
+        self.page = self._chromium.new_page(
             viewport={"width": width, "height": height},
             is_mobile=width < 500,
             color_scheme="dark" if dark else "light",
         )
-        self._page.on("request", lambda request: self.requests.append(request.url))
-        self._page.on("console", lambda message: self.messages.append(message.text))
-        self._page.on("pageerror", lambda error: self.messages.append(str(error)))
-        self._page.goto(path.as_uri())
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", self._dismiss)
+        self.page.goto(address if isinstance(address, str) else address.as_uri())
+
+    def close(self) -> None:
+        """Close the page that is open, if there is one."""
+        if hasattr(self, "page"):
+            self.page.close()
+
+    def _dismiss(self, dialog: "Dialog") -> None:
+        self.messages.append(f"a dialog says {dialog.message}")
+        dialog.dismiss()
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of an expression in the page."""
-        return self._page.evaluate(expression)
+        return self.page.evaluate(expression)
 
     def screenshot(self) -> bytes:
         """The visible part of the page, as a PNG."""
-        return self._page.screenshot()
+        return self.page.screenshot()
 
 
 @contextmanager
