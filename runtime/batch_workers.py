@@ -138,7 +138,7 @@ class Workers:
             self._failed_in_a_row = 0
         with _logged("an observer of batches"):
             self._observer.ran(time.monotonic() - start, len(batch))
-        # Before anybody hears of it: who submits again then must find the place of these crops free.
+        # Before anybody hears of it: who submits again then must find these crops' place free.
         done = self._pending.ran(batch)
         if failure is not None:
             _fail(failed, failure)
