@@ -89,6 +89,12 @@ def add(verbs: "Verbs") -> None:
         metavar="SECONDS",
         help="for requests in flight to finish after SIGTERM (default: 20)",
     )
+    verb.add_argument(
+        "--model-name",
+        default="drexperts",
+        metavar="NAME",
+        help="of the model of the Open Inference Protocol (default: drexperts)",
+    )
     _add_security(verb)
     verb.add_argument(
         "--no-page", dest="page", action="store_false", help="leave out the page for people at /"
@@ -139,7 +145,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             "body_memory",
             "drain",
         ),
-        *("no_token", "tls_cert", "tls_key", "page", "log_json"),
+        *("no_token", "tls_cert", "tls_key", "page", "log_json", "model_name"),
     )
     settings = ServeSettings(
         **{name: getattr(arguments, name) for name in names},

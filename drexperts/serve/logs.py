@@ -29,7 +29,7 @@ class _Json(logging.Formatter):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event = _event(record)
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
         line = f"{event['time']} {event['level']} {event['event']}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -114,6 +114,11 @@ def _descriptor() -> int | None:
 
 def _warning(message: str) -> logging.LogRecord:
     return logging.LogRecord("drexperts", logging.WARNING, "", 0, message, None, None)
+
+
+def _quoted(value: object) -> object:
+    """Text that looks like other fields, in quotes."""
+    return json.dumps(value) if isinstance(value, str) and set(value) & set(' ="') else value
 
 
 def _event(record: logging.LogRecord) -> dict[str, Any]:

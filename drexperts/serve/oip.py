@@ -15,6 +15,7 @@ from drexperts.serve.failures import RequestError
 VERSION = "1"  # of the models, which have no other
 DTYPES = {"UINT8": "u1", "FP32": "<f4"}
 MOST_TENSORS = 16  # of a request's inputs, and of its outputs
+_MOST_DIMENSIONS = 8  # more would take long to multiply
 _MOST_ELEMENTS = 2**31
 _ELSEWHERE = ("shared_memory_region", "classification")
 _CODES = {400: "bad_request", 404: "not_found", 422: "not_an_image"}
@@ -138,6 +139,8 @@ def _described(tensor: TensorSpec) -> dict[str, Any]:
 
 def count(shape: tuple[int, ...]) -> int:
     """The elements of a shape. Raises OipError for more than any model takes, and for none."""
+    if len(shape) > _MOST_DIMENSIONS:
+        raise OipError(f"a shape has at most {_MOST_DIMENSIONS} dimensions, not {len(shape)}")
     elements = math.prod(shape)
     if not shape or not 0 < elements <= _MOST_ELEMENTS or min(shape) < 1:
         raise OipError(f"the shape {list(shape)!r:.200} is empty or too large")

@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -134,8 +135,9 @@ def serve(
     _check_tls(settings)
     _check_grpc(settings)
     limits = DecodingLimits(max_pixels=settings.max_pixels)
-    stopping = threading.Event()
+    stopping, server = threading.Event(), None
     with (
+        _ended_while_it_starts(),
         logging_to_stderr(settings.log_json),
         _ended_by_force(stopping, settings.drain + 2 * _GRACE),
         contextlib.closing(listen(settings.host, settings.port)) as listener,
@@ -167,8 +169,32 @@ def serve(
             on_start(f"{scheme}://{address(settings.host, listener.getsockname()[1])}")
         server.run(sockets=[listener])
         batcher.close(timeout=_GRACE)
-    if server.failure is not None:
+    if server is not None and server.failure is not None:
         raise server.failure
+
+
+class _EndedError(BaseException):
+    """A signal came before the server ran."""
+
+
+@contextlib.contextmanager
+def _ended_while_it_starts() -> Iterator[None]:
+    """A signal that comes before uvicorn takes signals ends the `with` in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _EndedError
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except _EndedError:
+        _log.info("ended before it was ready")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _config(app: Envelope, settings: ServeSettings) -> uvicorn.Config:

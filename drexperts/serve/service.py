@@ -2,14 +2,19 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drexperts.runtime.batching import Batcher
-from drexperts.runtime.errors import ArgumentError, DeadlineError, ImageError
+from drexperts.runtime.errors import (
+    ArgumentError,
+    DeadlineError,
+    ImageError,
+    QueueFullError,
+)
 from drexperts.runtime.preprocess import most_crops
 from drexperts.runtime.score import Score
 from drexperts.serve.body_memory import BodyMemory
@@ -26,11 +31,13 @@ from drexperts.serve.oip import (
 )
 from drexperts.serve.settings import ServeSettings
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # The share of the queue that the images of one request take at most: a large request must not be
 # refused for its own images, nor leave no place for others.
 _SHARE = 4
+_AGAIN = 0.02  # seconds until a part of a request asks for room again
 
 
 class Service:
@@ -96,21 +103,42 @@ class Service:
         Together they have the time of one request. Raises as `score` for what is not an image's own
         failure.
         """
-        most = most_crops(self.batcher.scorer.preprocessing)
-        places = asyncio.Semaphore(max(1, self.settings.queue // (_SHARE * most)))
         group = object()
 
-        async def one(name: str, image: bytes) -> Score | ImageError:
-            async with places:
-                try:
-                    return await self.score(name, image, maps=maps, group=group)
-                except ImageError as error:
-                    return error
+        async def one(named: tuple[str, bytes]) -> Score | ImageError:
+            try:
+                return await self.score(*named, maps=maps, group=group)
+            except ImageError as error:
+                return error
 
-        tasks = [asyncio.ensure_future(one(name, image)) for name, image in images]
+        return await self._all(one, images, most_crops(self.batcher.scorer.preprocessing))
+
+    async def _all(
+        self, ask: Callable[[S], Awaitable[T]], parts: Sequence[S], crops: int
+    ) -> list[T]:
+        """What is answered to each part of one request, in the time of one.
+
+        The first is refused if the queue is full. Once it was taken, the others wait for room,
+        because what is done would be lost.
+
+        crops: that each part takes at most
+        """
+        places = asyncio.Semaphore(max(1, self.settings.queue // (_SHARE * crops)))
+
+        async def one(index: int) -> T:
+            async with places:
+                while True:
+                    try:
+                        return await ask(parts[index])
+                    except QueueFullError:
+                        if index == 0:
+                            raise
+                        await asyncio.sleep(_AGAIN)
+
+        tasks = [asyncio.ensure_future(one(index)) for index in range(len(parts))]
         try:
-            scores: list[Score | ImageError] = await self._in_time(asyncio.gather(*tasks))
-            return scores
+            answers: list[T] = await self._in_time(asyncio.gather(*tasks))
+            return answers
         finally:  # one that failed or was cancelled takes the others with it
             for task in tasks:
                 task.cancel()
@@ -139,11 +167,19 @@ class Service:
         return _rows(scores, len(self.batcher.scorer.manifest.distortions))
 
     async def _of_crops(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """In parts of a batch, so that what nobody waits for any more is not computed."""
+        group, size = object(), min(self.batcher.scorer.batch, self.settings.queue)
+        parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+
+        async def one(part: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+            future = self.batcher.submit_crops(part, timeout=self.settings.timeout, group=group)
+            return await asyncio.wrap_future(future)
+
         try:
-            future = self.batcher.submit_crops(pixels, timeout=self.settings.timeout)
+            found = await self._all(one, parts, size)
         except ArgumentError as error:
             raise OipError(str(error)) from error
-        return await self._in_time(asyncio.wrap_future(future))
+        return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
     async def _in_time(self, answer: asyncio.Future[T]) -> T:
         timeout = self.settings.timeout

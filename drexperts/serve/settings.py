@@ -62,6 +62,9 @@ class ServeSettings:
         for name in ("timeout", "drain"):
             if not 0 < getattr(self, name) < 86400:
                 raise UserError(f"{name} must be more than 0 seconds and less than a day")
+        for name in ("queue", "max_pixels", "max_images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.max_body <= self.body_memory:
             raise UserError("max_body must be at least 1 byte, and at most body_memory")
         if (self.tls_cert is None) != (self.tls_key is None):

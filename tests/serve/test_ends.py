@@ -99,6 +99,16 @@ def test_an_engine_that_hangs_does_not_keep_the_process(started, white) -> None:
     assert "the process ends without it" in log
 
 
+def test_a_signal_while_it_starts_is_no_failure(toy_bundle) -> None:
+    words = [sys.executable, "-m", "drexperts.cli.main", "serve", str(toy_bundle), "--port", "0"]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "using " in line)  # the engine is loading
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, line
+
+
 def test_a_second_signal_ends_the_process_at_once(started, white) -> None:
     command = started("hangs", "--drain", "600")
     thread, answers = command.hang(white)

@@ -45,6 +45,12 @@ def test_an_event_is_a_line_of_json_with_its_fields(pipe) -> None:
     writer.close()
 
 
+def test_a_path_is_not_taken_for_other_fields() -> None:
+    event = record("request")
+    event.fields = {"path": "/a status=200", "status": 404}
+    assert logs._Text().format(event).endswith(' request path="/a status=200" status=404')
+
+
 def test_lines_of_a_log_that_is_not_read_are_dropped_and_counted(pipe, monkeypatch) -> None:
     monkeypatch.setattr(logs, "_MOST_LINES", 3)
     monkeypatch.setattr(logs, "_PATIENCE", 0.05)

@@ -39,14 +39,17 @@ def test_requests_images_and_calls_are_counted(client, encode) -> None:
     image = encode(Image.fromarray(np.full((32, 32), 42, np.uint8)), "PNG")
     for body in (image, image, b"text"):
         client.post("/v1/score", content=body)
+    client.post("/v1/score", files=[("image", ("a", b"text"))])
+    client.get("/v2/health/ready")
     for number in range(3):
         client.get(f"/{number}")
     found = samples(client)
     assert found["drx_requests_total", "ok", "score"] == 2
-    assert found["drx_requests_total", "not_an_image", "score"] == 1
+    assert found["drx_requests_total", "not_an_image", "score"] == 2
+    assert found["drx_requests_total", "not_ready", "ready"] == 1
     assert found["drx_requests_total", "not_found", "none"] == 3
-    assert found["drx_request_duration_seconds_count", "score"] == 3
-    assert found["drx_decode_duration_seconds_count",] == 3
+    assert found["drx_request_duration_seconds_count", "score"] == 4
+    assert found["drx_decode_duration_seconds_count",] == 4
     assert found["drx_queue_duration_seconds_count",] == 2
     assert found["drx_inference_duration_seconds_count",] == 2
     assert found["drx_crops_total",] == found["drx_engine_calls_total",] == 2

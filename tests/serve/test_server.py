@@ -107,12 +107,29 @@ def test_a_connection_without_a_request_is_closed(running, monkeypatch) -> None:
         assert silent.recv(100) == slow.recv(100) == b""
 
 
+def test_an_idle_connection_makes_room(running, monkeypatch) -> None:
+    monkeypatch.setattr(protocol, "most_connections", lambda also_refused=False: 2)
+    with running.connect() as first, running.connect() as second:
+        assert running.ask("GET", "/v2/health/live")[0] == 200
+        with contextlib.suppress(ConnectionError):
+            assert first.recv(100) == b""
+        second.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert second.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_more_connections_than_there_may_be_are_told_so(running, monkeypatch) -> None:
     most = {False: 2, True: 3}
     monkeypatch.setattr(protocol, "most_connections", lambda also_refused=False: most[also_refused])
     monkeypatch.setattr(protocol, "_REFUSED_SECONDS", 0.05)
-    with running.connect(), running.connect(), running.connect() as third:
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+    with running.connect() as first, running.connect() as second:
+        for busy in (first, second):
+            busy.sendall(head)
+        connected = running.server.server_state.connections
+        until(lambda: len(connected) == 2 and all(each.cycle for each in tuple(connected)))
+        third = running.connect()
         said = b"".join(iter(lambda: third.recv(4096), b""))
+        third.close()
         assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nRetry-After: 1\r\n" in said
     until(lambda: not running.server.server_state.connections)

@@ -51,13 +51,20 @@ class GrpcEnvelope(grpc.GenericRpcHandler):  # type: ignore[misc]
     client asks is not looked at.
 
     methods: by their paths
+    receiver: of the messages of those that need a token, where there are tokens
+    health: of the others, so that nobody without a token is in the way of the first
     """
 
     def __init__(
-        self, methods: Mapping[str, Method], guard: Guard, receiver: Receiver, on_request: OnRequest
+        self,
+        methods: Mapping[str, Method],
+        guard: Guard,
+        receiver: Receiver,
+        health: Receiver,
+        on_request: OnRequest,
     ) -> None:
         self._methods, self._guard = methods, guard
-        self._receiver, self._on_request = receiver, on_request
+        self._receiver, self._health, self._on_request = receiver, health, on_request
 
     def service(self, handler_call_details: Any) -> Any:
         """What handles a call.
@@ -79,7 +86,8 @@ class GrpcEnvelope(grpc.GenericRpcHandler):  # type: ignore[misc]
         status, outcome, received = grpc.StatusCode.OK, "ok", 0
         try:
             method = self._allowed(path, metadata)
-            async with self._receiver.message(context.read) as message:
+            receiver = self._health if method.open else self._receiver
+            async with receiver.message(context.read) as message:
                 received = len(message)
                 async with contextlib.aclosing(method.answer(message)) as replies:
                     async for reply in replies:

@@ -20,7 +20,6 @@ from drexperts.serve.oip import (
 )
 from drexperts.serve.oip_binary import strings_of, uint8_of
 
-_MOST_DIMENSIONS = 8
 _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}
 
 
@@ -92,8 +91,6 @@ def _tensor(given: Any, raw: bytes | None) -> Tensor:
     if given.datatype not in _CONTENTS:
         raise OipError("an input needs the datatype UINT8 or BYTES")
     check_parameters(given.parameters)
-    if len(given.shape) > _MOST_DIMENSIONS:
-        raise OipError(f"a shape has at most {_MOST_DIMENSIONS} dimensions")
     shape = tuple(given.shape)
     elements = count(shape)
     if raw is None:

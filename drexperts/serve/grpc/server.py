@@ -17,6 +17,7 @@ from drexperts.serve.service import Service
 from drexperts.serve.settings import ServeSettings
 
 _MOST_CALLS = 1024
+_HEALTH_SECONDS = 2.0  # for a message that says nothing but the name of a service
 _OPTIONS = (
     # Or a second server on the port would not fail, but take a share of the calls.
     ("grpc.so_reuseport", 0),
@@ -48,7 +49,8 @@ class GrpcServer:
         self._settings = settings = service.settings
         receiver = Receiver(service.bodies, settings.max_body, settings.timeout)
         guard = Guard(settings.tokens)
-        self._envelope = GrpcEnvelope(methods(service), guard, receiver, on_request)
+        health = Receiver(service.bodies, settings.max_body, _HEALTH_SECONDS)
+        self._envelope = GrpcEnvelope(methods(service), guard, receiver, health, on_request)
         self._on_start = on_start
         self._server: Any = None
 

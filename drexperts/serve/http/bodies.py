@@ -54,7 +54,7 @@ class Intake:
         if not files:
             raise RequestError(400, "empty", "the form has no file: send images as files")
         try:
-            return [(file.filename or "image", await file.read()) for file in files]
+            return [(_named(file.filename), await file.read()) for file in files]
         finally:
             await form.close()
 
@@ -102,6 +102,11 @@ class _InMemory(MultiPartParser):
     """Writes no file: the memory of bodies is bounded, and a disk may be read-only."""
 
     spool_max_size = 2**62
+
+
+def _named(given: str | None) -> str:
+    """The name of a file as text that can be sent: a charset may make what is none."""
+    return (given or "image").encode("utf-8", "replace").decode()
 
 
 def is_form(request: Request) -> bool:

@@ -11,6 +11,7 @@ from drexperts.serve.guard import Guard
 from drexperts.serve.http.exchange import Exchange
 from drexperts.serve.requests import OnRequest, id_of, log_request
 
+_OF_ANSWERS = {422: "not_an_image", 503: "not_ready"}  # those that are no errors of a route
 _log = logging.getLogger("drexperts.serve")
 
 
@@ -41,6 +42,7 @@ class Envelope:
         finally:
             seconds = time.monotonic() - start
             status = exchange.status or (GONE if exchange.gone else 500)
+            code = _OF_ANSWERS.get(status, code) if code == "ok" else code
             self._on_request(_route(scope), code, seconds)
             log_request(
                 request_id,

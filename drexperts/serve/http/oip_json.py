@@ -24,6 +24,10 @@ from drexperts.serve.oip import (
 )
 from drexperts.serve.oip_binary import strings_of, uint8_of
 
+# Parsed, each value and each container of JSON takes many times its bytes, and nothing else runs
+# meanwhile. Crops are sent as binary data; in JSON there is place for several.
+_MOST_VALUES, _MOST_CONTAINERS = 2_000_000, 10_000
+
 
 @dataclass(frozen=True)
 class BinaryOutputs:
@@ -92,6 +96,9 @@ def _json_of(tensor: Tensor) -> list[Any]:
 
 
 def _parsed(text: bytes) -> Any:
+    containers = text.count(b"{") + text.count(b"[")
+    if text.count(b",") > _MOST_VALUES or containers > _MOST_CONTAINERS:
+        raise OipError("the request has too many values in JSON: send them as binary data")
     try:
         return json.loads(text, parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:

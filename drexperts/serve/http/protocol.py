@@ -35,7 +35,7 @@ class Http(H11Protocol):
         # Then `pause_writing` tells of every answer that its client has not taken yet. With 0, TLS
         # would pause with nothing to write.
         transport.set_write_buffer_limits(high=1)
-        if len(self.connections) > most_connections():
+        if len(self.connections) > most_connections() and not self._takes_an_idle_place():
             self._refuse()
         else:
             self._watch()
@@ -85,6 +85,20 @@ class Http(H11Protocol):
         self.logger.warning("a connection was refused: %s", message)
         self._answer(503, "busy", message, _CLOSE | {"Retry-After": "1"})
         self.loop.call_later(_REFUSED_SECONDS, self.transport.close)
+
+    def _takes_an_idle_place(self) -> bool:
+        """Close the connection that has waited longest for its next request, if one waits."""
+        waiting = {
+            each: each._late.when()
+            for each in self.connections
+            if isinstance(each, Http) and each._late is not None
+        }
+        if not waiting:
+            return False
+        longest = min(waiting, key=waiting.__getitem__)
+        longest._unwatch()
+        longest.transport.abort()
+        return True
 
     def _expect_taken(self) -> None:
         left = self.transport.get_write_buffer_size()

@@ -55,6 +55,16 @@ def test_an_image_that_cannot_be_read_is_a_row(client, grey) -> None:
     assert client.post("/v1/score", files=form(broken, broken)).status_code == 422
 
 
+@pytest.mark.parametrize(("charset", "name"), [("utf-7", "+2AA-"), ("unicode_escape", "\\udc80x")])
+def test_a_name_that_is_no_text_can_be_sent(client, grey, charset, name) -> None:
+    head = f'--a\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
+    body = head.encode() + grey(7) + b"\r\n--a--\r\n"
+    kind = f"multipart/form-data; boundary=a; charset={charset}"
+    answer = client.post("/v1/score", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 200
+    assert answer.json()["images"][0]["source"]
+
+
 def test_maps_come_as_numbers(client, grey) -> None:
     row = client.post("/v1/score?maps=true", content=grey(7)).json()
     maps = row["maps"]
