@@ -16,6 +16,23 @@ def add(verbs: "Verbs") -> None:
     summary = "answer requests for scores over HTTP and gRPC"
     verb = add_verb(verbs, "serve", run, summary, extra="serve")
     verb.add_argument("bundle", type=Path, help="the bundle's folder")
+    _add_address(verb)
+    _add_engine(verb)
+    _add_limits(verb)
+    verb.add_argument(
+        "--model-name",
+        default="drexperts",
+        metavar="NAME",
+        help="of the model of the Open Inference Protocol (default: drexperts)",
+    )
+    _add_security(verb)
+    verb.add_argument(
+        "--no-page", dest="page", action="store_false", help="leave out the page for people at /"
+    )
+    verb.add_argument("--log-json", action="store_true", help="log as JSON, one line per event")
+
+
+def _add_address(verb: "Parser") -> None:
     verb.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
     )
@@ -28,11 +45,17 @@ def add(verbs: "Verbs") -> None:
         metavar="N",
         help="also answer over gRPC at this port, 0 for a free one (default: HTTP only)",
     )
+
+
+def _add_engine(verb: "Parser") -> None:
     verb.add_argument("--device", default="auto", help="as for `drx score` (default: auto)")
     verb.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     verb.add_argument(
         "--batch", type=int, metavar="N", help="most crops per call of the engine (default: 8)"
     )
+
+
+def _add_limits(verb: "Parser") -> None:
     verb.add_argument(
         "--queue",
         type=int,
@@ -89,17 +112,6 @@ def add(verbs: "Verbs") -> None:
         metavar="SECONDS",
         help="for requests in flight to finish after SIGTERM (default: 20)",
     )
-    verb.add_argument(
-        "--model-name",
-        default="drexperts",
-        metavar="NAME",
-        help="of the model of the Open Inference Protocol (default: drexperts)",
-    )
-    _add_security(verb)
-    verb.add_argument(
-        "--no-page", dest="page", action="store_false", help="leave out the page for people at /"
-    )
-    verb.add_argument("--log-json", action="store_true", help="log as JSON, one line per event")
 
 
 def _add_security(verb: "Parser") -> None:

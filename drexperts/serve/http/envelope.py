@@ -11,7 +11,8 @@ from drexperts.serve.guard import Guard
 from drexperts.serve.http.exchange import Exchange
 from drexperts.serve.requests import OnRequest, id_of, log_request
 
-_OF_ANSWERS = {422: "not_an_image", 503: "not_ready"}  # those that are no errors of a route
+# Of answers with a status of failure that a route gave without an error: rows of a form, readiness.
+_OF_ANSWERS = {422: "not_an_image", 503: "not_ready"}
 _log = logging.getLogger("drexperts.serve")
 
 
