@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-PATIENCE = 5.0  # seconds
+PATIENCE = 600.0  # seconds
 # A Python expression that blocks its process until a signal, or until its input ends.
 HOLD = "(print('held', flush=True), sys.stdin.read())"
 
