@@ -1,5 +1,6 @@
 """A checkpoint to a verified bundle."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Literal
 
 import onnx
 
+from drexperts.evaluation.predict import TorchSession
 from drexperts.export.changes import is_leftover
 from drexperts.export.graph.precision import (
     MODEL_FILE,
@@ -36,6 +38,7 @@ from drexperts.runtime.manifest import (
 from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.proof import EXPORT_LIMITS
+from drexperts.runtime.reference_crop import reference_crop
 from drexperts.runtime.training import utc_now
 
 # Of the transformer blocks; "auto" searches for the lowest that keeps the parity limits.
@@ -101,6 +104,7 @@ def export_bundle(
     loaded = loaded._replace(scale=scale or loaded.scale, preprocessing=spec)
     outputs = OUTPUTS if maps else OUTPUTS[:2]
     draft = draft_of(loaded, "fp32", outputs, max_batch)  # raises now for an incomplete checkpoint
+    draft = replace(draft, reference_score=_reference_score(loaded))
     out = Path(out).resolve()  # if it is a link, its target is replaced
     parts = divided(photographs_of(images), *parts_needed(precision, target))
     with folder_written_whole(out) as aside:
@@ -120,6 +124,13 @@ def export_bundle(
                 break
             progress.note(f"it failed its proof with {len(chosen.islands)} parts in float32")
         return manifest
+
+
+def _reference_score(loaded: Checkpoint) -> float | None:
+    """None for a model that computes no number, of which the proof says more."""
+    crop = reference_crop(loaded.preprocessing.crop)
+    score = float(TorchSession(loaded.model).run(crop[None])["score"][0])
+    return score if math.isfinite(score) else None
 
 
 def _engine(

@@ -341,6 +341,8 @@ class Manifest:
     trained: what the model was trained on; None if its checkpoint does not say
     created: when the bundle was exported, in UTC, such as "2026-11-28T20:00:00Z"; None if it is
         older than this record
+    reference_score: what the float32 eager model scores `reference_crop`; None if it is older than
+        this record
 
     It and the dataclasses inside it raise ConfigError for invalid values.
     """
@@ -357,6 +359,7 @@ class Manifest:
     weights: str | None = None
     trained: Training | None = None
     created: str | None = None
+    reference_score: float | None = None
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, f"schema must be {SCHEMA}, got {self.schema}")

@@ -161,7 +161,7 @@ def serve(
         service = Service(batcher, settings, metrics.scored)
         metrics.watch(service)
         app = application(service, metrics.requested, [metrics.route()])
-        get_ready = functools.partial(warm, service, bundle)
+        get_ready = functools.partial(warm, service)
         grpc = _grpc_server(service, metrics.requested, on_start)
         server = _Server(_config(app, settings), service, stopping, get_ready, grpc)
         if on_start is not None:

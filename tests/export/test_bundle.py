@@ -21,6 +21,7 @@ from drexperts.runtime.locks import locked
 from drexperts.runtime.manifest import ScoreScale, read_manifest, sha256_of
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.proof import EXPORT_LIMITS
+from drexperts.runtime.reference_crop import reference_crop
 
 
 @pytest.fixture
@@ -39,8 +40,11 @@ def test_a_bundle_is_proven_and_scores_as_the_model(exported, checkpoint, pictur
     assert engine.parity is not None
     sets = engine.parity.sets
     assert sets["photographs"].images == 6
+    crop = reference_crop(manifest.preprocessing.crop)[None]
     with runtime.load(exported) as scorer:
         scores = scorer.score(list(pictures))
+        stated = scorer.session.run(crop)["score"].item()
+    assert manifest.reference_score == pytest.approx(stated, abs=1e-4 * manifest.scale.span)
     assert engine.parity.rows == sum(len(s.raw) for s in scores) + sets["synthetic"].images
     assert engine.parity.weights_max < 1e-5
     assert engine.invariance is not None

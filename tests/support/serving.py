@@ -48,14 +48,12 @@ def serving(
     scorer: Scorer,
     *,
     wait: bool = True,
-    bundle: Any = "none",
     on_request: Callable[[str, str, float], object] = lambda *_: None,
     **settings: Any,
 ) -> Iterator[Running]:
     """Run a server until the end of the `with`.
 
     wait: until it is ready, or has failed
-    bundle: whose ONNX engine tests another one
     on_request: is told of each request that ended
     """
     chosen = ServeSettings(port=0, **settings)
@@ -64,7 +62,7 @@ def serving(
         Batcher(scorer, max_pending_crops=chosen.queue) as batcher,
     ):
         service = Service(batcher, chosen)
-        get_ready = functools.partial(warm, service, bundle)
+        get_ready = functools.partial(warm, service)
         urls: list[str] = []
         grpc = _grpc_server(service, on_request, urls.append)
         config = _config(application(service, on_request), chosen)
