@@ -1,8 +1,6 @@
 """The memory that bodies of requests share, of all protocols."""
 
-from drexperts.serve.failures import RequestError
-
-CLOSE = {"Connection": "close"}  # what HTTP answers that does not read the body
+from drexperts.serve.failures import CLOSE, RequestError
 
 
 class BodyMemory:

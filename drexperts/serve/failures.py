@@ -15,6 +15,7 @@ from drexperts.runtime.errors import (
 )
 
 _NOTHING: Mapping[str, str] = {}
+CLOSE = {"Connection": "close"}  # of answers to what is not read to its end
 
 
 class Answer(NamedTuple):

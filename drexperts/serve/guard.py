@@ -10,14 +10,13 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from drexperts.runtime.errors import UserError
-from drexperts.serve.failures import RequestError
+from drexperts.serve.failures import CLOSE, RequestError
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # A name or an address, whose port does not matter. Nothing else may be in it: programs differ in
 # where they end the name in "known@other" or "known#other".
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s@/?#:\[\]\\]+)(:[0-9]*)?")
 MOST_HEADERS = 32 * 2**10  # bytes
-_CLOSE = {"Connection": "close"}
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 _SHORTEST = 16  # characters of a token
 # Probes have no token, and the page is the same for everybody.
@@ -81,11 +80,11 @@ def _check_head(scope: Scope) -> None:
     size = sum(len(name) + len(value) for name, value in scope["headers"])
     if size + len(scope["path"]) + len(scope["query_string"]) > MOST_HEADERS:
         message = f"the path and the headers are larger than {MOST_HEADERS} bytes: send fewer"
-        raise RequestError(431, "headers_too_large", message, _CLOSE)
+        raise RequestError(431, "headers_too_large", message, CLOSE)
     if {name for name, _ in scope["headers"]} >= _LENGTHS:
         # Where one program believes the one and the next the other, a body hides a request.
         message = "send either Content-Length or Transfer-Encoding, not both"
-        raise RequestError(400, "two_lengths", message, _CLOSE)
+        raise RequestError(400, "two_lengths", message, CLOSE)
 
 
 def check_open(host: str, tokens: tuple[str, ...], no_token: bool) -> None:

@@ -10,8 +10,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from drexperts.serve.body_memory import CLOSE, BodyMemory
-from drexperts.serve.failures import RequestError
+from drexperts.serve.body_memory import BodyMemory
+from drexperts.serve.failures import CLOSE, RequestError
 
 
 class Intake:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from drexperts.serve.failures import CLOSE
 from drexperts.serve.http.connections import most_connections
 
 _HEAD_SECONDS = 10.0
@@ -15,7 +16,6 @@ _HEAD_SECONDS = 10.0
 _TAKE_SECONDS = 10.0
 _TAKE_BYTES = 10_000
 _REFUSED_SECONDS = 1.0  # for a client that is refused to read why
-_CLOSE = {"Connection": "close"}
 _CODES = {431: "headers_too_large"}
 
 
@@ -63,7 +63,7 @@ class Http(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             cause = sys.exc_info()[1]  # uvicorn calls this where it caught what h11 raised
             status = getattr(cause, "error_status_hint", 400)
-            self._answer(status, _CODES.get(status, "not_http"), msg, _CLOSE)
+            self._answer(status, _CODES.get(status, "not_http"), msg, CLOSE)
         self.transport.close()
 
     def _answer(self, status: int, code: str, message: str, headers: dict[str, str]) -> None:
@@ -83,7 +83,7 @@ class Http(H11Protocol):
             return
         message = "the server has as many connections as it may: try again"
         self.logger.warning("a connection was refused: %s", message)
-        self._answer(503, "busy", message, _CLOSE | {"Retry-After": "1"})
+        self._answer(503, "busy", message, CLOSE | {"Retry-After": "1"})
         self.loop.call_later(_REFUSED_SECONDS, self.transport.close)
 
     def _takes_an_idle_place(self) -> bool:

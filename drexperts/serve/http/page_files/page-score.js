@@ -8,11 +8,13 @@ import {buttonOf, element} from "./page-elements.js";
  *          scale: {low: number, high: number, higher_is_better: boolean}}} row
  */
 export function scoreOf(row) {
-  const digits = Math.max(0, 2 - Math.floor(Math.log10((row.scale.high - row.scale.low) / 100)));
+  // As everywhere: the last one stands for 1e-5 of the scale or less.
+  const finest = 5 - Math.log10(row.scale.high - row.scale.low);
+  const digits = Math.max(0, Math.ceil(Number(finest.toFixed(6))));
   const value = element("strong", signed(row.value, digits));
   value.title = String(row.value);
   const many = row.raw.length;
-  const spread = many === 1 ? "" : `± ${row.std.toFixed(Math.max(digits - 1, 1))}`;
+  const spread = many === 1 ? "" : `± ${row.std.toFixed(Math.max(digits - 2, 1))}`;
   const crops = many === 1 ? "one crop" : `mean ± std of ${many} crops`;
   const better = row.scale.higher_is_better ? "higher is better" : "lower is better";
   const notes = [`${crops} · ${better}`];
