@@ -79,8 +79,14 @@ def test_the_parts_of_a_training(
 
 
 def test_several_splits_are_printed_with_their_median(
-    data: dict[str, Path], livec: list[object], start: Path, tmp_path: Path, call: Call
+    data: dict[str, Path],
+    livec: list[object],
+    start: Path,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no text is broken, however long the folder's name is
     splits = make_splits(open_dataset("livec", data["livec"]), count=3)
     write_splits(splits, tmp_path / "three.json")
     given = ["--splits", tmp_path / "three.json", "--protocol", "released"]
