@@ -75,7 +75,7 @@ def built(
         bytes=len(content),
         weights=found.weights,
         inspected=plan.inspected,
-        products=Counter("/".join(sorted(kinds)) for kinds in found.products.values()),
+        products=dict(Counter("/".join(sorted(each)) for each in found.products.values())),
         asked=len(asked),
         found=len(asked.keys() & found.products.keys()),
         attention_kernels=found.fused_attention,
