@@ -19,8 +19,8 @@ from drexperts.bench.timing import WARM_UP, Ratio, alternately, seconds
 from drexperts.runtime import load
 from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
 from drexperts.runtime.decoding.workers import IsolatedDecoder
+from drexperts.runtime.inputs.folders import find_images
 from drexperts.runtime.preprocess import Preprocessing
-from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer
 
 

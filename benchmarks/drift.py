@@ -41,9 +41,9 @@ from drexperts.benchmarks.receipt_types.receipt import WEIGHTS, add_receipt_opti
 from drexperts.export.proof.photographs import verification_images
 from drexperts.runtime.decoding import Source, decode, decoder_version
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.inputs.folders import find_images
 from drexperts.runtime.preprocess import LONGEST_RATIO, resized
 from drexperts.runtime.progress import Progress
-from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer
 from drexperts.ui.screen import Screen
 

@@ -33,12 +33,16 @@ if TYPE_CHECKING:
     from drexperts.runtime.errors import QueueFullError as QueueFullError
     from drexperts.runtime.errors import UserError as UserError
     from drexperts.runtime.errors import WeightsError as WeightsError
+    from drexperts.runtime.inputs.lists import paths_in as paths_in
+    from drexperts.runtime.inputs.shards import Shard as Shard
     from drexperts.runtime.loading import load as load
     from drexperts.runtime.loading import open_engine as open_engine
     from drexperts.runtime.manifest import Engine as Engine
     from drexperts.runtime.manifest import Manifest as Manifest
     from drexperts.runtime.manifest import read_manifest as read_manifest
     from drexperts.runtime.preprocess import Preprocessing as Preprocessing
+    from drexperts.runtime.results.merging import MergeSummary as MergeSummary
+    from drexperts.runtime.results.merging import merge_shards as merge_shards
     from drexperts.runtime.score import DistortionMaps as DistortionMaps
     from drexperts.runtime.score import Score as Score
     from drexperts.runtime.scorer import PassedOver as PassedOver
@@ -69,12 +73,16 @@ _HOMES = {
     "QueueFullError": "errors",
     "UserError": "errors",
     "WeightsError": "errors",
+    "paths_in": "inputs.lists",
+    "Shard": "inputs.shards",
     "load": "loading",
     "open_engine": "loading",
     "Engine": "manifest",
     "Manifest": "manifest",
     "read_manifest": "manifest",
     "Preprocessing": "preprocess",
+    "MergeSummary": "results.merging",
+    "merge_shards": "results.merging",
     "DistortionMaps": "score",
     "PassedOver": "scorer",
     "Score": "score",

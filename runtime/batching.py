@@ -180,7 +180,7 @@ class Batcher:
 
     def _prepared(self, source: Source, key: str | None) -> ImageWork:
         if key is not None:
-            key, source = key_and_source((key, source))
+            key, _ = key_and_source((key, source))
         return self.scorer.prepare(source, key)
 
     def _score(self, maps: bool, work: ImageWork) -> Score:

@@ -26,6 +26,7 @@ from drexperts.runtime.session import Session
 from drexperts.runtime.wording import remedy
 from drexperts.runtime.work import (
     Batch,
+    Fetch,
     ImageWork,
     Item,
     Work,
@@ -194,7 +195,9 @@ class Scorer:
 
         sources: images, or tuples (key, image) whose key, a string or a path, becomes the `source`
             of the Score. Equal keys are not told apart. An empty key, one of another type, and one
-            with characters that no file name can have make a Score with `error`.
+            with characters that no file name can have make a Score with `error`. In a tuple the
+            image may be a function that returns the bytes of a file, such as from a network; it is
+            called in another thread, and an ImageError that it raises is this image's error.
         flush: whether all scores of the sources so far are given out before the next source is
             asked for. A function is called each time, such as `queue.empty` of a queue that the
             sources come from: then only a source that must be waited for ends a batch.
@@ -239,12 +242,14 @@ class Scorer:
             again = remedy("without --no-maps", "with maps=True")
             raise UserError(f"this bundle has no maps: export it again {again}")
 
-    def prepare(self, source: Source, key: str | None = None) -> ImageWork:
+    def prepare(self, source: Source | Fetch, key: str | None = None) -> ImageWork:
         """The work of scoring an image, decoded; an unreadable one has a failure and no crops."""
+        fetched: Source = b""
         try:
-            return image_work(source, key, self.decoder.crops(source))
+            fetched = source() if callable(source) else source
+            return image_work(fetched, key, self.decoder.crops(fetched))
         except ImageError as error:
-            return unreadable(source, key, error)
+            return unreadable(fetched, key, error)
 
     def run(self, batch: Batch) -> None:
         """Score crops in one call of the engine, and add the rows to the works they belong to.

@@ -3,19 +3,31 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.explain import explanation, file_name, is_picture
-from drexperts.runtime.files import written_whole
+from drexperts.runtime.inputs.folders import count_passed_over, nothing_found
+from drexperts.runtime.inputs.parquet_files import Columns
+from drexperts.runtime.inputs.shards import Shard
+from drexperts.runtime.inputs.stream import Inputs
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.results import ResultFile, count_passed_over, find_images
+from drexperts.runtime.results import ResultWriter, open_results
+from drexperts.runtime.results.done import DoneSources
+from drexperts.runtime.results.shard_files import (
+    ShardRecord,
+    check_folder,
+    file_of,
+    forget_record,
+    write_record,
+)
 from drexperts.runtime.score import Score
 from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.scoring_sinks import Sinks, picture_writer, score_all, without_pictures
+from drexperts.runtime.todo import Todo, beginning
 from drexperts.runtime.wording import remedy
 
 
@@ -23,8 +35,10 @@ from drexperts.runtime.wording import remedy
 class ScoringSummary:
     """What `score_files` did.
 
-    images: image files that the paths named
-    passed_over_files: how many other files the searched folders hold, by suffix, see `find_images`
+    images: images that the inputs named, of this shard
+    passed_over_files: how many other files the searched folders and archives hold, by suffix, see
+        `find_images`
+    repeated: images in archives that came again, with the same source, and were left out
     already_there: images of which the result file had a row before
     scored, failed: images that got a score, and that could not be read, in this run
     enlarged: images that got one and were enlarged before, see `Score.enlarged`
@@ -37,6 +51,7 @@ class ScoringSummary:
 
     images: int
     passed_over_files: dict[str, int]
+    repeated: int
     already_there: int
     scored: int
     failed: int
@@ -48,7 +63,7 @@ class ScoringSummary:
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        counts = ("images", "already_there", "scored", "failed", "enlarged")
+        counts = ("images", "already_there", "scored", "failed", "enlarged", "repeated")
         names = (*counts, "passed_over_files", "seconds")
         rows = None if self.scores is None else [score.as_row() for score in self.scores]
         out = None if self.out is None else str(self.out)
@@ -57,102 +72,118 @@ class ScoringSummary:
 
 def score_files(
     scorer: Scorer,
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     out: str | os.PathLike[str] | None = None,
     *,
+    listed: Iterable[str | os.PathLike[str]] = (),
+    shard: Shard | None = None,
+    image_column: str | None = None,
+    key_column: str | None = None,
     explain: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     retry_errors: bool = False,
     progress: Progress = SILENT,
     on_score: Callable[[Score], object] | None = None,
 ) -> ScoringSummary:
-    """Score the images that files, folders and glob patterns name.
+    """Score the images that files, folders, glob patterns, lists, archives and tables hold.
 
-    paths: one or several, see `find_images`; pictures that `explain` wrote before are left out
-    out: a `.jsonl` or `.csv` file, one row per image; a run with the same file continues it. With
-        a file, memory is bounded; without one, every score is kept for the summary. A run that was
-        killed and continued with the same images, batch and threads writes the file of one that
-        was not; for that it scores up to `scorer.batch` - 1 images once more.
+    paths: one or several files, folders, patterns or URLs, see `find_images`; tar archives and
+        Parquet files stand for the images in them, see `Inputs`. Pictures that `explain` wrote
+        before are left out.
+    out: a `.jsonl`, `.csv` or `.parquet` file, one row per image; a run with the same file
+        continues it. With a file, memory does not grow with the images but for some 16 bytes for
+        each; without one, every score is kept for the summary. A run that was killed and continued
+        with the same images, batch and threads writes the file of one that was not; for that it
+        scores up to `scorer.batch` - 1 images once more.
+    listed: paths of image files and archives, read as they are needed, such as `paths_in` returns
+    shard: score this part of the image files and archives only; `out` is then a folder, into which
+        all shards are scored, see `merge_shards`
+    image_column, key_column: of Parquet files, see `Columns`
     explain: a folder for one explanation picture per scored image; the bundle must have maps
     overwrite: start the result file anew instead of continuing it
     retry_errors: score again the images whose row in the result file is an error
     on_score: called with each score once it is there
 
-    An image that cannot be read is a row with `error`. Raises UserError for paths that name no
-    image, a result file of other weights, preprocessing or software, and a bundle without maps
-    where `explain` is given.
+    An image that cannot be read is a row with `error`, and so is an archive that is broken. Raises
+    UserError for paths that name no image, a result file of other weights, preprocessing or
+    software, and a bundle without maps where `explain` is given.
 
     Example:
         with runtime.load("bundle/") as scorer:
             summary = runtime.score_files(scorer, "photos/", "scores.csv")
         print(summary.scored, summary.failed)
     """
-    if out is None and (overwrite or retry_errors):
-        out_option = remedy("--out FILE", "out=")
-        raise UserError(f"overwriting and retrying are about a result file: pass {out_option}")
+    place = _place(out, shard, anew=overwrite or retry_errors)
+    scorer.check_ready(explain is not None)
+    start, pictures = time.monotonic(), None if explain is None else Path(explain)
     named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    pictures = None if explain is None else Path(explain)
-    found, passed_over = find_images([os.fspath(path) for path in named])
-    images = _without_pictures(found, pictures)
-    if passed_over:
-        progress.note(count_passed_over(passed_over))
-    kept: list[Score] = []
-    sinks: list[Callable[[Score], object]] = []
-    there: dict[str, bool] = {}
-    scored, enlarged, start = 0, 0, time.monotonic()
+    inputs = Inputs(
+        [os.fspath(path) for path in named],
+        (os.fspath(path) for path in listed),
+        shard=shard,
+        columns=Columns(image_column, key_column),
+        largest=scorer.decoder.limits.for_files,
+    )
     with ExitStack() as stack:
-        # The picture before the row: an image whose row is there is not scored again.
-        if pictures is not None:
-            sinks.append(_picture_writer(scorer, pictures))
-        if out is None:  # maps take a megabyte per image
-            sinks.append(lambda score: kept.append(replace(score, maps=None)))
+        images = without_pictures(inputs, pictures)
+        first, is_all = beginning(images)
+        if not (first or (shard and inputs.count)):
+            raise nothing_found(inputs.named or ["the list"], inputs.passed_over_files())
+        sinks, kept, done = Sinks(pictures is not None), list[Score](), DoneSources()
+        if pictures is not None:  # before the row: an image whose row is there is not scored again
+            sinks.add(picture_writer(scorer, pictures))
+        if place is None:  # maps take a megabyte per image
+            sinks.add(lambda score, source: kept.append(replace(score, maps=None)))
         else:
-            results = stack.enter_context(_result_file(scorer, Path(out), overwrite, retry_errors))
-            sinks.append(results.append)
-            there = {os.path.abspath(source): scored for source, scored in results.done.items()}
+            results = stack.enter_context(_opened(scorer, place, overwrite, retry_errors))
+            sinks.add(lambda score, source: results.append(score))
+            done = results.done
         if on_score is not None:
-            sinks.append(on_score)
-        todo = [path for path in images if os.path.abspath(path) not in there]
-        already = len(images) - len(todo)
-        again = _to_repeat(images, todo, scorer.batch)
-        if already and pictures is not None:
-            progress.note(f"{already} images already have a row and get no new picture")
-        progress("scoring", 0, len(todo))
-        scores = scorer.score_stream([*again, *todo], maps=pictures is not None)
-        for count, score in enumerate(itertools.islice(scores, len(again), None), 1):
-            for sink in sinks:
-                sink(score)
-            scored += score.error is None
-            enlarged += score.enlarged is not None
-            progress("scoring", count, len(todo))
+            sinks.add(lambda score, source: on_score(score))
+        inputs.is_done = done.__contains__
+        todo = Todo(itertools.chain(first, images), done, scorer.batch)
+        total = sum(image.source not in done for image in first) if is_all else None
+        with _completed(scorer, shard, place, inputs, lambda: len(done) + sinks.count):
+            score_all(scorer, todo, sinks, total, progress)
+    _say(inputs, todo, pictures, progress)
     return ScoringSummary(
-        images=len(images),
-        passed_over_files=passed_over,
-        already_there=already,
-        scored=scored,
-        failed=len(todo) - scored,
-        enlarged=enlarged,
-        any_scored=scored > 0 or any(there.get(os.path.abspath(path)) for path in images),
+        images=todo.images,
+        passed_over_files=inputs.passed_over_files(),
+        repeated=inputs.repeated,
+        already_there=todo.already_there,
+        scored=sinks.scored,
+        failed=sinks.count - sinks.scored,
+        enlarged=sinks.enlarged,
+        any_scored=sinks.scored > 0 or todo.any_scored,
         seconds=time.monotonic() - start,
-        out=None if out is None else Path(out),
-        scores=tuple(kept) if out is None else None,
+        out=place,
+        scores=tuple(kept) if place is None else None,
     )
 
 
-def _to_repeat(images: list[Path], todo: list[Path], group: int) -> list[Path]:
-    """The images to score once more, so that a killed run gets the rows of one that was not.
+def _place(out: str | os.PathLike[str] | None, shard: Shard | None, *, anew: bool) -> Path | None:
+    """The file of the rows; None if there is none. Raises UserError for a contradiction."""
+    option = remedy("--out", "out=")
+    if out is None:
+        if anew:
+            raise UserError(f"overwriting and retrying are about a result file: pass {option}")
+        if shard is not None:
+            raise UserError(f"a shard is scored into a folder: pass {option} with its path")
+        return None
+    path = Path(out)
+    if shard is None:
+        if path.is_dir() or os.fspath(out).endswith(os.sep):
+            part = remedy("--shard I/N", "shard=")
+            raise UserError(f"{str(out)!r} is a folder, for shards: name a file, or pass {part}")
+        return path
+    if path.suffix in (".jsonl", ".csv", ".parquet"):
+        raise UserError(f"shards are scored into a folder, not into {str(path)!r}: name a folder")
+    check_folder(path, shard)
+    return file_of(path, shard)
 
-    Rounding depends on an image's place in its batch, and so on the images before it in its group,
-    see `Scorer.score_stream`. Where other images are missing than the last ones, no run without a
-    kill would have scored them in this order.
-    """
-    done = len(images) - len(todo)
-    is_rest = todo and todo == images[done:]
-    return images[done - done % group : done] if is_rest else []
 
-
-def _result_file(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultFile:
-    return ResultFile(
+def _opened(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultWriter:
+    return open_results(
         path,
         fingerprint=scorer.fingerprint(),
         distortions=scorer.manifest.distortions,
@@ -161,25 +192,36 @@ def _result_file(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool
     )
 
 
-def _without_pictures(images: list[Path], folder: Path | None) -> list[Path]:
-    """Leave out the pictures that an earlier run wrote among the photographs."""
-    if folder is None:
-        return images
-    inside = Path(os.path.abspath(folder))
-    return [
-        path
-        for path in images
-        if not (is_picture(path) and Path(os.path.abspath(path)).parent == inside)
-    ]
+@contextmanager
+def _completed(
+    scorer: Scorer,
+    shard: Shard | None,
+    path: Path | None,
+    inputs: Inputs,
+    rows: Callable[[], int],
+) -> Iterator[None]:
+    """Record that a shard is complete when the block has ended without an error."""
+    if shard is None or path is None:
+        yield
+        return
+    forget_record(path.parent, shard)
+    yield
+    record = ShardRecord(
+        shard=shard,
+        fingerprint=scorer.fingerprint(),
+        distortions=tuple(scorer.manifest.distortions),
+        rows=rows(),
+        bytes=path.stat().st_size,
+        inputs=inputs.count,
+        digest=inputs.digest,
+    )
+    write_record(path.parent, record)
 
 
-def _picture_writer(scorer: Scorer, folder: Path) -> Callable[[Score], None]:
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def write(score: Score) -> None:
-        if score.error is None:
-            picture = explanation(scorer.decoder.resized(score.source), score)
-            with written_whole(folder / file_name(score.source)) as aside:
-                picture.save(aside, "PNG")
-
-    return write
+def _say(inputs: Inputs, todo: Todo, pictures: Path | None, progress: Progress) -> None:
+    if passed_over := inputs.passed_over_files():
+        progress.note(count_passed_over(passed_over))
+    if inputs.repeated:
+        progress.note(f"{inputs.repeated} images in archives came twice, and are scored once")
+    if todo.already_there and pictures is not None:
+        progress.note(f"{todo.already_there} images already have a row and get no new picture")

@@ -1,7 +1,7 @@
 """Crops on their way through an engine: what they are from, and what the engine returned."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -12,8 +12,12 @@ from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import DrexpertsError, ImageError, InternalError
 from drexperts.runtime.preprocess import Crops
 
-# A source, or a pair of a key and a source: the key becomes the `source` of its Score.
-Item: TypeAlias = Source | tuple[str | os.PathLike[str], Source]
+# Returns the bytes of an image file, or raises ImageError. It is called in a decoder's thread.
+Fetch: TypeAlias = Callable[[], bytes]
+
+# A source, or a pair of a key and a source or what fetches it: the key becomes the `source` of its
+# Score.
+Item: TypeAlias = Source | tuple[str | os.PathLike[str], Source | Fetch]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -73,7 +77,7 @@ def unreadable(source: Source, key: str | None, failure: ImageError) -> ImageWor
     return ImageWork(source=source, key=key, failure=failure, pixels=none)
 
 
-def key_and_source(item: Item) -> tuple[str | None, Source]:
+def key_and_source(item: Item) -> tuple[str | None, Source | Fetch]:
     """Raises ImageError for a tuple that is no pair of a key and a source."""
     if not isinstance(item, tuple):
         return None, item

@@ -36,12 +36,12 @@ from drexperts.bench.variants import Run, baseline_names, described, device_of, 
 from drexperts.runtime.cpus import available_cores
 from drexperts.runtime.decoding import decode
 from drexperts.runtime.errors import ImageError, UserError
+from drexperts.runtime.inputs.folders import find_images
 from drexperts.runtime.manifest import sha256_of
 from drexperts.runtime.onnx_session import OnnxSession
 from drexperts.runtime.openvino_session import OpenvinoSession
 from drexperts.runtime.preprocess import crops_from_image
 from drexperts.runtime.progress import SILENT, Prefixed, Progress
-from drexperts.runtime.results import find_images
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.tensorrt_session import TensorrtSession
 

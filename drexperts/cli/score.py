@@ -18,21 +18,21 @@ from drexperts.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from drexperts.cli.arguments import Verbs
+    from collections.abc import Iterable
+
+    from drexperts.cli.arguments import Parser, Verbs
     from drexperts.ui.screen import Screen
 
 
 def add(verbs: "Verbs") -> None:
     verb = add_verb(verbs, "score", run, "score images with a bundle")
     verb.add_argument("bundle", type=Path, help="the bundle's folder")
-    verb.add_argument(
-        "paths", nargs="+", metavar="path", help="an image, a folder of images, or a glob pattern"
-    )
+    _add_inputs(verb)
     verb.add_argument(
         "--out",
-        type=Path,
         metavar="FILE",
-        help="write the scores to this .jsonl or .csv file, or continue it (default: show a table)",
+        help="write the scores to this .jsonl, .csv or .parquet file, or continue it; with "
+        "--shard, into this folder (default: show a table)",
     )
     verb.add_argument(
         "--explain",
@@ -71,10 +71,57 @@ def add(verbs: "Verbs") -> None:
     )
 
 
+def _add_inputs(verb: "Parser") -> None:
+    verb.add_argument(
+        "paths",
+        nargs="*",
+        metavar="path",
+        help="an image, a folder of images, a tar archive or a Parquet file of them, a glob "
+        "pattern, or a URL such as s3://bucket/folder",
+    )
+    verb.add_argument(
+        "--from",
+        dest="list",
+        metavar="FILE",
+        help="also score the images and archives that this file names, one per line; - is "
+        "standard input (default: none)",
+    )
+    verb.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="score only part I of N, 1 to N, into the folder --out; auto or auto/N asks the "
+        "Slurm array or the Kubernetes job (default: everything)",
+    )
+    verb.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="column of Parquet files with the bytes of images (default: the only one)",
+    )
+    verb.add_argument(
+        "--key-column",
+        metavar="NAME",
+        help="column of Parquet files that names each image (default: the paths beside the "
+        "images, or the numbers of the rows)",
+    )
+
+
+def _listed(arguments: argparse.Namespace) -> "Iterable[str]":
+    from drexperts.runtime import UserError, paths_in
+
+    if arguments.list is not None:
+        return paths_in(arguments.list)
+    if not arguments.paths:
+        raise UserError("there is nothing to score: name images, or a list of them by --from FILE")
+    return ()
+
+
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts import runtime
+    from drexperts.runtime.inputs.shards import parse_shard
     from drexperts.ui.tables import Tally, print_scores
 
+    listed = _listed(arguments)
+    shard = None if arguments.shard is None else parse_shard(arguments.shard)
     with (
         runtime.load(
             arguments.bundle,
@@ -101,6 +148,10 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             scorer,
             arguments.paths,
             arguments.out,
+            listed=listed,
+            shard=shard,
+            image_column=arguments.image_column,
+            key_column=arguments.key_column,
             explain=arguments.explain,
             overwrite=arguments.overwrite,
             retry_errors=arguments.retry_errors,
@@ -115,5 +166,8 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         "passed_over": [passed._asdict() for passed in scorer.passed_over],
         "crops_per_side": scorer.other_crops_per_side,
     }
-    status = DONE if summary.any_scored else GATE_FAILED
+    if shard is not None:
+        document["shard"] = str(shard)
+    # A shard may have no part of few inputs.
+    status = DONE if summary.any_scored or (shard and not summary.images) else GATE_FAILED
     return Outcome(status, document | summary.as_json())

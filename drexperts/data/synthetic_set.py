@@ -34,10 +34,10 @@ from drexperts.runtime.cpus import available_cpus
 from drexperts.runtime.decoding import decode, decoder_version
 from drexperts.runtime.errors import ConfigError, DataError, ImageError, UserError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.inputs.folders import count_passed_over, find_images
 from drexperts.runtime.locks import LOCK_INSIDE, locked
 from drexperts.runtime.preprocess import LONGEST_RATIO
 from drexperts.runtime.progress import SILENT, Progress
-from drexperts.runtime.results import count_passed_over, find_images
 
 LABELS, ABOUT, BLOCKS = "labels.csv", "about.json", "blocks.json"
 COLUMNS = ("path", "score", "group", "distortion", "level")

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -24,8 +26,11 @@ from drexperts.runtime.errors import OutputError
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.quoting import printable
 from drexperts.ui.fitting import fitted
+from drexperts.ui.pace import Pace, per_second
 
-_QUIET = 5.0  # seconds between two progress lines where there is no terminal
+# Seconds between two progress lines where there is no terminal. They grow with the time that has
+# passed: a run of days writes a line per minute into its log.
+_QUIET, _QUIETEST, _SHARE = 5.0, 60.0, 0.05
 
 
 class _Console(Console):
@@ -76,6 +81,7 @@ class Screen:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            _RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -95,14 +101,26 @@ class _ProgressBar:
         self._screen.note(message)
 
 
+class _RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(per_second(task.speed) if task.speed else "", style="progress.data.speed")
+
+
 class _ProgressLines:
     def __init__(self, screen: Screen) -> None:
-        self._screen, self._last = screen, -math.inf
+        self._screen, self._last, self._start = screen, -math.inf, time.monotonic()
+        self._pace = Pace()
 
     def __call__(self, message: str, done: int = 0, total: int | None = None) -> None:
-        if time.monotonic() - self._last >= _QUIET:
-            self._last = time.monotonic()
-            self.note(message if total is None else f"{message}, {done} of {total}")
+        now = time.monotonic()
+        if now - self._last < min(max(_QUIET, _SHARE * (now - self._start)), _QUIETEST):
+            return
+        self._last = now
+        self._pace.report(message, done)
+        counted = done or total is not None
+        self.note(f"{message}, {self._pace.text(done, total)}" if counted else message)
 
     def note(self, message: str) -> None:
         self._screen.note(message)

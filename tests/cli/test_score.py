@@ -1,14 +1,17 @@
 """`drx score`: its options, what it prints, and how it ends."""
 
 import dataclasses
+import io
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from PIL import Image
+from support.archives import png, write_parquet, write_tar
 from support.command_line import drx
 
 from drexperts.cli.main import main
@@ -32,7 +35,7 @@ def test_the_document(toy_bundle: Path, photos: Path, call: Call) -> None:
     assert counts(document) == [4, 0, 3, 1, 0]
     assert list(document) == [
         *("bundle", "engine", "session", "passed_over", "crops_per_side"),
-        *(*COUNTS, "passed_over_files", "seconds", "out", "results"),
+        *(*COUNTS, "repeated", "passed_over_files", "seconds", "out", "results"),
     ]
     rows = {row["source"]: row for row in document["results"]}
     assert rows[str(photos / "a.png")]["value"] > 0
@@ -207,7 +210,7 @@ def test_ctrl_c(toy_bundle: Path) -> None:
     pressed = (
         "import os, signal\n"
         "from drexperts.runtime import scoring\n"
-        "scoring.find_images = lambda paths: os.kill(os.getpid(), signal.SIGINT)\n"
+        "scoring.Inputs = lambda *paths, **options: os.kill(os.getpid(), signal.SIGINT)\n"
     )
     result = drx("score", toy_bundle, "x", before=pressed)
     assert result.returncode == 130
@@ -293,3 +296,78 @@ def test_a_limit_of_nothing(toy_bundle: Path, photos: Path, call: Call) -> None:
     status, _, error = call("score", toy_bundle, photos, "--decode-seconds", "0")
     assert status == 2
     assert "seconds must be a whole number of at least 1" in error
+
+
+def test_a_list_in_a_file_and_on_standard_input(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [photos / "b.png", photos / "none.png", photos / "sub" / "a.png"]
+    data = b"\n\n".join(os.fsencode(name) for name in names)
+    (tmp_path / "list.txt").write_bytes(data)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    for place in (tmp_path / "list.txt", "-"):
+        status, document, _ = call("score", toy_bundle, "--from", place)
+        assert (status, counts(document)) == (0, [3, 0, 2, 1, 0])
+        assert [row["source"] for row in document["results"]] == list(map(str, names))
+    status, document, _ = call("score", toy_bundle)
+    assert status == 2
+    assert "--from FILE" in document["error"]
+
+
+def test_archives(toy_bundle: Path, tmp_path: Path, call: Call) -> None:
+    tar = write_tar(tmp_path / "x.tar", [("a.png", png(50)), ("b.png", b"junk"), ("a.png", png(1))])
+    table = write_parquet(tmp_path / "y.parquet", {"a": [png(1)], "b": [png(2)], "id": ["k"]})
+    columns = ("--image-column", "b", "--key-column", "id")
+    status, document, notes = call("score", toy_bundle, tar, table, *columns)
+    assert (status, counts(document), document["repeated"]) == (0, [3, 0, 2, 1, 0], 1)
+    values = {row["source"]: row["value"] for row in document["results"]}
+    assert values == {"x.tar/a.png": 50, "x.tar/b.png": None, "y.parquet/k": 2}
+    assert "1 images in archives came twice" in notes
+
+
+def test_members_are_explained(toy_bundle: Path, tmp_path: Path, call: Call) -> None:
+    tar = write_tar(tmp_path / "x.tar", [(f"{i}.png", png(i)) for i in range(3)])
+    assert call("score", toy_bundle, tar, "--explain", tmp_path / "e")[0] == 0
+    assert sorted(name[:5] for name in os.listdir(tmp_path / "e")) == ["0.png", "1.png", "2.png"]
+
+
+def test_shards_and_their_merge(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    scored = []
+    for index in range(3):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        status, document, _ = call("score", toy_bundle, photos, "--shard", "auto/3", "--out", out)
+        assert (document["shard"], document["out"]) == (
+            f"{index + 1}/3",
+            str(out / f"shard-{index + 1}-of-3.jsonl"),
+        )
+        assert status == (0 if document["scored"] or not document["images"] else 1)
+        scored.append(document["images"])
+    assert sum(scored) == 4
+    status, document, _ = call("merge", out)
+    assert status == 0
+    assert document == {
+        "shards": 3,
+        "images": 4,
+        "failed": 1,
+        "fingerprint": document["fingerprint"],
+        "out": str(out / "scores.jsonl"),
+    }
+    assert call("merge", out)[0] == 2
+    assert call("merge", out, "--overwrite", "--out", tmp_path / "all.csv")[0] == 0
+    status, document, _ = call("score", toy_bundle, photos, "--shard", "1/2", "--out", out)
+    assert (status, "holds shard 1/3" in document["error"]) == (2, True)
+
+
+def test_results_in_parquet(toy_bundle: Path, photos: Path, tmp_path: Path, call: Call) -> None:
+    out = tmp_path / "r.parquet"
+    assert counts(call("score", toy_bundle, photos, "--out", out)[1]) == [4, 0, 3, 1, 0]
+    assert counts(call("score", toy_bundle, photos, "--out", out)[1]) == [4, 4, 0, 0, 0]
+    assert pyarrow.parquet.read_table(out).num_rows == 4
+
+
+def test_urls(toy_bundle: Path, photos: Path, call: Call) -> None:
+    status, document, _ = call("score", toy_bundle, f"file://{photos}")
+    assert (status, counts(document)) == (0, [4, 0, 3, 1, 0])

@@ -44,3 +44,27 @@ def test_a_bar_on_a_terminal(monkeypatch):
         progress("scoring " + HOSTILE, 1, 2)
     assert "\x1b]0" not in stream.getvalue()
     assert "[red]:smile:" in stream.getvalue()
+
+
+def test_lines_in_a_log_have_rate_and_time_left(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Screen().progress() as progress:
+        for done in range(2001):
+            progress("scoring", done, 2000)
+            now[0] += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "scoring, 0 of 2000"
+    assert lines[1] == "scoring, 5 of 2000, 1/s, 33 min 15 s left"
+    assert len(lines) < 100  # fewer and fewer, to one per minute
+
+
+def test_a_bar_shows_the_rate(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    screen = Screen()
+    screen.notes = Console(file=stream, width=200, force_terminal=True, color_system=None)
+    with screen.progress() as progress:
+        for done in range(3):
+            progress("scoring", done)
+    assert "/s" in stream.getvalue()

@@ -3,45 +3,16 @@ import csv
 import dataclasses
 import errno
 import json
-import math
 import os
 import sys
-from pathlib import Path
 
 import pytest
-from PIL import Image
+from support.result_rows import AWKWARD, NAMES, scored
 from support.waiting import HOLD, holding
 
 from drexperts.cli.main import main
-from drexperts.runtime.decoding.formats import heif
-from drexperts.runtime.decoding.layouts import FORMATS
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.manifest import ScoreScale
-from drexperts.runtime.results import SUFFIXES, ResultFile, count_passed_over, find_images
-from drexperts.runtime.score import Score
-
-NAMES = tuple(f"distortion {i}" for i in range(10))
-AWKWARD = [
-    "plain.jpg",
-    'quo"te,comma.jpg',
-    "two\nlines\r.jpg",
-    "照片.jpg",
-    os.fsdecode(b"\xff.jpg"),
-]
-
-
-def scored(source, error=None, fingerprint="f" * 16):
-    failed = error is not None
-    return Score(
-        source=source,
-        value=math.nan if failed else 0.1 + 0.2,
-        std=math.nan if failed else 1.5,
-        raw=() if failed else (0.1, 0.2 + 0.3),
-        distortions={} if failed else {name: i / 7 for i, name in enumerate(NAMES)},
-        scale=ScoreScale(0.0, 100.0, higher_is_better=True),
-        fingerprint=fingerprint,
-        error=error,
-    )
+from drexperts.runtime.results import ResultFile
 
 
 def opened(path, **options):
@@ -53,6 +24,11 @@ def write(path, scores, **options):
         for score in scores:
             results.append(score)
         return results.done
+
+
+def known(done, *sources):
+    """Whether each source has a row with a score; None if it has no row."""
+    return [done.is_scored(source) if source in done else None for source in sources]
 
 
 def rows_of(path):
@@ -69,97 +45,6 @@ def sources_of(path):
 @pytest.fixture(params=["r.jsonl", "r.csv", "r.CSV"])
 def path(request, tmp_path):
     return tmp_path / "new folder" / request.param
-
-
-# find_images
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = ["b.JPG", "a.png", "notes.txt", "sub/a.png", "sub/deep/c.tiff", ".hidden/d.jpg"]
-    for name in [*names, "sub/._b.jpg", "empty/readme.md"]:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).touch()
-    return tmp_path
-
-
-def found(*arguments):
-    return [path.as_posix() for path in find_images(arguments).paths]
-
-
-def test_folders_are_searched_to_the_bottom(tree):
-    assert found(".") == ["a.png", "b.JPG", "sub/a.png", "sub/deep/c.tiff"]
-    assert found("sub", "sub/deep") == ["sub/a.png", "sub/deep/c.tiff"]
-
-
-def test_a_named_file_is_taken_whatever_its_suffix(tree):
-    assert found("notes.txt", ".hidden/d.jpg") == [".hidden/d.jpg", "notes.txt"]
-
-
-def test_patterns(tree):
-    assert found("*.png") == ["a.png"]
-    assert found("**/*.png") == ["a.png", "sub/a.png"]
-    assert found("*") == found(".")  # hidden ones and text files are left out, folders searched
-    Path("[x].jpg").touch()
-    assert found("[x].jpg") == ["[x].jpg"]  # a file of that name comes before the pattern
-
-
-def test_each_file_once_however_it_is_named(tree):
-    assert found("a.png", "./a.png", "sub/../a.png", str(tree / "a.png"), "*.png") == ["a.png"]
-
-
-def test_nothing_found_says_what_was_looked_for(tree):
-    with pytest.raises(UserError, match=r"no image in 'empty'.*\.jpg"):
-        find_images(["empty"])
-    for argument in ("none.jpg", "none/*.jpg"):
-        with pytest.raises(UserError, match="check the path"):
-            find_images(["a.png", argument])
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may list any folder")
-def test_a_folder_that_cannot_be_listed(tree):
-    Path("sub").chmod(0)
-    with pytest.raises(UserError, match="cannot list"):
-        find_images(["."])
-
-
-def test_other_files_are_counted_by_suffix(tree):
-    for name in ["x.CR2", "sub/y.cr2", "sub/deep/z.jxl", "sub/noSuffix", ".hidden/d.raw"]:
-        Path(name).touch()
-    expected = {".cr2": 2, ".jxl": 1, ".md": 1, ".txt": 1, "": 1}
-    assert find_images(["."]).passed_over == expected
-    assert list(expected.values()) == list(find_images(["."]).passed_over.values())
-    assert find_images(["**", "."]).passed_over == expected  # each once, however it is named
-    assert find_images(["*.png", "*.txt"]).passed_over == {".txt": 1}
-    named = find_images([".", "sub/noSuffix"])  # a file that is named itself is not passed over
-    del expected[""]
-    assert (named.passed_over, len(named.paths)) == (expected, 5)
-
-
-def test_what_is_passed_over_is_said_in_one_line():
-    assert count_passed_over({".heic": 2, "": 1}) == "3 files passed over (.heic 2, no suffix 1)"
-    assert count_passed_over({".a": 1}) == "1 file passed over (.a 1)"
-    many = {f".{n}": 9 - n for n in range(7)}
-    assert count_passed_over(many) == "42 files passed over (.0 9, .1 8, .2 7, .3 6, .4 5, …)"
-    assert "\x1b" not in count_passed_over({".\x1b[31m": 1})
-
-
-def test_a_circle_of_links_ends(tree):
-    Path("sub/loop").symlink_to(tree)
-    assert found("sub") == ["sub/a.png", "sub/deep/c.tiff"]
-
-
-def test_suffixes_are_those_of_the_formats_that_are_decoded():
-    registered = Image.registered_extensions()
-    names = {name.upper().replace(" ", "").replace("PNM", "PPM") for name in FORMATS}
-    decoded = {suffix for suffix, name in registered.items() if name in names | {"MPO"}}
-    # PFM holds floating point, which preprocessing refuses.
-    heic = {".heic", ".heif", ".hif"} if heif.available() else set[str]()
-    assert decoded - {".pfm"} | heic == SUFFIXES
-
-
-# ResultFile
 
 
 def test_rows_hold_everything(path):
@@ -193,10 +78,10 @@ def test_a_row_is_in_the_file_when_append_returns(path):
 
 
 def test_a_later_run_goes_on(path):
-    assert write(path, map(scored, AWKWARD)) == {}
+    assert len(write(path, map(scored, AWKWARD))) == 0
     done = write(path, [scored("more.jpg", error="no")])
-    assert done == dict.fromkeys(AWKWARD, True)
-    assert write(path, []) == dict.fromkeys(AWKWARD, True) | {"more.jpg": False}
+    assert known(done, *AWKWARD, "more.jpg") == [True] * len(AWKWARD) + [None]
+    assert known(write(path, []), *AWKWARD, "more.jpg") == [True] * len(AWKWARD) + [False]
     assert sources_of(path) == [*AWKWARD, "more.jpg"]
 
 
@@ -207,21 +92,21 @@ LATER = ("enlarged", "crops_per_side")
 def test_a_csv_file_of_an_earlier_version_goes_on_with_its_columns(count, tmp_path):
     path = tmp_path / "r.csv"
     write(path, map(scored, AWKWARD))
-    known = "".join(f",{name}" for name in LATER[:count]).encode()
+    columns = "".join(f",{name}" for name in LATER[:count]).encode()
     header, rest = path.read_bytes().split(b",enlarged,crops_per_side\r\n")
     rest = rest.replace(b"0.5,,\r\n", b"0.5" + b"," * count + b"\r\n")
-    earlier = header + known + b"\r\n" + rest
+    earlier = header + columns + b"\r\n" + rest
     path.write_bytes(earlier[:-4])  # torn
     row = dataclasses.replace(scored("small.jpg"), enlarged=2.5, crops_per_side=2)
-    assert list(write(path, [scored(AWKWARD[-1]), row])) == AWKWARD[:-1]
+    assert known(write(path, [scored(AWKWARD[-1]), row]), *AWKWARD) == [True] * 4 + [None]
     assert sources_of(path) == [*AWKWARD, "small.jpg"]
-    columns = tuple(rows_of(path)[0])
-    assert {tuple(row) for row in rows_of(path)} == {columns}
+    names = tuple(rows_of(path)[0])
+    assert {tuple(row) for row in rows_of(path)} == {names}
     assert path.read_bytes().startswith(earlier)  # the torn row was written again
-    assert tuple(name for name in columns if name in LATER) == LATER[:count]
-    assert write(path, [scored("e", error="no")])["small.jpg"]
-    assert write(path, [], retry_errors=True) == dict.fromkeys([*AWKWARD, "small.jpg"], True)
-    assert write(path, [row], overwrite=True) == {}
+    assert tuple(name for name in names if name in LATER) == LATER[:count]
+    assert write(path, [scored("e", error="no")]).is_scored("small.jpg")
+    assert known(write(path, [], retry_errors=True), "small.jpg", "e") == [True, None]
+    assert len(write(path, [row], overwrite=True)) == 0
     assert [rows_of(path)[0][name] for name in LATER] == ["2.5", "2"]
 
 
@@ -232,16 +117,17 @@ def test_every_torn_end_is_mended(path, monkeypatch):
     for length in range(0, len(whole), 7):  # 7 meets every part of a row
         path.write_bytes(whole[:length])
         with opened(path) as results:
-            kept = list(results.done)
-            assert kept == AWKWARD[: len(kept)]
-            for source in AWKWARD[len(kept) :]:
+            count = len(results.done)
+            assert known(results.done, *AWKWARD[:count]) == [True] * count
+            for source in AWKWARD[count:]:
                 results.append(scored(source))
         assert path.read_bytes() == whole
 
 
 def test_retrying_errors_drops_their_rows(path):
     write(path, [scored("a.jpg"), scored("b.jpg", error="no"), scored("c.jpg")])
-    assert write(path, [scored("b.jpg")], retry_errors=True) == {"a.jpg": True, "c.jpg": True}
+    done = write(path, [scored("b.jpg")], retry_errors=True)
+    assert known(done, "a.jpg", "b.jpg", "c.jpg") == [True, None, True]
     assert sources_of(path) == ["a.jpg", "c.jpg", "b.jpg"]
     assert len(write(path, [], retry_errors=True)) == 3
     assert os.listdir(path.parent) == [path.name]
@@ -250,8 +136,9 @@ def test_retrying_errors_drops_their_rows(path):
 def test_overwrite_starts_over(path):
     path.parent.mkdir()
     path.write_text("something else")
-    assert write(path, [scored("a.jpg")], overwrite=True) == {}
-    assert write(path, [scored("b.jpg", fingerprint="0")], overwrite=True, fingerprint="0") == {}
+    assert len(write(path, [scored("a.jpg")], overwrite=True)) == 0
+    row = scored("b.jpg", fingerprint="0")
+    assert len(write(path, [row], overwrite=True, fingerprint="0")) == 0
     assert sources_of(path) == ["b.jpg"]
 
 
@@ -291,9 +178,9 @@ def test_csv_of_other_distortions_is_refused(tmp_path):
         opened(tmp_path / "r.csv", distortions=NAMES[:9])
 
 
-@pytest.mark.parametrize("name", ["r.parquet", "r", "r.json", ".csv"])
+@pytest.mark.parametrize("name", ["r", "r.json", ".csv"])
 def test_other_suffixes(tmp_path, name):
-    with pytest.raises(UserError, match=r"\.jsonl or a \.csv"):
+    with pytest.raises(UserError, match=r"\.jsonl, \.csv or \.parquet"):
         opened(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
@@ -336,7 +223,7 @@ def test_a_full_disk(path, monkeypatch):
         monkeypatch.setattr(results, "_write", half)
         with pytest.raises(UserError, match="No space left"):
             results.append(scored("b.jpg"))
-    assert write(path, [scored("b.jpg")]) == {"a.jpg": True}
+    assert known(write(path, [scored("b.jpg")]), "a.jpg", "b.jpg") == [True, None]
     assert sources_of(path) == ["a.jpg", "b.jpg"]
 
 
@@ -346,7 +233,7 @@ def test_a_full_disk(path, monkeypatch):
 TORN = """
 import sys
 from pathlib import Path
-from drexperts.runtime import results
+from drexperts.runtime.results import ResultFile
 
 class Torn:
     def __init__(self, stream): self.stream = stream
@@ -359,11 +246,11 @@ class Torn:
         tear and HOLD
         return written
 
-initialise = results.ResultFile.__init__
+initialise = ResultFile.__init__
 def torn(self, *args, **kwargs):
     initialise(self, *args, **kwargs)
     self._stream = Torn(self._stream)
-results.ResultFile.__init__ = torn
+ResultFile.__init__ = torn
 
 from drexperts.cli.main import main
 sys.exit(main(sys.argv[1:]))

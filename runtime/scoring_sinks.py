@@ -1,0 +1,89 @@
+"""Where scores go on their way out: result rows, pictures, a caller."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from drexperts.runtime.explain import explanation, file_name, is_picture
+from drexperts.runtime.files import written_whole
+from drexperts.runtime.inputs.listed import ListedImage
+from drexperts.runtime.progress import Progress
+from drexperts.runtime.score import Score
+from drexperts.runtime.scorer import Scorer
+from drexperts.runtime.todo import Todo
+from drexperts.runtime.work import Item
+
+Sink: TypeAlias = Callable[[Score, Any], object]
+
+
+class Sinks:
+    """Where each score goes, with the source that it was made of, and a count of them.
+
+    maps: whether scores have maps, and sources are kept until their scores are there
+    """
+
+    def __init__(self, maps: bool) -> None:
+        self.maps = maps
+        self._sinks: list[Sink] = []
+        self.count = self.scored = self.enlarged = 0
+
+    def add(self, sink: Sink) -> None:
+        """Add a function that is called with each score and its source, in the order of adding."""
+        self._sinks.append(sink)
+
+    def take(self, score: Score, source: Any) -> None:
+        """Pass on a score."""
+        for sink in self._sinks:
+            sink(score, source)
+        self.count += 1
+        self.scored += score.error is None
+        self.enlarged += score.enlarged is not None
+
+
+def score_all(
+    scorer: Scorer, todo: Todo, sinks: Sinks, total: int | None, progress: Progress
+) -> None:
+    """Score what is left to do, and pass on all scores but those of repeated images."""
+    waiting = deque[Any]()  # the sources of the images that are being scored
+
+    def items() -> Iterator[Item]:
+        for item in todo.items():
+            waiting.append(item[1] if sinks.maps else None)
+            yield item
+
+    progress("scoring", 0, total)
+    for place, score in enumerate(scorer.score_stream(items(), maps=sinks.maps)):
+        source = waiting.popleft()
+        if place >= todo.repeats:
+            sinks.take(score, source)
+            progress("scoring", sinks.count, total)
+
+
+def without_pictures(images: Iterable[ListedImage], folder: Path | None) -> Iterator[ListedImage]:
+    """Leave out the pictures that an earlier run wrote among the photographs."""
+    if folder is None:
+        return iter(images)
+    inside = os.path.abspath(folder)
+    return (
+        image
+        for image in images
+        if image.read is not None
+        or not is_picture(Path(image.source))
+        or os.path.dirname(os.path.abspath(image.source)) != inside
+    )
+
+
+def picture_writer(scorer: Scorer, folder: Path) -> Sink:
+    """What draws the explanation of each score into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(score: Score, source: Any) -> None:
+        if score.error is None:
+            image = scorer.decoder.resized(source() if callable(source) else source)
+            picture = explanation(image, score)
+            with written_whole(folder / file_name(score.source)) as aside:
+                picture.save(aside, "PNG")
+
+    return write
