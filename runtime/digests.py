@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIZE = 16  # bytes: among 2**32 names two that differ share a digest with probability 2**-65
-_RECENT = 2**15  # digests in a Python set, which takes six times as much for each
+_RECENT = 2**12  # digests in a Python set, which takes ten times as much for each
 
 
 def digest_of(name: str) -> bytes:

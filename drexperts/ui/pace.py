@@ -1,30 +1,24 @@
 """How fast long work goes on, and how long it will take."""
 
 import itertools
-import time
 from collections import deque
-from collections.abc import Callable
 
 _SAMPLES = 12  # so many reports back, so that a change of pace shows
 
 
 class Pace:
-    """The rate of one phase of work, from what is done at each report.
+    """The rate of one phase of work, from what is done at each report."""
 
-    clock: seconds from any start
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._phase = ""
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
-    def report(self, phase: str, done: int) -> None:
-        """Take note of how many steps of a phase are done."""
+    def report(self, phase: str, done: int, now: float) -> None:
+        """Take note of how many steps of a phase are done, at a time in seconds."""
         if phase != self._phase or (self._samples and done < self._samples[-1][1]):
             self._samples.clear()
         self._phase = phase
-        self._samples.append((self._clock(), done))
+        self._samples.append((now, done))
 
     @property
     def rate(self) -> float | None:

@@ -118,7 +118,7 @@ class _ProgressLines:
         if now - self._last < min(max(_QUIET, _SHARE * (now - self._start)), _QUIETEST):
             return
         self._last = now
-        self._pace.report(message, done)
+        self._pace.report(message, done, now)
         counted = done or total is not None
         self.note(f"{message}, {self._pace.text(done, total)}" if counted else message)
 

@@ -104,7 +104,7 @@ class Inputs:
         """Count an image file or an archive; whether it belongs to this shard."""
         self.count += 1
         self._digest += int.from_bytes(digest_of(name), "big")
-        if path in self._others:  # a folder gave it before it was named
+        if self._others and path in self._others:  # a folder gave it before it was named
             self._passed_over[suffix_of(path)] -= 1
         return self._shard is None or self._shard.takes(name)
 

@@ -1,9 +1,11 @@
 """`score_files`: which images it scores, and where the scores go."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from support.archives import exact_scorer, png, write_parquet, write_tar
 from support.reporting import Recorder
 
 from drexperts import runtime
@@ -107,6 +110,87 @@ def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
         summary = score_files(placed, folder, out)
         assert out.read_bytes() == whole.read_bytes()
         assert (summary.already_there, summary.scored + summary.failed) == (rows + 4, 14 - rows)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".parquet"])
+def test_a_killed_run_over_an_archive_does_so_too(
+    suffix: str, scorer: Scorer, photo: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    pictures = [encoded(photo(32 + 40 * (seed % 3), 32, seed)) for seed in range(18)]
+    archive, whole = tmp_path / f"x{suffix}", tmp_path / "whole.jsonl"
+    if suffix == ".parquet":
+        write_parquet(archive, {"image": pictures}, rows_per_group=5)
+    else:
+        write_tar(archive, [(f"{i}.png", data) for i, data in enumerate(pictures)])
+    manifest = dataclasses.replace(scorer.manifest, outputs=("score", "weights"))
+    placed = Scorer(manifest, scorer.engine, PlacedSession(), batch=3)
+    score_files(placed, archive, whole)
+    for rows in (1, 3, 11):
+        out = tmp_path / f"{rows}.jsonl"
+        for more in (rows, 4):
+            with pytest.raises(KilledError):
+                score_files(placed, archive, out, on_score=killed_after(more))
+        summary = score_files(placed, archive, out)
+        assert out.read_bytes() == whole.read_bytes()
+        assert (summary.already_there, summary.scored) == (rows + 4, 14 - rows)
+
+
+GREY = png(5)
+
+
+def encoded(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_memory_does_not_grow_with_the_images(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drexperts.runtime.digests._RECENT", 64)
+    quick = exact_scorer(scorer, batch=8)
+
+    def peak_of(count: int) -> int:
+        path = write_tar(tmp_path / f"{count}.tar", ((f"{i}.png", GREY) for i in range(count)))
+        tracemalloc.start()
+        summary = score_files(quick, path, tmp_path / f"{count}.jsonl")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert summary.scored == count
+        return peak
+
+    few = peak_of(800)  # which is more than is read of an archive at once
+    assert peak_of(2400) < few + 1600 * 16 * 2 + 2**14
+
+
+def test_a_broken_archive_costs_its_own_row(scorer: Scorer, tmp_path: Path) -> None:
+    for name in "abc":
+        write_tar(tmp_path / f"{name}.tar", [(f"{i}.png", png(i)) for i in range(3)])
+    data = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(data[:1600])
+    out = tmp_path / "r.jsonl"
+    summary = score_files(scorer, f"{tmp_path}/*.tar", out)
+    assert (summary.scored, summary.failed) == (7, 2)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["source"] for row in rows if row["error"]] == ["b.tar/1.png", "b.tar"]
+    (tmp_path / "b.tar").write_bytes(data)
+    summary = score_files(scorer, f"{tmp_path}/*.tar", out, retry_errors=True)
+    assert (summary.already_there, summary.scored, summary.failed) == (7, 2, 0)
+
+
+def test_the_total_is_known_where_all_was_listed(
+    scorer: Scorer, folder: Path, tmp_path: Path
+) -> None:
+    def totals(*paths: Path) -> set[int | None]:
+        seen = list[int | None]()
+        score_files(
+            scorer, paths, progress=Recorder(at=lambda text, done, total: seen.append(total))
+        )
+        return set(seen)
+
+    assert totals(folder) == {3}
+    archive = write_tar(tmp_path / "x.tar", [("a.png", png(1))])
+    assert totals(folder, archive) == {None}
 
 
 def killed_after(rows: int) -> Callable[[Score], None]:

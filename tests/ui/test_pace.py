@@ -6,31 +6,28 @@ from drexperts.ui.pace import Pace, duration, per_second
 
 
 def test_rate_and_time_left() -> None:
-    times = iter([0.0, 10.0, 20.0])
-    pace = Pace(lambda: next(times))
-    pace.report("scoring", 0)
+    pace = Pace()
+    pace.report("scoring", 0, 0.0)
     assert pace.text(0, 100) == "0 of 100"
-    pace.report("scoring", 25)
+    pace.report("scoring", 25, 10.0)
     assert pace.text(25, 100) == "25 of 100, 2.5/s, 30 s left"
-    pace.report("scoring", 50)
+    pace.report("scoring", 50, 20.0)
     assert pace.text(50, None) == "50 done, 2.5/s"
 
 
 def test_the_rate_follows_the_work() -> None:
-    times = iter(range(1000))
-    pace = Pace(lambda: float(next(times)))
-    for done in [*range(100), *range(100, 1000, 10)]:
-        pace.report("scoring", done)
+    pace = Pace()
+    for now, done in enumerate([*range(100), *range(100, 1000, 10)]):
+        pace.report("scoring", done, float(now))
     assert pace.rate == 10
 
 
 def test_another_phase_begins_anew() -> None:
-    times = iter([0.0, 1.0, 2.0, 3.0, 4.0])
-    pace = Pace(lambda: next(times))
-    pace.report("scoring", 0)
-    pace.report("scoring", 9)
+    pace = Pace()
+    pace.report("scoring", 0, 0.0)
+    pace.report("scoring", 9, 1.0)
     for phase, done in (("merging", 9), ("scoring", 9), ("scoring", 3)):
-        pace.report(phase, done)
+        pace.report(phase, done, 2.0)
         assert pace.rate is None
 
 
