@@ -117,7 +117,7 @@ def _listed(arguments: argparse.Namespace) -> "Iterable[str]":
 
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts import runtime
-    from drexperts.runtime.inputs.shards import parse_shard
+    from drexperts.cli.shards import parse_shard
     from drexperts.ui.tables import Tally, print_scores
 
     listed = _listed(arguments)

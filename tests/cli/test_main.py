@@ -28,7 +28,7 @@ def test_version(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["score"], ["score", "b"], ["export", "c"], ["bench", "b", "--batch", "1,x"]],
+    [[], ["fly"], ["score"], ["export", "c"], ["bench", "b", "--batch", "1,x"]],
 )
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as end:
@@ -39,7 +39,7 @@ def test_wrong_usage(arguments, capsys):
 
 def test_wrong_usage_has_its_document(capsys):
     with pytest.raises(SystemExit):
-        main(["score", "b", "--json"])
+        main(["score", "--json"])
     assert "error" in json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
