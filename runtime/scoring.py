@@ -17,13 +17,8 @@ from drexperts.runtime.inputs.stream import Inputs
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import ResultWriter, open_results
 from drexperts.runtime.results.done import DoneSources
-from drexperts.runtime.results.shard_files import (
-    ShardRecord,
-    check_folder,
-    file_of,
-    forget_record,
-    write_record,
-)
+from drexperts.runtime.results.place import Place, place_of
+from drexperts.runtime.results.shard_files import ShardRecord, forget_record, write_record
 from drexperts.runtime.score import Score
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.scoring_sinks import Sinks, picture_writer, score_all, without_pictures
@@ -44,7 +39,7 @@ class ScoringSummary:
     enlarged: images that got one and were enlarged before, see `Score.enlarged`
     any_scored: whether at least one image has a score, from this run or an earlier one
     seconds: wall-clock time
-    out: the result file
+    out: the result file, or its URL
     scores: the scores of this run without their maps, in the order of the paths; None where they
         went to a file
     """
@@ -58,7 +53,7 @@ class ScoringSummary:
     enlarged: int
     any_scored: bool
     seconds: float
-    out: Path | None
+    out: Path | str | None
     scores: tuple[Score, ...] | None
 
     def as_json(self) -> dict[str, Any]:
@@ -90,11 +85,11 @@ def score_files(
     paths: one or several files, folders, patterns or URLs, see `find_images`; tar archives and
         Parquet files stand for the images in them, see `Inputs`. Pictures that `explain` wrote
         before are left out.
-    out: a `.jsonl`, `.csv` or `.parquet` file, one row per image; a run with the same file
-        continues it. With a file, memory does not grow with the images but for some 16 bytes for
-        each; without one, every score is kept for the summary. A run that was killed and continued
-        with the same images, batch and threads writes the file of one that was not; for that it
-        scores up to `scorer.batch` - 1 images once more.
+    out: a `.jsonl`, `.csv` or `.parquet` file, or the URL of one, one row per image; a run with the
+        same file continues it. With a file, memory does not grow with the images but for some 16
+        bytes for each; without one, every score is kept for the summary. A run that was killed and
+        continued with the same images, batch and threads writes the file of one that was not; for
+        that it scores up to `scorer.batch` - 1 images once more.
     listed: paths of image files and archives, read as they are needed, such as `paths_in` returns
     shard: score this part of the image files and archives only; `out` is then a folder, into which
         all shards are scored, see `merge_shards`
@@ -113,7 +108,7 @@ def score_files(
             summary = runtime.score_files(scorer, "photos/", "scores.csv")
         print(summary.scored, summary.failed)
     """
-    place = _place(out, shard, anew=overwrite or retry_errors)
+    _check_out(out, shard, anew=overwrite or retry_errors)
     scorer.check_ready(explain is not None)
     start, pictures = time.monotonic(), None if explain is None else Path(explain)
     named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
@@ -125,6 +120,7 @@ def score_files(
         largest=scorer.decoder.limits.for_files,
     )
     with ExitStack() as stack:
+        place = None if out is None else stack.enter_context(place_of(out, shard))
         images = without_pictures(inputs, pictures)
         first, is_all = beginning(images)
         if not (first or (shard and inputs.count)):
@@ -135,8 +131,9 @@ def score_files(
         if place is None:  # maps take a megabyte per image
             sinks.add(lambda score, source: kept.append(replace(score, maps=None)))
         else:
-            results = stack.enter_context(_opened(scorer, place, overwrite, retry_errors))
+            results = stack.enter_context(_opened(scorer, place.file, overwrite, retry_errors))
             sinks.add(lambda score, source: results.append(score))
+            sinks.add(lambda score, source: place.keep())
             done = results.done
         if on_score is not None:
             sinks.add(lambda score, source: on_score(score))
@@ -156,30 +153,18 @@ def score_files(
         enlarged=sinks.enlarged,
         any_scored=sinks.scored > 0 or todo.any_scored,
         seconds=time.monotonic() - start,
-        out=place,
+        out=None if place is None else place.name,
         scores=tuple(kept) if place is None else None,
     )
 
 
-def _place(out: str | os.PathLike[str] | None, shard: Shard | None, *, anew: bool) -> Path | None:
-    """The file of the rows; None if there is none. Raises UserError for a contradiction."""
+def _check_out(out: object, shard: Shard | None, *, anew: bool) -> None:
+    """Raise UserError for what makes no sense without a result file."""
     option = remedy("--out", "out=")
-    if out is None:
-        if anew:
-            raise UserError(f"overwriting and retrying are about a result file: pass {option}")
-        if shard is not None:
-            raise UserError(f"a shard is scored into a folder: pass {option} with its path")
-        return None
-    path = Path(out)
-    if shard is None:
-        if path.is_dir() or os.fspath(out).endswith(os.sep):
-            part = remedy("--shard I/N", "shard=")
-            raise UserError(f"{str(out)!r} is a folder, for shards: name a file, or pass {part}")
-        return path
-    if path.suffix in (".jsonl", ".csv", ".parquet"):
-        raise UserError(f"shards are scored into a folder, not into {str(path)!r}: name a folder")
-    check_folder(path, shard)
-    return file_of(path, shard)
+    if out is None and anew:
+        raise UserError(f"overwriting and retrying are about a result file: pass {option}")
+    if out is None and shard is not None:
+        raise UserError(f"a shard is scored into a folder: pass {option} with its path")
 
 
 def _opened(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultWriter:
@@ -196,26 +181,26 @@ def _opened(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> 
 def _completed(
     scorer: Scorer,
     shard: Shard | None,
-    path: Path | None,
+    place: Place | None,
     inputs: Inputs,
     rows: Callable[[], int],
 ) -> Iterator[None]:
     """Record that a shard is complete when the block has ended without an error."""
-    if shard is None or path is None:
+    if shard is None or place is None:
         yield
         return
-    forget_record(path.parent, shard)
+    forget_record(place.file.parent, shard)
     yield
     record = ShardRecord(
         shard=shard,
         fingerprint=scorer.fingerprint(),
         distortions=tuple(scorer.manifest.distortions),
         rows=rows(),
-        bytes=path.stat().st_size,
+        bytes=place.file.stat().st_size,
         inputs=inputs.count,
         digest=inputs.digest,
     )
-    write_record(path.parent, record)
+    write_record(place.file.parent, record)
 
 
 def _say(inputs: Inputs, todo: Todo, pictures: Path | None, progress: Progress) -> None:

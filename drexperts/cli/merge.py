@@ -1,7 +1,6 @@
 """`drx merge`: one file of results from those of all shards."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drexperts.cli.arguments import DONE, Outcome, add_verb
@@ -13,10 +12,9 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs") -> None:
     verb = add_verb(verbs, "merge", run, "merge the results of all shards into one file")
-    verb.add_argument("folder", type=Path, help="the folder that all shards were scored into")
+    verb.add_argument("folder", help="the folder that all shards were scored into")
     verb.add_argument(
         "--out",
-        type=Path,
         metavar="FILE",
         help="a .jsonl, .csv or .parquet file, with its rows sorted by source (default: "
         "scores.jsonl in the folder)",

@@ -48,6 +48,12 @@ def _fetched(url: str, largest: int) -> bytes:
     return data
 
 
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Raises what fsspec raises."""
+    system, path = _fsspec().core.url_to_fs(url)
+    return system, path
+
+
 def files_at(url: str) -> Iterator[NamedFile]:
     """The files that a URL names: itself, all below a folder, or those that match a pattern.
 
@@ -57,7 +63,7 @@ def files_at(url: str) -> Iterator[NamedFile]:
     Raises UserError for a URL that fsspec cannot list.
     """
     try:
-        system, path = _fsspec().core.url_to_fs(url)
+        system, path = file_system(url)
         is_folder = system.isdir(path)
         if not is_folder and not any(letter in path for letter in "*?["):
             yield NamedFile(url, named=True)

@@ -1,5 +1,6 @@
 """Whether a folder holds all shards of one run, each of which has ended."""
 
+import os
 from pathlib import Path
 
 from drexperts.runtime.errors import UserError
@@ -9,21 +10,23 @@ from drexperts.runtime.results.shard_files import ShardRecord, file_of, read_rec
 _NAMED = 5  # shards that a message names
 
 
-def complete_shards(folder: Path) -> list[ShardRecord]:
+def complete_shards(folder: Path, named: str) -> list[ShardRecord]:
     """The records of all shards of a run, which is complete.
+
+    named: the folder, as messages name it
 
     A shard that is being scored has no record, and one that begins to be scored while its rows are
     read has another number of them.
 
     Raises UserError as `merge_shards` does.
     """
-    found = list(shards_in(folder)) if folder.is_dir() else []
+    found = shards_in(os.listdir(folder)) if folder.is_dir() else []
     if not found:
-        raise UserError(f"no shards in {str(folder)!r}: name the folder that they were scored to")
+        raise UserError(f"no shards in {named!r}: name the folder that they were scored to")
     counts = sorted({shard.count for shard in found})
     if len(counts) > 1:
         raise UserError(
-            f"{str(folder)!r} holds shards of {' and of '.join(map(str, counts))}: move those of "
+            f"{named!r} holds shards of {' and of '.join(map(str, counts))}: move those of "
             "one run into a folder of their own"
         )
     (count,) = counts
@@ -33,7 +36,7 @@ def complete_shards(folder: Path) -> list[ShardRecord]:
     if todo:
         named = ", ".join(map(str, todo[:_NAMED])) + ", …" * (len(todo) > _NAMED)
         raise UserError(
-            f"{len(todo)} of {count} shards in {str(folder)!r} are missing or have not ended: "
+            f"{len(todo)} of {count} shards in {named!r} are missing or have not ended: "
             f"score {named} with the command of the others, which continues what was begun"
         )
     return _agreeing([record for record in records.values() if record is not None])

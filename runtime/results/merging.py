@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -11,12 +13,15 @@ from typing import Any
 from drexperts.runtime.digests import SourceSet
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
+from drexperts.runtime.inputs.remote import is_remote
 from drexperts.runtime.locks import locked
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results.complete_shards import complete_shards
 from drexperts.runtime.results.formats import DoneRow, JsonLines, format_of
+from drexperts.runtime.results.mirror import RECORD_SUFFIX, Mirror
 from drexperts.runtime.results.parquet_table import table_written
-from drexperts.runtime.results.shard_files import ShardRecord, file_of
+from drexperts.runtime.results.place import Place, place_of
+from drexperts.runtime.results.shard_files import NAMES, ShardRecord, file_of
 from drexperts.runtime.results.sorting import Line, SortedLines
 from drexperts.runtime.wording import remedy
 
@@ -31,14 +36,14 @@ class MergeSummary:
     images: rows of the merged file
     failed: how many of them hold an error
     fingerprint: of all scores
-    out: the merged file
+    out: the merged file, or its URL
     """
 
     shards: int
     images: int
     failed: int
     fingerprint: str
-    out: Path
+    out: Path | str
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -54,9 +59,10 @@ def merge_shards(
 ) -> MergeSummary:
     """Merge the files of all shards in a folder into one, whose rows are sorted by source.
 
-    folder: where the shards were scored to, see `score_files`
-    out: a `.jsonl`, `.csv` or `.parquet` file; None is `scores.jsonl` in the folder. It is there
-        whole, or not at all. Rows of a `.jsonl` file are the bytes of the shards' rows.
+    folder: where the shards were scored to, see `score_files`; a path or a URL
+    out: a `.jsonl`, `.csv` or `.parquet` file, or the URL of one; None is `scores.jsonl` in the
+        folder. It is there whole, or not at all. Rows of a `.jsonl` file are the bytes of the
+        shards' rows.
     overwrite: replace `out` if it exists
 
     Rows are sorted in pieces on the disk beside `out`, so that memory is bounded but for 16 bytes
@@ -65,27 +71,42 @@ def merge_shards(
     Raises UserError if a shard is missing, has not ended or is being scored, if shards have scores
     of other fingerprints or saw other inputs, and if an image is in two of them.
     """
-    place = Path(folder)
-    target = place / _MERGED if out is None else Path(out)
-    if target.exists() and not overwrite:
-        replace = remedy("pass --overwrite", "pass overwrite=True")
-        raise UserError(f"{str(target)!r} exists: {replace}, or choose another file")
+    source = os.fspath(folder)
+    target = os.path.join(source, _MERGED) if out is None else os.fspath(out)
+    with ExitStack() as stack:
+        place = _local_folder(source, stack)
+        goal = stack.enter_context(place_of(target, None))
+        if goal.file.exists() and not overwrite:
+            replace = remedy("pass --overwrite", "pass overwrite=True")
+            raise UserError(f"{target!r} exists: {replace}, or choose another file")
+        return _merged(place, complete_shards(place, source), goal, progress)
+
+
+def _local_folder(folder: str, stack: ExitStack) -> Path:
+    """The folder, or a copy of the files of shards at a URL until the end of the stack."""
+    if not is_remote(folder):
+        return Path(folder)
+    mirror = Mirror(folder, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    mirror.pull(f"{NAMES.pattern}|shard-.*{re.escape(RECORD_SUFFIX)}")
+    return mirror.folder
+
+
+def _merged(
+    folder: Path, records: list[ShardRecord], goal: Place, progress: Progress
+) -> MergeSummary:
+    target = goal.file
     if target.suffix.lower() != ".parquet":
         format_of(target, ())  # an unknown suffix is refused before any work
-    records = complete_shards(place)
-    first = records[0]
-    with ExitStack() as stack:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(target))
-        rows = _Rows(place, records, progress)
-        lines = stack.enter_context(SortedLines(rows, target.parent))
-        _write(lines, target, first)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    rows = _Rows(folder, records, progress)
+    with locked(target), SortedLines(rows, target.parent) as lines:
+        _write(lines, target, records[0])
     return MergeSummary(
         shards=len(records),
         images=rows.count,
         failed=rows.failed,
-        fingerprint=first.fingerprint,
-        out=target,
+        fingerprint=records[0].fingerprint,
+        out=goal.name,
     )
 
 

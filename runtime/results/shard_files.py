@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.inputs.shards import Shard
+from drexperts.runtime.results.mirror import RECORD_SUFFIX
 from drexperts.runtime.wording import remedy
 
-_NAME = re.compile(r"shard-(\d+)-of-(\d+)\.jsonl")
+NAMES = re.compile(r"shard-(\d+)-of-(\d+)\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +43,19 @@ def file_of(folder: Path, shard: Shard) -> Path:
     return folder / f"shard-{shard.index:0{width}}-of-{shard.count}.jsonl"
 
 
-def shards_in(folder: Path) -> Iterator[Shard]:
-    """The shards that have a file in a folder, finished or not, in order."""
-    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+def shards_in(names: Iterable[str]) -> list[Shard]:
+    """The shards that have a file of rows among these names, finished or not, in order."""
+    matches = map(NAMES.fullmatch, names)
     numbers = sorted((int(match[1]), int(match[2])) for match in matches if match)
-    return (Shard(*pair) for pair in numbers)
+    return [Shard(*pair) for pair in numbers]
 
 
-def check_folder(folder: Path, shard: Shard) -> None:
-    """Raise UserError for a folder that holds shards of another count."""
-    there = shards_in(folder) if folder.is_dir() else ()
-    others = [found for found in there if found.count != shard.count]
+def check_folder(folder: str, names: Iterable[str], shard: Shard) -> None:
+    """Raise UserError for a folder among whose files are shards of another count."""
+    others = [found for found in shards_in(names) if found.count != shard.count]
     if others:
         raise UserError(
-            f"{str(folder)!r} holds shard {others[0]}, and this run is shard {shard}: score the "
+            f"{folder!r} holds shard {others[0]}, and this run is shard {shard}: score the "
             "same number of shards, or choose another folder"
         )
 
@@ -88,4 +88,4 @@ def read_record(folder: Path, shard: Shard) -> ShardRecord | None:
 
 
 def _record_file(folder: Path, shard: Shard) -> Path:
-    return file_of(folder, shard).with_suffix(".done.json")
+    return file_of(folder, shard).with_suffix(RECORD_SUFFIX)

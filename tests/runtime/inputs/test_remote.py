@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from support.archives import png, write_parquet, write_tar
+from support.memory_bucket import memory_bucket
 
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
 from drexperts.runtime.inputs.remote import is_remote
@@ -17,21 +17,20 @@ from drexperts.runtime.inputs.stream import Inputs
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Any]:
     """A bucket in memory with photographs, an archive and a Parquet file."""
-    system = fsspec.filesystem("memory")
     archive = write_tar(tmp_path / "x.tar", [(f"{i}.png", png(i)) for i in range(3)])
     table = write_parquet(tmp_path / "x.parquet", {"image": [png(5), png(6)]})
-    for name, data in {
+    files = {
         "photos/b.png": png(1),
         "photos/sub/a.png": png(2),
         "photos/notes.txt": b"",
         "photos/.hidden/c.png": png(3),
         "x.tar": archive.read_bytes(),
         "x.parquet": table.read_bytes(),
-    }.items():
-        system.pipe(f"/bucket/{name}", data)
-    yield system
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
+    }
+    with memory_bucket() as system:
+        for name, data in files.items():
+            system.pipe(f"/bucket/{name}", data)
+        yield system
 
 
 def read(*named: str, **options: Any) -> dict[str, Any]:
