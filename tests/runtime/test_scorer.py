@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -263,6 +264,24 @@ def test_rows_of_errors_carry_their_keys(scorer, tmp_path):
     assert [score.source for score in scores] == ["one", "two", "three", "four", "five", "six"]
     assert all(score.error for score in scores)
     assert "none.jpg" in scores[1].error
+
+
+def test_functions_fetch_images_in_the_threads_that_decode(scorer, photo, encode):
+    threads = set()
+
+    def fetch(image):
+        threads.add(threading.current_thread().name)
+        if image is None:
+            raise ImageError("the network is down")
+        return encode(image, "PNG")
+
+    images = [photo(40, 36, seed) for seed in range(3)]
+    items = [(str(i), functools.partial(fetch, image)) for i, image in enumerate([*images, None])]
+    *good, bad = scorer.score_stream(items)
+    assert [score.value for score in good] == [scorer.score(encode(i, "PNG")).value for i in images]
+    assert {score.fingerprint for score in good} == {scorer.fingerprint()}
+    assert (bad.source, bad.error) == ("3", "the network is down")
+    assert all(name.startswith("drexperts-decode") for name in threads)
 
 
 @pytest.mark.parametrize(
