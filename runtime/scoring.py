@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.inputs.folders import count_passed_over, nothing_found
-from drexperts.runtime.inputs.parquet_files import Columns
+from drexperts.runtime.inputs.folders import count_passed_over
+from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.shards import Shard
 from drexperts.runtime.inputs.stream import Inputs
 from drexperts.runtime.progress import SILENT, Progress
@@ -21,7 +21,13 @@ from drexperts.runtime.results.place import Place, place_of
 from drexperts.runtime.results.shard_files import ShardRecord, forget_record, write_record
 from drexperts.runtime.score import Score
 from drexperts.runtime.scorer import Scorer
-from drexperts.runtime.scoring_sinks import Sinks, picture_writer, score_all, without_pictures
+from drexperts.runtime.scoring_sinks import (
+    Sink,
+    Sinks,
+    picture_writer,
+    score_all,
+    without_pictures,
+)
 from drexperts.runtime.todo import Todo, beginning
 from drexperts.runtime.wording import remedy
 
@@ -124,16 +130,15 @@ def score_files(
         images = without_pictures(inputs, pictures)
         first, is_all = beginning(images)
         if not (first or (shard and inputs.count)):
-            raise nothing_found(inputs.named or ["the list"], inputs.passed_over_files())
+            raise inputs.nothing_found()
         sinks, kept, done = Sinks(pictures is not None), list[Score](), DoneSources()
         if pictures is not None:  # before the row: an image whose row is there is not scored again
             sinks.add(picture_writer(scorer, pictures))
         if place is None:  # maps take a megabyte per image
             sinks.add(lambda score, source: kept.append(replace(score, maps=None)))
         else:
-            results = stack.enter_context(_opened(scorer, place.file, overwrite, retry_errors))
-            sinks.add(lambda score, source: results.append(score))
-            sinks.add(lambda score, source: place.keep())
+            results = stack.enter_context(_opened(scorer, place, overwrite, retry_errors))
+            sinks.add(_row_writer(results, place))
             done = results.done
         if on_score is not None:
             sinks.add(lambda score, source: on_score(score))
@@ -167,14 +172,22 @@ def _check_out(out: object, shard: Shard | None, *, anew: bool) -> None:
         raise UserError(f"a shard is scored into a folder: pass {option} with its path")
 
 
-def _opened(scorer: Scorer, path: Path, overwrite: bool, retry_errors: bool) -> ResultWriter:
+def _opened(scorer: Scorer, place: Place, overwrite: bool, retry_errors: bool) -> ResultWriter:
     return open_results(
-        path,
+        place.file,
         fingerprint=scorer.fingerprint(),
         distortions=scorer.manifest.distortions,
         overwrite=overwrite,
         retry_errors=retry_errors,
     )
+
+
+def _row_writer(results: ResultWriter, place: Place) -> Sink:
+    def write(score: Score, source: object) -> None:
+        results.append(score)
+        place.keep()
+
+    return write
 
 
 @contextmanager

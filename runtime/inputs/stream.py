@@ -15,16 +15,19 @@ from drexperts.runtime.inputs.folders import (
     check_named,
     files_named_by,
     first_link,
+    nothing_found,
     suffix_of,
 )
 from drexperts.runtime.inputs.listed import ListedImage
-from drexperts.runtime.inputs.parquet_files import PARQUET_SUFFIXES, Columns, parquet_images
+from drexperts.runtime.inputs.parquet_files import PARQUET_SUFFIXES, parquet_images
+from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.remote import files_at, is_remote, opened, remote_image
 from drexperts.runtime.inputs.shards import Shard
 from drexperts.runtime.inputs.tar_files import TAR_SUFFIXES, tar_images
 
 _MOST_SUFFIXES = 1000  # of files that are passed over; further ones are counted together
 _OTHERS = "…"
+_OF_ARCHIVES = {suffix_of(f"x{suffix}") for suffix in TAR_SUFFIXES + PARQUET_SUFFIXES}
 
 
 class Inputs:
@@ -41,11 +44,10 @@ class Inputs:
     shard: leave out the image files and archives of other shards
     columns: of Parquet files
     largest: bytes of the largest image in an archive
-    is_done: whether the image with this source needs not be read; may be set before the first
-        image of an archive is asked for
 
     Attributes:
         named: the arguments
+        is_done: says of a source whether its image need not be read; to be set by the caller
         repeated: images in archives that came again, with the same source, and were left out
         count, digest: how many image files and archives there are of all shards, and a digest of
             their names that does not depend on their order
@@ -82,6 +84,14 @@ class Inputs:
     def passed_over_files(self) -> dict[str, int]:
         """How many other files there were so far of each suffix, the most frequent first."""
         return {suffix: count for suffix, count in self._passed_over.most_common() if count > 0}
+
+    def nothing_found(self) -> UserError:
+        """The error of inputs without an image."""
+        others = self.passed_over_files()
+        error = nothing_found(self.named or ["the list"], others)
+        if not any(suffix in _OF_ARCHIVES for suffix in others):
+            return error
+        return UserError(f"{error}; name archives themselves, or by a pattern such as 'FOLDER/*'")
 
     def __iter__(self) -> Iterator[ListedImage]:
         for file in self._files():

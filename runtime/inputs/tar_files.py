@@ -79,6 +79,8 @@ class _Header(tarfile.TarInfo):
         header = super().frombuf(buf, encoding, errors)
         if header.type in _EXTENDED and header.size > _LONGEST_HEADER:  # read whole, by tarfile
             raise tarfile.ReadError(f"a header of {header.size} bytes")
+        if header.size < 0:
+            raise tarfile.ReadError("a member of negative size")
         return header
 
 

@@ -11,7 +11,8 @@ from support.archives import png, write_parquet
 
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
 from drexperts.runtime.inputs.listed import ListedImage
-from drexperts.runtime.inputs.parquet_files import Columns, parquet_images
+from drexperts.runtime.inputs.parquet_files import parquet_images
+from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.remote import opened
 
 ANY = Columns()

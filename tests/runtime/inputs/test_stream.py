@@ -143,3 +143,10 @@ def test_many_suffixes_are_counted_together(place: Path) -> None:
     assert list(inputs) == []
     assert len(inputs.passed_over_files()) == 1001
     assert sum(inputs.passed_over_files().values()) == 3000
+
+
+def test_a_folder_of_archives_says_how_to_read_them(place: Path) -> None:
+    inputs = Inputs(["shards"])
+    assert list(inputs) == []
+    assert "name archives themselves" in str(inputs.nothing_found())
+    assert "archives" not in str(Inputs(["photos"]).nothing_found())

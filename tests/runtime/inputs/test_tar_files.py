@@ -217,3 +217,14 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**21
+
+
+def test_a_member_of_negative_size(tmp_path: Path) -> None:
+    """Which some versions of `tarfile` read for ever."""
+    header = bytearray(member("a.png", 0).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 11 + b"\x00"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "x.tar"
+    path.write_bytes(bytes(header) + bytes(1024))
+    assert "negative" in str(images_in(path)[0]["x.tar"])
