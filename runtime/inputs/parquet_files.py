@@ -21,8 +21,8 @@ def parquet_images(
 ) -> Iterator[ListedImage]:
     """The images in a Parquet file, and one that fails if it is broken.
 
-    A few rows are in memory at a time. Of row groups whose images all have a row of results
-    already, only the keys are read.
+    Memory holds about twice the largest page, which PyArrow writes of up to 1024 rows. Of row
+    groups whose images all have a row of results already, only the keys are read.
 
     name: the file's name, with which the source of each image begins
     opened: opens the file, which must be seekable; what it returns closes it
