@@ -99,19 +99,20 @@ def _shown(suffix: str) -> str:
 def files_named_by(argument: str) -> Iterator[NamedFile]:
     """The files that an argument names, in an order that depends on their names alone.
 
-    Of a folder, what is in one of its folders is listed when that is reached, so that the first
-    files are there before a large tree is known.
+    Paths are spelled as `Path` spells them, such as "a.jpg" for "./a.jpg". What is in a folder of a
+    folder is listed when that is reached, so that the first files are there before a large tree is
+    known.
 
     Raises UserError for an argument that names nothing, and for a folder that cannot be listed.
     """
     check_named(argument)
     if os.path.isdir(argument):
-        yield from _files_below(argument)
+        yield from _files_below(Path(argument))
     elif os.path.exists(argument):
-        yield NamedFile(argument, named=True)
+        yield NamedFile(str(Path(argument)), named=True)
     else:
-        for match in sorted(glob.glob(argument, recursive=True), key=Path):
-            yield from _files_below(match) if os.path.isdir(match) else [NamedFile(match)]
+        for match in sorted(map(Path, glob.glob(argument, recursive=True))):
+            yield from _files_below(match) if match.is_dir() else [NamedFile(str(match))]
 
 
 def check_named(argument: str) -> None:
@@ -120,17 +121,17 @@ def check_named(argument: str) -> None:
         raise UserError(f"{argument!r} names no file or folder: check the path")
 
 
-def _files_below(folder: str) -> Iterator[NamedFile]:
+def _files_below(folder: Path) -> Iterator[NamedFile]:
     """Sorted as their paths are by `Path`, which compares them folder by folder."""
+    above = "" if folder == Path() else str(folder)
     for name, is_folder in _listed(folder):
-        path = os.path.join(folder, name)
         if is_folder:
-            yield from _files_below(path)
+            yield from _files_below(folder / name)
         else:
-            yield NamedFile(path, in_folder=True)
+            yield NamedFile(os.path.join(above, name), in_folder=True)
 
 
-def _listed(folder: str) -> list[tuple[str, bool]]:
+def _listed(folder: Path) -> list[tuple[str, bool]]:
     """The names in a folder, sorted, and whether each is a folder; links to folders are left out.
 
     Only names are kept of the entries: a folder may hold a million.
@@ -148,7 +149,7 @@ def _listed(folder: str) -> list[tuple[str, bool]]:
 
 def _cannot_list(cause: OSError) -> NoReturn:
     raise UserError(
-        f"cannot list the folder {cause.filename!r}: {cause.strerror}; "
+        f"cannot list the folder {str(cause.filename)!r}: {cause.strerror}; "
         "make it readable or name other folders"
     ) from cause
 

@@ -112,7 +112,7 @@ def test_a_walk_gives_the_order_of_sorted_paths(tree):
 
 
 def test_a_folder_is_listed_when_it_is_reached(tree, monkeypatch):
-    listed = list[str]()
+    listed = list[Path]()
     scandir = os.scandir
 
     def watched(path):
@@ -121,7 +121,12 @@ def test_a_folder_is_listed_when_it_is_reached(tree, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", watched)
     walk = files_named_by(".")
-    assert next(walk).path == os.path.join(".", "a.png")
-    assert listed == ["."]
+    assert next(walk).path == "a.png"
+    assert listed == [Path()]
     assert len(list(walk)) == 5
-    assert listed[1:] == ["./empty", "./sub", "./sub/deep"]
+    assert listed[1:] == [Path("empty"), Path("sub"), Path("sub/deep")]
+
+
+def test_paths_are_spelled_in_one_way(tree):
+    for argument in (".", "./", "*.png", "./*.png", "./a.png", ".//a.png"):
+        assert next(file.path for file in files_named_by(argument)) == "a.png"
