@@ -74,14 +74,14 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as cause:
             raise tarfile.ReadError(_reason(str(cause))) from cause
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in _EXTENDED and header.size > _LONGEST_HEADER:  # read whole, by tarfile
-            raise tarfile.ReadError(f"a header of {header.size} bytes")
-        if header.size < 0:
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        # The method that `tarfile` lets subclasses override. It reads extended headers whole.
+        if self.type in _EXTENDED and self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        if self.size < 0:
             raise tarfile.ReadError("a member of negative size")
-        return header
+        found: tarfile.TarInfo = super()._proc_member(tarfile_)  # type: ignore[misc]
+        return found
 
 
 def _reason(message: str) -> str:
