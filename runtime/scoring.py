@@ -128,7 +128,8 @@ def score_files(
     with ExitStack() as stack:
         place = None if out is None else stack.enter_context(place_of(out, shard))
         images = without_pictures(inputs, pictures)
-        first, is_all = beginning(images)
+        # What makes a list may wait for the scores.
+        first, is_all = beginning(images, most=1) if listed else beginning(images)
         if not (first or (shard and inputs.count)):
             raise inputs.nothing_found()
         sinks, kept, done = Sinks(pictures is not None), list[Score](), DoneSources()

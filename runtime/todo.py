@@ -19,18 +19,18 @@ _LISTED, _SECONDS = 50_000, 2.0
 
 
 def beginning(
-    images: Iterator[ListedImage], seconds: float = _SECONDS
+    images: Iterator[ListedImage], most: int = _LISTED, seconds: float = _SECONDS
 ) -> tuple[list[ListedImage], bool]:
     """The first images of a stream, and whether they are all. Nothing of them is read.
 
     At least one, if there is any. What is in an archive, or on a network, ends the listing.
     """
     start, listed = time.monotonic(), list[ListedImage]()
-    for image in itertools.islice(images, _LISTED):
+    for image in itertools.islice(images, most):
         listed.append(image)
         if image.read is not None or time.monotonic() - start > seconds:
             return listed, False
-    return listed, len(listed) < _LISTED
+    return listed, len(listed) < most
 
 
 class Todo:

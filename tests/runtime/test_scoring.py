@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +144,7 @@ def encoded(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +179,7 @@ def test_a_broken_archive_costs_its_own_row(scorer: Scorer, tmp_path: Path) -> N
     assert (summary.already_there, summary.scored, summary.failed) == (7, 2, 0)
 
 
-def test_the_total_is_known_where_all_was_listed(
+def test_the_total_is_known_where_all_was_listed_and_lists_are_not_listed_ahead(
     scorer: Scorer, folder: Path, tmp_path: Path
 ) -> None:
     def totals(*paths: Path) -> set[int | None]:
@@ -189,6 +190,16 @@ def test_the_total_is_known_where_all_was_listed(
         return set(seen)
 
     assert totals(folder) == {3}
+    asked = list[int]()
+
+    def names() -> Iterator[Path]:
+        for asked_for in range(40):
+            asked.append(asked_for)
+            yield folder / f"{asked_for}.png"
+
+    with pytest.raises(KilledError):
+        score_files(scorer, (), listed=names(), on_score=killed_after(1))
+    assert len(asked) < 20
     archive = write_tar(tmp_path / "x.tar", [("a.png", png(1))])
     assert totals(folder, archive) == {None}
 

@@ -79,6 +79,7 @@ def score_all(scorer: Scorer, inputs: list[str], out: Path, count: int) -> None:
         score_shard(scorer, inputs, out, Shard(index, count))
 
 
+@pytest.mark.slow
 def test_any_shards_killed_anyhow_merge_into_one_run(
     scorer: Scorer,
     inputs: list[str],

@@ -78,7 +78,8 @@ def test_the_beginning_of_a_stream() -> None:
     assert beginning(iter(named(3))) == (named(3), True)
     stream = iter(named(3))
     assert beginning(stream, seconds=-1) == (named(1), False)
-    assert list(stream) == named(3)[1:]
+    assert beginning(stream, most=1) == (named(2)[1:], False)
+    assert list(stream) == named(3)[2:]
 
 
 def test_the_beginning_reads_no_archive() -> None:
