@@ -31,9 +31,9 @@ import psutil
 from numpy.typing import NDArray
 
 from drexperts.runtime import load
+from drexperts.runtime.inputs.folders import find_images
 from drexperts.runtime.preprocess import most_crops
 from drexperts.runtime.proof import TOLERANCES
-from drexperts.runtime.results import find_images
 
 _PLACES = 8  # images that the queue takes
 _TIMES = 10  # as much as can be answered is offered
