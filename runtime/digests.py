@@ -1,10 +1,11 @@
 """A set of names in 16 bytes each, so that a run over millions of images remembers them."""
 
 import hashlib
-import os
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drexperts.runtime.sources import canonical
 
 _SIZE = 16  # bytes: among 2**32 names two that differ share a digest with probability 2**-65
 _RECENT = 2**12  # digests in a Python set, which takes ten times as much for each
@@ -29,11 +30,11 @@ class SourceSet:
         return len(self._recent) + sum(map(len, self._blocks))
 
     def __contains__(self, source: str) -> bool:
-        return self._holds(_identity(source))
+        return self._holds(identity_of(source))
 
     def add(self, source: str) -> bool:
         """Add a source; False if it was there."""
-        digest = _identity(source)
+        digest = identity_of(source)
         if self._holds(digest):
             return False
         self._recent.add(digest)
@@ -54,8 +55,9 @@ class SourceSet:
         self._blocks.append(block)
 
 
-def _identity(source: str) -> bytes:
-    return digest_of(os.path.abspath(source))
+def identity_of(source: str) -> bytes:
+    """The digest of a source, the same for every spelling of its path in one working directory."""
+    return digest_of(canonical(source))
 
 
 def _found(digest: bytes, block: NDArray[np.bytes_]) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.score import DistortionMaps, Score
+from drexperts.runtime.sources import canonical
 
 Colour: TypeAlias = tuple[int, int, int]
 Floats: TypeAlias = NDArray[np.float32]
@@ -98,7 +99,7 @@ def is_picture(path: Path) -> bool:
 
 def file_name(source: str | os.PathLike[str]) -> str:
     """The file name of the explanation of an image file: unique per path, equal in every run."""
-    path = os.fsencode(os.path.abspath(source))
+    path = os.fsencode(canonical(os.fspath(source)))
     # Cut, so that a name at the limit of the file system stays below it.
     name = Path(source).name.encode("ascii", "replace").decode().replace("?", "_")
     stem = "".join(letter if letter.isprintable() else "_" for letter in name)[:100]

@@ -34,6 +34,11 @@ def written_whole(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def unfinished(path: Path) -> Path:
+    """Where `written_whole` may write a file that one process writes at a time."""
+    return path.with_name(f".{path.name}.part")
+
+
 def replace_file(source: Path, target: Path) -> None:
     """Move a finished file to `target`, after its contents are on the disk. Raises OSError."""
     with open(source, "rb+") as stream:

@@ -39,7 +39,8 @@ class ScoringSummary:
     images: images that the inputs named, of this shard
     passed_over_files: how many other files the searched folders and archives hold, by suffix, see
         `find_images`
-    repeated: images in archives that came again, with the same source, and were left out
+    repeated: images in archives that were left out, because their keys came before; their archive
+        is a row with an error
     already_there: images of which the result file had a row before
     scored, failed: images that got a score, and that could not be read, in this run
     enlarged: images that got one and were enlarged before, see `Score.enlarged`
@@ -117,38 +118,67 @@ def score_files(
     _check_out(out, shard, anew=overwrite or retry_errors)
     scorer.check_ready(explain is not None)
     start, pictures = time.monotonic(), None if explain is None else Path(explain)
-    named = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    inputs = Inputs(
-        [os.fspath(path) for path in named],
-        (os.fspath(path) for path in listed),
-        shard=shard,
-        columns=Columns(image_column, key_column),
-        largest=scorer.decoder.limits.for_files,
-    )
+    inputs = _inputs(scorer, paths, listed, shard, Columns(image_column, key_column))
+    images = without_pictures(inputs, pictures)
+    kept = list[Score]()
     with ExitStack() as stack:
         place = None if out is None else stack.enter_context(place_of(out, shard))
-        images = without_pictures(inputs, pictures)
         # What makes a list may wait for the scores.
         first, is_all = beginning(images, most=1) if listed else beginning(images)
         if not (first or (shard and inputs.count)):
             raise inputs.nothing_found()
-        sinks, kept, done = Sinks(pictures is not None), list[Score](), DoneSources()
-        if pictures is not None:  # before the row: an image whose row is there is not scored again
-            sinks.add(picture_writer(scorer, pictures))
         if place is None:  # maps take a megabyte per image
-            sinks.add(lambda score, source: kept.append(replace(score, maps=None)))
+            done, keep = DoneSources(), lambda score, _: kept.append(replace(score, maps=None))
         else:
             results = stack.enter_context(_opened(scorer, place, overwrite, retry_errors))
-            sinks.add(_row_writer(results, place))
-            done = results.done
-        if on_score is not None:
-            sinks.add(lambda score, source: on_score(score))
+            done, keep = results.done, _row_writer(results, place)
         inputs.is_done = done.__contains__
+        sinks = _sinks(scorer, pictures, keep, on_score)
         todo = Todo(itertools.chain(first, images), done, scorer.batch)
         total = sum(image.source not in done for image in first) if is_all else None
         with _completed(scorer, shard, place, inputs, lambda: len(done) + sinks.count):
             score_all(scorer, todo, sinks, total, progress)
     _say(inputs, todo, pictures, progress)
+    name, scores = (None, tuple(kept)) if place is None else (place.name, None)
+    return _summary(inputs, todo, sinks, time.monotonic() - start, name, scores)
+
+
+def _inputs(
+    scorer: Scorer,
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    listed: Iterable[str | os.PathLike[str]],
+    shard: Shard | None,
+    columns: Columns,
+) -> Inputs:
+    return Inputs(
+        map(os.fsdecode, [paths] if isinstance(paths, (str, os.PathLike)) else paths),
+        map(os.fsdecode, listed),
+        shard=shard,
+        columns=columns,
+        largest=scorer.decoder.limits.for_files,
+    )
+
+
+def _sinks(
+    scorer: Scorer, pictures: Path | None, keep: Sink, on_score: Callable[[Score], object] | None
+) -> Sinks:
+    sinks = Sinks(pictures is not None)
+    if pictures is not None:  # before the row: an image whose row is there is not scored again
+        sinks.add(picture_writer(scorer, pictures))
+    sinks.add(keep)
+    if on_score is not None:
+        sinks.add(lambda score, source: on_score(score))
+    return sinks
+
+
+def _summary(
+    inputs: Inputs,
+    todo: Todo,
+    sinks: Sinks,
+    seconds: float,
+    out: Path | str | None,
+    scores: tuple[Score, ...] | None,
+) -> ScoringSummary:
     return ScoringSummary(
         images=todo.images,
         passed_over_files=inputs.passed_over_files(),
@@ -158,9 +188,9 @@ def score_files(
         failed=sinks.count - sinks.scored,
         enlarged=sinks.enlarged,
         any_scored=sinks.scored > 0 or todo.any_scored,
-        seconds=time.monotonic() - start,
-        out=None if place is None else place.name,
-        scores=tuple(kept) if place is None else None,
+        seconds=seconds,
+        out=out,
+        scores=scores,
     )
 
 
@@ -221,6 +251,7 @@ def _say(inputs: Inputs, todo: Todo, pictures: Path | None, progress: Progress) 
     if passed_over := inputs.passed_over_files():
         progress.note(count_passed_over(passed_over))
     if inputs.repeated:
-        progress.note(f"{inputs.repeated} images in archives came twice, and are scored once")
+        again = "images in archives have the key of an earlier one, and are not scored"
+        progress.note(f"{inputs.repeated} {again}")
     if todo.already_there and pictures is not None:
         progress.note(f"{todo.already_there} images already have a row and get no new picture")

@@ -1,6 +1,7 @@
 """`drx score`: scores of images, in tables or in a file that a later run continues."""
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,10 +82,11 @@ def _add_inputs(verb: "Parser") -> None:
     )
     verb.add_argument(
         "--from",
-        dest="list",
+        dest="lists",
+        action="append",
         metavar="FILE",
         help="also score the images and archives that this file names, one per line; - is "
-        "standard input (default: none)",
+        "standard input; may be repeated (default: none)",
     )
     verb.add_argument(
         "--shard",
@@ -108,8 +110,8 @@ def _add_inputs(verb: "Parser") -> None:
 def _listed(arguments: argparse.Namespace) -> "Iterable[str]":
     from drexperts.runtime import UserError, paths_in
 
-    if arguments.list is not None:
-        return paths_in(arguments.list)
+    if arguments.lists:
+        return itertools.chain(*map(paths_in, arguments.lists))
     if not arguments.paths:
         raise UserError("there is nothing to score: name images, or a list of them by --from FILE")
     return ()

@@ -139,12 +139,19 @@ def _listed(folder: Path) -> list[tuple[str, bool]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(
-                (entry.name, entry.is_dir())
+                (entry.name, _is_folder(entry))
                 for entry in entries
-                if not entry.name.startswith(".") and not (entry.is_symlink() and entry.is_dir())
+                if not entry.name.startswith(".") and not (entry.is_symlink() and _is_folder(entry))
             )
     except OSError as cause:
         _cannot_list(cause)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look: an image that cannot be read
+        return False
 
 
 def _cannot_list(cause: OSError) -> NoReturn:
@@ -160,5 +167,8 @@ def suffix_of(path: str) -> str:
 
 
 def first_link(path: str) -> str:
-    """What a chain of URLs names, such as tar://a.png of tar://a.png::s3://bucket/all.tar."""
-    return path.partition("::")[0] if "://" in path else path
+    """What a chain of URLs names, such as tar://a.png of tar://a.png::s3://bucket/all.tar.
+
+    Links without an address, such as simplecache::, name what the next one names.
+    """
+    return next((link for link in path.split("::") if "://" in link), path)

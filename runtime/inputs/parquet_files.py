@@ -5,14 +5,14 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from drexperts.runtime.digests import SourceSet
 from drexperts.runtime.errors import DrexpertsError
 from drexperts.runtime.inputs.listed import ListedImage, Opener, failing
 from drexperts.runtime.inputs.parquet_layout import Columns, Layout, layout_of
 from drexperts.runtime.parquet_library import import_parquet
 
-PARQUET_SUFFIXES = (".parquet",)
-
 _ROWS = 16  # read at once; rows hold images
+_MOST_ROWS = 2**22  # of a row group; a file of strangers may claim any number
 _BUFFER = 2**20  # bytes read at once of a column
 
 
@@ -24,7 +24,7 @@ def parquet_images(
     Memory holds about twice the largest page, which PyArrow writes of up to 1024 rows. Of row
     groups whose images all have a row of results already, only the keys are read.
 
-    name: the file's name, with which the source of each image begins
+    name: the file's path, with which the source of each image begins
     opened: opens the file, which must be seekable; what it returns closes it
     is_done: whether the image with this source is to be passed
 
@@ -49,10 +49,12 @@ def parquet_images(
 def _images(
     name: str, file: Any, layout: Layout, is_done: Callable[[str], bool]
 ) -> Iterator[ListedImage]:
-    first = 0
+    first, seen = 0, SourceSet()
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
-        keys = _keys(file, group, layout, range(first, first + rows))
+        if rows > _MOST_ROWS:
+            raise ValueError(f"a row group of {rows} rows")
+        keys = _keys(file, group, layout, range(first, first + rows), seen)
         sources = [f"{name}/{key}" for key in keys]
         if all(map(is_done, sources)):
             yield from _unread(sources, file, group, layout)
@@ -79,15 +81,17 @@ def _unread(sources: list[str], file: Any, group: int, layout: Layout) -> Iterat
         yield ListedImage(source, functools.partial(read, place), passing=True)
 
 
-def _keys(file: Any, group: int, layout: Layout, numbers: range) -> list[str]:
+def _keys(file: Any, group: int, layout: Layout, numbers: range, seen: SourceSet) -> Iterator[str]:
+    """What names each row: its key, or its number where that names no row, or several."""
     if layout.key is None:
-        return [str(number) for number in numbers]
+        yield from map(str, numbers)
+        return
     table = file.read_row_group(group, columns=[layout.key])
     given = _leaf(table, layout.key).to_pylist()
-    return [
-        str(number) if key in (None, "") else _text(key)
-        for number, key in zip(numbers, given, strict=True)
-    ]
+    for number, key in zip(numbers, given, strict=True):
+        text = "" if key is None else _text(key)
+        is_name = text and (layout.key_was_chosen or seen.add(text))
+        yield text if is_name else str(number)
 
 
 def _leaf(table: Any, path: str) -> Any:

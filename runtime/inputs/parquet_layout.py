@@ -13,8 +13,8 @@ class Columns:
 
     image: bytes, or a struct of `bytes` and `path` as Hugging Face writes it; None is the only such
         column
-    key: what names an image, beside its file's name; None is the struct's `path`, or where that is
-        null the number of the row, from 0
+    key: what names an image, beside its file's path; None is the struct's `path`, or where that is
+        null or came before the number of the row, from 0
     """
 
     image: str | None = None
@@ -23,10 +23,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Layout:
-    """The paths of the columns, such as "image.bytes"; `key` is None where rows are numbered."""
+    """The paths of the columns, such as "image.bytes"; `key` is None where rows are numbered.
+
+    key_was_chosen: whether the user said that its values are names
+    """
 
     image: str
     key: str | None
+    key_was_chosen: bool = False
 
 
 def layout_of(name: str, schema: Any, columns: Columns) -> Layout:
@@ -42,18 +46,20 @@ def layout_of(name: str, schema: Any, columns: Columns) -> Layout:
                 f"of them by {_option(option)}"
             )
     image = columns.image or _only_image_column(name, types)
-    is_struct = "bytes" in _fields(types[image])
+    fields = _fields(types[image])
+    is_struct = _is_binary(fields.get("bytes"), or_null=True)
     if not is_struct and not _is_binary(types[image]):
         raise UserError(
             f"the column {image!r} of {name} holds {types[image]}, and not the bytes of image "
             f"files: choose another by {_option('image')}"
         )
-    path = f"{image}.path" if "path" in _fields(types[image]) else None
-    return Layout(f"{image}.bytes" if is_struct else image, columns.key or path)
+    path = f"{image}.path" if "path" in fields else None
+    chosen = columns.key is not None
+    return Layout(f"{image}.bytes" if is_struct else image, columns.key or path, chosen)
 
 
 def _only_image_column(name: str, types: dict[str, Any]) -> str:
-    structs = [column for column in types if {"bytes", "path"} <= _fields(types[column])]
+    structs = [column for column in types if {"bytes", "path"} <= _fields(types[column]).keys()]
     found = structs or [column for column in types if _is_binary(types[column])]
     if len(found) != 1:
         several = f"the columns {', '.join(map(repr, found))}" if found else "no column"
@@ -64,18 +70,27 @@ def _only_image_column(name: str, types: dict[str, Any]) -> str:
     return found[0]
 
 
-def _fields(kind: Any) -> set[str]:
+def _fields(kind: Any) -> dict[str, Any]:
     from pyarrow import types
 
     if not types.is_struct(kind):
-        return set()
-    return {kind.field(index).name for index in range(kind.num_fields)}
+        return {}
+    return {field.name: field.type for field in map(kind.field, range(kind.num_fields))}
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_binary(kind: Any, or_null: bool = False) -> bool:
+    """Whether a type is of bytes. Strings are not: as a source they would be paths.
+
+    or_null: or of nothing but nulls
+    """
     from pyarrow import types
 
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    if kind is None:
+        return False
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return binary or (or_null and types.is_null(kind))
 
 
 def _option(column: str) -> str:

@@ -7,7 +7,7 @@ from drexperts.runtime.digests import digest_of
 from drexperts.runtime.errors import ConfigError
 from drexperts.runtime.wording import remedy
 
-_MOST = 1_000_000  # shards; each is a file
+MOST = 1_000_000  # shards; each is a file
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        if not (1 <= self.count <= _MOST and 1 <= self.index <= self.count):
+        if not (1 <= self.count <= MOST and 1 <= self.index <= self.count):
             option = remedy("--shard takes I/N", "Shard takes index and count")
             raise ConfigError(
-                f"{option}, with I from 1 to N and N up to {_MOST}, not {self.index}/{self.count}"
+                f"{option}, with I from 1 to N and N up to {MOST}, not {self.index}/{self.count}"
             )
 
     def __str__(self) -> str:

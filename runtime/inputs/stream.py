@@ -18,25 +18,29 @@ from drexperts.runtime.inputs.folders import (
     nothing_found,
     suffix_of,
 )
-from drexperts.runtime.inputs.listed import ListedImage
-from drexperts.runtime.inputs.parquet_files import PARQUET_SUFFIXES, parquet_images
+from drexperts.runtime.inputs.listed import ListedImage, failing
+from drexperts.runtime.inputs.parquet_files import parquet_images
 from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.remote import files_at, is_remote, opened, remote_image
 from drexperts.runtime.inputs.shards import Shard
-from drexperts.runtime.inputs.tar_files import TAR_SUFFIXES, tar_images
+from drexperts.runtime.inputs.tar_files import tar_images
+from drexperts.runtime.sources import ARCHIVE_SUFFIXES, PARQUET_SUFFIXES
+from drexperts.runtime.wording import remedy
 
 _MOST_SUFFIXES = 1000  # of files that are passed over; further ones are counted together
 _OTHERS = "…"
-_OF_ARCHIVES = {suffix_of(f"x{suffix}") for suffix in TAR_SUFFIXES + PARQUET_SUFFIXES}
+_OF_ARCHIVES = {suffix_of(f"x{suffix}") for suffix in ARCHIVE_SUFFIXES}
 
 
 class Inputs:
     """The images that arguments and lists name: iterate once.
 
-    Arguments are files, folders, glob patterns and URLs; see `find_images`. Archives (TAR_SUFFIXES)
-    and Parquet files that are named, listed or match a pattern stand for the images in them; in a
-    folder they are passed over. Each image comes once, in the order of the arguments, and sorted
-    within a folder, a pattern or an archive's own order.
+    Arguments are files, folders, glob patterns and URLs; see `find_images`. Archives, tar or
+    Parquet, that are named, listed or match a pattern stand for the images in them; in a folder
+    they are passed over. Each image comes once, in the order of the arguments, and sorted within a
+    folder or a pattern, or in an archive's own order. An archive in which a key comes again is
+    followed by an image that fails, and is named like it: the later images could not be told from
+    the first, and are left out.
 
     named: arguments; each must name something
     listed: paths and URLs of image files and archives, taken as they are; a missing one is an
@@ -48,12 +52,11 @@ class Inputs:
     Attributes:
         named: the arguments
         is_done: says of a source whether its image need not be read; to be set by the caller
-        repeated: images in archives that came again, with the same source, and were left out
+        repeated: images in archives that were left out, because their keys came before
         count, digest: how many image files and archives there are of all shards, and a digest of
             their names that does not depend on their order
 
-    Raises UserError for what `find_images` refuses, and for two archives of the same file name,
-    because the sources of their images could be the same.
+    Raises UserError for what `find_images` refuses.
     """
 
     def __init__(
@@ -68,8 +71,7 @@ class Inputs:
         self.named, self._listed = list(named), listed
         self._shard, self._columns, self._largest = shard, columns or Columns(), largest
         self.is_done: Callable[[str], bool] = lambda source: False
-        self._seen, self._others = SourceSet(), SourceSet()
-        self._archives: dict[str, str] = {}
+        self._seen, self._archives, self._others = SourceSet(), SourceSet(), SourceSet()
         self._passed_over: Counter[str] = Counter()
         self.repeated = self.count = self._digest = 0
         for argument in self.named:
@@ -95,53 +97,48 @@ class Inputs:
 
     def __iter__(self) -> Iterator[ListedImage]:
         for file in self._files():
-            name = _archive_name(file)
-            if name is None and not file.is_image:
+            if _is_archive(file):
+                if self._is_ours(file.path) and self._archives.add(file.path):
+                    yield from self._members_once(file.path)
+            elif not file.is_image:
                 self._pass_over_file(file.path)
-            elif self._is_ours(name or file.path, file.path):
-                images = (
-                    [self._image(file.path)] if name is None else self._members(name, file.path)
-                )
-                yield from filter(self._is_new, images)
+            elif self._is_ours(file.path) and self._seen.add(file.path):
+                yield self._image(file.path)
 
     def _files(self) -> Iterator[NamedFile]:
         for argument in self.named:
             yield from files_at(argument) if is_remote(argument) else files_named_by(argument)
-        for path in self._listed:
+        for path in filter(None, self._listed):
             yield NamedFile(path, named=True)
 
-    def _is_ours(self, name: str, path: str) -> bool:
+    def _is_ours(self, path: str) -> bool:
         """Count an image file or an archive; whether it belongs to this shard."""
         self.count += 1
-        self._digest += int.from_bytes(digest_of(name), "big")
+        self._digest += int.from_bytes(digest_of(path), "big")
         if self._others and path in self._others:  # a folder gave it before it was named
             self._passed_over[suffix_of(path)] -= 1
-        return self._shard is None or self._shard.takes(name)
+        return self._shard is None or self._shard.takes(path)
 
-    def _members(self, name: str, path: str) -> Iterator[ListedImage]:
-        if not self._is_new_archive(name, path if is_remote(path) else os.path.abspath(path)):
-            return iter(())
+    def _members_once(self, path: str) -> Iterator[ListedImage]:
+        again = list[str]()  # the first source that came again
+        for image in self._members(path):
+            if self._seen.add(image.source):
+                yield image
+            else:
+                again = again or [image.source]
+                self.repeated += 1
+        # One failure for an archive: that it is damaged was said before.
+        if again and self._seen.add(path):
+            yield failing(path, _repeats(path, again[0]))
+
+    def _members(self, path: str) -> Iterator[ListedImage]:
         open_it = functools.partial(opened, path)
-        if name.lower().endswith(PARQUET_SUFFIXES):
-            return parquet_images(name, open_it, self._columns, lambda each: self.is_done(each))
-        return tar_images(name, open_it, self._largest, self._count_passed_over)
-
-    def _is_new_archive(self, name: str, whole: str) -> bool:
-        is_new = name not in self._archives
-        if self._archives.setdefault(name, whole) != whole:
-            raise UserError(
-                f"{self._archives[name]!r} and {whole!r} have the same file name, with which the "
-                "sources of their images begin: rename one, or score it into another file"
-            )
-        return is_new
+        if _is_parquet(path):
+            return parquet_images(path, open_it, self._columns, lambda each: self.is_done(each))
+        return tar_images(path, open_it, self._largest, self._count_passed_over)
 
     def _image(self, path: str) -> ListedImage:
         return remote_image(path, self._largest) if is_remote(path) else ListedImage(path)
-
-    def _is_new(self, image: ListedImage) -> bool:
-        is_new = self._seen.add(image.source)
-        self.repeated += not is_new and image.read is not None
-        return is_new
 
     def _pass_over_file(self, path: str) -> None:
         if path not in self._seen and self._others.add(path):
@@ -152,8 +149,23 @@ class Inputs:
         self._passed_over[suffix if is_known else _OTHERS] += 1
 
 
-def _archive_name(file: NamedFile) -> str | None:
-    """The file name of an archive that is to be read; None for other files."""
-    suffixes = TAR_SUFFIXES + PARQUET_SUFFIXES
-    name = os.path.basename(first_link(file.path))
-    return name if name.lower().endswith(suffixes) and not file.in_folder else None
+def _is_archive(file: NamedFile) -> bool:
+    """Whether a file is to be read as an archive."""
+    return not file.in_folder and _file_name(file.path).endswith(ARCHIVE_SUFFIXES)
+
+
+def _is_parquet(path: str) -> bool:
+    return _file_name(path).endswith(PARQUET_SUFFIXES)
+
+
+def _file_name(path: str) -> str:
+    return os.path.basename(first_link(path)).lower()
+
+
+def _repeats(path: str, source: str) -> str:
+    """Why an archive is a row with an error although all of it was read."""
+    again = "pack it again, each image with a name of its own"
+    if _is_parquet(path):
+        option = remedy("--key-column", "key_column=")
+        again = f"name a column in which no value comes twice by {option}"
+    return f"the key of {source!r} comes again, and only its first image was scored: {again}"

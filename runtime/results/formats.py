@@ -42,6 +42,9 @@ class JsonLines:
 
     def decode(self, record: bytes) -> DoneRow:
         row = json.loads(record)
+        if not isinstance(row["source"], str):
+            raise TypeError("a source is a string")
+        row["source"].encode("utf-8", "surrogateescape")  # ValueError for what no file is named
         return DoneRow(row["source"], row["error"], row["fingerprint"])
 
 

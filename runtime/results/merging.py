@@ -12,7 +12,7 @@ from typing import Any
 
 from drexperts.runtime.digests import SourceSet
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.files import written_whole
+from drexperts.runtime.files import unfinished, written_whole
 from drexperts.runtime.inputs.remote import is_remote
 from drexperts.runtime.locks import locked
 from drexperts.runtime.progress import SILENT, Progress
@@ -74,6 +74,8 @@ def merge_shards(
     source = os.fspath(folder)
     target = os.path.join(source, _MERGED) if out is None else os.fspath(out)
     with ExitStack() as stack:
+        if NAMES.fullmatch(os.path.basename(target)):
+            raise UserError(f"{target!r} has the name of a shard's file: choose another")
         place = _local_folder(source, stack)
         goal = stack.enter_context(place_of(target, None))
         if goal.file.exists() and not overwrite:
@@ -133,6 +135,11 @@ class _Rows:
 
     def _checked(self, line: bytes, seen: SourceSet, record: ShardRecord) -> Line:
         row = _decoded(line, record)
+        if row.fingerprint != record.fingerprint:
+            raise UserError(
+                f"the file of shard {record.shard} holds scores with fingerprints "
+                f"{record.fingerprint} and {row.fingerprint}: score it again, into a new folder"
+            )
         if not seen.add(row.source):
             raise UserError(
                 f"{row.source!r} is there twice, once in shard {record.shard}: score all shards "
@@ -160,7 +167,7 @@ def _write(lines: Iterator[Line], target: Path, record: ShardRecord) -> None:
             table.write_rows(json.loads(line) for _, line in lines)
         return
     form = format_of(target, record.distortions)
-    with written_whole(target) as aside, open(aside, "xb") as stream:
+    with written_whole(target, aside=unfinished(target)) as aside, open(aside, "wb") as stream:
         stream.write(form.header)
         for _, line in lines:
             stream.write(line if isinstance(form, JsonLines) else form.encode(json.loads(line)))

@@ -96,7 +96,13 @@ class ParquetResults:
             return
         with self._opened() as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
+                yield self._read(file, group, columns)
+
+    def _read(self, file: Any, group: int, columns: list[str] | None) -> Any:
+        try:
+            return file.read_row_group(group, columns=columns)
+        except Exception as cause:  # on hostile bytes nearly anything
+            raise UserError(f"{str(self._path)!r} is damaged: {start_anew()}") from cause
 
     def _opened(self) -> Any:
         try:

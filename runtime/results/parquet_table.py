@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from drexperts.runtime.files import written_whole
+from drexperts.runtime.files import unfinished, written_whole
 from drexperts.runtime.parquet_library import import_parquet
 from drexperts.runtime.results.formats import Row
 
@@ -39,10 +39,14 @@ class TableWriter:
 def table_written(
     path: Path, fingerprint: str, distortions: Sequence[str]
 ) -> Iterator[TableWriter]:
-    """Yield what writes a Parquet file, which takes its place whole when the block ends."""
+    """Yield what writes a Parquet file, which takes its place whole when the block ends.
+
+    One process may write it at a time.
+    """
     schema = schema_of(fingerprint, distortions)
     writer = import_parquet().ParquetWriter
-    with written_whole(path) as aside, writer(aside, schema, compression="zstd") as opened:
+    aside = unfinished(path)
+    with written_whole(path, aside=aside), writer(aside, schema, compression="zstd") as opened:
         yield TableWriter(opened, schema)
 
 
@@ -72,10 +76,18 @@ def _cells(row: Row) -> dict[str, Any]:
 
 
 def as_text(source: str) -> str:
-    r"""A file name in UTF-8, which Parquet asks for: a byte that is not becomes `\udcff` or so."""
-    return source.encode("utf-8", "backslashreplace").decode()
+    r"""A file name in UTF-8, which Parquet asks for: a byte that is not becomes `\udcff` or so.
+
+    A backslash with which a name spells such a thing itself becomes `\x5c`.
+    """
+    spelled = re.sub(r"\\(?=udc[89a-f][0-9a-f]|x5c)", r"\\x5c", source)
+    return spelled.encode("utf-8", "backslashreplace").decode()
 
 
 def from_text(text: str) -> str:
     """The file name that `as_text` wrote."""
-    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
+    return re.sub(r"\\(?:udc([89a-f][0-9a-f])|x5c)", _spelled, text)
+
+
+def _spelled(match: re.Match[str]) -> str:
+    return chr(0xDC00 + int(match[1], 16)) if match[1] else "\\"

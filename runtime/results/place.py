@@ -43,6 +43,8 @@ def place_of(out: str | os.PathLike[str], shard: Shard | None) -> Iterator[Place
         if shard is not None and os.path.isdir(text):
             check_folder(text, os.listdir(text), shard)
         file = Path(text) if shard is None else file_of(Path(text), shard)
+        if file.is_symlink():  # a file that takes its place whole would replace the link
+            file = Path(os.path.realpath(file))
         yield Place(file, file)
         return
     url, name = (text.rstrip("/"), "") if shard is not None else _split(text)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.files import written_whole
+from drexperts.runtime.files import unfinished, written_whole
 from drexperts.runtime.locks import locked
 from drexperts.runtime.results.done import DoneSources
 from drexperts.runtime.results.formats import DoneRow, format_of, start_anew
@@ -86,7 +86,10 @@ class ResultFile:
         traceback: TracebackType | None,
     ) -> None:
         with self._unlocking, self._stream:
-            os.fsync(self._stream.fileno())
+            try:
+                os.fsync(self._stream.fileno())
+            except OSError as cause:
+                raise self._cannot_write(cause) from cause
 
     def _write(self, record: bytes) -> None:
         rest = memoryview(record)
@@ -147,9 +150,9 @@ class ResultFile:
 
     def _drop_errors(self) -> None:
         with (
-            written_whole(self._path) as aside,
+            written_whole(self._path, aside=unfinished(self._path)) as aside,
             open(self._path, "rb") as old,
-            open(aside, "xb") as new,
+            open(aside, "wb") as new,
         ):
             for number, record in enumerate(self._records(old), 1):
                 if self._is_header(number, record) or not self._decoded(number, record).error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import written_whole
-from drexperts.runtime.inputs.shards import Shard
+from drexperts.runtime.inputs.shards import MOST, Shard
 from drexperts.runtime.results.mirror import RECORD_SUFFIX
 from drexperts.runtime.wording import remedy
 
@@ -45,9 +45,11 @@ def file_of(folder: Path, shard: Shard) -> Path:
 
 def shards_in(names: Iterable[str]) -> list[Shard]:
     """The shards that have a file of rows among these names, finished or not, in order."""
-    matches = map(NAMES.fullmatch, names)
+    there = set(names)
+    matches = map(NAMES.fullmatch, there)
     numbers = sorted((int(match[1]), int(match[2])) for match in matches if match)
-    return [Shard(*pair) for pair in numbers]
+    shards = [Shard(index, count) for index, count in numbers if 1 <= index <= count <= MOST]
+    return [shard for shard in dict.fromkeys(shards) if file_of(Path(), shard).name in there]
 
 
 def check_folder(folder: str, names: Iterable[str], shard: Shard) -> None:

@@ -3,7 +3,6 @@
 import heapq
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -12,6 +11,7 @@ from drexperts.runtime.results.formats import JsonLines
 Line: TypeAlias = tuple[bytes, bytes]  # the source of a row of JSON, and the row
 
 _CHUNK = 2**27  # bytes of rows that are sorted in memory
+_MOST = 128  # files at once, of which a process may open few
 
 
 class SortedLines:
@@ -19,26 +19,44 @@ class SortedLines:
 
     def __init__(self, lines: Iterable[Line], folder: Path) -> None:
         self._lines, self._folder = lines, folder
-        self._stack = ExitStack()
+        self._files: list[IO[bytes]] = []
 
     def __enter__(self) -> Iterator[Line]:
         try:
-            pieces = [self._spilled(piece) for piece in _pieces(self._lines)]
+            for piece in _pieces(self._lines):
+                if len(self._files) == _MOST:
+                    self._join()
+                self._files.append(self._spilled(sorted(piece)))
         except BaseException:
-            self._stack.close()
+            self._close()
             raise
-        return heapq.merge(*pieces)
+        return self._merged()
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        self._close()
 
-    def _spilled(self, piece: list[Line]) -> Iterator[Line]:
-        """A sorted piece, from a nameless file."""
-        temporary = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-        file = self._stack.enter_context(temporary)
-        file.writelines(line for _, line in sorted(piece))
-        file.seek(0)
-        return _lines_of(file)
+    def _merged(self) -> Iterator[Line]:
+        return heapq.merge(*map(_lines_of, self._files))
+
+    def _join(self) -> None:
+        joined = self._spilled(self._merged())
+        self._close()
+        self._files.append(joined)
+
+    def _close(self) -> None:
+        while self._files:
+            self._files.pop().close()
+
+    def _spilled(self, lines: Iterable[Line]) -> IO[bytes]:
+        """A nameless file of sorted lines."""
+        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (it outlives this call)
+        try:
+            file.writelines(line for _, line in lines)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
 
 def _lines_of(file: IO[bytes]) -> Iterator[Line]:

@@ -319,10 +319,21 @@ def test_archives(toy_bundle: Path, tmp_path: Path, call: Call) -> None:
     table = write_parquet(tmp_path / "y.parquet", {"a": [png(1)], "b": [png(2)], "id": ["k"]})
     columns = ("--image-column", "b", "--key-column", "id")
     status, document, notes = call("score", toy_bundle, tar, table, *columns)
-    assert (status, counts(document), document["repeated"]) == (0, [3, 0, 2, 1, 0], 1)
+    assert (status, counts(document), document["repeated"]) == (0, [4, 0, 2, 2, 0], 1)
     values = {row["source"]: row["value"] for row in document["results"]}
-    assert values == {"x.tar/a.png": 50, "x.tar/b.png": None, "y.parquet/k": 2}
-    assert "1 images in archives came twice" in notes
+    assert values == {f"{tar}/a.png": 50, f"{tar}/b.png": None, str(tar): None, f"{table}/k": 2}
+    assert "1 images in archives have the key of an earlier one" in notes
+
+
+def test_several_lists(toy_bundle: Path, photos: Path, tmp_path: Path, call: Call) -> None:
+    lists = []
+    for number, photo in enumerate(sorted(photos.glob("*.png"))):
+        lists.append(tmp_path / f"{number}.txt")
+        lists[-1].write_text(f"{photo}\n")
+    options = [option for path in lists for option in ("--from", path)]
+    status, document, _ = call("score", toy_bundle, *options)
+    assert (status, document["images"]) == (0, len(lists))
+    assert len(lists) > 1
 
 
 def test_members_are_explained(toy_bundle: Path, tmp_path: Path, call: Call) -> None:

@@ -173,7 +173,10 @@ def test_a_broken_archive_costs_its_own_row(scorer: Scorer, tmp_path: Path) -> N
     summary = score_files(scorer, f"{tmp_path}/*.tar", out)
     assert (summary.scored, summary.failed) == (7, 2)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["source"] for row in rows if row["error"]] == ["b.tar/1.png", "b.tar"]
+    assert [row["source"] for row in rows if row["error"]] == [
+        f"{tmp_path}/b.tar/1.png",
+        f"{tmp_path}/b.tar",
+    ]
     (tmp_path / "b.tar").write_bytes(data)
     summary = score_files(scorer, f"{tmp_path}/*.tar", out, retry_errors=True)
     assert (summary.already_there, summary.scored, summary.failed) == (7, 2, 0)

@@ -130,3 +130,12 @@ def test_a_folder_is_listed_when_it_is_reached(tree, monkeypatch):
 def test_paths_are_spelled_in_one_way(tree):
     for argument in (".", "./", "*.png", "./*.png", "./a.png", ".//a.png"):
         assert next(file.path for file in files_named_by(argument)) == "a.png"
+
+
+def test_links_that_lead_nowhere_are_images_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, target in (("a.png", "a.png"), ("b.png", "none"), ("c", "c")):
+        Path(name).symlink_to(target)
+    assert [file.path for file in files_named_by(".")] == ["a.png", "b.png", "c"]

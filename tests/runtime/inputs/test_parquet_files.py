@@ -10,6 +10,7 @@ import pytest
 from support.archives import png, write_parquet
 
 from drexperts.runtime.errors import ImageError, MissingDependencyError, UserError
+from drexperts.runtime.inputs import parquet_files
 from drexperts.runtime.inputs.listed import ListedImage
 from drexperts.runtime.inputs.parquet_files import parquet_images
 from drexperts.runtime.inputs.parquet_layout import Columns
@@ -49,6 +50,46 @@ def test_paths_that_are_null_are_replaced_by_numbers(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", {"image": structs(paths)})
     keys = [image.source.removeprefix("x.parquet/") for image in images_in(path)]
     assert keys == ["0.png", "1", "2", "3.png", "4", "5", "6.png", "7", "8", "9.png"]
+
+
+def test_paths_that_come_again_are_replaced_by_numbers(tmp_path: Path) -> None:
+    """Hugging Face keeps file names without their folders."""
+    paths = ["a.png", "b.png", "a.png", None, "c.png", "b.png", "a.png", "", "d.png", "e.png"]
+    path = write_parquet(tmp_path / "x.parquet", {"image": structs(paths)})
+    keys = [image.source.removeprefix("x.parquet/") for image in images_in(path)]
+    assert keys == ["a.png", "b.png", "2", "3", "c.png", "5", "6", "7", "d.png", "e.png"]
+    assert [read(image) for image in images_in(path)] == IMAGES
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "dictionary"])
+def test_types_of_bytes(tmp_path: Path, kind: str) -> None:
+    import pyarrow
+
+    plain = pyarrow.array(IMAGES)
+    column = plain.dictionary_encode() if kind == "dictionary" else plain.cast(kind)
+    path = write_parquet(tmp_path / "x.parquet", {"image": column})
+    assert [read(image) for image in images_in(path)] == IMAGES
+    structs = pyarrow.StructArray.from_arrays([column, pyarrow.array(["n"] * 10)], ["bytes", "path"])
+    path = write_parquet(tmp_path / "y.parquet", {"image": structs})
+    assert [read(image) for image in images_in(path)] == IMAGES
+
+
+def test_strings_are_not_read_as_paths(tmp_path: Path) -> None:
+    """A file of strangers must not choose which files are opened here."""
+    column = [{"bytes": "/etc/hostname", "path": "x"}]
+    path = write_parquet(tmp_path / "x.parquet", {"image": column})
+    for columns in (Columns(), Columns(image="image")):
+        with pytest.raises(UserError, match="not the bytes|no column of image bytes"):
+            images_in(path, columns)
+
+
+def test_a_row_group_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_files, "_MOST_ROWS", 4)
+    found = images_in(write_parquet(tmp_path / "x.parquet", {"image": IMAGES}, 5))
+    with pytest.raises(ImageError, match="a row group of 5 rows; 0 images before the damage"):
+        read(found[0])
 
 
 def test_bytes_and_a_column_of_keys(tmp_path: Path) -> None:

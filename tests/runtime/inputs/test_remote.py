@@ -42,7 +42,7 @@ def read(*named: str, **options: Any) -> dict[str, Any]:
 
 
 def test_files_folders_and_patterns(memory: Any) -> None:
-    photos = {"memory:///bucket/photos/b.png": png(1), "memory:///bucket/photos/sub/a.png": png(2)}
+    photos = {"memory://bucket/photos/b.png": png(1), "memory://bucket/photos/sub/a.png": png(2)}
     assert read("memory://bucket/photos") == photos
     assert read("memory://bucket/photos/*.png") == dict(list(photos.items())[:1])
     assert read("memory://bucket/photos/b.png") == {"memory://bucket/photos/b.png": png(1)}
@@ -52,15 +52,16 @@ def test_files_folders_and_patterns(memory: Any) -> None:
 
 
 def test_archives(memory: Any) -> None:
-    assert read("memory://bucket/x.tar") == {f"x.tar/{i}.png": png(i) for i in range(3)}
-    expected = {"x.parquet/0": png(5), "x.parquet/1": png(6)}
+    url = "memory://bucket/x.tar"
+    assert read(url) == {f"{url}/{i}.png": png(i) for i in range(3)}
+    expected = {f"memory://bucket/x.parquet/{i}": png(5 + i) for i in range(2)}
     assert read("memory://bucket/x.parquet") == expected
     assert read("memory://bucket/x.par*") == expected
 
 
 def test_lists(memory: Any) -> None:
     found = read(listed=["memory://bucket/photos/b.png", "memory://bucket/x.tar"])
-    assert list(found)[:2] == ["memory://bucket/photos/b.png", "x.tar/0.png"]
+    assert list(found)[:2] == ["memory://bucket/photos/b.png", "memory://bucket/x.tar/0.png"]
 
 
 def test_chained_addresses(memory: Any) -> None:
@@ -86,7 +87,42 @@ def test_images_that_cannot_be_fetched_cost_themselves(memory: Any) -> None:
     with pytest.raises(ImageError, match="more than 10 bytes"):
         read("memory://bucket/photos/b.png", largest=10)
     (image,) = Inputs(["memory://bucket/none.tar"])
-    assert image.source == "none.tar"
+    assert image.source == "memory://bucket/none.tar"
+
+
+def test_a_folder_that_matches_a_pattern_stands_for_what_is_below_it(memory: Any) -> None:
+    url = "memory://bucket"
+    assert set(read(f"{url}/p*")) == {f"{url}/photos/b.png", f"{url}/photos/sub/a.png"}
+    assert len(read(f"{url}/*")) == 2 + 3 + 2
+    assert list(read(f"{url}/photos/.hid*")) == [f"{url}/photos/.hidden/c.png"]
+
+
+def test_what_is_above_a_pattern_may_be_hidden(memory: Any) -> None:
+    url = "memory://bucket/photos/.hidden"
+    assert read(f"{url}/*.png") == read(url) == {f"{url}/c.png": png(3)}
+
+
+def test_links_without_an_address(tmp_path: Path, memory: Any) -> None:
+    (tmp_path / "x.tar").write_bytes(memory.cat("/bucket/x.tar"))
+    for name in ("x.tar", "*.tar"):
+        found = read(f"simplecache::file://{tmp_path}/{name}")
+        assert found == {f"simplecache::file://{tmp_path}/x.tar/{i}.png": png(i) for i in range(3)}
+
+
+def test_two_objects_whose_names_are_one_path_are_two_images(memory: Any) -> None:
+    """Of an object store: in a file system these are one."""
+    names = ["s3://bucket/a/b.png", "s3://bucket/a//b.png", "s3://bucket/c/../a/b.png"]
+    assert [image.source for image in Inputs([], names)] == names
+
+
+def test_a_package_that_fsspec_needs_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would cost every image."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for name in ("s3://bucket/a.png", "s3://bucket/x.tar"):
+        with pytest.raises(MissingDependencyError, match="Install s3fs"):
+            read(listed=[name])
+        with pytest.raises(MissingDependencyError, match="Install s3fs"):
+            read(name)
 
 
 @pytest.mark.parametrize("url", ["memory://bucket/*.gif", "unknown://x/*.png"])

@@ -1,16 +1,19 @@
 """All that arguments and lists name, as one stream."""
 
+import io
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.archives import png, write_parquet, write_tar
 
-from drexperts.runtime.errors import UserError
-from drexperts.runtime.inputs.lists import paths_in
+from drexperts.runtime.errors import ImageError, UserError
+from drexperts.runtime.inputs.lists import _paths, paths_in
+from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.shards import Shard
 from drexperts.runtime.inputs.stream import Inputs
 
@@ -36,8 +39,8 @@ def sources(*named: str, **options: Any) -> list[str]:
 
 def test_arguments_in_order(place: Path) -> None:
     assert sources("shards/1.tar", "photos", "shards/p.parquet", "c.png") == [
-        *("1.tar/0.png", "1.tar/1.png", "1.tar/2.png", "photos/b.png", "photos/sub/a.png"),
-        *("p.parquet/0", "p.parquet/1", "c.png"),
+        *("shards/1.tar/0.png", "shards/1.tar/1.png", "shards/1.tar/2.png"),
+        *("photos/b.png", "photos/sub/a.png", "shards/p.parquet/0", "shards/p.parquet/1", "c.png"),
     ]
 
 
@@ -48,25 +51,49 @@ def test_archives_that_match_a_pattern_are_read_and_those_in_a_folder_are_not(pl
     assert inputs.passed_over_files() == {".tar": 1, ".txt": 1}
 
 
-def test_members_are_named_by_the_archives_file_name(place: Path) -> None:
-    """So that their rows are the same wherever the archive lies."""
-    expected = sources("shards/0.tar")
-    os.rename("shards", "moved")
-    assert sources(str(place / "moved/0.tar")) == expected
+def test_two_archives_of_one_file_name(place: Path) -> None:
+    write_tar(Path("other/0.tar"), [("0.png", png(1))])
+    assert sources("shards/0.tar", "other/0.tar")[2:] == ["shards/0.tar/2.png", "other/0.tar/0.png"]
+    assert len(sources("shards/0.tar", "./shards/0.tar", str(place / "shards/0.tar"))) == 3
 
 
-def test_two_archives_of_one_name_are_refused(place: Path) -> None:
-    write_tar(Path("other/0.tar"), [("a.png", png(1))])
-    with pytest.raises(UserError, match="same file name"):
-        sources("shards/0.tar", "other/0.tar")
-    assert len(sources("shards/0.tar", "./shards/0.tar")) == 3
+@pytest.mark.parametrize("kind", ["x.tar", "x.parquet"])
+def test_a_key_that_comes_again_is_an_error_of_its_archive(place: Path, kind: str) -> None:
+    keys = ["a.png", "b.png", "a.png", "b.png"]
+    if kind == "x.tar":
+        write_tar(Path(kind), [(key, png(1)) for key in keys])
+    else:
+        write_parquet(Path(kind), {"image": [png(1)] * 4, "key": keys}, rows_per_group=3)
+    inputs = Inputs([kind, kind, "c.png"], columns=Columns(key="key"))
+    *images, last = inputs
+    assert [image.source for image in images] == [f"{kind}/a.png", f"{kind}/b.png", kind]
+    assert (inputs.repeated, last.source) == (2, "c.png")
+    _, fetch = images[-1].item()
+    assert callable(fetch)
+    with pytest.raises(ImageError, match=f"{kind}/a.png' comes again, and only its first"):
+        fetch()
+
+
+def test_a_broken_archive_in_which_a_key_comes_again_is_one_error(place: Path) -> None:
+    path = write_tar(Path("x.tar"), [("a.png", png(1)), ("a.png", png(2)), ("b.png", png(2))])
+    path.write_bytes(path.read_bytes()[:2600])
+    assert sources("x.tar") == ["x.tar/a.png", "x.tar/b.png", "x.tar"]
+
+
+def test_keys_are_not_paths(place: Path) -> None:
+    """Members of these names, and files, would be one file if they were unpacked."""
+    keys = ["c.png", "./c.png", "../c.png", "a/../c.png", "a//c.png", "a/c.png", "https://x//c.png"]
+    write_parquet(Path("x.parquet"), {"image": [png(1)] * 7, "key": keys})
+    found = sources("x.parquet", "c.png", columns=Columns(key="key"))
+    assert found == [*(f"x.parquet/{key}" for key in keys), "c.png"]
+    write_tar(Path("x.tar"), [(key, png(1)) for key in keys if key != "./c.png"])
+    assert len(sources("x.tar", "c.png")) == 7
 
 
 def test_images_that_come_again(place: Path) -> None:
-    write_tar(Path("x.tar"), [("a.png", png(1)), ("b.png", png(1)), ("a.png", png(2))])
-    inputs = Inputs(["x.tar", "photos", "photos/b.png", "./photos"])
-    assert [image.source for image in inputs][:2] == ["x.tar/a.png", "x.tar/b.png"]
-    assert inputs.repeated == 1
+    inputs = Inputs(["photos", "photos/b.png", "./photos"], ["./photos/b.png"])
+    assert [image.source for image in inputs] == ["photos/b.png", "photos/sub/a.png"]
+    assert inputs.repeated == 0
     assert inputs.passed_over_files() == {".tar": 1, ".txt": 1}
 
 
@@ -86,7 +113,7 @@ def test_listed_paths_are_taken_as_they_are(place: Path) -> None:
     listed = ["none.png", "photos/*.png", "photos", "shards/0.tar", "c.png", "c.png"]
     assert sources(listed=listed) == [
         *("none.png", "photos/*.png", "photos"),
-        *("0.tar/0.png", "0.tar/1.png", "0.tar/2.png", "c.png"),
+        *("shards/0.tar/0.png", "shards/0.tar/1.png", "shards/0.tar/2.png", "c.png"),
     ]
 
 
@@ -101,16 +128,30 @@ def test_a_list_is_read_as_it_is_needed(place: Path) -> None:
 NAMES = [b"a.png", b"\xff\xfe.png", b" spaced .png ", b"cr\r.png", "照片.png".encode(), b"#x", b"-"]
 
 
-@pytest.mark.parametrize("end", [b"", b"\n"])
-def test_lists_hold_any_name(tmp_path: Path, end: bytes) -> None:
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n"])
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_lists_hold_any_name(tmp_path: Path, start: bytes, line: bytes, end: bytes) -> None:
     file = tmp_path / "list.txt"
-    file.write_bytes(b"\n\n".join(NAMES) + end)
+    file.write_bytes(start + (line + line).join(NAMES) + end)
     assert [os.fsencode(path) for path in paths_in(file)] == NAMES
 
 
 def test_a_list_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the list .*check the path"):
         paths_in(tmp_path / "none.txt")
+    for url in ("file:///none.txt", "unknown://x"):
+        with pytest.raises(UserError, match="cannot read the list"):
+            paths_in(url)
+
+
+def test_a_list_that_ends_early() -> None:
+    class Broken(io.BytesIO):
+        def __next__(self) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(UserError, match="cannot read the list 'x': Input/output error"):
+        list(_paths("x", Broken(), ExitStack()))
 
 
 def test_shards_share_everything(place: Path) -> None:

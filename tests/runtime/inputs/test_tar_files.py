@@ -1,6 +1,9 @@
 """Images in tar archives: which members are read, and what damage costs."""
 
+import bz2
+import gzip
 import io
+import lzma
 import random
 import tarfile
 import tracemalloc
@@ -66,10 +69,9 @@ def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
         tmp_path / "x.tar",
         [
             (member("folder.png", type=tarfile.DIRTYPE), b""),
-            (member("soft.png", type=tarfile.SYMTYPE, linkname="a.png"), b""),
+            (member("soft", type=tarfile.SYMTYPE, linkname="a.png"), b""),
             ("a.png", PNG),
-            (member("hard.png", type=tarfile.LNKTYPE, linkname="a.png"), b""),
-            (member("pipe.png", type=tarfile.FIFOTYPE), b""),
+            (member("null", type=tarfile.CHRTYPE), b""),
             ("a.json", b"{}"),
             ("a.cls", b"1"),
             ("b.json", b"{}"),
@@ -81,7 +83,62 @@ def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
     )
     found, others = images_in(path)
     assert list(found) == ["x.tar/a.png", "x.tar/b.png"]
-    assert others == {".json": 2, ".cls": 1, ".png": 3}
+    assert others == {".json": 2, ".cls": 1, "": 2}
+
+
+def test_a_link_that_is_named_like_an_image_costs_its_own_row(tmp_path: Path) -> None:
+    """`tar` stores the second of two hard links as one, and nobody would miss it."""
+    links = {"hard": tarfile.LNKTYPE, "soft": tarfile.SYMTYPE, "pipe": tarfile.FIFOTYPE}
+    members = [(member(f"{n}.png", type=kind, linkname="a.png"), b"") for n, kind in links.items()]
+    found, others = images_in(write_tar(tmp_path / "x.tar", [("a.png", PNG), *members]))
+    assert list(found) == [f"x.tar/{name}.png" for name in ("a", *links)]
+    assert all("--hard-dereference" in str(found[f"x.tar/{name}.png"]) for name in links)
+    assert not others
+
+
+@pytest.mark.parametrize("between", [0, 5 * 512, 2**20])
+def test_archives_that_were_joined(tmp_path: Path, between: int) -> None:
+    parts = [write_tar(tmp_path / n, [(f"{n}.png", PNG)]).read_bytes() for n in ("a.tar", "b.tar")]
+    path = tmp_path / "x.tar"
+    path.write_bytes(bytes(between).join(parts))
+    assert images_in(path)[0] == {"x.tar/a.tar.png": PNG, "x.tar/b.tar.png": PNG}
+    path.write_bytes(path.read_bytes()[: len(parts[0]) + between + 1024])
+    assert "cut off; 2 images" in str(images_in(path)[0]["x.tar"])
+
+
+def test_zeros_in_the_middle_are_not_the_end(tmp_path: Path) -> None:
+    """As a disk leaves where it lost what was written."""
+    path = write_tar(tmp_path / "x.tar", [(f"{i}.png", b"x" * 3000) for i in range(1, 5)])
+    data = bytearray(path.read_bytes())
+    start = data.index(b"2.png")
+    data[start : start + 4096] = bytes(4096)
+    path.write_bytes(data)
+    found, _ = images_in(path)
+    assert list(found) == ["x.tar/1.png", "x.tar"]
+
+
+COMPRESS = {".tar.gz": gzip.compress, ".tar.bz2": bz2.compress, ".tar.xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_in_pieces(tmp_path: Path, suffix: str) -> None:
+    data = write_tar(tmp_path / "w.tar", [(f"{i}.png", PNG) for i in range(9)]).read_bytes()
+    path = tmp_path / f"x{suffix}"
+    pieces = [data[i : i + 700] for i in range(0, len(data), 700)]
+    path.write_bytes(b"".join(map(COMPRESS[suffix], pieces)))
+    assert images_in(path)[0] == {f"x{suffix}/{i}.png": PNG for i in range(9)}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_bit_that_flipped_is_noticed(tmp_path: Path, suffix: str) -> None:
+    images = [(f"{i}.png", random.Random(i).randbytes(300_000)) for i in range(3)]
+    path = write_tar(tmp_path / f"x{suffix}", images)
+    data = bytearray(path.read_bytes())
+    data[len(data) * 5 // 6] ^= 1
+    path.write_bytes(data)
+    found, _ = images_in(path)
+    assert suffix == ".tar.bz2" or found[f"x{suffix}/0.png"] == images[0][1]
+    assert "images before the damage were read" in str(found[f"x{suffix}"])
 
 
 def sparse_tar(path: Path, size: int, data: bytes) -> Path:

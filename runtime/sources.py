@@ -1,0 +1,36 @@
+"""What the `source` of a row names, a file or an image in an archive, and when two name the same.
+
+An image in an archive is named by the archive's path, a slash, and its key there.
+"""
+
+import os
+import re
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET_SUFFIXES = (".parquet",)
+ARCHIVE_SUFFIXES = TAR_SUFFIXES + PARQUET_SUFFIXES
+
+_ENDINGS = "|".join(map(re.escape, ARCHIVE_SUFFIXES))
+_MEMBER = re.compile(f"(.*?(?:{_ENDINGS}))/(.*)", re.DOTALL | re.IGNORECASE)
+
+
+def canonical(source: str) -> str:
+    """The same text for every spelling of a source, in one working directory.
+
+    Only the path of a file or archive is spelled anew. Keys and URLs are not paths: in them "a//b"
+    and "a/b" are two names.
+    """
+    match = _MEMBER.fullmatch(source)
+    return _absolute(source) if match is None else f"{_absolute(match[1])}/{match[2]}"
+
+
+def _absolute(path: str) -> str:
+    if "://" in path:
+        return path
+    absolute = os.path.abspath(path)
+    # What is above a link is not what is above the link's name.
+    if ".." in path.split("/"):
+        folder = os.path.realpath(os.path.dirname(path))
+        if folder != os.path.realpath(os.path.dirname(absolute)):
+            return os.path.join(folder, os.path.basename(path))
+    return absolute
