@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.files import written_whole
+from drexperts.runtime.files import unfinished, written_whole
 from drexperts.runtime.inputs.shards import MOST, Shard
 from drexperts.runtime.results.mirror import RECORD_SUFFIX
 from drexperts.runtime.wording import remedy
@@ -70,7 +70,8 @@ def forget_record(folder: Path, shard: Shard) -> None:
 def write_record(folder: Path, record: ShardRecord) -> None:
     """Say that a shard is complete, after its last row."""
     document = asdict(record)
-    with written_whole(_record_file(folder, record.shard)) as aside:
+    file = _record_file(folder, record.shard)
+    with written_whole(file, aside=unfinished(file)) as aside:
         aside.write_text(json.dumps(document) + "\n", encoding="ascii")
 
 

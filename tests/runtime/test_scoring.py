@@ -226,6 +226,34 @@ def test_one_image_is_scored_once_however_its_path_is_spelled(
     assert score_files(scorer, ["./a.png"], out).already_there == 1
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_link_to_a_result_file_stays_one(
+    suffix: str, scorer: Scorer, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    link, real = tmp_path / f"link{suffix}", tmp_path / "real" / f"r{suffix}"
+    link.symlink_to(real)
+    score_files(scorer, [folder], link)
+    shutil.copy(folder / "a.png", folder / "broken.jpg")
+    assert score_files(scorer, [folder], link, retry_errors=True).scored == 1
+    assert link.is_symlink()
+    assert score_files(scorer, [folder], real, retry_errors=True).already_there == 3
+    assert os.listdir(real.parent) == [real.name]
+
+
+def test_a_key_that_comes_again_is_counted_as_a_failure(scorer: Scorer, tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "x.parquet", {"image": [png(1), png(2)], "key": ["a", "a"]})
+    out = tmp_path / "r.jsonl"
+    for first in (True, False):
+        summary = score_files(scorer, table, out, key_column="key")
+        counts = (summary.scored, summary.failed, summary.already_there, summary.repeated)
+        assert counts == ((1, 1, 0, 1) if first else (0, 0, 2, 1))
+    # Without it the rows are numbered, and what is wrong no longer is.
+    summary = score_files(scorer, table, out, retry_errors=True)
+    assert (summary.scored, summary.failed, summary.repeated) == (2, 0, 0)
+    assert [json.loads(line)["error"] for line in out.read_text().splitlines()] == [None] * 3
+
+
 def test_a_result_file_of_another_grid_is_refused(
     scorer: Scorer, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,27 +1,34 @@
 """Shards, killed and continued in any order, merge into the file of one run."""
 
+import functools
 import json
 import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
 from support.archives import exact_scorer, png, write_parquet, write_tar
+from support.kills import killed
 
 from drexperts import runtime
-from drexperts.runtime import Score, Scorer, Shard, UserError, merge_shards, score_files
+from drexperts.runtime import Scorer, Shard, UserError, merge_shards, score_files
 from drexperts.runtime.results import sorting
-from drexperts.runtime.results.shard_files import file_of, forget_record
+from drexperts.runtime.results.shard_files import file_of, forget_record, shards_in
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 @pytest.fixture(scope="module")
-def scorer(toy_bundle: Path) -> Scorer:
-    return exact_scorer(runtime.load(toy_bundle, threads=1))
+def toy(toy_bundle: Path) -> Scorer:
+    return runtime.load(toy_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def scorer(toy: Scorer) -> Scorer:
+    return exact_scorer(toy)
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +63,6 @@ def source_of(line: bytes) -> str:
     return str(json.loads(line)["source"])
 
 
-class KilledError(Exception):
-    """Ends a run after a row, as SIGKILL would."""
-
-
-def killed_after(rows: int) -> Callable[[Score], None]:
-    left = iter(range(rows))
-
-    def count(_: Score) -> None:
-        if next(left, None) is None:
-            raise KilledError
-
-    return count
-
-
 def score_shard(scorer: Scorer, inputs: list[str], out: Path, shard: Shard) -> Any:
     return score_files(scorer, inputs, out, shard=shard)
 
@@ -81,35 +74,94 @@ def score_all(scorer: Scorer, inputs: list[str], out: Path, count: int) -> None:
 
 @pytest.mark.slow
 def test_any_shards_killed_anyhow_merge_into_one_run(
-    scorer: Scorer,
-    inputs: list[str],
-    whole: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    toy: Scorer, inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At least 200 kills, each of which also tears the end off the file."""
+    """At least 200 kills by SIGKILL, of shards in any order and of the merge."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    kills = runs = 0
-    while kills < 200:
+    expected = {suffix: merged_once(toy, inputs, tmp_path, suffix) for suffix in SUFFIXES}
+    kills = dict.fromkeys(("shard", "merge"), 0)
+    runs = 0
+    while sum(kills.values()) < 200:
         draw, out, runs = random.Random(runs), tmp_path / str(runs), runs + 1
         count = draw.randint(1, 5)
         todo = [Shard(index, count) for index in range(1, count + 1)]
         while todo:
             shard = draw.choice(todo)
-            try:
-                killed = killed_after(draw.randint(0, 25))
-                score_files(scorer, inputs, out, shard=shard, on_score=killed)
-            except KilledError:
-                kills += 1
-                with pytest.raises(UserError, match="missing or have not ended"):
-                    merge_shards(out)
-                file = file_of(out, shard)
-                os.truncate(file, max(0, file.stat().st_size - draw.randint(0, 900)))
+            score = functools.partial(score_in_child, toy, inputs, out, shard=shard)
+            if killed(score, draw.randint(0, 12 + 40 // count), draw):
+                kills["shard"] += 1
+                assert merged_or_refused(out, tmp_path / "early.jsonl") in (
+                    None,
+                    expected[".jsonl"],
+                )
             else:
                 todo.remove(shard)
-        merge_shards(out)
-        assert (out / "scores.jsonl").read_bytes() == whole
-    assert runs > 10
+        suffix = draw.choice(SUFFIXES)
+        goal = tmp_path / f"{runs}{suffix}"
+        merge = functools.partial(merge_shards, out, goal)
+        while not goal.exists() and killed(merge, draw.randint(0, 15), draw):
+            kills["merge"] += 1
+        assert goal.read_bytes() == expected[suffix]
+    assert runs > 5
+    assert min(kills.values()) > 5
+
+
+def merged_or_refused(folder: Path, goal: Path) -> bytes | None:
+    """A merge after a kill, which may have come when all was done."""
+    try:
+        merge_shards(folder, goal, overwrite=True)
+    except UserError as error:
+        if re.search("no shards|missing or have not ended", str(error)) is None:
+            raise
+        return None
+    return goal.read_bytes()
+
+
+def merged_once(toy: Scorer, inputs: list[str], tmp_path: Path, suffix: str) -> bytes:
+    """One run that was not killed, sorted."""
+    folder, goal = tmp_path / f"whole-{suffix[1:]}", tmp_path / f"expected{suffix}"
+    score_shard(exact_scorer(toy), inputs, folder, Shard(1, 1))
+    merge_shards(folder, goal)
+    return goal.read_bytes()
+
+
+def score_in_child(toy: Scorer, inputs: list[str], out: Path, **options: Any) -> None:
+    # A Scorer that was made before the fork has lost its engine.
+    score_files(exact_scorer(toy), inputs, out, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_file_killed_anyhow(
+    suffix: str,
+    toy: Scorer,
+    inputs: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At every change of the disk but the rows in the middle, errors scored again among them."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+    def rows(path: Path) -> Any:
+        if suffix != ".parquet":
+            return sorted(path.read_bytes().splitlines())
+        return pyarrow.parquet.read_table(path).sort_by("source").to_pylist()
+
+    whole = tmp_path / f"whole{suffix}"
+    score_files(exact_scorer(toy), inputs, whole)
+    expected, kills = rows(whole), 0
+    for changes in (*range(8), *range(38, 55)):
+        out, draw = tmp_path / f"{changes}{suffix}", random.Random(changes)
+        score = functools.partial(score_in_child, toy, inputs, out)
+        kills += killed(score, changes, draw)
+        score()
+        assert rows(out) == expected
+        again = functools.partial(score, retry_errors=True)
+        kills += killed(again, changes % 16, draw)
+        again()
+        assert rows(out) == expected
+    assert kills > 30
+    assert not [name for name in os.listdir(tmp_path) if ".part" in name or "parquet.j" in name]
 
 
 def test_a_torn_file_is_continued_from_every_length(
@@ -163,6 +215,7 @@ def test_sorting_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sorting, "_CHUNK", 2000)
+    monkeypatch.setattr(sorting, "_MOST", 3)
     score_all(scorer, inputs, tmp_path, 2)
     before = set(os.listdir(tmp_path))
     merge_shards(tmp_path)
@@ -237,6 +290,54 @@ def test_images_that_are_there_twice_are_not_merged(
         record.write_text(before)
 
 
+def test_rows_of_other_software_in_a_shard_are_not_merged(
+    scorer: Scorer, inputs: list[str], tmp_path: Path
+) -> None:
+    score_all(scorer, inputs, tmp_path, 1)
+    file = file_of(tmp_path, Shard(1, 1))
+    ours, other = scorer.fingerprint().encode(), b"0" * 16
+    file.write_bytes(file.read_bytes().replace(ours, other, 1))
+    with pytest.raises(UserError, match=f"{scorer.fingerprint()} and {'0' * 16}: score it again"):
+        merge_shards(tmp_path)
+
+
+@pytest.mark.parametrize("source", [r'"\ud800"', "5", "null"])
+def test_sources_that_no_run_writes_are_damage(
+    source: str, scorer: Scorer, inputs: list[str], tmp_path: Path
+) -> None:
+    score_all(scorer, inputs[2:], tmp_path, 1)
+    file = file_of(tmp_path, Shard(1, 1))
+    first = json.dumps(json.loads(file.read_bytes().splitlines()[0])["source"])
+    record = json.loads((tmp_path / "shard-1-of-1.done.json").read_text())
+    file.write_bytes(file.read_bytes().replace(first.encode(), source.encode(), 1))
+    record["bytes"] = file.stat().st_size
+    (tmp_path / "shard-1-of-1.done.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="file of shard 1/1 is damaged"):
+        merge_shards(tmp_path)
+    if source != "5":  # what a file begins with is looked at first
+        with pytest.raises(UserError, match=r"is not a score|holds no scores"):
+            score_shard(scorer, inputs[2:], tmp_path, Shard(1, 1))
+
+
+def test_a_merge_does_not_replace_a_shard(
+    scorer: Scorer, inputs: list[str], tmp_path: Path
+) -> None:
+    score_all(scorer, inputs, tmp_path, 1)
+    with pytest.raises(UserError, match="name of a shard's file"):
+        merge_shards(tmp_path, file_of(tmp_path, Shard(1, 1)), overwrite=True)
+
+
+def test_names_that_are_nearly_those_of_shards(tmp_path: Path) -> None:
+    names = [
+        "shard-1-of-2.jsonl",
+        "shard-01-of-2.jsonl",
+        "shard-0-of-2.jsonl",
+        "shard-3-of-2.jsonl",
+    ]
+    assert shards_in([*names, "shard-2-of-02.jsonl", "x-shard-2-of-2.jsonl"]) == [Shard(1, 2)]
+    assert shards_in(["shard-02-of-10.jsonl"]) == [Shard(2, 10)]
+
+
 def test_a_run_that_begins_forgets_that_the_shard_was_complete(
     scorer: Scorer, inputs: list[str], tmp_path: Path
 ) -> None:
@@ -288,44 +389,3 @@ def test_where_shards_go(
     with pytest.raises(UserError, match=match):
         score_files(scorer, inputs, place, shard=shard)
     assert os.listdir(tmp_path) == []
-
-
-# Ends itself by SIGKILL after so many rows, in the middle of the next.
-KILLED = """
-import os, signal, sys
-from drexperts.runtime.results import ResultFile
-left = [int(sys.argv.pop(1))]
-write = ResultFile._write
-def torn(self, record):
-    left[0] -= 1
-    if left[0] < 0:
-        os.write(self._stream.fileno(), bytes(record[:len(record) // 2]))
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, record)
-ResultFile._write = torn
-from drexperts.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-def test_real_kills(toy_bundle: Path, inputs: list[str], tmp_path: Path) -> None:
-    def score(rows: int, *options: object) -> int:
-        command = [sys.executable, "-P", "-c", KILLED, rows, "score", toy_bundle, *inputs]
-        command += ["--threads", "1", "--batch", "1", "--decode-in-process", *options]
-        return subprocess.run(list(map(str, command)), check=False, capture_output=True).returncode
-
-    draw = random.Random(0)
-    for index in (2, 1, 3):
-        shard = ("--shard", f"{index}/3", "--out", tmp_path / "shards")
-        for rows in (0, draw.randint(1, 4)):
-            assert score(rows, *shard) == -9
-        with pytest.raises(UserError, match="missing or have not ended"):
-            merge_shards(tmp_path / "shards")
-        assert score(1000, *shard) == 0
-    assert score(1000, "--out", tmp_path / "whole.jsonl") == 0
-    merge_shards(tmp_path / "shards")
-    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
-    merged = (tmp_path / "shards" / "scores.jsonl").read_bytes()
-    lines.sort(key=source_of)
-    assert merged == b"".join(lines)

@@ -69,7 +69,9 @@ def test_types_of_bytes(tmp_path: Path, kind: str) -> None:
     column = plain.dictionary_encode() if kind == "dictionary" else plain.cast(kind)
     path = write_parquet(tmp_path / "x.parquet", {"image": column})
     assert [read(image) for image in images_in(path)] == IMAGES
-    structs = pyarrow.StructArray.from_arrays([column, pyarrow.array(["n"] * 10)], ["bytes", "path"])
+    structs = pyarrow.StructArray.from_arrays(
+        [column, pyarrow.array(["n"] * 10)], ["bytes", "path"]
+    )
     path = write_parquet(tmp_path / "y.parquet", {"image": structs})
     assert [read(image) for image in images_in(path)] == IMAGES
 
@@ -79,7 +81,7 @@ def test_strings_are_not_read_as_paths(tmp_path: Path) -> None:
     column = [{"bytes": "/etc/hostname", "path": "x"}]
     path = write_parquet(tmp_path / "x.parquet", {"image": column})
     for columns in (Columns(), Columns(image="image")):
-        with pytest.raises(UserError, match="not the bytes|no column of image bytes"):
+        with pytest.raises(UserError, match=r"not the bytes|no column of image"):
             images_in(path, columns)
 
 

@@ -151,3 +151,40 @@ def test_groups_of_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drexperts.runtime.results.parquet_table.ROWS_PER_GROUP", 3)
     write(path, *(scored(f"{i}.jpg") for i in range(8)))
     assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
+
+
+SPELLED = [
+    "a\\udcff.jpg",
+    "a\udcff.jpg",
+    "a\\x5cudcff.jpg",
+    "\\x5c",
+    "\\\\udcff",
+    "\\\udcff\\udcff",
+    "\\udcf",
+    "\\",
+]
+
+
+def test_names_that_look_like_what_stands_for_a_byte(path: Path) -> None:
+    """A name that came back as another would be scored in every run, and doubled."""
+    write(path, *map(scored, SPELLED))
+    assert sources_of(path) == SPELLED
+    assert all(source in write(path) for source in SPELLED)
+
+
+def test_a_damaged_file_is_refused_and_kept(path: Path) -> None:
+    write(path, *(scored(f"{i}.jpg") for i in range(100)))
+    data = bytearray(path.read_bytes())
+    data[4:300] = bytes(296)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"r\.parquet' is damaged"):
+        write(path, scored("more.jpg"))
+    assert path.read_bytes() == data
+
+
+def test_what_a_kill_left_of_the_file_is_overwritten(path: Path) -> None:
+    write(path, scored("a.jpg"))
+    (path.parent / ".r.parquet.part").write_bytes(bytes(10**6))
+    write(path, scored("b.jpg"))
+    assert sources_of(path) == ["a.jpg", "b.jpg"]
+    assert os.listdir(path.parent) == ["r.parquet"]
