@@ -127,9 +127,8 @@ def score_files(
         first, is_all = beginning(images, most=1) if listed else beginning(images)
         if not (first or (shard and inputs.count)):
             raise inputs.nothing_found()
-        if place is None:  # maps take a megabyte per image
-            done, keep = DoneSources(), lambda score, _: kept.append(replace(score, maps=None))
-        else:
+        done, keep = DoneSources(), _kept_in(kept)
+        if place is not None:
             results = stack.enter_context(_opened(scorer, place, overwrite, retry_errors))
             done, keep = results.done, _row_writer(results, place)
         inputs.is_done = done.__contains__
@@ -211,6 +210,11 @@ def _opened(scorer: Scorer, place: Place, overwrite: bool, retry_errors: bool) -
         overwrite=overwrite,
         retry_errors=retry_errors,
     )
+
+
+def _kept_in(scores: list[Score]) -> Sink:
+    # Maps take a megabyte per image.
+    return lambda score, source: scores.append(replace(score, maps=None))
 
 
 def _row_writer(results: ResultWriter, place: Place) -> Sink:

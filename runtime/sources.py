@@ -10,8 +10,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PARQUET_SUFFIXES = (".parquet",)
 ARCHIVE_SUFFIXES = TAR_SUFFIXES + PARQUET_SUFFIXES
 
-_ENDINGS = "|".join(map(re.escape, ARCHIVE_SUFFIXES))
-_MEMBER = re.compile(f"(.*?(?:{_ENDINGS}))/(.*)", re.DOTALL | re.IGNORECASE)
+# Where the path of an archive ends in the source of an image in it.
+_END = re.compile(rf"(?:{'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})/", re.IGNORECASE)
 
 
 def canonical(source: str) -> str:
@@ -20,8 +20,11 @@ def canonical(source: str) -> str:
     Only the path of a file or archive is spelled anew. Keys and URLs are not paths: in them "a//b"
     and "a/b" are two names.
     """
-    match = _MEMBER.fullmatch(source)
-    return _absolute(source) if match is None else f"{_absolute(match[1])}/{match[2]}"
+    match = _END.search(source)
+    if match is None:
+        return _absolute(source)
+    end = match.end() - 1
+    return _absolute(source[:end]) + source[end:]
 
 
 def _absolute(path: str) -> str:

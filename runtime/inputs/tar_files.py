@@ -63,10 +63,11 @@ def tar_images(
 
 
 def _archive(stream: IO[bytes]) -> "_Archive":
+    pieces: Any = _Pieces(stream)
     # Names are bytes: those that are not UTF-8 are kept, whatever the locale.
     return _Archive.open(
         mode="r|",
-        fileobj=_Pieces(stream),
+        fileobj=pieces,
         bufsize=_BUFFER,
         tarinfo=_Header,
         encoding="utf-8",

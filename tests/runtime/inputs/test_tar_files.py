@@ -8,7 +8,7 @@ import random
 import tarfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +117,11 @@ def test_zeros_in_the_middle_are_not_the_end(tmp_path: Path) -> None:
     assert list(found) == ["x.tar/1.png", "x.tar"]
 
 
-COMPRESS = {".tar.gz": gzip.compress, ".tar.bz2": bz2.compress, ".tar.xz": lzma.compress}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".tar.gz": gzip.compress,
+    ".tar.bz2": bz2.compress,
+    ".tar.xz": lzma.compress,
+}
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
