@@ -1,5 +1,6 @@
 """Where scores go on their way out: result rows, pictures, a caller."""
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -49,9 +50,11 @@ def score_all(
     waiting = deque[Any]()  # the sources of the images that are being scored
 
     def items() -> Iterator[Item]:
-        for item in todo.items():
-            waiting.append(item[1] if sinks.maps else None)
-            yield item
+        for key, source in todo.items():
+            if sinks.maps and callable(source):  # a picture is drawn of what was scored
+                source = functools.cache(source)
+            waiting.append(source if sinks.maps else None)
+            yield key, source
 
     progress("scoring", 0, total)
     for place, score in enumerate(scorer.score_stream(items(), maps=sinks.maps)):

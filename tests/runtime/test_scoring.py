@@ -14,11 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from support.archives import exact_scorer, png, write_parquet, write_tar
+from support.memory_bucket import memory_bucket
 from support.reporting import Recorder
 
 from drexperts import runtime
 from drexperts.runtime import Score, Scorer, UserError, score_files
 from drexperts.runtime.decoding.decoders import LocalDecoder
+from drexperts.runtime.inputs import remote
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +287,24 @@ def test_images_with_a_row_get_no_new_picture(scorer: Scorer, folder: Path, tmp_
     score_files(scorer, [folder], tmp_path / "r.csv", explain=tmp_path / "e", progress=progress)
     assert os.listdir(tmp_path / "e") == []
     assert "3" in progress.notes[0]
+
+
+def test_an_explained_image_is_fetched_once(
+    scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network could fail the second time, or hold another image."""
+    fetched, fetch = list[str](), remote._fetched
+
+    def counted(url: str, largest: int) -> bytes:
+        fetched.append(url)
+        return fetch(url, largest)
+
+    monkeypatch.setattr(remote, "_fetched", counted)
+    with memory_bucket() as system:
+        for i in range(3):
+            system.pipe(f"/bucket/{i}.png", png(i))
+        summary = score_files(scorer, "memory://bucket", explain=tmp_path / "e")
+    assert (summary.scored, len(fetched), len(os.listdir(tmp_path / "e"))) == (3, 3, 3)
 
 
 def test_what_cannot_be_scored(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
