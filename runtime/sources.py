@@ -31,8 +31,8 @@ def _absolute(path: str) -> str:
     if "://" in path:
         return path
     absolute = os.path.abspath(path)
-    # What is above a link is not what is above the link's name.
-    if ".." in path.split("/"):
+    # What is above a link is not what is above the link's name. No file has a name with a NUL.
+    if ".." in path.split("/") and "\0" not in path:
         folder = os.path.realpath(os.path.dirname(path))
         if folder != os.path.realpath(os.path.dirname(absolute)):
             return os.path.join(folder, os.path.basename(path))

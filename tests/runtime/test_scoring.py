@@ -289,6 +289,25 @@ def test_images_with_a_row_get_no_new_picture(scorer: Scorer, folder: Path, tmp_
     assert "3" in progress.notes[0]
 
 
+def test_a_list_of_anything_costs_no_more_than_its_lines(scorer: Scorer, tmp_path: Path) -> None:
+    """As a list in UTF-16, or a picture for a list, would be read."""
+    names = [
+        "a\0.png",
+        "\0/../a.png",
+        "\0.tar",
+        "\0.parquet",
+        "x" * 5000,
+        "\udcff\n\x1b",
+        "::",
+        "/",
+    ]
+    out = tmp_path / "r.jsonl"
+    summary = score_files(scorer, listed=names, out=out)
+    assert (summary.scored, summary.failed) == (0, len(names))
+    assert [json.loads(line)["source"] for line in out.read_text().splitlines()] == names
+    assert score_files(scorer, listed=names, out=out).already_there == len(names)
+
+
 def test_an_explained_image_is_fetched_once(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_any_shards_killed_anyhow_merge_into_one_run(
                     None,
                     expected[".jsonl"],
                 )
-            else:
+            elif draw.random() < 0.8:  # otherwise it is begun again, and may be killed
                 todo.remove(shard)
         suffix = draw.choice(SUFFIXES)
         goal = tmp_path / f"{runs}{suffix}"

@@ -34,4 +34,5 @@ def test_what_is_above_a_link(here: Path) -> None:
     Path("link").symlink_to("other/folder")
     assert canonical("link/../a.jpg") == canonical("other/a.jpg") != canonical("a.jpg")
     assert canonical("link/../x.tar/k") == canonical("other/x.tar/k")
+    assert canonical("link\0/../a.jpg") == canonical("a.jpg")
     assert canonical("other/folder/../a.jpg") == canonical("other/a.jpg")
