@@ -19,6 +19,11 @@ def is_remote(path: str) -> bool:
     return "://" in path and not os.path.exists(path)
 
 
+def without_file(path: str) -> str:
+    """The path in a file:// URL: results there are appended to and locked as other files are."""
+    return path.removeprefix("file://") if path.startswith("file:///") else path
+
+
 def opened(path: str) -> AbstractContextManager[IO[bytes]]:
     """A file for reading, local or not.
 

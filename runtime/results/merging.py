@@ -13,7 +13,7 @@ from typing import Any
 from drexperts.runtime.digests import SourceSet
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import unfinished, written_whole
-from drexperts.runtime.inputs.remote import is_remote
+from drexperts.runtime.inputs.remote import is_remote, without_file
 from drexperts.runtime.locks import locked
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results.complete_shards import complete_shards
@@ -76,7 +76,7 @@ def merge_shards(
     with ExitStack() as stack:
         if NAMES.fullmatch(os.path.basename(target)):
             raise UserError(f"{target!r} has the name of a shard's file: choose another")
-        place = _local_folder(source, stack)
+        place = _local_folder(without_file(source), stack)
         goal = stack.enter_context(place_of(target, None))
         if goal.file.exists() and not overwrite:
             replace = remedy("pass --overwrite", "pass overwrite=True")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drexperts.runtime.errors import UserError
-from drexperts.runtime.inputs.remote import is_remote
+from drexperts.runtime.inputs.remote import is_remote, without_file
 from drexperts.runtime.inputs.shards import Shard
 from drexperts.runtime.results.mirror import RECORD_SUFFIX, mirrored
 from drexperts.runtime.results.shard_files import check_folder, file_of
@@ -37,7 +37,7 @@ def place_of(out: str | os.PathLike[str], shard: Shard | None) -> Iterator[Place
 
     Raises UserError for a file where shards need a folder, and the reverse.
     """
-    text = os.fspath(out)
+    text = without_file(os.fspath(out))
     _check(text, shard)
     if not is_remote(text):
         if shard is not None and os.path.isdir(text):

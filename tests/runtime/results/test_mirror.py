@@ -132,3 +132,21 @@ def test_addresses_that_cannot_be_used(scorer: Scorer, bucket: Any, photos: Path
         score_files(scorer, photos, "unknown://x/r.jsonl")
     with pytest.raises(UserError, match="is a folder, for shards"):
         score_files(scorer, photos, "memory://bucket/run/")
+
+
+def test_the_address_of_a_local_file_is_its_path(
+    scorer: Scorer, photos: Path, tmp_path: Path
+) -> None:
+    """Which is locked: two runs that copied their rows there would lose those of one."""
+    for index in (1, 2):
+        score_files(scorer, photos, f"file://{tmp_path}/shards", shard=Shard(index, 2))
+
+    def other(score: Score) -> None:
+        with pytest.raises(UserError, match=f"process {os.getpid()}"):
+            score_files(scorer, photos, f"file://{tmp_path}/r.jsonl")
+
+    summary = score_files(scorer, photos, f"file://{tmp_path}/r.jsonl", on_score=other)
+    assert summary.out == tmp_path / "r.jsonl"
+    merged = merge_shards(f"file://{tmp_path}/shards", f"file://{tmp_path}/m.jsonl")
+    assert merged.out == tmp_path / "m.jsonl"
+    assert (tmp_path / "m.jsonl").read_bytes() == (tmp_path / "r.jsonl").read_bytes()
