@@ -36,7 +36,7 @@ class Mirror:
         with self._named():
             self._system, self._root = file_system(url)
         self._copied: dict[str, tuple[int, int]] = {}
-        self._last, self._took = time.monotonic(), 0.0
+        self._last, self._took, self._failed = time.monotonic(), 0.0, False
 
     def names(self) -> list[str]:
         """The names of the files at the URL."""
@@ -54,9 +54,20 @@ class Mirror:
             self._copied[name] = _state(self.folder / name)
 
     def push_if_due(self) -> None:
-        """Copy what has changed, unless that was done a short time ago."""
-        if time.monotonic() - self._last > max(_SECONDS, self._took / _SHARE):
+        """Copy what has changed, unless that was done a short time ago.
+
+        A copy that fails is tried again when the next is due. Raises UserError for two in a row.
+        """
+        if time.monotonic() - self._last <= max(_SECONDS, self._took / _SHARE):
+            return
+        try:
             self.push()
+        except UserError:
+            if self._failed:
+                raise
+            self._failed, self._last = True, time.monotonic()
+        else:
+            self._failed = False
 
     def push(self) -> None:
         """Copy what has changed, and remove what is no longer there. Raises UserError."""

@@ -150,3 +150,23 @@ def test_the_address_of_a_local_file_is_its_path(
     merged = merge_shards(f"file://{tmp_path}/shards", f"file://{tmp_path}/m.jsonl")
     assert merged.out == tmp_path / "m.jsonl"
     assert (tmp_path / "m.jsonl").read_bytes() == (tmp_path / "r.jsonl").read_bytes()
+
+
+def test_a_copy_that_fails_once_is_tried_again(
+    scorer: Scorer, bucket: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_SHARE", 1e9)
+    put, fails = type(bucket).put_file, iter([False, True, False, True, False] + [True] * 99)
+
+    def flaky(self: Any, *paths: str) -> None:
+        if next(fails):
+            raise OSError("the network is down")
+        put(self, *paths)
+
+    monkeypatch.setattr(type(bucket), "put_file", flaky)
+    with pytest.raises(UserError, match="the network is down"):
+        score_files(scorer, photos, "memory://bucket/r.jsonl")
+    assert bucket.cat("/bucket/r.jsonl").count(b"\n") == 5  # until the second failure in a row
+    monkeypatch.undo()
+    assert score_files(scorer, photos, "memory://bucket/r.jsonl").already_there == 5
