@@ -71,6 +71,11 @@ class ScoreScale:
         filled = 0 < self.span < float("inf")
         require(filled, f"score scale is empty or endless: {self.low} to {self.high}")
 
+    def __str__(self) -> str:
+        """Such as "0 to 100, higher is better"."""
+        better = "higher" if self.higher_is_better else "lower"
+        return f"{self.low:g} to {self.high:g}, {better} is better"
+
     @property
     def span(self) -> float:
         """The width of the range, the unit in which score differences are reported."""

@@ -84,18 +84,18 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def check_out(path: Path) -> None:
+def check_out(path: Path, option: str = "--out") -> None:
     """Raise UserError before long work whose result cannot be written to `path`."""
     from drexperts.runtime.errors import UserError
 
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder: name a file")
+        raise UserError(f"{option} {path} is a folder: name a file")
     if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}")
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from error
 
 
 def add_engine(verb: "Parser") -> None:

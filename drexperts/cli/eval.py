@@ -164,11 +164,9 @@ def _changed(changes: "Sequence[Change]") -> str:
 
 def _circumstances(evaluation: "Evaluation") -> Iterator[str]:
     """What the numbers were measured on, one line each."""
-    from drexperts.ui.tables import scale_text
-
     data, protocol = evaluation.data, evaluation.as_json()["protocol"]
     details = [f"{name} {value}" for name, value in protocol.items() if name != "name"]
-    yield f"data {data.name} {data.digest}, labels {scale_text(data.scale)}"
+    yield f"data {data.name} {data.digest}, labels {data.scale}"
     yield f"split {', '.join(data.split_digests)}, part {data.part}"
     yield f"protocol {protocol['name']}, {', '.join(details)}"
     if left := data.labels_skipped:

@@ -3,6 +3,7 @@
 from drexperts.cli import (
     bench,
     build,
+    compare,
     convert_prior,
     demo,
     eval,
@@ -32,6 +33,7 @@ VERBS = (
     verify,
     score,
     merge,
+    compare,
     serve,
     bench,
     info,

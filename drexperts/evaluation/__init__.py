@@ -1,4 +1,4 @@
-"""How models follow people's scores, and where their experts look.
+"""How models follow people's scores and each other's, and where their experts look.
 
 Example:
     from drexperts.data import open_dataset
@@ -16,17 +16,32 @@ if TYPE_CHECKING:
     from drexperts.evaluation.attention_maps import explain
     from drexperts.evaluation.compare import Evaluation, evaluate, write_predictions
     from drexperts.evaluation.metrics import Metrics, compute_metrics
+    from drexperts.evaluation.upgrade import ResultComparison, compare_results
+    from drexperts.evaluation.upgrade_page import write_comparison_page
 
-__all__ = ["Evaluation", "Metrics", "compute_metrics", "evaluate", "explain", "write_predictions"]
+__all__ = [
+    "Evaluation",
+    "Metrics",
+    "ResultComparison",
+    "compare_results",
+    "compute_metrics",
+    "evaluate",
+    "explain",
+    "write_comparison_page",
+    "write_predictions",
+]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "Evaluation": "compare",
         "Metrics": "metrics",
+        "ResultComparison": "upgrade",
+        "compare_results": "upgrade",
         "evaluate": "compare",
         "explain": "attention_maps",
         "compute_metrics": "metrics",
+        "write_comparison_page": "upgrade_page",
         "write_predictions": "compare",
     },
 )

@@ -3,9 +3,7 @@
 No script, nothing fetched: pictures are inside it. It needs the extra `report`.
 """
 
-import base64
 import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
@@ -17,8 +15,6 @@ from markupsafe import Markup
 
 from drexperts.data.dataset import Dataset
 from drexperts.evaluation.metrics import INTERVALS, Metrics
-from drexperts.runtime.decoding import decode
-from drexperts.runtime.errors import ImageError
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.training import choice, utc_now
 from drexperts.training.files import LOG, PAGE, PREDICTIONS, SETTINGS, SPLIT, flat, read_result
@@ -26,9 +22,9 @@ from drexperts.training.result import Epoch, TrainingResult, best_epoch
 from drexperts.ui.charts import Words, lines, scatter
 from drexperts.ui.markdown import Table
 from drexperts.ui.pages import render
+from drexperts.ui.pictures import Picture, thumbnail
 
 _WORST = 12  # pictures
-_SIDE = 240  # px of the longer side of a picture
 _POINTS = 400  # of the curve of losses: the mean of neighbouring steps is one point
 
 _LOSSES = Words("loss of training and validation by epoch", "epoch", "loss")
@@ -49,15 +45,6 @@ class _Prediction(NamedTuple):
     name: str
     label: float
     score: float
-
-
-class _Picture(NamedTuple):
-    """One of the worst pictures; `source` is a data URL, None if it cannot be read."""
-
-    name: str
-    label: str
-    score: str
-    source: str | None
 
 
 class _Log(NamedTuple):
@@ -223,21 +210,10 @@ def _worst(predictions: Sequence[_Prediction]) -> list[_Prediction]:
     return sorted(predictions, key=lambda p: (-abs(p.score - p.label), p.name))[:_WORST]
 
 
-def _picture(dataset: Dataset, prediction: _Prediction) -> _Picture:
+def _picture(dataset: Dataset, prediction: _Prediction) -> Picture:
     label, score = (f"{value:.4g}" for value in (prediction.label, prediction.score))
-    return _Picture(prediction.name, label, score, thumbnail(dataset.root / prediction.name))
-
-
-def thumbnail(path: Path) -> str | None:
-    """A small copy of a picture as a data URL; None if it cannot be read."""
-    try:
-        image = decode(path)
-    except (ImageError, OSError):
-        return None
-    image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    said = f"rated {label}, predicted {score}"
+    return Picture(prediction.name, said, thumbnail(dataset.root / prediction.name))
 
 
 def _parts(settings: Mapping[str, Any], result: TrainingResult | None) -> list[tuple[str, ...]]:

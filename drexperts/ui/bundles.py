@@ -17,7 +17,7 @@ from drexperts.runtime.manifest import (
 from drexperts.runtime.openvino_products import products_text
 from drexperts.runtime.training import Training
 from drexperts.ui.fitting import Name
-from drexperts.ui.tables import reservations, scale_text
+from drexperts.ui.tables import reservations
 
 UNKNOWN = "not recorded"
 Rows = Iterable[tuple[str, str]]
@@ -39,7 +39,7 @@ def about_bundle(bundle: Path, manifest: Manifest, names: Mapping[str, str], dig
     rows = [
         ("model", f"DR.Experts, preset {manifest.preset}"),
         *names.items(),
-        ("score", scale_text(manifest.scale)),
+        ("score", str(manifest.scale)),
         *_trained(manifest.trained),
         ("exported", _exported(manifest)),
         *(engine_summary(bundle, engine) for engine in manifest.engines),

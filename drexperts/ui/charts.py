@@ -15,8 +15,10 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from drexperts.ui.palette import COLOURS, colour
 
@@ -26,6 +28,8 @@ _WIDTH, _HEIGHT = 440, 260  # px of a chart without its legend
 _LEGEND_ROW = 20  # px
 _STRIP = 48  # px per series in `strips`
 _LONGEST = 40  # characters of a name
+_CELLS = 48  # of `density`, across
+_FAINTEST = 0.45  # opacity of its cells with one point
 
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 # matplotlib cannot name the colours of a page, so these stand for them until the SVG is written.
@@ -50,6 +54,7 @@ _STYLE: dict[Any, Any] = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
     ),
 }
+Array = NDArray[np.float64]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -322,4 +327,32 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], words: Words) -
         axes.plot(across, upward, _marker(i), color=colour(i), alpha=0.75, label=_shown(name))
     axes.set(xlabel=words.across, ylabel=words.upward, aspect="equal")
     _add_legend(figure, axes)
+    return figure
+
+
+@_chart
+def density(across: Array, upward: Array, words: Words) -> Figure:
+    """How many points (x, y) lie in each cell, both axes on the same scale, with the diagonal.
+
+    The colour of a cell grows with the logarithm of its number, and that of a single point is seen.
+
+    across, upward: float64 [n], of any number of points
+    """
+    figure, axes = _figure(words.label, height=_WIDTH)
+    axes.axline((0, 0), slope=1, color=_INK, linestyle="--")
+    low, high = min(across.min(), upward.min()), max(across.max(), upward.max())
+    room = 0.02 * (high - low) or 0.5
+    ends = low - room, high + room
+    inks = ListedColormap([(*to_rgb(colour(0)), alpha) for alpha in np.linspace(_FAINTEST, 1, 64)])
+    axes.hexbin(
+        across,
+        upward,
+        gridsize=_CELLS,
+        extent=ends * 2,
+        bins="log",
+        mincnt=1,
+        cmap=inks,
+        linewidths=0,
+    )
+    axes.set(xlabel=words.across, ylabel=words.upward, aspect="equal", xlim=ends, ylim=ends)
     return figure

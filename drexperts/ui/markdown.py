@@ -16,12 +16,16 @@ class Table(NamedTuple):
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether each column holds only numbers, "-" and empty cells.
+        """Whether each column holds only numbers, signed or not, "-" and empty cells.
 
         Raises ValueError where rows differ in length.
         """
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headings or ("", ""))
-        return [all(c[:1].isdigit() or c in ("", "-") for c in column) for column in columns]
+        return [all(map(_is_number, column)) for column in columns]
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.lstrip("+-")[:1].isdigit()
 
 
 def markdown_table(table: Table) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from drexperts.runtime.explain import strongest
@@ -161,19 +162,25 @@ def _reason(score: Score) -> str:
     return error.partition(f"{score.source} as an image: ")[2] or error
 
 
-def scale_text(scale: ScoreScale) -> str:
-    """A scale in words, such as "0 to 100, higher is better"."""
-    better = "higher" if scale.higher_is_better else "lower"
-    return f"{scale.low:g} to {scale.high:g}, {better} is better"
+def text_table(
+    content: markdown.Table, title: str, caption: str | None = None, whole: Collection[int] = ()
+) -> Table:
+    """A table of text, which on a narrow screen breaks at spaces.
 
-
-def text_table(content: markdown.Table, title: str, caption: str | None = None) -> Table:
-    """A table of text, which on a narrow screen breaks at spaces."""
+    whole: the columns that do not, such as those of names
+    """
     table = Table(
-        title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=title,
+        caption=caption,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_header=bool(content.headings),
     )
-    for heading, numeric in zip(content.headings, content.numeric, strict=True):
-        table.add_column(heading, justify="right" if numeric else "left")
+    headings = content.headings or ("", "")
+    for place, (heading, numeric) in enumerate(zip(headings, content.numeric, strict=True)):
+        justify: JustifyMethod = "right" if numeric else "left"
+        table.add_column(heading, justify=justify, no_wrap=place in whole)
     for row in content.rows:
         table.add_row(*row)
     return table

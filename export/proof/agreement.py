@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from drexperts.evaluation.flips import order_flips
 from drexperts.evaluation.metrics import correlation_intervals, plcc, srcc
 from drexperts.runtime.proof import CLEAR_DIFFERENCE, MIN_IMAGES, ConfidenceInterval, SetParity
 
@@ -16,13 +17,6 @@ LARGEST_NUMBER = float(np.finfo(np.float64).max)
 # varies in them is mostly rounding, which correlates with nothing.
 FLAT = 0.05
 _NO_CORRELATION = (0.0, 0.0)
-
-
-class Flips(NamedTuple):
-    """How many of `pairs` were ranked in the opposite order."""
-
-    flips: int
-    pairs: int
 
 
 class Correlations(NamedTuple):
@@ -60,22 +54,6 @@ def score_agreement(expected: Array, got: Array, span: float) -> SetParity:
         clear_pairs=clear_pairs,
         **_correlations(expected, got)._asdict(),
     )
-
-
-def order_flips(expected: Array, got: Array, apart: float = 0.0) -> Flips:
-    """Among the pairs that are further than `apart` in `expected` [n], those that `got` [n] flips.
-
-    A pair that is tied in `got` is not flipped; one with a value that is not finite is.
-    """
-    flips = pairs = 0
-    for i in range(len(expected) - 1):
-        before = expected[i] - expected[i + 1 :]
-        with np.errstate(invalid="ignore"):
-            after = got[i] - got[i + 1 :]
-        counted = np.abs(before) > apart
-        pairs += int(np.sum(counted))
-        flips += int(np.sum(counted & ~(np.sign(before) * np.sign(after) >= 0)))
-    return Flips(flips, pairs)
 
 
 def leading_flips(expected: Array, got: Array) -> int:

@@ -3,9 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.wording import remedy
@@ -102,6 +102,16 @@ def format_of(path: Path, distortions: Sequence[str]) -> JsonLines | CsvTable:
     if suffix == ".csv":
         return CsvTable(distortions)
     raise UserError(f"results go to a .jsonl, .csv or .parquet file, not to {str(path)!r}")
+
+
+def whole_records(stream: IO[bytes], form: JsonLines | CsvTable) -> Iterator[bytes]:
+    """The complete records of a file, without what follows the last one."""
+    record = b""
+    for line in stream:
+        record += line
+        if form.is_whole(record):
+            yield record
+            record = b""
 
 
 def start_anew() -> str:

@@ -3,17 +3,17 @@
 import csv
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.files import unfinished, written_whole
 from drexperts.runtime.locks import locked
 from drexperts.runtime.results.done import DoneSources
-from drexperts.runtime.results.formats import DoneRow, format_of, start_anew
+from drexperts.runtime.results.formats import DoneRow, format_of, start_anew, whole_records
 from drexperts.runtime.score import Score
 
 _SYNC_SECONDS = 5.0  # a power cut costs the rows of at most this time; a kill costs none
@@ -106,7 +106,7 @@ class ResultFile:
             self._format = self._format.as_in(start)
             self._check_opening(start[: len(self._format.opening)])
             stream.seek(0)
-            for number, record in enumerate(self._records(stream), 1):
+            for number, record in enumerate(whole_records(stream, self._format), 1):
                 end += len(record)
                 if not self._is_header(number, record):
                     done = self._decoded(number, record)
@@ -114,15 +114,6 @@ class ResultFile:
         os.truncate(self._path, end)
         if retry_errors and self.done.any_failed:
             self._drop_errors()
-
-    def _records(self, stream: IO[bytes]) -> Iterator[bytes]:
-        """The complete records of a file, without what follows the last one."""
-        record = b""
-        for line in stream:
-            record += line
-            if self._format.is_whole(record):
-                yield record
-                record = b""
 
     def _check_opening(self, start: bytes) -> None:
         # Before anything is cut off: a file with other contents must stay unchanged.
@@ -154,7 +145,7 @@ class ResultFile:
             open(self._path, "rb") as old,
             open(aside, "wb") as new,
         ):
-            for number, record in enumerate(self._records(old), 1):
+            for number, record in enumerate(whole_records(old, self._format), 1):
                 if self._is_header(number, record) or not self._decoded(number, record).error:
                     new.write(record)
         self.done.forget_failed()

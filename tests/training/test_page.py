@@ -19,7 +19,7 @@ from drexperts.runtime.errors import UserError
 from drexperts.runtime.installing import install_command
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.training.files import finished, refresh_page, show_again
-from drexperts.training.page import duration, thumbnail, write_page
+from drexperts.training.page import duration, write_page
 from drexperts.training.result import Epoch, TrainingResult, TrainingSoFar
 
 EPOCHS = (Epoch(1, 0.5, 0.4, 12.5, 14.0), Epoch(2, 0.6, 0.7, 8.25, 9.0))
@@ -145,15 +145,6 @@ def test_a_run_that_is_done_shows_its_test_and_its_worst_pictures(
 def test_a_test_that_chose_the_epoch_is_said_to_have(done: Path, dataset: Dataset) -> None:
     (done / "run.json").write_text(json.dumps(SETTINGS | {"selected_on": "test"}))
     assert "These images chose the epoch" in write_page(done, dataset).read_text()
-
-
-def test_a_picture_is_small_and_a_broken_one_is_left_out(tmp_path: Path) -> None:
-    Image.effect_noise((2000, 1500), 80).save(tmp_path / "large.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    small = thumbnail(tmp_path / "large.png")
-    assert small is not None
-    assert len(small) < 50_000
-    assert thumbnail(tmp_path / "broken.png") is None
 
 
 @pytest.mark.parametrize(

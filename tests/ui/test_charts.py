@@ -159,3 +159,24 @@ def test_lines_go_through_their_points_and_may_be_negative() -> None:
     assert drawn == [[-0.5, 0.5], [0.1]]
     assert [line.get_marker() for line in axes.lines] == ["o", "None"]
     assert axes.get_xscale() == "linear"
+
+
+def test_density_shows_every_point_in_one_of_its_cells() -> None:
+    random = np.random.default_rng(0)
+    across = random.random(20_000) * 100
+    upward = across + random.normal(size=20_000)
+    upward[0], across[0] = 150.0, 0.0
+    axes = axes_of(charts.density, across, upward, WORDS)
+    (cells,) = axes.collections
+    counts = np.asarray(cells.get_array())
+    assert (counts.sum(), counts.min()) == (20_000, 1)
+    assert axes.get_xlim() == axes.get_ylim()
+    assert axes.get_xlim()[1] > 150
+    assert len(charts.density(across, upward, WORDS)) < 400_000
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0])
+def test_density_of_a_single_score(value: float) -> None:
+    axes = axes_of(charts.density, np.full(3, value), np.full(3, value), WORDS)
+    assert np.asarray(axes.collections[0].get_array()).tolist() == [3]
+    assert axes.get_xlim() == (value - 0.5, value + 0.5)

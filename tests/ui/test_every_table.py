@@ -12,12 +12,15 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.table import Table
 from support import sample_reports
+from support.result_files import result_file
 
 from drexperts.bench.report import print_report, print_training_report
 from drexperts.bench.reports import ENGINE
+from drexperts.cli.compare import comparison_tables
 from drexperts.cli.demo import _score_table
 from drexperts.cli.divergence import divergence_table
 from drexperts.cli.eval import _differences_table, _metrics_table
+from drexperts.evaluation import compare_results
 from drexperts.evaluation.metrics import Change, Interval, Spread, compute_metrics
 from drexperts.export.engines.debug_layers import Divergence, LayerReport, TensorError
 from drexperts.runtime.manifest import (
@@ -142,6 +145,25 @@ def of_evaluations() -> Iterator[Table]:
     yield _differences_table(differences)
 
 
+def of_comparisons(folder: Path) -> Iterator[Table]:
+    scores: list[dict[str, float | str]] = [
+        {name: 10.0 * i + 123.456 * side for i, name in enumerate(NAMES)} for side in (0, 1)
+    ]
+    errors: list[dict[str, float | str]] = [
+        {"an image.jpg": 1.0},
+        {"an image.jpg": "cannot read it"},
+    ]
+    files = [
+        result_file(folder / f"{i}.csv", each | error)
+        for i, (each, error) in enumerate(zip(scores, errors, strict=True))
+    ]
+    found = compare_results(*files)
+    yield from comparison_tables(found)
+    for name in NAMES:
+        sides = dataclasses.replace(found.a, name=name), dataclasses.replace(found.b, name=name)
+        yield comparison_tables(dataclasses.replace(found, a=sides[0], b=sides[1]))[0]
+
+
 def of_others() -> Iterator[Table]:
     profile = tuple(TensorError(name, "MatMul", 1e-3, 0.123456, {}) for name in NAMES)
     first = Divergence(profile[1].tensor, "Add", 0.5, 0.1, {}, hidden=True)
@@ -181,6 +203,14 @@ def test_tables_of_scores_and_bundles(
 
 def test_tables_of_evaluations_and_others(console: Recording) -> None:
     for table in (*of_evaluations(), *of_others()):
+        console.print(table)
+    check(console)
+    for name in NAMES:
+        assert console.stream.getvalue().count(name) >= 3
+
+
+def test_tables_of_comparisons(console: Recording, tmp_path: Path) -> None:
+    for table in of_comparisons(tmp_path):
         console.print(table)
     check(console)
     for name in NAMES:

@@ -4,32 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from drexperts.evaluation.flips import order_flips
 from drexperts.export.proof.agreement import (
     correlation,
     leading_flips,
     maps_agreement,
-    order_flips,
     rank_correlation,
     score_agreement,
     weights_agreement,
 )
 
 EXPECTED = np.array([1.0, 2.0, 3.0])
-
-
-def test_order_flips_counts_pairs():
-    assert order_flips(EXPECTED, np.array([1.0, 3.0, 2.0])) == (1, 3)
-    assert order_flips(EXPECTED, EXPECTED[::-1]) == (3, 3)
-
-
-def test_ties_are_not_flipped():
-    assert order_flips(np.array([1.0, 1.0, 2.0]), EXPECTED[::-1]) == (2, 2)
-    assert order_flips(EXPECTED, np.ones(3)) == (0, 3)
-
-
-def test_pairs_that_are_clearly_apart():
-    assert order_flips(EXPECTED, EXPECTED[::-1], 1.5) == (1, 1)
-    assert order_flips(EXPECTED, np.array([2.0, 1.0, 3.0]), 1.5) == (0, 1)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

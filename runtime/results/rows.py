@@ -1,0 +1,206 @@
+"""The rows of result files, as far as a comparison of scores needs them."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, TracebackType
+from typing import IO, Any, NamedTuple, Self
+
+from drexperts.runtime.errors import UserError
+from drexperts.runtime.inputs.remote import is_remote, opened
+from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.parquet_library import import_parquet
+from drexperts.runtime.results.formats import JsonLines, format_of, whole_records
+from drexperts.runtime.results.parquet_table import from_text
+
+_SCALE = ("scale_low", "scale_high", "higher_is_better")
+_CROPS = "crops_per_side"  # files of earlier versions lack it
+# Of a line of JSON: its start, and where its end begins. Between them are the arrays.
+_START = re.compile(rb'\{"source": ("(?:[^"\\]|\\.)*"), "value": ([0-9.e+-]+|null), ')
+_END = b', "scale": {'
+_BOOLEANS = {"True": True, "False": False}
+
+
+class Contract(NamedTuple):
+    """What the rows of one run have in common; see `Score`."""
+
+    fingerprint: str
+    scale: ScoreScale
+    crops_per_side: int | None
+
+
+class ResultRow(NamedTuple):
+    """A row of a result file. value: NaN if there is an error"""
+
+    source: str
+    error: str | None
+    value: float
+    contract: Contract
+
+
+def result_rows(
+    path: str, wanted: Collection[int] | None = None
+) -> Iterator[tuple[int, ResultRow]]:
+    """The rows of a result file with their numbers, from 0. wanted: only those of these numbers.
+
+    Raises UserError for a file that holds something else and for a URL that cannot be read, and
+    OSError.
+    """
+    with _opened(path) as stream:
+        if Path(path).suffix.lower() == ".parquet":
+            yield from _parquet_rows(path, stream, wanted)
+        else:
+            yield from _text_rows(path, stream, wanted)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The file. Whatever goes wrong with a URL, also while it is read, is a UserError."""
+    try:
+        with opened(path) as stream:
+            yield stream
+    except UserError:
+        raise
+    except Exception as cause:  # each file system has its own
+        if not is_remote(path):
+            raise
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        raise UserError(f"cannot read {path!r}: {reason}; check the address") from cause
+
+
+def _text_rows(
+    path: str, stream: IO[bytes], wanted: Collection[int] | None
+) -> Iterator[tuple[int, ResultRow]]:
+    form = format_of(Path(path), ())
+    records = whole_records(stream, form)
+    with _Reading(path) as reading:
+        decode = _json_row if isinstance(form, JsonLines) else _CsvRow(next(records, b""))
+        for reading.number, record in enumerate(records):
+            if wanted is None or reading.number in wanted:
+                yield reading.number, decode(record)
+
+
+def _json_row(record: bytes) -> ResultRow:
+    """The row in a line. The arrays in the middle, which are most of it, are not parsed."""
+    start = _START.match(record)
+    middle, _, end = record.rpartition(_END)  # a text cannot hold it: quotes in it are escaped
+    if start is None or not middle:  # not as this version writes it
+        row = json.loads(record)
+        return _row(row["source"], row["error"], row["value"], _contract(row))
+    error, contract = _ending(end)
+    source = json.loads(start[1]) if b"\\" in start[1] else start[1][1:-1].decode("ascii")
+    return _row(source, error, None if start[2] == b"null" else float(start[2]), contract)
+
+
+@lru_cache(maxsize=16)  # most lines end alike
+def _ending(end: bytes) -> tuple[str | None, Contract]:
+    row = json.loads(b'{"scale": {' + end)
+    return row["error"], _contract(row)
+
+
+def _contract(row: dict[str, Any]) -> Contract:
+    scale = ScoreScale(**row["scale"])
+    return Contract(row["fingerprint"], scale, row.get(_CROPS))
+
+
+class _CsvRow:
+    """Decodes the records of a CSV table with this header."""
+
+    def __init__(self, header: bytes) -> None:
+        names = self._cells(header)
+        if names[:4] != ["source", "error", "fingerprint", "value"]:
+            raise ValueError("another header")
+        self._scale = names.index(_SCALE[0])
+        self._crops = names.index(_CROPS) if _CROPS in names else None
+
+    def __call__(self, record: bytes) -> ResultRow:
+        cells = self._cells(record)
+        source, error, fingerprint, value = cells[:4]
+        crops = "" if self._crops is None else cells[self._crops]
+        contract = _csv_contract(fingerprint, *cells[self._scale : self._scale + 3], crops)
+        return _row(source, error or None, float(value) if value else None, contract)
+
+    @staticmethod
+    def _cells(record: bytes) -> list[str]:
+        text = record.decode("utf-8", "surrogateescape")
+        return next(csv.reader([text], strict=True))
+
+
+@lru_cache(maxsize=16)
+def _csv_contract(fingerprint: str, low: str, high: str, higher: str, crops: str) -> Contract:
+    scale = ScoreScale(float(low), float(high), higher_is_better=_BOOLEANS[higher])
+    return Contract(fingerprint, scale, int(crops) if crops else None)
+
+
+def _parquet_rows(
+    path: str, stream: IO[bytes], wanted: Collection[int] | None
+) -> Iterator[tuple[int, ResultRow]]:
+    parquet = import_parquet()
+    with _Reading(path) as reading:
+        file = parquet.ParquetFile(stream)
+        columns = ["source", "error", "value", "fingerprint", *_SCALE]
+        columns += [_CROPS] if _CROPS in file.schema_arrow.names else []
+        for group in range(file.num_row_groups):
+            start = reading.number
+            reading.number += file.metadata.row_group(group).num_rows
+            if wanted is None or any(start <= number < reading.number for number in wanted):
+                table = file.read_row_group(group, columns=columns)
+                for number, cells in enumerate(_cells_of(table, columns), start):
+                    if wanted is None or number in wanted:
+                        yield number, _parquet_row(cells)
+
+
+def _cells_of(table: Any, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in columns), strict=True)
+
+
+def _parquet_row(cells: tuple[Any, ...]) -> ResultRow:
+    source, error, value, *common = cells
+    return _row(from_text(source), error, value, _parquet_contract(*common))
+
+
+@lru_cache(maxsize=16)
+def _parquet_contract(
+    fingerprint: str, low: float, high: float, higher: bool, crops: int | None = None
+) -> Contract:
+    return Contract(fingerprint, ScoreScale(low, high, higher_is_better=higher), crops)
+
+
+def _row(source: Any, error: Any, value: Any, contract: Contract) -> ResultRow:
+    if not isinstance(source, str) or not isinstance(value, (float, int, NoneType)):
+        raise TypeError("a source is a text, and a score a number")
+    if error is not None or value is None or not math.isfinite(value):
+        return ResultRow(source, error, math.nan, contract)
+    return ResultRow(source, None, float(value), contract)
+
+
+class _Reading:
+    """Around the reading of a file: whatever damage makes a library raise is a UserError.
+
+    number: the row that is being read
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self.number = path, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # On hostile bytes nearly anything is raised; by PyArrow an OSError that has no number.
+        is_of_system = getattr(value, "errno", None) is not None
+        if isinstance(value, Exception) and not is_of_system:
+            raise UserError(
+                f"{self._path!r} holds no scores, or is damaged near row {self.number + 1}: name a "
+                ".jsonl, .csv or .parquet file that scores were written to"
+            ) from value
