@@ -11,7 +11,7 @@ PAGE, MARK = "reference/python.md", "<!-- api -->"
 PACKAGES = {
     "runtime": "numpy, Pillow and one inference library (`cpu` or `gpu`); `drx score`, `info`",
     "training": "the extra `train`; `drx train`",
-    "evaluation": "the extra `train`; `drx eval`, `explain`",
+    "evaluation": "the extra `train`, or `report` to compare; `drx eval`, `compare`, `explain`",
     "data": "the extra `train`; `drx synth`",
     "export": "the extra `export`; `drx export`, `build`, `verify`, `triton-repo`",
     "bench": "the extras `export` and `report`; `drx bench`",

@@ -22,7 +22,7 @@ def agreement_table(found: ResultComparison) -> Table:
     rows = [
         ("images with a score in both", f"{found.images}"),
         ("images only in A, only in B", f"{found.only_a}, {found.only_b}"),
-        ("with an error only in A, only in B, in both", _failed(found)),
+        ("errors only in A, only in B, in both", _failed(found)),
         ("rank correlation (SRCC)", correlation(found.srcc)),
         ("linear correlation (PLCC)", correlation(found.plcc)),
         ("pairs in the opposite order", _flips(found.flips)),

@@ -334,16 +334,16 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], words: Words) -
 def density(across: Array, upward: Array, words: Words) -> Figure:
     """How many points (x, y) lie in each cell, both axes on the same scale, with the diagonal.
 
-    The colour of a cell grows with the logarithm of its number, and that of a single point is seen.
+    The ink of a cell grows with the logarithm of its number, and that of a single point is seen.
 
     across, upward: float64 [n], of any number of points
     """
     figure, axes = _figure(words.label, height=_WIDTH)
-    axes.axline((0, 0), slope=1, color=_INK, linestyle="--")
+    axes.axline((0, 0), slope=1, color=colour(1), linestyle="--")
     low, high = min(across.min(), upward.min()), max(across.max(), upward.max())
     room = 0.02 * (high - low) or 0.5
     ends = low - room, high + room
-    inks = ListedColormap([(*to_rgb(colour(0)), alpha) for alpha in np.linspace(_FAINTEST, 1, 64)])
+    inks = ListedColormap([(*to_rgb(_INK), alpha) for alpha in np.linspace(_FAINTEST, 1, 64)])
     axes.hexbin(
         across,
         upward,

@@ -146,18 +146,12 @@ def of_evaluations() -> Iterator[Table]:
 
 
 def of_comparisons(folder: Path) -> Iterator[Table]:
-    scores: list[dict[str, float | str]] = [
-        {name: 10.0 * i + 123.456 * side for i, name in enumerate(NAMES)} for side in (0, 1)
-    ]
-    errors: list[dict[str, float | str]] = [
-        {"an image.jpg": 1.0},
-        {"an image.jpg": "cannot read it"},
-    ]
-    files = [
-        result_file(folder / f"{i}.csv", each | error)
-        for i, (each, error) in enumerate(zip(scores, errors, strict=True))
-    ]
-    found = compare_results(*files)
+    before: dict[str, float | str] = {name: 10.0 * i for i, name in enumerate(NAMES)}
+    after: dict[str, float | str] = dict.fromkeys(NAMES, 123.456)
+    found = compare_results(
+        result_file(folder / "a.csv", before | {"an image.jpg": 1.0}),
+        result_file(folder / "b.csv", after | {"an image.jpg": "cannot read it"}),
+    )
     yield from comparison_tables(found)
     for name in NAMES:
         sides = dataclasses.replace(found.a, name=name), dataclasses.replace(found.b, name=name)
