@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from drexperts.evaluation.attention_maps import explain
     from drexperts.evaluation.compare import Evaluation, evaluate, write_predictions
     from drexperts.evaluation.metrics import Metrics, compute_metrics
-    from drexperts.evaluation.upgrade import ResultComparison, compare_results
+    from drexperts.evaluation.upgrade import compare_results
     from drexperts.evaluation.upgrade_page import write_comparison_page
+    from drexperts.evaluation.upgrade_result import ResultComparison
 
 __all__ = [
     "Evaluation",
@@ -36,7 +37,7 @@ __getattr__ = lazy_exports(
     {
         "Evaluation": "compare",
         "Metrics": "metrics",
-        "ResultComparison": "upgrade",
+        "ResultComparison": "upgrade_result",
         "compare_results": "upgrade",
         "evaluate": "compare",
         "explain": "attention_maps",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from drexperts.evaluation.upgrade import MovedImage, ResultComparison
+from drexperts.evaluation.upgrade_result import MovedImage, ResultComparison
 from drexperts.evaluation.upgrade_tables import (
     agreement_table,
     change,

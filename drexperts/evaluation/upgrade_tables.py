@@ -2,7 +2,7 @@
 
 from drexperts.evaluation.flips import Flips
 from drexperts.evaluation.sides import Side
-from drexperts.evaluation.upgrade import Distribution, ResultComparison
+from drexperts.evaluation.upgrade_result import Distribution, ResultComparison
 from drexperts.runtime.manifest import ScoreScale
 from drexperts.runtime.quoting import printable
 from drexperts.ui.markdown import Table

@@ -72,6 +72,7 @@ def test_other_scales_say_what_to_do(files: tuple[Path, Path], tmp_path: Path, c
     assert "do not mean the same" in shown
 
 
+@pytest.mark.slow
 def test_bundles(toy_bundle: Path, photos: Path, call: Call) -> None:
     status, document, _ = call("compare", toy_bundle, toy_bundle, photos)
     assert (status, document["images"], document["failed_both"]) == (0, 3, 1)

@@ -15,12 +15,12 @@ from scipy import stats
 from support.reporting import Recorder
 from support.result_files import result_file
 
-from drexperts.evaluation.upgrade import (
+from drexperts.evaluation.upgrade import compare_results
+from drexperts.evaluation.upgrade_result import (
     Distribution,
     FailedImage,
     MovedImage,
     ResultComparison,
-    compare_results,
 )
 from drexperts.runtime import load, score_files
 from drexperts.runtime.errors import BundleError, UserError
@@ -198,6 +198,7 @@ def changed(bundle: Path, folder: Path, **changes: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_bundles_score_the_images(toy_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     progress = Recorder()
     found = compare_results(toy_bundle, toy_bundle, pictures, progress=progress)
@@ -211,6 +212,7 @@ def test_bundles_score_the_images(toy_bundle: Path, pictures: Path, tmp_path: Pa
     assert again.a.fingerprint == again.b.fingerprint == found.a.fingerprint
 
 
+@pytest.mark.slow
 def test_bundles_of_another_preprocessing(toy_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     own = read_manifest(toy_bundle).preprocessing
     fewer = dataclasses.replace(own, crops_per_side=own.crops_per_side + 1)

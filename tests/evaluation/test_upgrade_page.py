@@ -44,7 +44,7 @@ def test_it_shows_what_moved_most_and_names_what_has_no_picture(page: Path) -> N
     assert text.count("data:image/jpeg") == 2
     assert text.count("<svg") == 1
     assert "&lt;i&gt;no picture" in text
-    assert "1 images have a score in A and an error in B" in text
+    assert "Images with a score in A and an error in B: 1." in text
     for word in ("<script", "<i>no", "href=", 'http-equiv="refresh'):
         assert word not in text.replace('xlink:href="#', "")
 
@@ -68,6 +68,7 @@ def test_nothing_moved(tmp_path: Path) -> None:
 
 
 @NEEDED
+@pytest.mark.slow
 def test_it_can_be_read_everywhere(page: Path) -> None:
     with browser.browser() as chromium:
         for width, dark in ((1200, False), (1200, True), (360, False), (360, True)):
