@@ -12,8 +12,9 @@ from drexperts.runtime.wording import rebuild, remedy, speaking_drx
 ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 ARGUMENT = re.compile(r"\b[a-z_]+=(True|False|None|\.\.\.|\W|$)|\ballow_unverified\b")
-# An option of pip, and the README of a model repository, whose server has options too.
+# Options of pip, of tar and, in the README of a model repository, of its server.
 NOT_OURS = (
+    "--hard-dereference",
     'pip install --upgrade "drexperts[',
     "--model-repository",
     "--backend-config",
