@@ -29,7 +29,9 @@ def test_each_photograph_gets_its_score_or_the_reason_why_not(show, toy, picture
     assert texts(page, "#status") == ["3 of 4 scored, 1 failed"]
     assert texts(page, "h2") == ["a.jpg", "b.tif", HOSTILE, "cut.jpg"]
     scores = [toy.score(each["buffer"]) for each in good]
-    assert texts(page, ".score strong") == [f"{score.value:.{score.scale.decimals}f}" for score in scores]
+    assert texts(page, ".score strong") == [
+        f"{score.value:.{score.scale.decimals}f}" for score in scores
+    ]
     assert texts(page, ".spread") == [f"± {score.std:.1f}" for score in scores]
     assert texts(page, "code") == [score.fingerprint for score in scores]
     (state,) = texts(page, "[data-state=failed] .state")
