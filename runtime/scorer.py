@@ -18,12 +18,12 @@ from PIL import Image
 from drexperts.runtime.decoding import Source, decoder_version, describe
 from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
 from drexperts.runtime.errors import BundleError, ImageError, InternalError, UserError
+from drexperts.runtime.file_scorer import check_maps
 from drexperts.runtime.forks import never_free, renew_in_children
 from drexperts.runtime.manifest import CPU_BACKENDS, Engine, Manifest
 from drexperts.runtime.preprocess import Preprocessing, enlargement, resampler_version
 from drexperts.runtime.score import DistortionMaps, Score
 from drexperts.runtime.session import Session
-from drexperts.runtime.wording import remedy
 from drexperts.runtime.work import (
     Batch,
     Fetch,
@@ -100,6 +100,11 @@ class Scorer:
         """The most crops along each axis of an image; None if it is what the manifest says."""
         chosen = self.preprocessing.crops_per_side
         return None if chosen == self.manifest.preprocessing.crops_per_side else chosen
+
+    @property
+    def description(self) -> str:
+        """The engine's library, and on what it runs."""
+        return self._description
 
     @property
     def session(self) -> Session:
@@ -238,9 +243,7 @@ class Scorer:
     def check_ready(self, maps: bool) -> None:
         """Raise UserError for a Scorer that is closed, and for maps that the bundle lacks."""
         self._check_open()
-        if maps and "maps" not in self.manifest.outputs:
-            again = remedy("without --no-maps", "with maps=True")
-            raise UserError(f"this bundle has no maps: export it again {again}")
+        check_maps(self.manifest, maps)
 
     def prepare(self, source: Source | Fetch, key: str | None = None) -> ImageWork:
         """The work of scoring an image, decoded; an unreadable one has a failure and no crops."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drexperts.runtime.errors import UserError
+from drexperts.runtime.file_scorer import FileScorer
 from drexperts.runtime.inputs.folders import count_passed_over
 from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.shards import Shard
@@ -20,7 +21,6 @@ from drexperts.runtime.results.done import DoneSources
 from drexperts.runtime.results.place import Place, place_of
 from drexperts.runtime.results.shard_files import ShardRecord, forget_record, write_record
 from drexperts.runtime.score import Score
-from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.scoring_sinks import (
     Sink,
     Sinks,
@@ -73,7 +73,7 @@ class ScoringSummary:
 
 
 def score_files(
-    scorer: Scorer,
+    scorer: FileScorer,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     out: str | os.PathLike[str] | None = None,
     *,
@@ -89,6 +89,7 @@ def score_files(
 ) -> ScoringSummary:
     """Score the images that files, folders, glob patterns, lists, archives and tables hold.
 
+    scorer: a Scorer, or a `drexperts.scale.ray.RayScorer`
     paths: one or several files, folders, patterns or URLs, see `find_images`; tar archives and
         Parquet files stand for the images in them, see `Inputs`. Pictures that `explain` wrote
         before are left out.
@@ -143,7 +144,7 @@ def score_files(
 
 
 def _inputs(
-    scorer: Scorer,
+    scorer: FileScorer,
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     listed: Iterable[str | os.PathLike[str]],
     shard: Shard | None,
@@ -159,7 +160,10 @@ def _inputs(
 
 
 def _sinks(
-    scorer: Scorer, pictures: Path | None, keep: Sink, on_score: Callable[[Score], object] | None
+    scorer: FileScorer,
+    pictures: Path | None,
+    keep: Sink,
+    on_score: Callable[[Score], object] | None,
 ) -> Sinks:
     sinks = Sinks(pictures is not None)
     if pictures is not None:  # before the row: an image whose row is there is not scored again
@@ -202,7 +206,7 @@ def _check_out(out: object, shard: Shard | None, *, anew: bool) -> None:
         raise UserError(f"a shard is scored into a folder: pass {option} with its path")
 
 
-def _opened(scorer: Scorer, place: Place, overwrite: bool, retry_errors: bool) -> ResultWriter:
+def _opened(scorer: FileScorer, place: Place, overwrite: bool, retry_errors: bool) -> ResultWriter:
     return open_results(
         place.file,
         fingerprint=scorer.fingerprint(),
@@ -227,7 +231,7 @@ def _row_writer(results: ResultWriter, place: Place) -> Sink:
 
 @contextmanager
 def _completed(
-    scorer: Scorer,
+    scorer: FileScorer,
     shard: Shard | None,
     place: Place | None,
     inputs: Inputs,

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from drexperts.runtime.explain import explanation, file_name, is_picture
+from drexperts.runtime.file_scorer import FileScorer
 from drexperts.runtime.files import written_whole
 from drexperts.runtime.inputs.listed import ListedImage
 from drexperts.runtime.progress import Progress
 from drexperts.runtime.score import Score
-from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.todo import Todo
 from drexperts.runtime.work import Item
 
@@ -44,7 +44,7 @@ class Sinks:
 
 
 def score_all(
-    scorer: Scorer, todo: Todo, sinks: Sinks, total: int | None, progress: Progress
+    scorer: FileScorer, todo: Todo, sinks: Sinks, total: int | None, progress: Progress
 ) -> None:
     """Score what is left to do, and pass on all scores but those of repeated images."""
     waiting = deque[Any]()  # the sources of the images that are being scored
@@ -78,7 +78,7 @@ def without_pictures(images: Iterable[ListedImage], folder: Path | None) -> Iter
     )
 
 
-def picture_writer(scorer: Scorer, folder: Path) -> Sink:
+def picture_writer(scorer: FileScorer, folder: Path) -> Sink:
     """What draws the explanation of each score into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from drexperts.cli.arguments import Parser, Verbs
+    from drexperts.runtime.scorer import Scorer
+    from drexperts.scale.ray import RayScorer
     from drexperts.ui.screen import Screen
 
 
@@ -53,7 +55,16 @@ def add(verbs: "Verbs") -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads of the engine (default: one per core that may be used)",
+        help="CPU threads of the engine (default: one per core that may be used); with --ray, CPUs "
+        "of each engine (default: 4, or fewer)",
+    )
+    verb.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="score with engines on all machines of the Ray cluster at this address, such as auto; "
+        "without one, at RAY_ADDRESS, or on this machine alone (default: without Ray)",
     )
     verb.add_argument(
         "--batch",
@@ -117,6 +128,28 @@ def _listed(arguments: argparse.Namespace) -> "Iterable[str]":
     return ()
 
 
+def _loaded(arguments: argparse.Namespace) -> "Scorer | RayScorer":
+    """An engine in this process, or engines on Ray."""
+    options = {
+        "engine": arguments.engine,
+        "batch": arguments.batch,
+        "crops_per_side": arguments.crops_per_side,
+        "trust": arguments.trust,
+        "digest": arguments.digest,
+        "isolated": not arguments.decode_in_process,
+        "limits": limits_of(arguments),
+    }
+    bundle, device, threads = arguments.bundle, arguments.device, arguments.threads
+    if arguments.ray is None:
+        from drexperts import runtime
+
+        return runtime.load(bundle, device, threads=threads, **options)
+    from drexperts.scale.ray import RayScorer
+
+    address = arguments.ray or None
+    return RayScorer(bundle, address=address, device=device, cpus=threads, **options)
+
+
 def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     from drexperts import runtime
     from drexperts.cli.shards import parse_shard
@@ -124,24 +157,10 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
 
     listed = _listed(arguments)
     shard = None if arguments.shard is None else parse_shard(arguments.shard)
-    with (
-        runtime.load(
-            arguments.bundle,
-            arguments.device,
-            engine=arguments.engine,
-            batch=arguments.batch,
-            threads=arguments.threads,
-            crops_per_side=arguments.crops_per_side,
-            trust=arguments.trust,
-            digest=arguments.digest,
-            isolated=not arguments.decode_in_process,
-            limits=limits_of(arguments),
-        ) as scorer,
-        screen.progress() as progress,
-    ):
+    with _loaded(arguments) as scorer, screen.progress() as progress:
         for file, backend, reason in scorer.passed_over:
             screen.note(f"{file} ({backend}) is not used: {reason}")
-        screen.note(f"scoring with {scorer.engine.file} on {scorer.session.description}")
+        screen.note(f"scoring with {scorer.engine.file} on {scorer.description}")
         if (chosen := scorer.other_crops_per_side) is not None:
             own = scorer.manifest.preprocessing.crops_per_side
             screen.note(f"crops per side: at most {chosen} (the bundle was proven with {own})")
@@ -164,7 +183,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     document = {
         "bundle": str(arguments.bundle),
         "engine": scorer.engine.file,
-        "session": scorer.session.description,
+        "session": scorer.description,
         "passed_over": [passed._asdict() for passed in scorer.passed_over],
         "crops_per_side": scorer.other_crops_per_side,
     }

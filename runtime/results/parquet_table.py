@@ -23,12 +23,9 @@ class TableWriter:
 
     def write_rows(self, rows: Iterable[Row]) -> None:
         """Append rows, see `Score.as_row`."""
-        import pyarrow
-
         iterator = iter(rows)
         while group := list(islice(iterator, ROWS_PER_GROUP)):
-            cells = [_cells(row) for row in group]
-            self._writer.write_table(pyarrow.Table.from_pylist(cells, self._schema))
+            self._writer.write_table(_table_of(group, self._schema))
 
     def write_table(self, table: Any) -> None:
         """Append a table of the same columns."""
@@ -48,6 +45,17 @@ def table_written(
     aside = unfinished(path)
     with written_whole(path, aside=aside), writer(aside, schema, compression="zstd") as opened:
         yield TableWriter(opened, schema)
+
+
+def table_of(rows: Iterable[Row], fingerprint: str, distortions: Sequence[str]) -> Any:
+    """Rows, see `Score.as_row`, as a table of Arrow with the columns of a Parquet file."""
+    return _table_of(rows, schema_of(fingerprint, distortions))
+
+
+def _table_of(rows: Iterable[Row], schema: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.Table.from_pylist([_cells(row) for row in rows], schema)
 
 
 def schema_of(fingerprint: str, distortions: Sequence[str]) -> Any:
