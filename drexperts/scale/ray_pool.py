@@ -107,8 +107,8 @@ class RayPool:
         self._starting[reference] = handle
 
     def _take_engine(self, reference: Reference) -> None:
-        handle = self._starting.pop(reference)
         facts = self._value(reference)
+        handle = self._starting.pop(reference)
         if facts is None:
             self._replace(handle)
             return

@@ -1,5 +1,6 @@
 """An image that is to be scored, before it is read."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,9 +38,9 @@ def failing(source: str, reason: str) -> ListedImage:
 
 
 def failure(source: str, reason: str) -> Fetch:
-    """What is read of an image that cannot be read."""
+    """What is read of an image that cannot be read. It can be pickled."""
+    return functools.partial(_fail, source, reason)
 
-    def fetch() -> bytes:
-        raise ImageError(f"cannot read {source}: {reason}")
 
-    return fetch
+def _fail(source: str, reason: str) -> bytes:
+    raise ImageError(f"cannot read {source}: {reason}")
