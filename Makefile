@@ -1,7 +1,7 @@
 # The repository's root holds a folder named `kernels`; a library of that name exists too.
 export PYTHONSAFEPATH := 1
 
-.PHONY: check format static test test-fast docs picture bench measurements resources golden
+.PHONY: check format static test test-fast test-ray docs picture bench measurements resources golden
 
 check: static test
 
@@ -17,6 +17,10 @@ test:
 # What a change is tried on while it is made: everything but the tests marked slow.
 test-fast:
 	uv run pytest -n auto --dist loadfile -m "not slow"
+
+# What needs Ray and Hugging Face's datasets, 600 MB that other tests do without.
+test-ray:
+	uv run --with "ray[data]>=2.60" --with "datasets>=5.2" python -m pytest -n 0 tests/scale
 
 format:
 	uv run ruff format .

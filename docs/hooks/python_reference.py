@@ -16,6 +16,7 @@ PACKAGES = {
     "export": "the extra `export`; `drx export`, `build`, `verify`, `triton-repo`",
     "bench": "the extras `export` and `report`; `drx bench`",
     "serve": "the extra `serve`; `drx serve`",
+    "scale": "the extra `parquet`, or `ray`; `drx score --ray`",
     "paper": "the extra `train`; `drx reproduce`",
     "demo": "the extras `export` and `report`; `drx demo`",
     "model": "the extra `train`; `drx convert-prior`",

@@ -2,6 +2,9 @@
 
 import importlib
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +37,8 @@ def connected(address: str | None) -> Iterator[Any]:
     """Yield the module `ray` with a connection, which is closed at the end if it was opened here.
 
     address: of a cluster; None is the one that this process is connected to, or the one in
-        RAY_ADDRESS, or else Ray is started on this machine until the end, unreachable from others
+        RAY_ADDRESS, or else Ray is started on this machine until the end, unreachable from others.
+        A process that did so takes part in no cluster of several machines afterwards
 
     Raises MissingDependencyError without Ray, and UserError if there is no connection.
     """
@@ -43,7 +47,8 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _connect(ray, address)
+    with _own_sigterm():
+        _connect(ray, address)
     try:
         yield ray
     finally:
@@ -61,14 +66,26 @@ def _imported(alone: bool) -> Any:
         ) from cause
 
 
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray makes it end the process as if the work had ended badly."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _connect(ray: Any, address: str | None) -> None:
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address is not None:
+            _check_somebody_listens(address)
             ray.init(address=address, **quiet)
             return
         ray.init(address="local", include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as cause:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as cause:
         reason = " ".join(str(cause).split())
         raise UserError(
             f"cannot connect to Ray at {address or 'this machine'}: {reason}; check that it runs, "
@@ -80,6 +97,13 @@ def _connect(ray: Any, address: str | None) -> None:
             "Ray was imported before it could be told to listen to this machine only: import "
             "drexperts.scale.ray before it, or call ray.init yourself"
         )
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Raise OSError at once where Ray would try for minutes, and end the process."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def share_of(ray: Any, device: str, cpus: int | None) -> Share:

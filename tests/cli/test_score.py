@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from support.archives import png, write_parquet, write_tar
 from support.command_line import drx
+from support.fake_ray import FakeRay
 
 from drexperts.cli.main import main
 from drexperts.runtime.compatibility import gpus
@@ -382,3 +384,18 @@ def test_results_in_parquet(toy_bundle: Path, photos: Path, tmp_path: Path, call
 def test_urls(toy_bundle: Path, photos: Path, call: Call) -> None:
     status, document, _ = call("score", toy_bundle, f"file://{photos}")
     assert (status, counts(document)) == (0, [4, 0, 3, 1, 0])
+
+
+def test_ray(
+    toy_bundle: Path, photos: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Ray; tests/scale/test_ray.py has Ray."""
+    given = ("score", toy_bundle, photos, "--threads", "1", "--decode-in-process", "--out")
+    assert call(*given, tmp_path / "one.csv")[0] == 0
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    status, document, error = call(*given, tmp_path / "ray.csv", "--ray")
+    assert status == 0
+    assert "model.onnx on Ray, 2 engines, each" in error
+    assert document["session"].startswith("Ray, 2 engines, each onnxruntime")
+    assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert call(*given, tmp_path / "ray.csv", "--ray", "auto")[1]["already_there"] == 4

@@ -25,6 +25,9 @@ pytestmark = pytest.mark.slow
 if not any(Path(entry, "ray", "__init__.py").exists() for entry in sys.path):
     pytest.skip("Ray is not installed: `make test-ray`", allow_module_level=True)
 
+# Before Ray is imported: it reads them then.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
 LOAD: dict[str, Any] = {"batch": 4}
 ENGINE = "RemoteEngine"
 
@@ -106,12 +109,12 @@ def test_the_command_killed_and_continued(
     command = [sys.executable, "-m", "drexperts.cli.main", "score", str(toy_bundle), *inputs]
     command += ["--batch", "4", "--threads", "1", "--out", str(out), "--ray", "--json"]
     before = 0
-    for rows in (30, 200):
+    for rows, number in ((30, signal.SIGKILL), (200, signal.SIGTERM)):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: out.exists() and out.read_bytes().count(b"\n") >= rows)  # noqa: B023
         family = psutil.Process(run.pid).children(recursive=True)
-        run.kill()
-        run.wait()
+        run.send_signal(number)
+        assert run.wait() == -number
         assert before < out.read_bytes().count(b"\n") < 417
         before = out.read_bytes().count(b"\n")
         until(lambda: not any(process.is_running() for process in family))  # noqa: B023
@@ -142,7 +145,8 @@ def test_a_machine_is_lost(
     out = tmp_path / "r.jsonl"
     with RayScorer(toy_bundle, address=two_machines.address, cpus=1, **LOAD) as scorer:
         assert scorer.description.startswith("Ray, 2 engines")
-        until(lambda: (scorer._pool.wait(), len(scorer._pool._tasks) == 2)[1])
+        while len(scorer._pool._tasks) < 2:
+            scorer._pool.wait()
         lose = at_row(60, lambda: two_machines.remove_node(two_machines.second))
         score_files(scorer, inputs, out, on_score=lose)
     assert out.read_bytes() == whole
@@ -192,19 +196,18 @@ def test_ray_that_is_connected_is_used_and_stays(
 ) -> None:
     score_dataset(toy_bundle, inputs[1], tmp_path / "r.csv", cpus=2, load=LOAD)
     assert local.is_initialized()
-    holder = local.remote(num_cpus=3)(os.getpid)
-    taken = [local.remote(num_cpus=3)(Holder).remote()]
-    local.get(taken[0].hold.remote())
+
+    class Holder:
+        def hold(self) -> None:
+            pass
+
+    holder = local.remote(num_cpus=3)(Holder).remote()
+    local.get(holder.hold.remote())
     with pytest.raises(UserError, match=r"an engine takes 2 CPUs, and 1 CPUs .* are free"):
         RayScorer(toy_bundle, cpus=2)
     with pytest.raises(UserError, match="no machine of this Ray has 5 CPUs"):
         RayScorer(toy_bundle, cpus=5)
-    del taken, holder
-
-
-class Holder:
-    def hold(self) -> None:
-        pass
+    local.kill(holder)
 
 
 def test_no_cluster_at_an_address(toy_bundle: Path) -> None:

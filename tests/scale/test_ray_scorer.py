@@ -17,7 +17,7 @@ from drexperts.runtime.inputs.listed import failure
 from drexperts.scale.ray import RayScorer, score_dataset
 from drexperts.scale.remote_engine import RemoteEngine
 
-LOCAL = {"isolated": False, "batch": 4}
+LOCAL: dict[str, Any] = {"isolated": False, "batch": 4}
 
 
 @pytest.fixture
