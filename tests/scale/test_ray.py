@@ -1,5 +1,6 @@
 """On Ray itself: kills of engines, machines and the run; and Ray Data. `make test-ray` has Ray."""
 
+import contextlib
 import json
 import os
 import signal
@@ -57,11 +58,20 @@ def processes(name: str) -> list[psutil.Process]:
     """Those below this process with a name or argument like this."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.Error):
             if name in " ".join(process.cmdline()):
                 found.append(process)
-        except psutil.Error:
-            continue
+    return found
+
+
+def working(family: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that run, without Ray's agents, which end some minutes after the others."""
+    found = []
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            is_agent = "agent" in " ".join(process.cmdline()).lower()
+            if process.status() != psutil.STATUS_ZOMBIE and not is_agent:
+                found.append(process)
     return found
 
 
@@ -112,12 +122,12 @@ def test_the_command_killed_and_continued(
     for rows, number in ((30, signal.SIGKILL), (200, signal.SIGTERM)):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: out.exists() and out.read_bytes().count(b"\n") >= rows)  # noqa: B023
-        family = psutil.Process(run.pid).children(recursive=True)
+        family = working(psutil.Process(run.pid).children(recursive=True))
         run.send_signal(number)
         assert run.wait() == -number
         assert before < out.read_bytes().count(b"\n") < 417
         before = out.read_bytes().count(b"\n")
-        until(lambda: not any(process.is_running() for process in family))  # noqa: B023
+        until(lambda: not working(family))  # noqa: B023
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["already_there"] >= before
