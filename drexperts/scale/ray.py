@@ -74,8 +74,8 @@ class RayScorer:
     engines: how many; None is as many as have room. More are started when there is room for them
     options: of `drexperts.runtime.load`; `isolated` is True unless it is given here
 
-    Raises MissingDependencyError without Ray, UserError where no engine has room, where a machine
-    lacks the bundle or makes other scores, and what `load` raises.
+    Raises MissingDependencyError without Ray, and UserError where no engine has room, and where a
+    machine cannot load the bundle or makes other scores.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class RayPool:
         self._tasks: dict[Handle, int] = {}  # how many each engine has that has started
         self._running: dict[Reference, tuple[Handle, Task]] = {}
         self._waiting: deque[Task] = deque()
-        self._losses = 0
+        self._losses, self._reason = 0, ""  # since an engine did a task, and of the last
         self._facts: Facts | None = None
         self.images_per_second = 0.0  # of one task on an engine, in its last one
         for _ in range(engines):
@@ -133,7 +133,7 @@ class RayPool:
             return
         task.losses += 1
         if task.losses > _MOST_LOSSES:
-            raise UserError(_too_many_losses(task))
+            raise UserError(_too_many_losses(task, self._reason))
         self._waiting.appendleft(task)
         if self._tasks.pop(handle, None) is not None:
             self._replace(handle)
@@ -143,8 +143,8 @@ class RayPool:
         self._losses += 1
         if self._losses > _MOST_LOSSES * self.engines + _MOST_LOSSES:
             raise UserError(
-                "engines on Ray are lost as soon as they start, perhaps for want of memory: look "
-                "into Ray's logs, or start fewer engines"
+                f"engines on Ray are lost as soon as they start ({self._reason}): install "
+                "drexperts with its libraries on all machines, and look into Ray's logs"
             )
         _log.warning("an engine on Ray was lost; its images are scored again")
         self._add_engine()
@@ -157,12 +157,13 @@ class RayPool:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             _log.info("%s", error)
+            self._reason = f"{(str(error).strip() or repr(error)).splitlines()[-1]:.200}"
             return None
 
 
-def _too_many_losses(task: Task) -> str:
+def _too_many_losses(task: Task, reason: str) -> str:
     names = [str(item[0] if isinstance(item, tuple) else item) for item in task.items]
     return (
-        f"{task.losses} engines on Ray were lost while they scored {names[0]!r} to {names[-1]!r}: "
-        "look into Ray's logs for the reason, such as want of memory; rows that are there are kept"
+        f"{task.losses} engines on Ray were lost while they scored {names[0]!r} to {names[-1]!r} "
+        f"({reason}): look into Ray's logs; rows that are there are kept"
     )

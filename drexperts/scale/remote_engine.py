@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drexperts.runtime.decoding.limits import DecodingLimits
+from drexperts.runtime.errors import UserError
 from drexperts.runtime.loading import load
 from drexperts.runtime.manifest import Engine, Manifest
 from drexperts.runtime.preprocess import Preprocessing
@@ -40,13 +41,16 @@ class RemoteEngine:
     _scorer: Scorer
 
     def start(self, bundle: str, options: Mapping[str, Any], folder: str) -> Facts:
-        """Open the engine. Raises what `load` raises.
+        """Open the engine. Raises UserError where `load` does, with the machine's name.
 
         folder: where relative paths begin; a machine that lacks it may still have absolute ones
         """
         with contextlib.suppress(OSError):
             os.chdir(folder)
-        self._scorer = scorer = load(bundle, **options)
+        try:
+            self._scorer = scorer = load(bundle, **options)
+        except UserError as error:
+            raise UserError(f"on {platform.node()}: {error}") from error
         return Facts(
             machine=platform.node(),
             manifest=scorer.manifest,
