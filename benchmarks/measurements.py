@@ -1,4 +1,4 @@
-"""Write the measured tables into docs/measurements.md and README.md from the committed receipts.
+"""Write the measured tables into the documentation and README.md from the committed receipts.
 
     python benchmarks/measurements.py [--check]
 
@@ -10,8 +10,9 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from drexperts.benchmarks.receipt_types import (
     learning_receipt,
     model_receipt,
     precision_receipt,
+    scale_receipt,
     serve_receipt,
     training_receipt,
 )
@@ -37,7 +39,8 @@ from drexperts.runtime.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "receipts"
-PAGE, README = HERE.parent / "docs" / "measurements.md", HERE.parent / "README.md"
+DOCS, README = HERE.parent / "docs", HERE.parent / "README.md"
+PAGE, CAPACITY = DOCS / "measurements.md", DOCS / "capacity.md"
 NO_GPU = """
 No measurement on a GPU is committed yet: `bash benchmarks/gpu_suite.sh OUT` makes one.
 
@@ -71,12 +74,17 @@ SECTIONS = {
     "learning": (Kind("learning*.json", learning_receipt.LearningReceipt, learning_receipt.parts),),
     "grids": (Kind("grids*.json", grid_receipt.GridReceipt, grid_receipt.parts),),
     "serving": (Kind("serve-*.json", serve_receipt.ServeReceipt, serve_receipt.parts),),
+    "scale": (Kind("scale-*.json", scale_receipt.ScaleReceipt, scale_receipt.parts),),
     "drift": (Kind("drift*.json", drift_receipt.DriftReceipt, drift_receipt.parts),),
     "engines": (Kind("engines-*.json", engine_receipt.EngineReceipt, engine_receipt.parts),),
     "gpu": (
         Kind("kernels-gpu.json", kernel_receipt.KernelReceipt, kernel_receipt.gpu_parts),
         Kind("model-*-gpu.json", model_receipt.ModelReceipt, model_receipt.parts),
     ),
+}
+# The same of the page on capacity.
+CAPACITIES = {
+    "capacity": (Kind("scale-*.json", scale_receipt.ScaleReceipt, scale_receipt.capacity),)
 }
 WITHOUT = {"gpu": NO_GPU}  # what a section says that has no receipt
 
@@ -88,11 +96,13 @@ def receipts(kinds: Iterable[Kind], folder: Path | None = None) -> Iterator[tupl
             yield path, read_json(path, kind.receipt), kind
 
 
-def section(name: str, folder: Path | None = None) -> str:
-    """What a section of the page shows of its receipts."""
+def section(
+    name: str, folder: Path | None = None, sections: Mapping[str, tuple[Kind, ...]] = SECTIONS
+) -> str:
+    """What a section of a page shows of its receipts."""
     found = [
         markdown([measured_by(receipt), *kind.parts(receipt)])
-        for _, receipt, kind in receipts(SECTIONS[name], folder)
+        for _, receipt, kind in receipts(sections[name], folder)
     ]
     return "".join(found) + "\n" if found else WITHOUT.get(name, "\n")
 
@@ -105,13 +115,15 @@ def measured_by(receipt: Receipt | FullSizeReceipt | TrainingReport) -> str:
     return f"Measured {at}{changed} by `{receipt.command}`."
 
 
-def page(text: str, folder: Path | None = None) -> str:
-    """The page with every section as its receipts give it.
+def page(
+    text: str, folder: Path | None = None, sections: Mapping[str, tuple[Kind, ...]] = SECTIONS
+) -> str:
+    """A page with every section as its receipts give it.
 
     Raises UserError if the page lacks a section, or for a file that is not a receipt.
     """
-    for name in SECTIONS:
-        text, found = filled(text, name, section(name, folder))
+    for name in sections:
+        text, found = filled(text, name, section(name, folder, sections))
         if found != 1:
             raise UserError(f"the page needs one <!-- {name} --> with its <!-- end of {name} -->")
     return text
@@ -136,7 +148,8 @@ def main(given: list[str] | None = None) -> int:
     only_check = parser.parse_args(given).check
     differs = False
     try:
-        for path, make in ((PAGE, page), (README, readme)):
+        capacity = partial(page, sections=CAPACITIES)
+        for path, make in ((PAGE, page), (CAPACITY, capacity), (README, readme)):
             before = path.read_text(encoding="utf-8")
             after = make(before)
             differs |= before != after
