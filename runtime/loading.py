@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-from pathlib import Path
 
 from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
 from drexperts.runtime.decoding.limits import DEFAULT_LIMITS, DecodingLimits
@@ -16,10 +15,12 @@ from drexperts.runtime.errors import (
     NotTakenError,
     UserError,
 )
+from drexperts.runtime.inputs.remote import is_remote
 from drexperts.runtime.interface import misfit
-from drexperts.runtime.manifest import Engine, Manifest, read_manifest
+from drexperts.runtime.manifest import Engine, Manifest
 from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.quoting import quoted
+from drexperts.runtime.remote_bundle import engine_file, manifest_of
 from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -52,7 +53,10 @@ def load(
     decoders: int = DECODERS,
     limits: DecodingLimits = DEFAULT_LIMITS,
 ) -> Scorer:
-    """A Scorer on the best engine of a bundle folder that this machine can run.
+    """A Scorer on the best engine of a bundle that this machine can run.
+
+    bundle: a folder, or with the extra "remote" the URL of one, such as s3://bucket/bundle; the
+        manifest and the engine that is opened are downloaded into the user's cache folder
 
     `scorer.session.description` says which engine it is, `scorer.passed_over` which better engines
     were not used and why. Both are logged as well.
@@ -82,8 +86,8 @@ def load(
     """
     wanted = parse_device(device)
     if not isinstance(bundle, (str, os.PathLike)):
-        raise UserError(f"bundle must be the path of a bundle's folder, got {bundle!r}")
-    manifest = read_manifest(bundle, digest)
+        raise UserError(f"bundle must be the path or the URL of a bundle's folder, got {bundle!r}")
+    manifest = manifest_of(bundle, digest)
     failures: list[tuple[Engine, UserError]] = []
     for each in by_preference(chosen(manifest.engines, engine)):
         try:
@@ -137,7 +141,7 @@ def open_engine(
     # Absolute, because a process that opens it again may be in another folder.
     reopen = functools.partial(
         open_session,
-        os.path.abspath(bundle),
+        bundle if is_remote(os.fspath(bundle)) else os.path.abspath(bundle),
         manifest,
         engine,
         threads,
@@ -169,7 +173,7 @@ def open_session(
                 f"{name} must be a whole number from 1 to {_MOST_THREADS}, got {quoted(count)}"
             )
     check_allowed(engine, gpu, trust=trust)
-    path = Path(bundle) / engine.file
+    path = engine_file(bundle, manifest, engine)
     session = BACKENDS[engine.backend].open(path, engine, Resources(threads, streams, gpu))
     if difference := misfit(manifest, engine, session.inputs, session.outputs):
         session.close()

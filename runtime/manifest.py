@@ -31,9 +31,9 @@ CPU_BACKENDS = ("openvino", "onnx")
 BACKENDS = (*TENSORRT_BACKENDS, *CPU_BACKENDS, "onnx-cuda", "onnx-tensorrt", IN_MEMORY)
 PRODUCT_TYPES = ("fp32", "bf16", "fp16", "int8")
 
-_MAX_BYTES = 4 * 2**20
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_ENGINE_BYTES = 2**31 - 1  # of a protobuf message, and far more than the model needs
 _MAX_ENGINES = 100
-_MAX_ENGINE_BYTES = 2**31 - 1  # of a protobuf message, and far more than the model needs
 _ENGINE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICTURE = re.compile(r"[0-9a-f]{12}")
@@ -400,25 +400,47 @@ def read_manifest(folder: str | os.PathLike[str], pinned: str | None = None) -> 
     another form.
     """
     path = Path(folder) / FILE_NAME
-    if pinned is not None:
-        _require_match("a digest as `drx info` prints it, sha256:...", _DIGEST, pinned)
+    _check_pinned(pinned)
     if not path.is_file():
         raise BundleError(
             f"{str(folder)!r} is not a bundle: it has no {FILE_NAME}; make one with `drx export`"
         )
     try:
-        manifest = _manifest_from_text(_read_text(path))
-    except (OSError, ValueError, RecursionError, ConfigError) as cause:
-        raise BundleError(
-            f"{str(path)!r} cannot be used: {cause}; "
-            "restore it, or export the bundle again with `drx export`"
-        ) from cause
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as cause:
+        raise _unusable(path, cause) from cause
+    return parse_manifest(content, path, pinned)
+
+
+def parse_manifest(
+    content: bytes, name: str | os.PathLike[str], pinned: str | None = None
+) -> Manifest:
+    """The manifest in the bytes of a file, see `read_manifest`; `name` is for messages."""
+    _check_pinned(pinned)
+    try:
+        require(len(content) <= MAX_MANIFEST_BYTES, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
+        manifest = _manifest_from_text(content.decode("utf-8"))
+    except (ValueError, RecursionError, ConfigError) as cause:
+        raise _unusable(name, cause) from cause
     if pinned not in (None, found := digest(manifest)):
         raise BundleError(
-            f"{str(path)!r} has the digest {found}, not {pinned}: restore the bundle, or look with "
-            "`drx info` whether this one is meant as well"
+            f"{os.fspath(name)!r} has the digest {found}, not {pinned}: restore the bundle, or "
+            "look with `drx info` whether this one is meant as well"
         )
     return manifest
+
+
+def _check_pinned(pinned: str | None) -> None:
+    if pinned is not None:
+        _require_match("a digest as `drx info` prints it, sha256:...", _DIGEST, pinned)
+
+
+def _unusable(name: str | os.PathLike[str], cause: Exception) -> BundleError:
+    return BundleError(
+        f"{os.fspath(name)!r} cannot be used: {cause}; "
+        "restore it, or export the bundle again with `drx export`"
+    )
 
 
 def digest(manifest: Manifest) -> str:
@@ -451,7 +473,7 @@ def read_recorded(path: str | os.PathLike[str], sha256: str, remedy: str) -> byt
     if not os.path.isfile(path):
         raise ChangedFileError(f"{name} is missing; {remedy}")
     try:
-        if os.path.getsize(path) > _MAX_ENGINE_BYTES:
+        if os.path.getsize(path) > MAX_ENGINE_BYTES:
             raise OSError("it is larger than 2 GiB")
         content = Path(path).read_bytes()
     except OSError as cause:
@@ -461,13 +483,6 @@ def read_recorded(path: str | os.PathLike[str], sha256: str, remedy: str) -> byt
             f"{name} has changed: its SHA-256 differs from the recorded one; {remedy}"
         )
     return content
-
-
-def _read_text(path: Path) -> str:
-    with open(path, "rb") as stream:
-        content = stream.read(_MAX_BYTES + 1)
-    require(len(content) <= _MAX_BYTES, f"it is longer than {_MAX_BYTES} bytes")
-    return content.decode("utf-8")
 
 
 def _manifest_from_text(text: str) -> Manifest:

@@ -98,6 +98,11 @@ def check_out(path: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from error
 
 
+def add_bundle(verb: "Parser") -> None:
+    """Declare the bundle that a verb reads."""
+    verb.add_argument("bundle", help="the bundle's folder, or its URL such as s3://bucket/bundle")
+
+
 def add_engine(verb: "Parser") -> None:
     """Declare `--engine`, which chooses among the engines of bundles."""
     verb.add_argument(

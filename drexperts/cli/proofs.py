@@ -81,7 +81,7 @@ def _speed(
         return None
 
 
-def bundle_document(bundle: Path, manifest: "Manifest") -> dict[str, Any]:
+def bundle_document(bundle: Path | str, manifest: "Manifest") -> dict[str, Any]:
     """The JSON document. A bundle is proven if one engine is and none failed its proof.
 
     objections: why each engine counts as unproven, null if it is proven

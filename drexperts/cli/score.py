@@ -9,6 +9,7 @@ from drexperts.cli.arguments import (
     DONE,
     GATE_FAILED,
     Outcome,
+    add_bundle,
     add_crops_per_side,
     add_decoding,
     add_digest,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def add(verbs: "Verbs") -> None:
     verb = add_verb(verbs, "score", run, "score images with a bundle")
-    verb.add_argument("bundle", type=Path, help="the bundle's folder")
+    add_bundle(verb)
     _add_inputs(verb)
     verb.add_argument(
         "--out",

@@ -5,7 +5,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drexperts.cli.arguments import DONE, Outcome, add_verb, byte_count, whole_number
+from drexperts.cli.arguments import (
+    DONE,
+    Outcome,
+    add_bundle,
+    add_verb,
+    byte_count,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from drexperts.cli.arguments import Parser, Verbs
@@ -15,7 +22,7 @@ if TYPE_CHECKING:
 def add(verbs: "Verbs") -> None:
     summary = "answer requests for scores over HTTP and gRPC"
     verb = add_verb(verbs, "serve", run, summary, extra="serve")
-    verb.add_argument("bundle", type=Path, help="the bundle's folder")
+    add_bundle(verb)
     _add_address(verb)
     _add_engine(verb)
     _add_limits(verb)

@@ -31,10 +31,18 @@ def facts(title: str, rows: Rows) -> Table:
     return table
 
 
-def about_bundle(bundle: Path, manifest: Manifest, names: Mapping[str, str], digest: str) -> Table:
+def about_bundle(
+    bundle: Path,
+    manifest: Manifest,
+    names: Mapping[str, str],
+    digest: str,
+    title: str | None = None,
+    absent: str = "missing",
+) -> Table:
     """What a person asks first: which model, trained on what, how good, when, proven on what.
 
     names: of the parts of the model, such as "encoder"; none if they are not known
+    absent: what is said of a file that is not in the folder
     """
     rows = [
         ("model", f"DR.Experts, preset {manifest.preset}"),
@@ -42,12 +50,12 @@ def about_bundle(bundle: Path, manifest: Manifest, names: Mapping[str, str], dig
         ("score", str(manifest.scale)),
         *_trained(manifest.trained),
         ("exported", _exported(manifest)),
-        *(engine_summary(bundle, engine) for engine in manifest.engines),
-        ("size", size_text(bundle_bytes(bundle, manifest))),
+        *(engine_summary(bundle, engine, absent) for engine in manifest.engines),
+        ("size", size_text(bundle_bytes(bundle, manifest), absent)),
         ("weights", UNKNOWN if manifest.weights is None else Name(manifest.weights)),
         ("digest", Name(digest)),
     ]
-    return facts(str(bundle), rows)
+    return facts(title or str(bundle), rows)
 
 
 def _trained(trained: Training | None) -> Iterator[tuple[str, str]]:
@@ -83,9 +91,9 @@ def time_text(utc: str) -> str:
     return utc.replace("T", " ").replace("Z", " UTC")
 
 
-def engine_summary(bundle: Path, engine: Engine) -> tuple[str, str]:
+def engine_summary(bundle: Path, engine: Engine, absent: str) -> tuple[str, str]:
     """An engine in one line: its file, precision, size and proof."""
-    size = size_text(file_bytes(bundle / engine.file))
+    size = size_text(file_bytes(bundle / engine.file), absent)
     what = f"{engine.file}, {engine.backend}, {engine.precision}, {size}"
     return "engine", f"{what}; {proof_text(engine)}"
 
@@ -142,9 +150,9 @@ def file_bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def size_text(size: int | None) -> str:
+def size_text(size: int | None, absent: str = "missing") -> str:
     """A number of bytes for people."""
-    return "missing" if size is None else f"{size / 2**20:.1f} MiB"
+    return absent if size is None else f"{size / 2**20:.1f} MiB"
 
 
 def engine_table(engine: Engine, state: str, size: int | None, obstacle: str | None) -> Table:

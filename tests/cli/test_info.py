@@ -4,8 +4,11 @@ import dataclasses
 import shutil
 
 import pytest
+from PIL import Image
 from support.command_line import change_engine
+from support.memory_bucket import memory_bucket
 
+from drexperts import runtime
 from drexperts.runtime.compatibility import gpus
 from drexperts.runtime.manifest import digest, read_manifest, sha256_of, write_manifest
 from drexperts.runtime.training import Training
@@ -22,6 +25,26 @@ def test_info(toy_bundle, call):
     assert document["digest"] in tables
     for text in ("alpha", "0 to 255, higher is better", "distortion 9", "batch invariance"):
         assert text in tables
+
+
+def test_info_of_a_bundle_at_a_url(toy_bundle, call, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = "memory://bucket/bundle"
+    with memory_bucket() as system:
+        system.put(str(toy_bundle), "/bucket/", recursive=True)
+        system.mv(f"/bucket/{toy_bundle.name}", "/bucket/bundle", recursive=True)
+        status, document, tables = call("info", url)
+        assert (status, document["bundle"], document["intact"]) == (0, url, True)
+        assert document["files"] == {"model.onnx": "not downloaded"}
+        assert document["digest"] == digest(read_manifest(toy_bundle))
+        assert url in tables
+        assert "missing" not in tables
+        runtime.load(url)
+        assert call("info", url)[1]["files"] == {"model.onnx": "intact"}
+        photo = tmp_path / "photo.png"
+        Image.new("RGB", (40, 40)).save(photo)
+        status, document, _ = call("score", url, photo, "--digest", document["digest"])
+        assert (status, document["bundle"], document["scored"]) == (0, url, 1)
 
 
 def test_info_begins_with_what_a_person_asks_first(bundle, call):
