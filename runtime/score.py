@@ -41,6 +41,8 @@ class Score:
         side is below the preprocessing's `short_side_min`; None if it was not
     crops_per_side: the most crops along each axis, if that is not what the bundle says; None if it
         is
+    frames: of a video, whose score is the mean of its frames' scores: how many of them have one;
+        None for an image
     """
 
     source: str
@@ -54,10 +56,15 @@ class Score:
     error: str | None = None
     enlarged: float | None = None
     crops_per_side: int | None = None
+    frames: int | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """A JSON-ready dictionary without the maps; NaN becomes None."""
-        row = {name: value for name, value in vars(self).items() if name != "maps"}
+        """A JSON-ready dictionary without the maps; NaN becomes None.
+
+        Only rows of videos have `frames`.
+        """
+        absent = {"maps"} if self.frames is not None else {"maps", "frames"}
+        row = {name: value for name, value in vars(self).items() if name not in absent}
         numbers = {"value": _none_if_nan(self.value), "std": _none_if_nan(self.std)}
         return row | numbers | {"raw": list(self.raw), "scale": dataclasses.asdict(self.scale)}
 

@@ -201,7 +201,8 @@ class Scorer:
         sources: images, or tuples (key, image) whose key, a string or a path, becomes the `source`
             of the Score. Equal keys are not told apart. An empty key, one of another type, and one
             with characters that no file name can have make a Score with `error`. In a tuple the
-            image may be a function that returns the bytes of a file, such as from a network; it is
+            image may be a function that returns the bytes of a file, such as from a network, or
+            an image; it is
             called in another thread, and an ImageError that it raises is this image's error.
         flush: whether all scores of the sources so far are given out before the next source is
             asked for. A function is called each time, such as `queue.empty` of a queue that the
@@ -237,8 +238,7 @@ class Scorer:
         source: None stands for files and bytes, which all have the same fingerprint. A PIL image
             and an array have another one, because the caller decoded them.
         """
-        parts = json.dumps(self.fingerprint_parts(source), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return fingerprint_of(self.fingerprint_parts(source))
 
     def check_ready(self, maps: bool) -> None:
         """Raise UserError for a Scorer that is closed, and for maps that the bundle lacks."""
@@ -384,6 +384,12 @@ class Scorer:
                     f"the engine's output {name!r} has the shape {shape}, its bundle says "
                     f"{wanted[name]}: export the bundle again with `drx export`"
                 )
+
+
+def fingerprint_of(parts: dict[str, Any]) -> str:
+    """16 hex digits, see `Scorer.fingerprint`."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _reported(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.file_scorer import FileScorer
@@ -15,6 +15,7 @@ from drexperts.runtime.inputs.folders import count_passed_over
 from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.shards import Shard
 from drexperts.runtime.inputs.stream import Inputs
+from drexperts.runtime.inputs.video_files import Videos
 from drexperts.runtime.progress import SILENT, Progress
 from drexperts.runtime.results import ResultWriter, open_results
 from drexperts.runtime.results.done import DoneSources
@@ -29,20 +30,25 @@ from drexperts.runtime.scoring_sinks import (
     without_pictures,
 )
 from drexperts.runtime.todo import Todo, beginning
+from drexperts.runtime.video_summaries import VideoSummaries, fingerprint_of_run
 from drexperts.runtime.wording import remedy
+
+_Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSummary:
     """What `score_files` did.
 
-    images: images that the inputs named, of this shard
+    images: images that the inputs named, of this shard, frames of videos among them
+    videos: videos that they named, of this shard
     passed_over_files: how many other files the searched folders and archives hold, by suffix, see
         `find_images`
     repeated: images in archives that were left out, because their keys came before; their archive
         is a row with an error
     already_there: images of which the result file had a row before
-    scored, failed: images that got a score, and that could not be read, in this run
+    scored: images that got a score in this run
+    failed: images and videos that could not be read in this run
     enlarged: images that got one and were enlarged before, see `Score.enlarged`
     any_scored: whether at least one image has a score, from this run or an earlier one
     seconds: wall-clock time
@@ -52,6 +58,7 @@ class ScoringSummary:
     """
 
     images: int
+    videos: int
     passed_over_files: dict[str, int]
     repeated: int
     already_there: int
@@ -65,7 +72,7 @@ class ScoringSummary:
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        counts = ("images", "already_there", "scored", "failed", "enlarged", "repeated")
+        counts = ("images", "already_there", "scored", "failed", "enlarged", "repeated", "videos")
         names = (*counts, "passed_over_files", "seconds")
         rows = None if self.scores is None else [score.as_row() for score in self.scores]
         out = None if self.out is None else str(self.out)
@@ -74,13 +81,15 @@ class ScoringSummary:
 
 def score_files(
     scorer: FileScorer,
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+    paths: _Paths = (),
     out: str | os.PathLike[str] | None = None,
     *,
     listed: Iterable[str | os.PathLike[str]] = (),
     shard: Shard | None = None,
     image_column: str | None = None,
     key_column: str | None = None,
+    videos: _Paths = (),
+    every: float = 1.0,
     explain: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     retry_errors: bool = False,
@@ -102,6 +111,9 @@ def score_files(
     shard: score this part of the image files and archives only; `out` is then a folder, into which
         all shards are scored, see `merge_shards`
     image_column, key_column: of Parquet files, see `Columns`
+    videos: instead of images, videos of which frames are scored, see `Inputs`; each has a row of
+        its own after those of its frames, see `VideoSummaries`
+    every: seconds between these frames
     explain: a folder for one explanation picture per scored image; the bundle must have maps
     overwrite: start the result file anew instead of continuing it
     retry_errors: score again the images whose row in the result file is an error
@@ -119,7 +131,10 @@ def score_files(
     _check_out(out, shard, anew=overwrite or retry_errors)
     scorer.check_ready(explain is not None)
     start, pictures = time.monotonic(), None if explain is None else Path(explain)
-    inputs = _inputs(scorer, paths, listed, shard, Columns(image_column, key_column))
+    clips = _videos(scorer, videos, every, paths, listed)
+    columns = Columns(image_column, key_column)
+    inputs = _inputs(scorer, videos or paths, listed, shard, columns, clips)
+    fingerprint = fingerprint_of_run(scorer, clips)
     images = without_pictures(inputs, pictures)
     kept = list[Score]()
     with ExitStack() as stack:
@@ -128,27 +143,49 @@ def score_files(
         first, is_all = beginning(images, most=1) if listed else beginning(images)
         if not (first or (shard and inputs.count)):
             raise inputs.nothing_found()
-        done, keep = DoneSources(), _kept_in(kept)
+        done, keep, files = DoneSources(), _kept_in(kept), list[Path]()
         if place is not None:
-            results = stack.enter_context(_opened(scorer, place, overwrite, retry_errors))
-            done, keep = results.done, _row_writer(results, place)
+            opened = _opened(scorer, fingerprint, place, overwrite, retry_errors)
+            results = stack.enter_context(opened)
+            done, keep, files = results.done, _row_writer(results, place), results.files
         inputs.is_done = done.__contains__
         sinks = _sinks(scorer, pictures, keep, on_score)
+        if clips is not None:
+            sinks.summaries = VideoSummaries(fingerprint, scorer.manifest.distortions, files, done)
         todo = Todo(itertools.chain(first, images), done, scorer.batch)
         total = sum(image.source not in done for image in first) if is_all else None
-        with _completed(scorer, shard, place, inputs, lambda: len(done) + sinks.count):
+        with _completed(scorer, fingerprint, shard, place, inputs, lambda: len(done) + sinks.count):
             score_all(scorer, todo, sinks, total, progress)
     _say(inputs, todo, pictures, progress)
     name, scores = (None, tuple(kept)) if place is None else (place.name, None)
     return _summary(inputs, todo, sinks, time.monotonic() - start, name, scores)
 
 
+def _videos(
+    scorer: FileScorer,
+    videos: _Paths,
+    every: float,
+    paths: _Paths,
+    listed: Iterable[str | os.PathLike[str]],
+) -> Videos | None:
+    """How videos are read; None if images are."""
+    if not videos:
+        return None
+    if paths or listed:
+        raise UserError(
+            "frames of videos and images have different fingerprints: score them in two runs, into "
+            "two files"
+        )
+    return Videos(every, scorer.decoder.limits.max_pixels)
+
+
 def _inputs(
     scorer: FileScorer,
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    paths: _Paths,
     listed: Iterable[str | os.PathLike[str]],
     shard: Shard | None,
     columns: Columns,
+    videos: Videos | None,
 ) -> Inputs:
     return Inputs(
         map(os.fsdecode, [paths] if isinstance(paths, (str, os.PathLike)) else paths),
@@ -156,6 +193,7 @@ def _inputs(
         shard=shard,
         columns=columns,
         largest=scorer.decoder.limits.for_files,
+        videos=videos,
     )
 
 
@@ -184,11 +222,12 @@ def _summary(
 ) -> ScoringSummary:
     return ScoringSummary(
         images=todo.images,
+        videos=todo.videos,
         passed_over_files=inputs.passed_over_files(),
         repeated=inputs.repeated,
         already_there=todo.already_there,
         scored=sinks.scored,
-        failed=sinks.count - sinks.scored,
+        failed=sinks.failed,
         enlarged=sinks.enlarged,
         any_scored=sinks.scored > 0 or todo.any_scored,
         seconds=seconds,
@@ -206,10 +245,12 @@ def _check_out(out: object, shard: Shard | None, *, anew: bool) -> None:
         raise UserError(f"a shard is scored into a folder: pass {option} with its path")
 
 
-def _opened(scorer: FileScorer, place: Place, overwrite: bool, retry_errors: bool) -> ResultWriter:
+def _opened(
+    scorer: FileScorer, fingerprint: str, place: Place, overwrite: bool, retry_errors: bool
+) -> ResultWriter:
     return open_results(
         place.file,
-        fingerprint=scorer.fingerprint(),
+        fingerprint=fingerprint,
         distortions=scorer.manifest.distortions,
         overwrite=overwrite,
         retry_errors=retry_errors,
@@ -232,6 +273,7 @@ def _row_writer(results: ResultWriter, place: Place) -> Sink:
 @contextmanager
 def _completed(
     scorer: FileScorer,
+    fingerprint: str,
     shard: Shard | None,
     place: Place | None,
     inputs: Inputs,
@@ -245,7 +287,7 @@ def _completed(
     yield
     record = ShardRecord(
         shard=shard,
-        fingerprint=scorer.fingerprint(),
+        fingerprint=fingerprint,
         distortions=tuple(scorer.manifest.distortions),
         rows=rows(),
         bytes=place.file.stat().st_size,

@@ -1,6 +1,7 @@
-"""What the `source` of a row names, a file or an image in an archive, and when two name the same.
+"""What the `source` of a row names, a file or an image in one, and when two name the same.
 
-An image in an archive is named by the archive's path, a slash, and its key there.
+An image in an archive is named by the archive's path, a slash, and its key there; a frame of a
+video by the video's path, a slash, and its time.
 """
 
 import os
@@ -18,7 +19,7 @@ def canonical(source: str) -> str:
     """The same text for every spelling of a source, in one working directory.
 
     Only the path of a file or archive is spelled anew. Keys and URLs are not paths: in them "a//b"
-    and "a/b" are two names.
+    and "a/b" are two names. The time of a frame has one spelling, so it may pass for a file's name.
     """
     match = _END.search(source)
     if match is None:

@@ -11,7 +11,7 @@ from drexperts.runtime.inputs.listed import ListedImage
 from drexperts.runtime.results.done import DoneSources
 from drexperts.runtime.work import Fetch
 
-_Item: TypeAlias = tuple[str, Source | Fetch]
+_Item: TypeAlias = tuple[ListedImage, Source | Fetch]
 
 # As many images are listed, for at most so long, before the first is scored: if these are all, the
 # total is known.
@@ -46,32 +46,33 @@ class Todo:
     Attributes:
         repeats: how many of the first items are for their neighbours only
         images, already_there: how many images came, and how many of them have a row
+        videos: how many of what stands for a video
         any_scored: whether one of these rows holds a score
     """
 
     def __init__(self, images: Iterable[ListedImage], done: DoneSources, group: int) -> None:
         self._images, self._done, self._group = images, done, group
-        self.repeats = self.images = self.already_there = 0
+        self.repeats = self.images = self.already_there = self.videos = 0
         self.any_scored = False
 
     def items(self) -> Iterator[_Item]:
-        """What a Scorer takes, in order."""
+        """The images in order, each with what a Scorer takes of it."""
         recent: deque[tuple[int, _Item]] = deque(maxlen=self._group)
         began = False
-        for image in self._images:
-            place = self.images
-            self.images += 1
+        for place, image in enumerate(self._images):
+            self.images += not image.is_video
+            self.videos += image.is_video
             if image.source in self._done:
-                self.already_there += 1
+                self.already_there += not image.is_video
                 self.any_scored = self.any_scored or self._done.is_scored(image.source)
                 if not began and self._may_be_repeated(image, place):
-                    recent.append((place, image.item()))
+                    recent.append((place, (image, image.content())))
                 continue
             if not began:
                 began = True
                 yield from self._repeated(recent, place)
                 recent.clear()
-            yield image.item()
+            yield image, image.content()
 
     def _may_be_repeated(self, image: ListedImage, place: int) -> bool:
         """Whether to keep an image. One in an archive is read for it, so only at the last rows."""

@@ -12,8 +12,9 @@ from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import DrexpertsError, ImageError, InternalError
 from drexperts.runtime.preprocess import Crops
 
-# Returns the bytes of an image file, or raises ImageError. It is called in a decoder's thread.
-Fetch: TypeAlias = Callable[[], bytes]
+# Returns the bytes of an image file, or an image as `Source` has it, or raises ImageError. It is
+# called in a decoder's thread.
+Fetch: TypeAlias = Callable[[], Source]
 
 # A source, or a pair of a key and a source or what fetches it: the key becomes the `source` of its
 # Score.

@@ -131,6 +131,14 @@ def add_digest(verb: "Parser") -> None:
     )
 
 
+def seconds(text: str) -> float:
+    """An argument such as 1s, 0.5s or 500ms, in seconds."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"give a time such as 1s, 0.5s or 500ms, not {text!r}")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
 def byte_count(text: str) -> int:
     """An argument such as 512M or 4G, in bytes."""
     match = re.fullmatch(r"(\d+)([KMGT]?)", text)

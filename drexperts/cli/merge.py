@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
         summary = runtime.merge_shards(
             arguments.folder, arguments.out, overwrite=arguments.overwrite, progress=progress
         )
-    counts = f"{summary.images} images of {summary.shards} shards, {summary.failed} failed"
+    videos = f", {summary.videos} videos" * (summary.videos > 0)
+    counts = f"{summary.images} images of {summary.shards} shards{videos}, {summary.failed} failed"
     screen.tables.print(f"{counts}: {summary.out}")
     return Outcome(DONE, summary.as_json())

@@ -17,6 +17,7 @@ from drexperts.cli.arguments import (
     add_trust,
     add_verb,
     limits_of,
+    seconds,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +102,20 @@ def _add_inputs(verb: "Parser") -> None:
         "standard input; may be repeated (default: none)",
     )
     verb.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="instead of images, score frames of this video, or of those in a folder, a glob "
+        "pattern or a URL; may be repeated (default: none)",
+    )
+    verb.add_argument(
+        "--every",
+        type=seconds,
+        metavar="TIME",
+        help="time between these frames, such as 1s, 0.5s or 500ms (default: 1s)",
+    )
+    verb.add_argument(
         "--shard",
         metavar="I/N",
         help="score only part I of N, 1 to N, into the folder --out; auto or auto/N asks the "
@@ -122,9 +137,11 @@ def _add_inputs(verb: "Parser") -> None:
 def _listed(arguments: argparse.Namespace) -> "Iterable[str]":
     from drexperts.runtime import UserError, paths_in
 
+    if arguments.every is not None and not arguments.video:
+        raise UserError("--every is the time between frames of videos: name them by --video FILE")
     if arguments.lists:
         return itertools.chain(*map(paths_in, arguments.lists))
-    if not arguments.paths:
+    if not arguments.paths and not arguments.video:
         raise UserError("there is nothing to score: name images, or a list of them by --from FILE")
     return ()
 
@@ -174,6 +191,8 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
             shard=shard,
             image_column=arguments.image_column,
             key_column=arguments.key_column,
+            videos=arguments.video,
+            every=1.0 if arguments.every is None else arguments.every,
             explain=arguments.explain,
             overwrite=arguments.overwrite,
             retry_errors=arguments.retry_errors,

@@ -1,7 +1,7 @@
 """The two sides of a comparison: each a result file, or a bundle that scores images now."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from drexperts.runtime.manifest import FILE_NAME, ScoreScale, read_manifest
 from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.progress import Prefixed, Progress
 from drexperts.runtime.results.columns import ResultColumns, read_columns
-from drexperts.runtime.results.rows import result_rows
 from drexperts.runtime.results.shard_files import shards_in
 from drexperts.runtime.scoring import score_files
 from drexperts.runtime.wording import remedy
@@ -27,6 +26,7 @@ class Side:
     fingerprint, scale, crops_per_side: see `Score`
     preprocessing: of a bundle; None for a result file, which does not record it
     images, failed: how many there are, and how many of them have an error in place of a score
+    videos: how many rows of videos were left out; those of their frames are images
     """
 
     name: str
@@ -36,6 +36,7 @@ class Side:
     preprocessing: Preprocessing | None
     images: int
     failed: int
+    videos: int
 
     @property
     def grid(self) -> str:
@@ -49,12 +50,6 @@ class ScoredSide:
 
     side: Side
     columns: ResultColumns
-
-    def rows(self, numbers: Iterable[int]) -> dict[int, tuple[str, str | None]]:
-        """The source, and the error or None, of the rows of these numbers, by number."""
-        wanted = frozenset(numbers)
-        found = result_rows(self.columns.path, wanted) if wanted else ()
-        return {number: (row.source, row.error) for number, row in found}
 
 
 def check_sides(names: Sequence[str], images: Sequence[str]) -> None:
@@ -104,5 +99,6 @@ def _side_of(name: str, columns: ResultColumns) -> ScoredSide:
         preprocessing=None,
         images=len(columns.values),
         failed=int(np.isnan(columns.values).sum()),
+        videos=len(columns.videos),
     )
     return ScoredSide(side, columns)

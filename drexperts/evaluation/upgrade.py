@@ -168,23 +168,22 @@ def _most_moved(a: ScoredSide, rows: _Places, values: Array) -> tuple[MovedImage
     changes = second - first
     order = np.argsort(-np.abs(changes), kind="stable")[:_MOST]
     order = order[changes[order] != 0]
-    sources = a.rows(rows[order].tolist())
+    found = a.columns.rows(rows[order].tolist())
     return tuple(
-        MovedImage(sources[int(rows[i])][0], float(first[i]), float(second[i]), float(changes[i]))
+        MovedImage(found[int(rows[i])].source, float(first[i]), float(second[i]), float(changes[i]))
         for i in order
     )
 
 
 def _newly_failed(b: ScoredSide, rows: _Places) -> tuple[FailedImage, ...]:
-    found = b.rows(rows[:_MOST].tolist())
-    named = (found[number] for number in rows[:_MOST].tolist())
-    return tuple(FailedImage(source, error or "it has no score") for source, error in named)
+    found = b.columns.rows(rows[:_MOST].tolist()).values()
+    return tuple(FailedImage(row.source, row.error or "it has no score") for row in found)
 
 
 def _nothing_in_common(a: ScoredSide, b: ScoredSide, shared: int) -> UserError:
     if shared:
         return UserError(f"none of the {shared} images in both A and B has a score in both")
-    first, second = (side.rows([0])[0][0] for side in (a, b))
+    first, second = (side.columns.rows([0])[0].source for side in (a, b))
     return UserError(
         f"no image is in both A and B: sources such as {first!r} and {second!r} are compared as "
         "paths; score both with the same paths, from the same folder"

@@ -12,7 +12,10 @@ def sides_table(found: ResultComparison) -> Table:
     """What was compared."""
     sides = [_about(found.a), _about(found.b)]
     names = ("scores of", "fingerprint", "scale", "crops per side", "images", "without a score")
-    return Table(("", "A", "B"), list(zip(names, *sides, strict=True)))
+    rows = list(zip(names, *sides, strict=True))
+    if found.a.videos or found.b.videos:
+        rows.append(("videos, left out", str(found.a.videos), str(found.b.videos)))
+    return Table(("", "A", "B"), rows)
 
 
 def agreement_table(found: ResultComparison) -> Table:

@@ -72,6 +72,7 @@ class Tally:
         failed: how many have an error
         enlarged: how many of the scored were enlarged, see `Score.enlarged`
         errors: the first few scores with an error
+        videos: the first few scores of videos, which are none of images
     """
 
     def __init__(self, scale: ScoreScale) -> None:
@@ -81,12 +82,16 @@ class Tally:
         self.failed = 0
         self.enlarged = 0
         self.errors: list[Score] = []
+        self.videos: list[Score] = []
 
     def add(self, score: Score) -> None:
         """Count a score, and keep it while it is one of those to show."""
         if score.error is not None:
             self.failed += 1
             self.errors += [score][: _ERRORS - len(self.errors)]
+            return
+        if score.frames is not None:
+            self.videos += [score][: _ALL - len(self.videos)]
             return
         self.scored += 1
         self.enlarged += score.enlarged is not None
@@ -111,6 +116,8 @@ def print_scores(tally: Tally, already_there: int, screen: Screen) -> None:
     """Print the tables of a run of `drx score`, and one line that sums it up."""
     if tally.scored:
         screen.tables.print(score_table(tally))
+    if tally.videos:
+        screen.tables.print(video_table(tally))
     if tally.failed:
         screen.tables.print(error_table(tally))
     summary = f"{tally.scored} scored, {tally.failed} failed"
@@ -141,6 +148,19 @@ def score_table(tally: Tally) -> Table:
             ", ".join(experts),
         )
         table.add_row(*row, end_section=last_worst)
+    return table
+
+
+def video_table(tally: Tally) -> Table:
+    """The first scores of videos, which are means of those of their frames."""
+    table = Table(title="videos")
+    table.add_column("video", no_wrap=True)
+    table.add_column("score", justify="right")
+    table.add_column("± std", justify="right")
+    table.add_column("frames", justify="right")
+    for score in tally.videos:
+        value = f"{score.value:.{score.scale.decimals}f}"
+        table.add_row(printable(score.source), value, f"{score.std:.2g}", str(score.frames))
     return table
 
 

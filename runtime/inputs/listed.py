@@ -17,19 +17,22 @@ Opener: TypeAlias = Callable[[], AbstractContextManager[IO[bytes]]]
 class ListedImage:
     """An image that the inputs name. Nothing of it has been read.
 
-    source: the `source` of its row: a path, or an archive's file name, a slash and its key there
-    read: returns the image's bytes, or what fetches them; None for a file, of which `source` is
-        the path
+    source: the `source` of its row: a path, or what it is in, a slash and its key there
+    read: returns the image's bytes, or what fetches them or pixels; None for a file, of which
+        `source` is the path
     passing: whether it can be read only until the next image is asked for
+    is_video: whether it stands for a video, after its frames. What is read of it fails, with an
+        empty message if nothing is wrong with the video.
     """
 
     source: str
     read: Callable[[], bytes | Fetch] | None = None
     passing: bool = False
+    is_video: bool = False
 
-    def item(self) -> tuple[str, Source | Fetch]:
-        """What a Scorer takes. Called before the next image is asked for."""
-        return self.source, self.source if self.read is None else self.read()
+    def content(self) -> Source | Fetch:
+        """What a Scorer takes of it. Called before the next image is asked for."""
+        return self.source if self.read is None else self.read()
 
 
 def failing(source: str, reason: str) -> ListedImage:

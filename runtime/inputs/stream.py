@@ -24,6 +24,7 @@ from drexperts.runtime.inputs.parquet_layout import Columns
 from drexperts.runtime.inputs.remote import files_at, is_remote, opened, remote_image
 from drexperts.runtime.inputs.shards import Shard
 from drexperts.runtime.inputs.tar_files import tar_images
+from drexperts.runtime.inputs.video_files import VIDEO_SUFFIXES, Videos, video_frames
 from drexperts.runtime.sources import ARCHIVE_SUFFIXES, PARQUET_SUFFIXES
 from drexperts.runtime.wording import remedy
 
@@ -48,6 +49,8 @@ class Inputs:
     shard: leave out the image files and archives of other shards
     columns: of Parquet files
     largest: bytes of the largest image in an archive
+    videos: read all files as videos, and those in folders and patterns by their suffixes; frames
+        stand for them as images do for archives, see `video_frames`. None for images.
 
     Attributes:
         named: the arguments
@@ -67,8 +70,9 @@ class Inputs:
         shard: Shard | None = None,
         columns: Columns | None = None,
         largest: int = 2**30,
+        videos: Videos | None = None,
     ) -> None:
-        self.named, self._listed = list(named), listed
+        self.named, self._listed, self._videos = list(named), listed, videos
         self._shard, self._columns, self._largest = shard, columns or Columns(), largest
         self.is_done: Callable[[str], bool] = lambda source: False
         self._seen, self._archives, self._others = SourceSet(), SourceSet(), SourceSet()
@@ -90,6 +94,12 @@ class Inputs:
     def nothing_found(self) -> UserError:
         """The error of inputs without an image."""
         others = self.passed_over_files()
+        if self._videos is not None:
+            return UserError(
+                f"no video in {', '.join(map(repr, self.named))}: folders and patterns are searched"
+                f" for {' '.join(sorted(VIDEO_SUFFIXES))}; name a file itself to read it whatever "
+                "its suffix"
+            )
         error = nothing_found(self.named or ["the list"], others)
         if not any(suffix in _OF_ARCHIVES for suffix in others):
             return error
@@ -97,10 +107,10 @@ class Inputs:
 
     def __iter__(self) -> Iterator[ListedImage]:
         for file in self._files():
-            if _is_archive(file):
+            if self._holds_images(file):
                 if self._is_ours(file.path) and self._archives.add(file.path):
                     yield from self._members_once(file.path)
-            elif not file.is_image:
+            elif self._videos is not None or not file.is_image:
                 self._pass_over_file(file.path)
             elif self._is_ours(file.path) and self._seen.add(file.path):
                 yield self._image(file.path)
@@ -111,8 +121,14 @@ class Inputs:
         for path in filter(None, self._listed):
             yield NamedFile(path, named=True)
 
+    def _holds_images(self, file: NamedFile) -> bool:
+        """Whether a file is to be read as an archive or a video."""
+        if self._videos is not None:
+            return file.named or suffix_of(file.path) in VIDEO_SUFFIXES
+        return not file.in_folder and _file_name(file.path).endswith(ARCHIVE_SUFFIXES)
+
     def _is_ours(self, path: str) -> bool:
-        """Count an image file or an archive; whether it belongs to this shard."""
+        """Count an image file, an archive or a video; whether it belongs to this shard."""
         self.count += 1
         self._digest += int.from_bytes(digest_of(path), "big")
         if self._others and path in self._others:  # a folder gave it before it was named
@@ -133,6 +149,8 @@ class Inputs:
 
     def _members(self, path: str) -> Iterator[ListedImage]:
         open_it = functools.partial(opened, path)
+        if self._videos is not None:
+            return video_frames(path, open_it, self._videos, lambda each: self.is_done(each))
         if _is_parquet(path):
             return parquet_images(path, open_it, self._columns, lambda each: self.is_done(each))
         return tar_images(path, open_it, self._largest, self._count_passed_over)
@@ -147,11 +165,6 @@ class Inputs:
     def _count_passed_over(self, suffix: str) -> None:
         is_known = suffix in self._passed_over or len(self._passed_over) < _MOST_SUFFIXES
         self._passed_over[suffix if is_known else _OTHERS] += 1
-
-
-def _is_archive(file: NamedFile) -> bool:
-    """Whether a file is to be read as an archive."""
-    return not file.in_folder and _file_name(file.path).endswith(ARCHIVE_SUFFIXES)
 
 
 def _is_parquet(path: str) -> bool:

@@ -13,12 +13,19 @@ from drexperts.runtime.wording import remedy
 Row: TypeAlias = Mapping[str, Any]  # see `Score.as_row`
 
 
+_LATER = ("enlarged", "crops_per_side", "frames")  # columns at the end of a CSV file
+
+
 class DoneRow(NamedTuple):
-    """What is read of a row to continue a file."""
+    """What is read of a row to continue a file, or to merge it.
+
+    is_video: whether it is that of a video, in a file of JSON lines
+    """
 
     source: str
     error: str | None
     fingerprint: str
+    is_video: bool = False
 
 
 class JsonLines:
@@ -45,7 +52,7 @@ class JsonLines:
         if not isinstance(row["source"], str):
             raise TypeError("a source is a string")
         row["source"].encode("utf-8", "surrogateescape")  # ValueError for what no file is named
-        return DoneRow(row["source"], row["error"], row["fingerprint"])
+        return DoneRow(row["source"], row["error"], row["fingerprint"], "frames" in row)
 
 
 class CsvTable:
@@ -54,9 +61,7 @@ class CsvTable:
     later: columns at the end; files of earlier versions lack them
     """
 
-    def __init__(
-        self, distortions: Sequence[str], later: Sequence[str] = ("enlarged", "crops_per_side")
-    ) -> None:
+    def __init__(self, distortions: Sequence[str], later: Sequence[str] = _LATER) -> None:
         self._distortions, self._later = distortions, later
         scale = ("scale_low", "scale_high", "higher_is_better")
         before = ("source", "error", "fingerprint", "value", "std")
@@ -66,7 +71,7 @@ class CsvTable:
         weights = [row["distortions"].get(name) for name in self._distortions]
         before = [row[name] for name in ("source", "error", "fingerprint", "value", "std")]
         raw = " ".join(map(repr, row["raw"]))
-        later = [row[name] for name in self._later]
+        later = [row.get(name) for name in self._later]
         return _csv_record([*before, *weights, *row["scale"].values(), raw, *later])
 
     def as_in(self, start: bytes) -> "CsvTable":

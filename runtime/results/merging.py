@@ -33,7 +33,7 @@ class MergeSummary:
     """What `merge_shards` did.
 
     shards: how many files were merged
-    images: rows of the merged file
+    images, videos: rows of the merged file
     failed: how many of them hold an error
     fingerprint: of all scores
     out: the merged file, or its URL
@@ -41,6 +41,7 @@ class MergeSummary:
 
     shards: int
     images: int
+    videos: int
     failed: int
     fingerprint: str
     out: Path | str
@@ -105,7 +106,8 @@ def _merged(
         _write(lines, target, records[0])
     return MergeSummary(
         shards=len(records),
-        images=rows.count,
+        images=rows.count - rows.videos,
+        videos=rows.videos,
         failed=rows.failed,
         fingerprint=records[0].fingerprint,
         out=goal.name,
@@ -118,7 +120,7 @@ class _Rows:
     def __init__(self, folder: Path, records: list[ShardRecord], progress: Progress) -> None:
         self._folder, self._records, self._progress = folder, records, progress
         self._total = sum(record.rows for record in records)
-        self.count = self.failed = 0
+        self.count = self.videos = self.failed = 0
 
     def __iter__(self) -> Iterator[Line]:
         seen = SourceSet()
@@ -146,6 +148,7 @@ class _Rows:
                 "with the same spelling of the inputs, into a new folder"
             )
         self.count += 1
+        self.videos += row.is_video
         self.failed += row.error is not None
         self._progress("merging", self.count, self._total)
         return row.source.encode("utf-8", "surrogateescape"), line

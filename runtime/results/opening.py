@@ -10,9 +10,17 @@ from drexperts.runtime.score import Score
 
 
 class ResultWriter(Protocol):
-    """Rows that are written one by one, and those that were there. A context manager."""
+    """Rows that are written one by one, and those that were there. A context manager.
+
+    done: the sources of the rows that were there
+    """
 
     done: DoneSources
+
+    @property
+    def files(self) -> list[Path]:
+        """The files with the rows. Of two rows of a source, that in an earlier file counts."""
+        ...
 
     def append(self, score: Score) -> None:
         """Write one row, which survives a kill from then on."""

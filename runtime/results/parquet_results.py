@@ -67,6 +67,11 @@ class ParquetResults:
                     self.done.add(source, scored=not failed)
             self._closing = stack.pop_all()
 
+    @property
+    def files(self) -> list[Path]:
+        """The files with the rows. Of two rows of a source, that in the first file counts."""
+        return [path for path in (self._aside, self._path) if path.exists()]
+
     def append(self, score: Score) -> None:
         """Write one row. Raises UserError for an error of the file system, such as a full disk."""
         self._rows.append(score)

@@ -67,6 +67,7 @@ def schema_of(fingerprint: str, distortions: Sequence[str]) -> Any:
     columns |= dict.fromkeys(distortions, number)
     columns |= {"scale_low": number, "scale_high": number, "higher_is_better": pyarrow.bool_()}
     columns |= {"raw": pyarrow.list_(number), "enlarged": number, "crops_per_side": pyarrow.int32()}
+    columns |= {"frames": pyarrow.int64()}
     return pyarrow.schema(columns, {FINGERPRINT: fingerprint.encode()})
 
 

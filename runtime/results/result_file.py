@@ -69,6 +69,11 @@ class ResultFile:
         if self._stream.tell() == 0:
             self._write(self._format.header)
 
+    @property
+    def files(self) -> list[Path]:
+        """The file with the rows."""
+        return [self._path]
+
     def append(self, score: Score) -> None:
         """Write one row. Raises UserError for an error of the file system, such as a full disk."""
         try:

@@ -1,12 +1,12 @@
-"""The rows of result files, as far as a comparison of scores needs them."""
+"""The rows of result files of any form, one after the other."""
 
 import csv
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import NoneType, TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -19,7 +19,8 @@ from drexperts.runtime.results.formats import JsonLines, format_of, whole_record
 from drexperts.runtime.results.parquet_table import from_text
 
 _SCALE = ("scale_low", "scale_high", "higher_is_better")
-_CROPS = "crops_per_side"  # files of earlier versions lack it
+# Files of earlier versions lack these.
+_CROPS, _FRAMES = "crops_per_side", "frames"
 # Of a line of JSON: its start, and where its end begins. Between them are the arrays.
 _START = re.compile(rb'\{"source": ("(?:[^"\\]|\\.)*"), "value": ([0-9.e+-]+|null), ')
 _END = b', "scale": {'
@@ -35,27 +36,37 @@ class Contract(NamedTuple):
 
 
 class ResultRow(NamedTuple):
-    """A row of a result file. value: NaN if there is an error"""
+    """A row of a result file.
+
+    value: NaN if there is an error
+    frames: of a video; None for an image, see `Score`
+    weights: of the distortions that were asked for; empty if there is an error
+    """
 
     source: str
     error: str | None
     value: float
     contract: Contract
+    frames: int | None = None
+    weights: tuple[float, ...] = ()
 
 
 def result_rows(
-    path: str, wanted: Collection[int] | None = None
+    path: str, wanted: Collection[int] | None = None, names: Sequence[str] = ()
 ) -> Iterator[tuple[int, ResultRow]]:
-    """The rows of a result file with their numbers, from 0. wanted: only those of these numbers.
+    """The rows of a result file with their numbers, from 0.
+
+    wanted: only the rows of these numbers
+    names: of the distortions whose weights are read
 
     Raises UserError for a file that holds something else and for a URL that cannot be read, and
     OSError.
     """
     with _opened(path) as stream:
         if Path(path).suffix.lower() == ".parquet":
-            yield from _parquet_rows(path, stream, wanted)
+            yield from _parquet_rows(path, stream, wanted, names)
         else:
-            yield from _text_rows(path, stream, wanted)
+            yield from _text_rows(path, stream, wanted, names)
 
 
 @contextmanager
@@ -74,12 +85,16 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def _text_rows(
-    path: str, stream: IO[bytes], wanted: Collection[int] | None
+    path: str, stream: IO[bytes], wanted: Collection[int] | None, names: Sequence[str]
 ) -> Iterator[tuple[int, ResultRow]]:
     form = format_of(Path(path), ())
     records = whole_records(stream, form)
     with _Reading(path) as reading:
-        decode = _json_row if isinstance(form, JsonLines) else _CsvRow(next(records, b""))
+        decode: Callable[[bytes], ResultRow]
+        if isinstance(form, JsonLines):
+            decode = partial(_whole_json_row, names=names) if names else _json_row
+        else:
+            decode = _CsvRow(next(records, b""), names)
         for reading.number, record in enumerate(records):
             if wanted is None or reading.number in wanted:
                 yield reading.number, decode(record)
@@ -90,40 +105,49 @@ def _json_row(record: bytes) -> ResultRow:
     start = _START.match(record)
     middle, _, end = record.rpartition(_END)  # a text cannot hold it: quotes in it are escaped
     if start is None or not middle:  # not as this version writes it
-        row = json.loads(record)
-        return _row(row["source"], row["error"], row["value"], _contract(row))
-    error, contract = _ending(end)
+        return _whole_json_row(record)
     source = json.loads(start[1]) if b"\\" in start[1] else start[1][1:-1].decode("ascii")
-    return _row(source, error, None if start[2] == b"null" else float(start[2]), contract)
+    value = None if start[2] == b"null" else float(start[2])
+    error, contract, frames = _ending(end)
+    return _row(source, error, value, contract, frames)
+
+
+def _whole_json_row(record: bytes, names: Sequence[str] = ()) -> ResultRow:
+    row = json.loads(record)
+    weights = map(row["distortions"].__getitem__, names)
+    return _row(row["source"], row["error"], row["value"], *_common(row), weights)
 
 
 @lru_cache(maxsize=16)  # most lines end alike
-def _ending(end: bytes) -> tuple[str | None, Contract]:
+def _ending(end: bytes) -> tuple[str | None, Contract, int | None]:
     row = json.loads(b'{"scale": {' + end)
-    return row["error"], _contract(row)
+    return row["error"], *_common(row)
 
 
-def _contract(row: dict[str, Any]) -> Contract:
+def _common(row: dict[str, Any]) -> tuple[Contract, int | None]:
     scale = ScoreScale(**row["scale"])
-    return Contract(row["fingerprint"], scale, row.get(_CROPS))
+    return Contract(row["fingerprint"], scale, row.get(_CROPS)), row.get(_FRAMES)
 
 
 class _CsvRow:
     """Decodes the records of a CSV table with this header."""
 
-    def __init__(self, header: bytes) -> None:
+    def __init__(self, header: bytes, distortions: Sequence[str]) -> None:
         names = self._cells(header)
         if names[:4] != ["source", "error", "fingerprint", "value"]:
             raise ValueError("another header")
         self._scale = names.index(_SCALE[0])
-        self._crops = names.index(_CROPS) if _CROPS in names else None
+        self._weights = list(map(names.index, distortions))
+        self._later = [names.index(name) if name in names else None for name in (_CROPS, _FRAMES)]
 
     def __call__(self, record: bytes) -> ResultRow:
         cells = self._cells(record)
         source, error, fingerprint, value = cells[:4]
-        crops = "" if self._crops is None else cells[self._crops]
+        crops, frames = ("" if place is None else cells[place] for place in self._later)
         contract = _csv_contract(fingerprint, *cells[self._scale : self._scale + 3], crops)
-        return _row(source, error or None, float(value) if value else None, contract)
+        weights = (float(cells[place]) for place in self._weights)
+        number = float(value) if value else None
+        return _row(source, error or None, number, contract, _whole(frames), weights)
 
     @staticmethod
     def _cells(record: bytes) -> list[str]:
@@ -134,17 +158,20 @@ class _CsvRow:
 @lru_cache(maxsize=16)
 def _csv_contract(fingerprint: str, low: str, high: str, higher: str, crops: str) -> Contract:
     scale = ScoreScale(float(low), float(high), higher_is_better=_BOOLEANS[higher])
-    return Contract(fingerprint, scale, int(crops) if crops else None)
+    return Contract(fingerprint, scale, _whole(crops))
+
+
+def _whole(cell: str) -> int | None:
+    return int(cell) if cell else None
 
 
 def _parquet_rows(
-    path: str, stream: IO[bytes], wanted: Collection[int] | None
+    path: str, stream: IO[bytes], wanted: Collection[int] | None, names: Sequence[str]
 ) -> Iterator[tuple[int, ResultRow]]:
     parquet = import_parquet()
     with _Reading(path) as reading:
         file = parquet.ParquetFile(stream)
-        columns = ["source", "error", "value", "fingerprint", *_SCALE]
-        columns += [_CROPS] if _CROPS in file.schema_arrow.names else []
+        columns = ["source", "error", "value", "fingerprint", *_SCALE, _CROPS, _FRAMES, *names]
         for group in range(file.num_row_groups):
             start = reading.number
             reading.number += file.metadata.row_group(group).num_rows
@@ -156,27 +183,37 @@ def _parquet_rows(
 
 
 def _cells_of(table: Any, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(table[name].to_pylist() for name in columns), strict=True)
+    there, none = set(table.column_names), [None] * table.num_rows
+    cells = (table[name].to_pylist() if name in there else none for name in columns)
+    return zip(*cells, strict=True)
 
 
 def _parquet_row(cells: tuple[Any, ...]) -> ResultRow:
-    source, error, value, *common = cells
-    return _row(from_text(source), error, value, _parquet_contract(*common))
+    source, error, value, fingerprint, *scale, crops, frames = cells[:9]
+    contract = _parquet_contract(fingerprint, *scale, crops)
+    return _row(from_text(source), error, value, contract, frames, cells[9:])
 
 
 @lru_cache(maxsize=16)
 def _parquet_contract(
-    fingerprint: str, low: float, high: float, higher: bool, crops: int | None = None
+    fingerprint: str, low: float, high: float, higher: bool, crops: int | None
 ) -> Contract:
     return Contract(fingerprint, ScoreScale(low, high, higher_is_better=higher), crops)
 
 
-def _row(source: Any, error: Any, value: Any, contract: Contract) -> ResultRow:
+def _row(
+    source: Any,
+    error: Any,
+    value: Any,
+    contract: Contract,
+    frames: Any,
+    weights: Iterable[Any] = (),
+) -> ResultRow:
     if not isinstance(source, str) or not isinstance(value, (float, int, NoneType)):
         raise TypeError("a source is a text, and a score a number")
     if error is not None or value is None or not math.isfinite(value):
-        return ResultRow(source, error, math.nan, contract)
-    return ResultRow(source, None, float(value), contract)
+        return ResultRow(source, error, math.nan, contract, frames)
+    return ResultRow(source, None, float(value), contract, frames, tuple(weights))
 
 
 class _Reading:

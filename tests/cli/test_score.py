@@ -15,6 +15,7 @@ from PIL import Image
 from support.archives import png, write_parquet, write_tar
 from support.command_line import drx
 from support.fake_ray import FakeRay
+from support.videos import write_video
 
 from drexperts.cli.main import main
 from drexperts.runtime.compatibility import gpus
@@ -37,7 +38,7 @@ def test_the_document(toy_bundle: Path, photos: Path, call: Call) -> None:
     assert counts(document) == [4, 0, 3, 1, 0]
     assert list(document) == [
         *("bundle", "engine", "session", "passed_over", "crops_per_side"),
-        *(*COUNTS, "repeated", "passed_over_files", "seconds", "out", "results"),
+        *(*COUNTS, "repeated", "videos", "passed_over_files", "seconds", "out", "results"),
     ]
     rows = {row["source"]: row for row in document["results"]}
     assert rows[str(photos / "a.png")]["value"] > 0
@@ -364,6 +365,7 @@ def test_shards_and_their_merge(
     assert document == {
         "shards": 3,
         "images": 4,
+        "videos": 0,
         "failed": 1,
         "fingerprint": document["fingerprint"],
         "out": str(out / "scores.jsonl"),
@@ -399,3 +401,39 @@ def test_ray(
     assert document["session"].startswith("Ray, 2 engines, each onnxruntime")
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert call(*given, tmp_path / "ray.csv", "--ray", "auto")[1]["already_there"] == 4
+    assert call("score", toy_bundle, "--video", photos, "--ray")[0] == 2
+
+
+def test_videos(toy_bundle: Path, tmp_path: Path, call: Call) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, range(0, 2000, 250))
+    clips = ("--video", tmp_path / "a.mp4", "--video", tmp_path / "b*.mp4")
+    status, document, shown = call("score", toy_bundle, *clips, "--every", "500ms")
+    assert (status, counts(document), document["videos"]) == (0, [8, 0, 8, 0, 0], 2)
+    sources = [row["source"] for row in document["results"]]
+    assert sources[2:5] == [f"{tmp_path}/a.mp4{time}" for time in ("/1.000", "/1.500", "")]
+    assert document["results"][4]["frames"] == 4
+    assert "videos" in shown
+    assert "8 scored, 0 failed" in shown
+    assert call("score", toy_bundle, *clips)[1]["images"] == 4
+
+
+@pytest.mark.parametrize("time", ["1", "0s", "-1s", "1m", "0.0001s", "1e3s", "99999s", "", "s"])
+def test_times_between_frames_that_are_refused(
+    time: str, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_video(tmp_path / "a.mp4", [0, 40])
+    command = ["score", str(toy_bundle), "--video", str(clip), f"--every={time}"]
+    try:
+        status: object = main(command)
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    assert "such as 1s, 0.5s or 500ms" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_time_without_a_video(
+    toy_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(toy_bundle), str(photos), "--every", "1s"]) == 2
+    assert "name them by --video FILE" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from drexperts.evaluation.upgrade_result import (
     MovedImage,
     ResultComparison,
 )
+from drexperts.evaluation.upgrade_tables import sides_table
 from drexperts.runtime import load, score_files
 from drexperts.runtime.errors import BundleError, UserError
 from drexperts.runtime.manifest import ScoreScale, read_manifest, write_manifest
@@ -85,6 +86,21 @@ def test_errors_and_images_of_one_side_only(compared: Compare) -> None:
     assert (found.a.images, found.a.failed, found.b.images, found.b.failed) == (10, 2, 11, 4)
     assert found.newly_failed == (FailedImage("h", "cannot"), FailedImage("i", "worse"))
     assert found.flips == (1, 9)
+
+
+def test_rows_of_videos_are_left_out_and_counted(tmp_path: Path) -> None:
+    names = ("v/0.000", "v/1.000", "v", "w/0.000")
+    for file, values in {"a.jsonl": (1.0, 2.0, 1.5, 3.0), "b.jsonl": (1.0, 4.0, 2.5, "no")}.items():
+        scores: dict[str, float | str] = dict(zip(names, values, strict=True))  # type: ignore[arg-type]
+        path = result_file(tmp_path / file, scores)
+        lines = path.read_text().splitlines(keepends=True)
+        lines[2] = lines[2].replace("}\n", ', "frames": 2}\n')
+        path.write_text("".join(lines))
+    found = compare_results(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert (found.a.videos, found.a.images, found.images) == (1, 3, 2)
+    assert found.most_moved == (MovedImage("v/1.000", 2.0, 4.0, 2.0),)
+    assert found.newly_failed == (FailedImage("w/0.000", "no"),)
+    assert ("videos, left out", "1", "1") in sides_table(found).rows
 
 
 @pytest.mark.parametrize("first", [".jsonl", ".csv", ".parquet"])

@@ -15,7 +15,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_spellings_of_one_path(here: Path) -> None:
-    for name in ("a.jpg", "x.tar", "x.tar.gz/a//b.png", "y.PARQUET/k", "sub/x.tar/../a.png"):
+    for name in (
+        "a.jpg",
+        "clips/c.mp4/12.000",
+        "x.tar",
+        "x.tar.gz/a//b.png",
+        "y.PARQUET/k",
+        "sub/x.tar/../a.png",
+    ):
         spellings = [f"./{name}", f".//{name}", f"none/../{name}", f"{here}/{name}"]
         assert {canonical(spelling) for spelling in spellings} == {canonical(name)}
     assert canonical("x.tar/a.png") == f"{here}/x.tar/a.png"
@@ -33,6 +40,7 @@ def test_what_is_above_a_link(here: Path) -> None:
     os.makedirs("other/folder")
     Path("link").symlink_to("other/folder")
     assert canonical("link/../a.jpg") == canonical("other/a.jpg") != canonical("a.jpg")
+    assert canonical("link/../c.mp4/1.000") == canonical("other/c.mp4/1.000")
     assert canonical("link/../x.tar/k") == canonical("other/x.tar/k")
     assert canonical("link\0/../a.jpg") == canonical("a.jpg")
     assert canonical("other/folder/../a.jpg") == canonical("other/a.jpg")

@@ -28,7 +28,7 @@ def taking(places: list[int], place: int) -> bytes:
 
 def left(images: list[ListedImage], there: DoneSources, group: int) -> tuple[list[int], int]:
     todo = Todo(images, there, group)
-    items = [int(str(key)) for key, _ in todo.items()]
+    items = [int(image.source) for image, _ in todo.items()]
     assert (todo.images, todo.already_there) == (len(images), len(there))
     assert todo.any_scored == any(there.is_scored(image.source) for image in images)
     return items, todo.repeats
@@ -48,7 +48,14 @@ def test_rows_of_other_images_and_gaps() -> None:
     assert left(named(9), there, 4) == ([4, 5, 7, 8], 1)
     there.add("elsewhere", scored=True)
     todo = Todo(named(9), there, 4)
-    assert [key for key, _ in todo.items()] == ["4", "5", "7", "8"]
+    assert [image.source for image, _ in todo.items()] == ["4", "5", "7", "8"]
+
+
+def test_videos_are_counted_apart_and_have_a_place_in_their_group() -> None:
+    images = [ListedImage(str(place), is_video=place % 3 == 2) for place in range(9)]
+    todo = Todo(images, done(*range(5)), 4)
+    assert [image.source for image, _ in todo.items()] == ["4", "5", "6", "7", "8"]
+    assert (todo.images, todo.already_there, todo.videos, todo.repeats) == (6, 4, 3, 1)
 
 
 def test_images_in_archives_are_read_for_the_last_rows_only() -> None:
@@ -58,7 +65,7 @@ def test_images_in_archives_are_read_for_the_last_rows_only() -> None:
         return ListedImage(str(place), functools.partial(taking, read, place), passing=True)
 
     todo = Todo([passing(place) for place in range(20)], done(*range(14)), 4)
-    assert [int(key) for key, _ in todo.items()] == list(range(12, 20))
+    assert [int(image.source) for image, _ in todo.items()] == list(range(12, 20))
     assert (read, todo.repeats) == (list(range(12, 20)), 2)
 
 

@@ -36,7 +36,7 @@ def memory(tmp_path: Path) -> Iterator[Any]:
 def read(*named: str, **options: Any) -> dict[str, Any]:
     found = dict[str, Any]()
     for image in Inputs(named, **options):
-        _, source = image.item()
+        source = image.content()
         found[image.source] = source() if callable(source) else source
     return found
 

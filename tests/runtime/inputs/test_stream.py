@@ -68,7 +68,7 @@ def test_a_key_that_comes_again_is_an_error_of_its_archive(place: Path, kind: st
     *images, last = inputs
     assert [image.source for image in images] == [f"{kind}/a.png", f"{kind}/b.png", kind]
     assert (inputs.repeated, last.source) == (2, "c.png")
-    _, fetch = images[-1].item()
+    fetch = images[-1].content()
     assert callable(fetch)
     with pytest.raises(ImageError, match=f"{kind}/a.png' comes again, and only its first"):
         fetch()

@@ -2,17 +2,19 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.memory_bucket import memory_bucket
 from support.result_files import result_file
-from support.result_rows import AWKWARD
+from support.result_rows import AWKWARD, NAMES, scored
 
 from drexperts.runtime.digests import identity_of
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.manifest import ScoreScale
+from drexperts.runtime.results import open_results
 from drexperts.runtime.results.columns import read_columns
 from drexperts.runtime.results.rows import Contract, ResultRow, result_rows
 
@@ -56,6 +58,39 @@ def test_columns(tmp_path: Path, suffix: str) -> None:
 
 
 @FORMATS
+def test_weights(tmp_path: Path, suffix: str) -> None:
+    path = result_file(tmp_path / f"r{suffix}", {"a.jpg": 1.0, "b.jpg": "no"})
+    names = (NAMES[3], NAMES[1])
+    assert [row.weights for _, row in result_rows(str(path), names=names)] == [(3 / 7, 1 / 7), ()]
+    assert not any(row.weights for _, row in result_rows(str(path)))
+
+
+@FORMATS
+def test_videos_are_left_out(tmp_path: Path, suffix: str) -> None:
+    scores = {"v.mp4/0.000": 1.0, "v.mp4/1.000": 2.0, "v.mp4": 1.5, "w.mp4": "no", "x/0.000": 3.0}
+    path = tmp_path / f"r{suffix}"
+    with open_results(path, fingerprint="f" * 16, distortions=NAMES) as results:
+        for source, value in scores.items():
+            frames = {"v.mp4": 2, "w.mp4": 0}.get(source)
+            error = value if isinstance(value, str) else None
+            score = replace(scored(source, error), frames=frames)
+            results.append(score if error else replace(score, value=value))
+    rows = [row for _, row in result_rows(str(path))]
+    assert [row.frames for row in rows] == [None, None, 2, 0, None]
+    found = read_columns(path)
+    assert found.values.tolist() == [1.0, 2.0, 3.0]
+    assert found.videos.tolist() == [2, 3]
+    sources = {place: row.source for place, row in found.rows([2, 0]).items()}
+    assert sources == {2: "x/0.000", 0: "v.mp4/0.000"}
+
+
+def test_a_file_of_videos_only(tmp_path: Path) -> None:
+    path = result_file(tmp_path / "r.jsonl", {"v.mp4": "no"}, frames=0)
+    with pytest.raises(UserError, match="holds no row of an image"):
+        read_columns(path)
+
+
+@FORMATS
 def test_a_url(tmp_path: Path, suffix: str) -> None:
     path = result_file(tmp_path / f"r{suffix}", SCORES)
     url = f"memory://bucket/r{suffix}"
@@ -88,8 +123,8 @@ def test_json_of_another_order_is_read_as_well(tmp_path: Path) -> None:
 
 def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
     path = result_file(tmp_path / "r.csv", {"a.jpg": 1.0})
-    text = path.read_bytes().replace(b",enlarged,crops_per_side", b"")
-    path.write_bytes(text.replace(b",,\r\n", b"\r\n"))
+    text = path.read_bytes().replace(b",enlarged,crops_per_side,frames", b"")
+    path.write_bytes(text.replace(b",,,\r\n", b"\r\n"))
     assert read_columns(path).contract.crops_per_side is None
 
 

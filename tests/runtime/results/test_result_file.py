@@ -85,7 +85,7 @@ def test_a_later_run_goes_on(path):
     assert sources_of(path) == [*AWKWARD, "more.jpg"]
 
 
-LATER = ("enlarged", "crops_per_side")
+LATER = ("enlarged", "crops_per_side", "frames")
 
 
 @pytest.mark.parametrize("count", range(len(LATER)))
@@ -93,11 +93,11 @@ def test_a_csv_file_of_an_earlier_version_goes_on_with_its_columns(count, tmp_pa
     path = tmp_path / "r.csv"
     write(path, map(scored, AWKWARD))
     columns = "".join(f",{name}" for name in LATER[:count]).encode()
-    header, rest = path.read_bytes().split(b",enlarged,crops_per_side\r\n")
-    rest = rest.replace(b"0.5,,\r\n", b"0.5" + b"," * count + b"\r\n")
+    header, rest = path.read_bytes().split(b",enlarged,crops_per_side,frames\r\n")
+    rest = rest.replace(b"0.5,,,\r\n", b"0.5" + b"," * count + b"\r\n")
     earlier = header + columns + b"\r\n" + rest
     path.write_bytes(earlier[:-4])  # torn
-    row = dataclasses.replace(scored("small.jpg"), enlarged=2.5, crops_per_side=2)
+    row = dataclasses.replace(scored("small.jpg"), enlarged=2.5, crops_per_side=2, frames=3)
     assert known(write(path, [scored(AWKWARD[-1]), row]), *AWKWARD) == [True] * 4 + [None]
     assert sources_of(path) == [*AWKWARD, "small.jpg"]
     names = tuple(rows_of(path)[0])
@@ -107,7 +107,7 @@ def test_a_csv_file_of_an_earlier_version_goes_on_with_its_columns(count, tmp_pa
     assert write(path, [scored("e", error="no")]).is_scored("small.jpg")
     assert known(write(path, [], retry_errors=True), "small.jpg", "e") == [True, None]
     assert len(write(path, [row], overwrite=True)) == 0
-    assert [rows_of(path)[0][name] for name in LATER] == ["2.5", "2"]
+    assert [rows_of(path)[0][name] for name in LATER] == ["2.5", "2", "3"]
 
 
 def test_every_torn_end_is_mended(path, monkeypatch):
