@@ -15,12 +15,11 @@ from drexperts.runtime.errors import (
     NotTakenError,
     UserError,
 )
-from drexperts.runtime.inputs.remote import is_remote
 from drexperts.runtime.interface import misfit
 from drexperts.runtime.manifest import Engine, Manifest
 from drexperts.runtime.preprocess import with_crops_per_side
 from drexperts.runtime.quoting import quoted
-from drexperts.runtime.remote_bundle import engine_file, manifest_of
+from drexperts.runtime.remote_bundle import absolute, engine_file, manifest_of
 from drexperts.runtime.scorer import DECODERS, PassedOver, Scorer
 from drexperts.runtime.selection import (
     BACKENDS,
@@ -141,7 +140,7 @@ def open_engine(
     # Absolute, because a process that opens it again may be in another folder.
     reopen = functools.partial(
         open_session,
-        bundle if is_remote(os.fspath(bundle)) else os.path.abspath(bundle),
+        absolute(bundle),
         manifest,
         engine,
         threads,

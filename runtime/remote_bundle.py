@@ -62,6 +62,12 @@ def manifest_of(bundle: str | os.PathLike[str], pinned: str | None = None) -> Ma
     return manifest
 
 
+def absolute(bundle: str | os.PathLike[str]) -> str:
+    """A bundle's URL, or the absolute path of its folder."""
+    name = os.fspath(bundle)
+    return name if is_remote(name) else os.path.abspath(name)
+
+
 def engine_file(bundle: str | os.PathLike[str], manifest: Manifest, engine: Engine) -> Path:
     """The file of an engine of a bundle, which is downloaded if it is at a URL and not here yet.
 

@@ -1,12 +1,12 @@
 """Where scores go on their way out: result rows, pictures, a caller."""
 
-import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from drexperts.runtime.decoding import Source
 from drexperts.runtime.explain import explanation, file_name, is_picture
 from drexperts.runtime.file_scorer import FileScorer
 from drexperts.runtime.files import written_whole
@@ -15,7 +15,7 @@ from drexperts.runtime.progress import Progress
 from drexperts.runtime.score import Score
 from drexperts.runtime.todo import Todo
 from drexperts.runtime.video_summaries import VideoSummaries
-from drexperts.runtime.work import Item
+from drexperts.runtime.work import Fetch, Item
 
 Sink: TypeAlias = Callable[[Score, Any], object]
 
@@ -53,6 +53,19 @@ class Sinks:
         self.enlarged += score.enlarged is not None
 
 
+class _Once:
+    """Calls a function once and returns the same again. It can be pickled, unlike `cache`'s."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._fetched: tuple[Source, ...] = ()
+
+    def __call__(self) -> Source:
+        if not self._fetched:
+            self._fetched = (self._fetch(),)
+        return self._fetched[0]
+
+
 def score_all(
     scorer: FileScorer, todo: Todo, sinks: Sinks, total: int | None, progress: Progress
 ) -> None:
@@ -62,7 +75,7 @@ def score_all(
     def items() -> Iterator[Item]:
         for image, source in todo.items():
             if sinks.maps and callable(source):  # a picture is drawn of what was scored
-                source = functools.cache(source)
+                source = _Once(source)
             waiting.append((image.is_video, source if sinks.maps else None))
             yield image.source, source
 

@@ -16,6 +16,7 @@ from drexperts.runtime.decoding.decoders import Decoder, LocalDecoder
 from drexperts.runtime.errors import UserError
 from drexperts.runtime.file_scorer import check_maps
 from drexperts.runtime.manifest import Engine, Manifest
+from drexperts.runtime.remote_bundle import absolute
 from drexperts.runtime.score import Score
 from drexperts.runtime.scorer import PassedOver
 from drexperts.runtime.scoring import ScoringSummary, score_files
@@ -66,7 +67,7 @@ class RayScorer:
 
     A context manager. For one thread, and one stream at a time.
 
-    bundle: the bundle's folder, which is at this path on every machine
+    bundle: the bundle's folder, which is at this path on every machine, or its URL
     address: of a cluster; None is the one that this process is connected to, or the one in
         RAY_ADDRESS, or else Ray is started on this machine
     device: "auto", "cpu" or "cuda": an engine takes one GPU, or none
@@ -88,7 +89,7 @@ class RayScorer:
         engines: int | None = None,
         **options: Any,
     ) -> None:
-        self._bundle = os.path.abspath(bundle)
+        self._bundle = absolute(bundle)
         with ExitStack() as stack:
             ray = stack.enter_context(connected(address))
             share = share_of(ray, device, cpus)

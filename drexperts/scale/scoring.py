@@ -12,8 +12,8 @@ from drexperts.runtime.inputs.listed import failure
 from drexperts.runtime.inputs.remote import is_remote, remote_image
 from drexperts.runtime.loading import load
 from drexperts.runtime.manifest import digest as digest_of_manifest
-from drexperts.runtime.manifest import read_manifest
 from drexperts.runtime.parquet_library import import_parquet
+from drexperts.runtime.remote_bundle import absolute, manifest_of
 from drexperts.runtime.results.parquet_table import table_of
 from drexperts.runtime.scorer import Scorer
 from drexperts.runtime.work import Item
@@ -33,7 +33,7 @@ class Scoring:
     It can be pickled, and holds no engine: each process opens one for all of its Scorings when it
     scores for the first time, and only from the bundle that was there when this was made.
 
-    bundle: the bundle's folder, which every process must be able to read
+    bundle: the bundle's folder or its URL, which every process must be able to read
     image: the column of images: paths or URLs, the bytes of files, or Hugging Face's structs of
         `bytes` and `path`. Images that were decoded before are scored as well, with another
         fingerprint, see `Scorer.fingerprint`
@@ -60,8 +60,8 @@ class Scoring:
         **options: Any,
     ) -> None:
         import_parquet()  # now, and not in another process
-        self._bundle = os.path.abspath(bundle)
-        manifest = read_manifest(self._bundle, options.get("digest"))
+        self._bundle = absolute(bundle)
+        manifest = manifest_of(self._bundle, options.get("digest"))
         # Frameworks that keep results know a function by its pickle: another bundle is another one.
         options = {"isolated": True} | options | {"digest": digest_of_manifest(manifest)}
         self._options = tuple(sorted(options.items()))
@@ -114,7 +114,7 @@ def _item(scorer: Scorer, image: Any, key: Any) -> Item:
     if image is None or (isinstance(image, float) and math.isnan(image)):
         return name, failure(name, "its row holds no image")
     if path is not None and image is path and is_remote(path):
-        _, image = remote_image(path, scorer.decoder.limits.for_files).item()
+        image = remote_image(path, scorer.decoder.limits.for_files).content()
     return name, image
 
 

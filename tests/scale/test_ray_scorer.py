@@ -125,9 +125,10 @@ def test_maps_come_back(
     with RayScorer(toy_bundle, cpus=1, **LOCAL) as scorer:
         (score,) = scorer.score_stream([("k", png(9))], maps=True)
         assert score.maps is not None
-        images = [f"{inputs[0]}/0[0-3].png", inputs[2]]
+        (tmp_path / "far.png").write_bytes(png(9))
+        images = [f"{inputs[0]}/0[0-3].png", inputs[2], f"file://{tmp_path}/far.png"]
         score_files(scorer, images, tmp_path / "r.csv", explain=tmp_path / "pictures")
-    assert len(list((tmp_path / "pictures").iterdir())) == 4 + 6
+    assert len(list((tmp_path / "pictures").iterdir())) == 4 + 6 + 1
 
 
 def test_an_abandoned_stream_leaves_the_engines_to_the_next(
