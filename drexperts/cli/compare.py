@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     if arguments.page is not None:
         from drexperts.evaluation import write_comparison_page  # a library may be missing
 
-        check_out(arguments.page, "--page")
+        _check_page(arguments.page)
     with screen.progress() as progress:
         found = compare_results(
             arguments.a,
@@ -99,12 +99,20 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     return Outcome(GATE_FAILED if failed else DONE, document)
 
 
+def _check_page(path: Path) -> None:
+    from drexperts.runtime.errors import UserError
+
+    if path.suffix.lower() not in (".html", ".htm"):  # such as a result file, which would be lost
+        raise UserError(f"--page {path}: name a .html file")
+    check_out(path, "--page")
+
+
 def _failed_gates(arguments: argparse.Namespace, found: "ResultComparison") -> Iterator[str]:
     least, most = arguments.min_srcc, arguments.max_change
     if least is not None and not found.srcc >= least:
         shown = "not defined" if found.srcc != found.srcc else f"{found.srcc:.7g}"
         yield f"the rank correlation is {shown}, and --min-srcc asks for {least:g}"
-    if most is not None and found.largest > most:
+    if most is not None and not found.largest <= most:
         yield f"an image changed by {found.largest:.7g}, and --max-change allows {most:g}"
 
 

@@ -36,6 +36,7 @@ def test_the_document(files: tuple[Path, Path], call: Call) -> None:
         (("--min-srcc", "0.51"), ["the rank correlation is 0.5, and --min-srcc asks for 0.51"]),
         (("--max-change", "9"), []),
         (("--max-change", "8.5"), ["an image changed by 9, and --max-change allows 8.5"]),
+        (("--max-change", "nan"), ["an image changed by 9, and --max-change allows nan"]),
     ],
 )
 def test_gates(
@@ -60,6 +61,14 @@ def test_a_page(files: tuple[Path, Path], tmp_path: Path, call: Call) -> None:
     status, document, _ = call("compare", *files, "--page", tmp_path / "missing" / "page.html")
     assert status == 2
     assert "--page" in document["error"]
+
+
+def test_a_page_does_not_replace_a_result_file(files: tuple[Path, Path], call: Call) -> None:
+    before = files[0].read_bytes()
+    status, document, _ = call("compare", *files, "--page", files[0])
+    assert status == 2
+    assert "name a .html file" in document["error"]
+    assert files[0].read_bytes() == before
 
 
 def test_other_scales_say_what_to_do(files: tuple[Path, Path], tmp_path: Path, call: Call) -> None:
