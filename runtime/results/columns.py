@@ -82,9 +82,11 @@ def read_columns(path: str | os.PathLike[str], progress: Progress = SILENT) -> R
 
 
 def _of_two_runs(path: str, number: int, found: Contract, first: Contract) -> UserError:
+    name = next(name for name in Contract._fields if getattr(found, name) != getattr(first, name))
+    other, one = (getattr(contract, name) for contract in (found, first))
     return UserError(
-        f"{path!r} holds scores of several runs, which do not compare: the fingerprint of row "
-        f"{number + 1} is {found.fingerprint}, of row 1 {first.fingerprint}; keep those of one"
+        f"{path!r} holds scores of several runs, which do not compare: {name} of row {number + 1} "
+        f"is {other}, of row 1 {one}; keep those of one"
     )
 
 

@@ -18,6 +18,7 @@ from drexperts.runtime.parquet_library import import_parquet
 from drexperts.runtime.results.formats import JsonLines, format_of, whole_records
 from drexperts.runtime.results.parquet_table import from_text
 
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _SCALE = ("scale_low", "scale_high", "higher_is_better")
 # Files of earlier versions lack these.
 _CROPS, _FRAMES = "crops_per_side", "frames"
@@ -25,6 +26,9 @@ _CROPS, _FRAMES = "crops_per_side", "frames"
 _START = re.compile(rb'\{"source": ("(?:[^"\\]|\\.)*"), "value": ([0-9.e+-]+|null), ')
 _END = b', "scale": {'
 _BOOLEANS = {"True": True, "False": False}
+# Of scores and scales. Engines compute in float32, which ends at 3.4e38, and squares of what is
+# smaller than this are finite.
+_LARGEST = 1e100
 
 
 class Contract(NamedTuple):
@@ -62,8 +66,11 @@ def result_rows(
     Raises UserError for a file that holds something else and for a URL that cannot be read, and
     OSError.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise UserError(f"{path!r} is not a file of scores: name a .jsonl, .csv or .parquet file")
     with _opened(path) as stream:
-        if Path(path).suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             yield from _parquet_rows(path, stream, wanted, names)
         else:
             yield from _text_rows(path, stream, wanted, names)
@@ -106,7 +113,7 @@ def _json_row(record: bytes) -> ResultRow:
     middle, _, end = record.rpartition(_END)  # a text cannot hold it: quotes in it are escaped
     if start is None or not middle:  # not as this version writes it
         return _whole_json_row(record)
-    source = json.loads(start[1]) if b"\\" in start[1] else start[1][1:-1].decode("ascii")
+    source = json.loads(start[1]) if b"\\" in start[1] else start[1][1:-1].decode()
     value = None if start[2] == b"null" else float(start[2])
     error, contract, frames = _ending(end)
     return _row(source, error, value, contract, frames)
@@ -125,8 +132,16 @@ def _ending(end: bytes) -> tuple[str | None, Contract, int | None]:
 
 
 def _common(row: dict[str, Any]) -> tuple[Contract, int | None]:
-    scale = ScoreScale(**row["scale"])
-    return Contract(row["fingerprint"], scale, row.get(_CROPS)), row.get(_FRAMES)
+    contract = _contract(row["fingerprint"], ScoreScale(**row["scale"]), row.get(_CROPS))
+    return contract, row.get(_FRAMES)
+
+
+def _contract(fingerprint: Any, scale: ScoreScale, crops: Any) -> Contract:
+    if not isinstance(fingerprint, str) or not isinstance(crops, (int, NoneType)):
+        raise TypeError("a fingerprint is a text, and crops are counted")
+    if not isinstance(scale.higher_is_better, bool) or not 1 / _LARGEST < scale.span < _LARGEST:
+        raise ValueError("a scale has two ends and a direction")
+    return Contract(fingerprint, scale, crops)
 
 
 class _CsvRow:
@@ -158,7 +173,7 @@ class _CsvRow:
 @lru_cache(maxsize=16)
 def _csv_contract(fingerprint: str, low: str, high: str, higher: str, crops: str) -> Contract:
     scale = ScoreScale(float(low), float(high), higher_is_better=_BOOLEANS[higher])
-    return Contract(fingerprint, scale, _whole(crops))
+    return _contract(fingerprint, scale, _whole(crops))
 
 
 def _whole(cell: str) -> int | None:
@@ -198,7 +213,7 @@ def _parquet_row(cells: tuple[Any, ...]) -> ResultRow:
 def _parquet_contract(
     fingerprint: str, low: float, high: float, higher: bool, crops: int | None
 ) -> Contract:
-    return Contract(fingerprint, ScoreScale(low, high, higher_is_better=higher), crops)
+    return _contract(fingerprint, ScoreScale(low, high, higher_is_better=higher), crops)
 
 
 def _row(
@@ -211,8 +226,13 @@ def _row(
 ) -> ResultRow:
     if not isinstance(source, str) or not isinstance(value, (float, int, NoneType)):
         raise TypeError("a source is a text, and a score a number")
+    if not isinstance(error, (str, NoneType)):
+        raise TypeError("an error is a text")
+    source.encode("utf-8", "surrogateescape")  # ValueError for what no file is named
     if error is not None or value is None or not math.isfinite(value):
         return ResultRow(source, error, math.nan, contract, frames)
+    if abs(value) > _LARGEST:
+        raise ValueError("the score is too large")
     return ResultRow(source, None, float(value), contract, frames, tuple(weights))
 
 

@@ -121,6 +121,15 @@ def test_json_of_another_order_is_read_as_well(tmp_path: Path) -> None:
     assert list(ours) == list(others)
 
 
+def test_json_that_another_program_wrote_in_utf8(tmp_path: Path) -> None:
+    path = result_file(tmp_path / "r.jsonl", {"caf\u00e9.jpg": 1.0, "a.jpg": "\u00e9"})
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    found = [(row.source, row.error) for _, row in result_rows(str(path))]
+    assert found == [("caf\u00e9.jpg", None), ("a.jpg", "\u00e9")]
+
+
 def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
     path = result_file(tmp_path / "r.csv", {"a.jpg": 1.0})
     text = path.read_bytes().replace(b",enlarged,crops_per_side,frames", b"")
@@ -155,6 +164,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str, conten
         (b'"low": 0.0', b'"low": 100.0'),
         (b'"low"', b'"least"'),
         (b'"fingerprint"', b'"made by"'),
+        (b'"error": null', b'"error": 5'),
+        (b'"source": "a.jpg"', b'"source": "\\ud800"'),
+        (b'"value": 1.0', b'"value": -2e100'),
+        (b'"high": 100.0', b'"high": 1e-300'),
+        (b'"high": 100.0', b'"high": 1e300'),
+        (b'"higher_is_better": true', b'"higher_is_better": "yes"'),
+        (b'"crops_per_side": null', b'"crops_per_side": "2"'),
+        (b'"fingerprint": "ffffffffffffffff"', b'"fingerprint": 5'),
     ],
 )
 def test_damage_is_named_with_its_row(tmp_path: Path, change: tuple[bytes, bytes]) -> None:
@@ -168,7 +185,7 @@ def test_damage_is_named_with_its_row(tmp_path: Path, change: tuple[bytes, bytes
 
 def test_other_suffixes_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text("")
-    with pytest.raises(UserError, match="jsonl"):
+    with pytest.raises(UserError, match=r"r\.txt' is not a file of scores: name a \.jsonl"):
         read_columns(tmp_path / "r.txt")
     with pytest.raises(FileNotFoundError):
         read_columns(tmp_path / "r.csv")
@@ -188,4 +205,12 @@ def test_rows_of_two_runs_are_refused(tmp_path: Path, suffix: str) -> None:
     with open(path, "ab") as stream:
         stream.write(other.read_bytes().splitlines(keepends=True)[-1])
     with pytest.raises(UserError, match=f"row 2 is {'e' * 16}, of row 1 {'f' * 16}"):
+        read_columns(path)
+
+
+def test_scores_on_two_scales_are_refused(tmp_path: Path) -> None:
+    path = result_file(tmp_path / "r.csv", {"a.jpg": 1.0, "b.jpg": 1.0})
+    first, second = path.read_bytes().rsplit(b",100.0,", 1)
+    path.write_bytes(first + b",10.0," + second)
+    with pytest.raises(UserError, match=r": scale of row 2 is 0 to 10, .*, of row 1 0 to 100, "):
         read_columns(path)
