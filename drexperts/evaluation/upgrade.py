@@ -44,8 +44,8 @@ def compare_results(
 
     Each side is a `.jsonl`, `.csv` or `.parquet` file that scores were written to, or the URL of
     one, or the folder of a bundle, which then scores `images`. Rows belong together if they have
-    the same source, however its path is spelled. Of each row 24 bytes are held, so that millions of
-    images can be compared.
+    the same source, however its path is spelled. It takes about 200 bytes of memory per image, so
+    that millions can be compared.
 
     Args:
         images: what bundles score, see `runtime.score_files`.
