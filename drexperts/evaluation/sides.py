@@ -52,18 +52,37 @@ class ScoredSide:
     columns: ResultColumns
 
 
-def check_sides(names: Sequence[str], images: Sequence[str]) -> None:
-    """Raise UserError, before anything is read, for bundles without images and the reverse."""
+def check_sides(names: Sequence[str], images: Sequence[str]) -> list[Side]:
+    """What the bundles among the sides say before they score anything.
+
+    Raises UserError, before a result file is read, for bundles without images and the reverse.
+    """
     folders = [name for name in names if os.path.isdir(name)]
+    bundles = []
     for name in folders:
         if shards_in(held := os.listdir(name)) and FILE_NAME not in held:
             merge = remedy(f"`drx merge {name}`", "runtime.merge_shards")
             raise UserError(f"{name!r} holds shards of results: merge them first, with {merge}")
-        read_manifest(name)
+        bundles.append(_announced(name))
     if folders and not images:
         raise UserError(f"{folders[0]!r} is a bundle: name images, which it is to score")
     if images and not folders:
         raise UserError("images are scored by bundles, and both are result files: name no images")
+    return bundles
+
+
+def _announced(bundle: str) -> Side:
+    manifest = read_manifest(bundle)
+    return Side(
+        name=bundle,
+        fingerprint="",
+        scale=manifest.scale,
+        crops_per_side=None,
+        preprocessing=manifest.preprocessing,
+        images=0,
+        failed=0,
+        videos=0,
+    )
 
 
 def opened_side(

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def compare_results(
     named = [images] if isinstance(images, (str, os.PathLike)) else images
     paths = [os.fspath(path) for path in named]
     names = os.fspath(a), os.fspath(b)
-    check_sides(names, paths)
+    bundles = check_sides(names, paths)
+    if len(bundles) == len(names) and not across:  # before hours of scoring
+        _check_alike(_differing(*bundles))
     if threshold is not None and not 0 <= threshold < float("inf"):
         raise UserError(f"the threshold must be a number of at least 0, got {threshold}")
     with (
@@ -76,8 +79,8 @@ def compare_results(
         first = opened_side(names[0], paths, device, Path(kept_a), progress)
         second = opened_side(names[1], paths, device, Path(kept_b), progress)
         differing = _differing(first.side, second.side)
-        if differing and not across:
-            raise _other_contracts(differing)
+        if not across:
+            _check_alike(differing)
         return _compared(first, second, differing, threshold)
 
 
@@ -88,16 +91,18 @@ def _differing(a: Side, b: Side) -> tuple[str, ...]:
         ("crops per side", a.grid, b.grid),
     ]
     if a.preprocessing is not None and b.preprocessing is not None:
-        pairs.append(("preprocessing", a.preprocessing, b.preprocessing))
+        one, other = map(asdict, (a.preprocessing, b.preprocessing))
+        pairs += [(f"{name} of the preprocessing", one[name], other[name]) for name in one]
     return tuple(f"{what}: {one} in A, {other} in B" for what, one, other in pairs if one != other)
 
 
-def _other_contracts(differing: tuple[str, ...]) -> UserError:
-    allow = remedy("pass --across", "pass across=True")
-    return UserError(
-        f"the scores of A and B do not mean the same ({'; '.join(differing)}): score alike, or "
-        f"{allow} to compare them all the same, with B mapped to the scale of A"
-    )
+def _check_alike(differing: tuple[str, ...]) -> None:
+    if differing:
+        allow = remedy("pass --across", "pass across=True")
+        raise UserError(
+            f"the scores of A and B do not mean the same ({'; '.join(differing)}): score alike, or "
+            f"{allow} to compare them all the same, with B mapped to the scale of A"
+        )
 
 
 def _compared(

@@ -233,8 +233,12 @@ def test_bundles_of_another_preprocessing(toy_bundle: Path, pictures: Path, tmp_
     own = read_manifest(toy_bundle).preprocessing
     fewer = dataclasses.replace(own, crops_per_side=own.crops_per_side + 1)
     other = changed(toy_bundle, tmp_path / "other", preprocessing=fewer)
-    with pytest.raises(UserError, match="preprocessing: "):
-        compare_results(toy_bundle, other, pictures)
+    grid = own.crops_per_side
+    progress = Recorder()
+    said = f"crops_per_side of the preprocessing: {grid} in A, {grid + 1} in B"
+    with pytest.raises(UserError, match=rf"\({said}\)"):
+        compare_results(toy_bundle, other, pictures, progress=progress)
+    assert progress.notes == []  # before anything is scored
     assert compare_results(toy_bundle, other, pictures, across=True).images == 3
 
 
