@@ -72,7 +72,7 @@ def test_a_page_does_not_replace_a_result_file(files: tuple[Path, Path], call: C
 
 
 def test_other_scales_say_what_to_do(files: tuple[Path, Path], tmp_path: Path, call: Call) -> None:
-    other = result_file(tmp_path / "c.csv", B, crops_per_side=3)
+    other = result_file(tmp_path / "c.csv", B, "e" * 16, crops_per_side=3)
     status, document, _ = call("compare", files[0], other)
     assert status == 2
     assert "pass --across" in document["error"]

@@ -176,6 +176,8 @@ def test_another_grid_is_refused_and_another_fingerprint_is_the_point(tmp_path: 
         compare_results(a, b)
     assert compare_results(a, b, across=True).images == 5
     assert compare_results(b, b).differing == ()
+    by_bundle = result_file(tmp_path / "d.csv", B, "e" * 16)  # whose own grid is 2
+    assert compare_results(by_bundle, b).differing == ()
     other = result_file(tmp_path / "c.csv", B, "d" * 16)
     assert compare_results(a, other).b.fingerprint == "d" * 16
 
