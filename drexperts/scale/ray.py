@@ -150,7 +150,10 @@ class RayScorer:
         pool, more = self._pool, True
         try:
             while more or order:
-                while more and pool.has_room and len(order) < _AHEAD * pool.engines:
+                # One task at least: tasks of a stream that was given up may fill all engines.
+                while more and (
+                    not order or (pool.has_room and len(order) < _AHEAD * pool.engines)
+                ):
                     task = next(tasks, None)
                     more = task is not None
                     if task is not None:

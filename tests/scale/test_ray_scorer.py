@@ -131,11 +131,15 @@ def test_maps_come_back(
     assert len(list((tmp_path / "pictures").iterdir())) == 4 + 6 + 1
 
 
+@pytest.mark.parametrize(
+    ("engines", "lossy", "seed"),
+    [(1, 0, 0), (3, 0.15, 11)],  # with the latter, its tasks fill the engines that are left
+)
 def test_an_abandoned_stream_leaves_the_engines_to_the_next(
-    toy_bundle: Path, ray: Callable[..., FakeRay]
+    toy_bundle: Path, ray: Callable[..., FakeRay], engines: int, lossy: float, seed: int
 ) -> None:
-    ray()
-    with RayScorer(toy_bundle, cpus=1, **LOCAL) as scorer:
+    ray(lossy=lossy, seed=seed)
+    with RayScorer(toy_bundle, cpus=1, engines=engines, **LOCAL) as scorer:
         images = [(str(i), png(i)) for i in range(100)]
         assert next(scorer.score_stream(images)).source == "0"
         assert [score.source for score in scorer.score_stream(images)] == [k for k, _ in images]
