@@ -21,7 +21,7 @@ from drexperts.runtime.score import Score
 from drexperts.runtime.scorer import PassedOver
 from drexperts.runtime.scoring import ScoringSummary, score_files
 from drexperts.runtime.work import Item
-from drexperts.scale.ray_cluster import connected, room_for, share_of
+from drexperts.scale.ray_cluster import check_count, connected, room_for, share_of
 from drexperts.scale.ray_pool import TASKS_AT_ONCE, Handle, RayPool, Reference
 from drexperts.scale.remote_engine import RemoteEngine
 from drexperts.scale.tasks import Task, tasks_of
@@ -99,6 +99,7 @@ class RayScorer:
             )(RemoteEngine)
             self._load = self._bundle, options, os.getcwd()
             room = room_for(ray, share) if engines is None else engines
+            check_count("engines", room)
             self._pool = RayPool(ray, lambda: self._started(actor), room)
             stack.callback(self._pool.close)
             self._facts = facts = self._pool.facts()

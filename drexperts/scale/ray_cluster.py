@@ -12,6 +12,7 @@ from typing import Any
 
 from drexperts.runtime.errors import MissingDependencyError, UserError
 from drexperts.runtime.installing import install_command
+from drexperts.runtime.quoting import quoted
 from drexperts.runtime.wording import remedy
 
 # Nothing is sent to Ray's makers; and workers are not to build an environment of uv's again.
@@ -110,6 +111,8 @@ def share_of(ray: Any, device: str, cpus: int | None) -> Share:
     """What each engine takes: a GPU where there are any, and CPUs.
 
     cpus: None is 4, or fewer where no machine has so many, or a GPU's part of them
+
+    Raises UserError for another device, and for a number of CPUs below 1.
     """
     machines = _machines(ray)
     gpus = max((machine.get("GPU", 0) for machine in machines), default=0)
@@ -119,7 +122,14 @@ def share_of(ray: Any, device: str, cpus: int | None) -> Share:
     if cpus is None:
         parts = [_part(machine, gpu) for machine in machines]
         cpus = min(_CPUS, max(1, *parts, 1))
+    check_count(remedy("--threads", "cpus"), cpus)
     return Share(cpus, gpu)
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise UserError for what is no number of things of which there must be one."""
+    if type(count) is not int or count < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {quoted(count)}")
 
 
 def _part(machine: dict[str, float], gpu: int) -> int:

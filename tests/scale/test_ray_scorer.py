@@ -251,6 +251,10 @@ def test_how_many_engines_there_are(
         ({"cpus": 3}, None, r"no machine of this Ray has 3 CPUs.*of 2 has 2 CPUs: pass fewer"),
         ({"device": "cuda"}, None, r"no machine of this Ray has .* CPUs and 1 GPU"),
         ({"device": "cuda:1"}, None, "Ray chooses the GPUs"),
+        ({"cpus": 0}, None, "cpus must be a whole number of at least 1, got 0"),
+        ({"cpus": -2}, None, "cpus must be a whole number of at least 1, got -2"),
+        ({"cpus": 1.5}, None, r"cpus must be a whole number of at least 1, got 1\.5"),
+        ({"engines": 0}, None, "engines must be a whole number of at least 1, got 0"),
         ({"cpus": 2}, {"CPU": 1.0}, "an engine takes 2 CPUs, and 1 CPUs and 0 GPUs .* are free"),
     ],
 )
