@@ -146,7 +146,9 @@ class RayScorer:
 
     def score_stream(self, sources: Iterable[Item], *, maps: bool = False) -> Iterator[Score]:
         """The score of each source in their order, see `Scorer.score_stream`; read far ahead."""
-        tasks = tasks_of(sources, self.batch, self._images_per_task, maps)
+        # Maps take a megabyte per image, and scores wait for those of earlier images.
+        wanted = (lambda: self.batch) if maps else self._images_per_task
+        tasks = tasks_of(sources, self.batch, wanted, maps)
         order = deque[Task]()
         pool, more = self._pool, True
         try:

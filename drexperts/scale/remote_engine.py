@@ -16,7 +16,7 @@ from drexperts.runtime.preprocess import Preprocessing
 from drexperts.runtime.score import Score
 from drexperts.runtime.scorer import PassedOver, Scorer
 from drexperts.runtime.work import Item
-from drexperts.scale.tasks import Answer
+from drexperts.scale.tasks import Answer, source_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class RemoteEngine:
 
 def _missing(items: Iterable[Item], scores: Iterable[Score]) -> Iterator[str]:
     for item, score in zip(items, scores, strict=True):
-        source = item[1] if isinstance(item, tuple) else item
+        source = source_of(item)
         if score.error is not None and isinstance(source, (str, os.PathLike)):
             path = os.fspath(source)
             if not os.path.exists(path):

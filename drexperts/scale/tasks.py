@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from drexperts.runtime.score import Score
 from drexperts.runtime.work import Item
 
@@ -54,7 +56,7 @@ def tasks_of(
     while True:
         task, size, most = list[Item](), 0, wanted()
         while not task or (len(task) < most and size < _MOST_BYTES):
-            part = list(map(_sendable, itertools.islice(stream, group)))
+            part = list(itertools.islice(stream, group))
             task += part
             size += sum(map(_sent_bytes, part))
             if len(part) < group:
@@ -64,13 +66,13 @@ def tasks_of(
         yield Task(task, maps)
 
 
-def _sendable(item: Any) -> Any:
-    """An item that can be pickled: what fetches an image may keep it here for a picture."""
-    if isinstance(item, tuple) and callable(item[-1]):
-        return *item[:-1], getattr(item[-1], "__wrapped__", item[-1])
-    return item
+def source_of(item: Any) -> Any:
+    """The image of an item, or what fetches it. Tuples that are no pairs fail when scored."""
+    return item[-1] if isinstance(item, tuple) and item else item
 
 
 def _sent_bytes(item: Any) -> int:
-    source = item[1] if isinstance(item, tuple) else item
-    return len(source) if isinstance(source, bytes) else 0
+    source = source_of(item)
+    if isinstance(source, Image.Image):
+        return source.width * source.height * len(source.getbands())
+    return len(source) if isinstance(source, bytes) else int(getattr(source, "nbytes", 0))

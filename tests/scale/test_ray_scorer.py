@@ -118,6 +118,24 @@ def test_relative_paths_begin_where_the_run_began(
     assert [score.error for score in scores] == [None, None, "cannot read e: why"]
 
 
+def test_maps_come_back_in_small_tasks(
+    toy_bundle: Path, ray: Callable[..., FakeRay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, score = list[int](), RemoteEngine.score
+
+    def noted(self: RemoteEngine, items: list[Any], maps: bool) -> Any:
+        sizes.append(len(items))
+        return score(self, items, maps)
+
+    monkeypatch.setattr(RemoteEngine, "score", noted)
+    monkeypatch.setattr(RayScorer, "_images_per_task", lambda self: 16)
+    ray()
+    with RayScorer(toy_bundle, cpus=1, **LOCAL) as scorer:
+        for maps in (False, True):
+            list(scorer.score_stream([(str(i), png(i)) for i in range(16)], maps=maps))
+    assert sizes == [16, 4, 4, 4, 4]
+
+
 def test_maps_come_back(
     toy_bundle: Path, inputs: list[str], tmp_path: Path, ray: Callable[..., FakeRay]
 ) -> None:
@@ -129,6 +147,17 @@ def test_maps_come_back(
         images = [f"{inputs[0]}/0[0-3].png", inputs[2], f"file://{tmp_path}/far.png"]
         score_files(scorer, images, tmp_path / "r.csv", explain=tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == 4 + 6 + 1
+
+
+def test_tuples_that_are_no_pairs_cost_their_own_scores(
+    toy_bundle: Path, ray: Callable[..., FakeRay]
+) -> None:
+    ray()
+    items: list[Any] = [(), ("k",), ("k", png(7)), ("k", png(7), 3)]
+    with RayScorer(toy_bundle, cpus=1, **LOCAL) as scorer:
+        errors = [score.error for score in scorer.score_stream(items)]
+    assert errors[2] is None
+    assert all("is a pair (key, source)" in str(errors[place]) for place in (0, 1, 3))
 
 
 @pytest.mark.parametrize(
