@@ -210,5 +210,6 @@ def run(arguments: argparse.Namespace, screen: "Screen") -> Outcome:
     if shard is not None:
         document["shard"] = str(shard)
     # A shard may have no part of few inputs.
-    status = DONE if summary.any_scored or (shard and not summary.images) else GATE_FAILED
+    is_empty = shard is not None and summary.images + summary.videos == 0
+    status = DONE if summary.any_scored or is_empty else GATE_FAILED
     return Outcome(status, document | summary.as_json())

@@ -376,6 +376,18 @@ def test_shards_and_their_merge(
     assert (status, "holds shard 1/3" in document["error"]) == (2, True)
 
 
+def test_a_shard_of_which_no_video_can_be_read_fails_and_an_empty_one_does_not(
+    toy_bundle: Path, tmp_path: Path, call: Call
+) -> None:
+    pytest.importorskip("av", reason="the extra video is not installed")
+    video, out = tmp_path / "broken.mp4", tmp_path / "shards"
+    video.write_bytes(b"junk")
+    given = ("score", toy_bundle, "--video", video, "--out", out, "--shard")
+    found = [call(*given, shard)[:2] for shard in ("1/2", "2/2")]
+    statuses = {document["videos"]: status for status, document in found}
+    assert statuses == {1: 1, 0: 0}
+
+
 def test_results_in_parquet(toy_bundle: Path, photos: Path, tmp_path: Path, call: Call) -> None:
     out = tmp_path / "r.parquet"
     assert counts(call("score", toy_bundle, photos, "--out", out)[1]) == [4, 0, 3, 1, 0]
