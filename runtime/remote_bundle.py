@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ _FOLDER = "bundles"
 _PIECE = 2**20  # bytes read at once
 _MOST_BYTES = 8 * 2**30  # of all bundles together
 _MOST_BUNDLES = 32
+_ABANDONED = 3600  # seconds without a byte after which a download is not going on
 _log = logging.getLogger(__name__)
 
 
@@ -57,9 +59,17 @@ def manifest_of(bundle: str | os.PathLike[str], pinned: str | None = None) -> Ma
             "connection"
         ) from cause
     manifest = parse_manifest(content, address, pinned)
-    with _kept(_folder(digest(manifest)) / FILE_NAME) as aside:
-        aside.write_bytes(content)
+    file = _folder(digest(manifest)) / FILE_NAME
+    if not _holds(file, content):
+        with _kept(file) as aside:
+            aside.write_bytes(content)
     return manifest
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return file.stat().st_size == len(content) and file.read_bytes() == content
+    return False
 
 
 def absolute(bundle: str | os.PathLike[str]) -> str:
@@ -82,8 +92,10 @@ def engine_file(bundle: str | os.PathLike[str], manifest: Manifest, engine: Engi
         return path
     with contextlib.suppress(OSError):
         if sha256_of(path) == engine.sha256:
-            os.utime(path.parent)  # it is not the one that was not used for longest
+            with contextlib.suppress(OSError):  # a cache that can only be read is as good
+                os.utime(path.parent)  # it is not the one that was not used for longest
             return path
+    _drop_unfinished(path.parent)
     address = _address(url, engine.file)
     _log.info("downloading %s", address)
     with _kept(path) as aside:
@@ -168,12 +180,21 @@ def _address(url: str, name: str) -> str:
     return f"{first.rstrip('/')}/{name}{chain}{rest}"
 
 
+def _drop_unfinished(folder: Path) -> None:
+    """Remove what killed downloads left. Those that go on were written to a moment ago."""
+    for part in folder.glob(".*.part-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+
+
 def _drop_others(kept: Path) -> None:
     """Remove the bundles that were not used for longest, beyond the limits."""
     total = 0
     with contextlib.suppress(OSError):  # another process removed one
-        found = sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for number, folder in enumerate(found, 1):
+        folders = [path for path in kept.parent.iterdir() if path.is_dir()]
+        folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for number, folder in enumerate(folders, 1):
             total += sum(file.stat().st_size for file in folder.iterdir())
             if folder != kept and (total > _MOST_BYTES or number > _MOST_BUNDLES):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,12 @@
 """Bundles at URLs: what is downloaded, when, and what becomes of what went wrong."""
 
+import errno
 import logging
+import os
 import pickle
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -192,11 +195,13 @@ def test_the_oldest_bundles_leave_a_full_cache(
     memory: Any, bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_bundle, "_MOST_BUNDLES", 2)
+    cache.mkdir(parents=True)
+    (cache / "a file of another program").touch()
     for batch in (1, 2, 3):
         change_engine(bundle, max_batch=batch)
         upload(memory, bundle)
         runtime.load(URL)
-    assert len(list(cache.iterdir())) == 2
+    assert sum(path.is_dir() for path in cache.iterdir()) == 2
     assert runtime.load(URL, digest=digest(read_manifest(bundle))).engine.max_batch == 3
 
 
@@ -206,6 +211,34 @@ def test_a_cache_that_cannot_be_written(
     cache.parent.parent.write_bytes(b"no folder")
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
         runtime.load(URL)
+
+
+def test_a_cache_that_can_only_be_read(
+    memory: Any, bundle: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.load(URL)
+    asked.clear()
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(remote_bundle, "written_whole", refused)
+    runtime.load(URL)
+    runtime.load(URL, digest=digest(read_manifest(bundle)))
+    assert asked == ["manifest.json"]
+
+
+def test_what_killed_downloads_left_is_removed(memory: Any, cache: Path, bundle: Path) -> None:
+    folder = cache / digest(read_manifest(bundle)).removeprefix("sha256:")
+    folder.mkdir(parents=True)
+    for name, age in {"0a": 7200, "0b": 60}.items():
+        part = folder / f".model.onnx.part-{name}"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
+    runtime.load(URL)
+    there = sorted(file.name for file in folder.iterdir())
+    assert there == [".model.onnx.part-0b", "manifest.json", "model.onnx"]
 
 
 class Cutting(SimpleHTTPRequestHandler):
