@@ -16,7 +16,7 @@ def import_av() -> Any:
 
 
 def video_version() -> str:
-    """What turns a video into pixels, such as "drexperts video 1, PyAV 18.1.0, libavcodec ...".
+    """What turns a video into pixels, such as "drexperts video 2, PyAV 18.1.0, libavcodec ...".
 
     Raises MissingDependencyError.
     """
@@ -29,4 +29,4 @@ def video_version() -> str:
 
 
 # Raised when this package reads other pixels, or other times, from the same video.
-_READER = "drexperts video 1"
+_READER = "drexperts video 2"

@@ -45,6 +45,7 @@ class VideoReader:
         self._opened, self._largest = opened, largest
         self._stack = ExitStack()
         self._start: Fraction | None = None
+        self._stamp: int | None = None  # of the last frame
         self._shown: _Timed | None = None
         self._next: _Timed | None = None
         self._frames: Iterator[_Timed] = iter(())
@@ -102,7 +103,7 @@ class VideoReader:
         except BaseException:
             self._stack.close()
             raise
-        self._start = self._shown = self._damage = None
+        self._start = self._stamp = self._shown = self._damage = None
         self._frames = self._decoded()
         self._next = self._following()
         if self._next is None:
@@ -150,9 +151,10 @@ class VideoReader:
             raise damage
 
     def _timed(self, frame: Any) -> _Timed:
-        stamp = frame.pts if frame.pts is not None else frame.dts
+        stamp = self._stamp_of(frame)
         if stamp is None:
             raise VideoError("its frames have no times")
+        self._stamp = stamp
         unit = Fraction(frame.time_base or self._stream.time_base)
         time = stamp * unit
         if self._start is None:
@@ -160,6 +162,17 @@ class VideoReader:
         return _Timed(
             time - self._start, time - self._start + max(0, frame.duration or 0) * unit, frame
         )
+
+    def _stamp_of(self, frame: Any) -> int | None:
+        """When a frame is shown, in units of its time base."""
+        pts: int | None = frame.pts
+        dts: int | None = frame.dts
+        if self._container.format.name != "avi":
+            return dts if pts is None else pts
+        # AVI numbers its pictures in the order of decoding. FFmpeg gives each its number as `pts`,
+        # which B-frames mix up, and the numbers in order as `dts`, but for the last pictures.
+        following = pts if self._stamp is None else self._stamp + 1
+        return following if dts is None else dts
 
     def _jump(self, time: Fraction) -> None:
         """Continue at the last key frame before a time, if the file finds it; else begin anew."""
@@ -169,7 +182,7 @@ class VideoReader:
         try:
             target = int((start + time) / self._stream.time_base)
             self._container.seek(target, stream=self._stream, backward=True)
-            self._frames = self._decoded()
+            self._frames, self._stamp = self._decoded(), None
             found = next((timed for timed in self._frames if timed.frame.key_frame), None)
         except Exception:  # without an index, for example
             found = None

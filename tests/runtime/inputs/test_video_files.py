@@ -60,6 +60,18 @@ def test_uneven_times_are_those_at_which_frames_are_shown(tmp_path: Path) -> Non
     assert numbers(path, 2.6) == [0, 3, 6, WHOLE]
 
 
+@pytest.mark.parametrize("name", ["v.avi", "v.mkv"])
+@pytest.mark.parametrize("frames", [1, 2, 3, 60])
+def test_frames_that_are_decoded_in_another_order_than_shown(
+    name: str, frames: int, tmp_path: Path
+) -> None:
+    times = range(0, 40 * frames, 40)
+    options: dict[str, Any] = {"codec": "libx264", "gop": 12, "rate": 25, "max_b_frames": 2}
+    path = write_video(tmp_path / name, times, **options)
+    # STEP * number begins again after 28 frames.
+    assert numbers(path, 0.04) == [*(number % 28 for number in range(frames)), WHOLE]
+
+
 def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mkv", [7300, 8200, 8400])
     assert frames_of(path) == {"v.mkv/0.000": 0, "v.mkv/1.000": 1, "v.mkv": WHOLE}
