@@ -2,15 +2,18 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import IO
 
 from drexperts.runtime.decoding import Source
 from drexperts.runtime.errors import ConfigError, DrexpertsError, ImageError
 from drexperts.runtime.inputs.listed import ListedImage, Opener, failure
 from drexperts.runtime.inputs.video_pixels import rgb_pixels
-from drexperts.runtime.inputs.video_reader import VideoReader
+from drexperts.runtime.inputs.video_reader import VideoError, VideoReader
 from drexperts.runtime.wording import remedy
 from drexperts.runtime.work import Fetch
 
@@ -59,7 +62,7 @@ def video_frames(
     opened: opens the video, which must be seekable; what it returns closes it
     is_done: whether the image with this source is to be passed
     """
-    reader, count = VideoReader(opened, videos.largest), 0
+    reader, count = VideoReader(functools.partial(_opened, name, opened), videos.largest), 0
     try:
         for count in itertools.count():
             time = count * videos.step
@@ -79,6 +82,12 @@ def video_frames(
         yield _video(name, f"cannot read {name}: {_reason(cause)}; {found}: replace it")
     finally:
         reader.close()
+
+
+def _opened(name: str, opened: Opener) -> AbstractContextManager[IO[bytes]]:
+    if os.path.exists(name) and not os.path.isfile(name):  # a pipe would wait for its writer
+        raise VideoError("it is no file")
+    return opened()
 
 
 def _label(time: Fraction) -> str:
@@ -116,5 +125,9 @@ def _video(name: str, damage: str = "") -> ListedImage:
 
 
 def _reason(cause: Exception) -> str:
-    text = getattr(cause, "strerror", None) or str(cause)
-    return " ".join(str(text).split()) or type(cause).__name__
+    said = getattr(cause, "strerror", None)
+    text = " ".join(str(said or cause).split())
+    if said or isinstance(cause, VideoError):
+        return text
+    # Such as FileNotFoundError of fsspec, which says the address alone.
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

@@ -3,6 +3,7 @@
 import functools
 import gc
 import io
+import os
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -180,6 +181,13 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         (message,) = numbers(tmp_path / name)
         assert str(message).startswith(f"cannot read {name}: ")
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "v.mp4")
+    assert numbers(tmp_path / "v.mp4") == [
+        "cannot read v.mp4: it is no file; no frame was read: replace it"
+    ]
 
 
 def test_a_cover_is_no_video(tmp_path: Path) -> None:
@@ -400,6 +408,10 @@ def test_videos_at_urls(tmp_path: Path) -> None:
         for url in ("memory://bucket/v.mp4", "memory://bucket"):
             _, *sources = [image.source for image in Inputs([url], videos=Videos())]
             assert sources == [f"memory://bucket/v.mp4{time}" for time in ("/1.000", "/2.000", "")]
+        (gone,) = Inputs(["memory://bucket/w.mp4"], videos=Videos())
+    fetch: Any = gone.content()
+    with pytest.raises(ImageError, match=r"cannot read memory://.*/w\.mp4: FileNotFoundError: "):
+        fetch()
 
 
 @pytest.mark.parametrize("every", [0, -1, 0.0005, 1 / 3, float("nan"), float("inf"), 1e9])
