@@ -176,8 +176,13 @@ def _pieces(address: str, most: int) -> Iterator[bytes]:
 
 def _address(url: str, name: str) -> str:
     """The URL of a file in a folder at a URL, which may be a chain of them."""
-    first, chain, rest = url.partition("::")
-    return f"{first.rstrip('/')}/{name}{chain}{rest}"
+    links = url.split("::")
+    # Links without an address, such as simplecache::, are of what the next one names.
+    place = next((place for place, link in enumerate(links) if "://" in link), 0)
+    scheme, _, path = links[place].partition("://")
+    folder = path.rstrip("/")
+    links[place] = f"{scheme}://{folder}/{name}" if folder else f"{links[place]}{name}"
+    return "::".join(links)
 
 
 def _drop_unfinished(folder: Path) -> None:

@@ -82,6 +82,18 @@ def test_a_bundle_is_downloaded_once_and_scores_as_a_local_one(
     assert again.score(image).value == here.score(image).value
 
 
+def test_chains_of_urls(memory: Any, bundle: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "root"), "zip", bundle)
+    shutil.make_archive(str(tmp_path / "folder"), "zip", tmp_path, "bundle")
+    chains = (
+        f"zip://::{tmp_path}/root.zip",
+        f"zip://bundle/::{tmp_path}/folder.zip",
+        f"simplecache::{URL}",
+    )
+    for url in chains:
+        assert runtime.load(url, threads=1).manifest == read_manifest(bundle)
+
+
 def test_a_changed_bundle_is_downloaded_and_the_old_one_stays(
     memory: Any, bundle: Path, cache: Path, asked: list[str]
 ) -> None:
