@@ -55,7 +55,7 @@ from drexperts.runtime.scorer import Scorer
 from drexperts.ui.screen import Screen
 
 PACKAGES = ("drexperts.runtime", "drexperts.scale")
-ROUNDS, WORKER_ROUNDS, CALLS = 5, 3, 20
+ROUNDS, WORKER_ROUNDS, CALLS = 4, 3, 20
 
 
 def by_input(
