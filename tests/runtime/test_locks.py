@@ -105,7 +105,10 @@ def test_a_killed_holder_holds_nobody_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "child",
     [
-        "child = os.fork()\nif not child: time.sleep(60); os._exit(0)\nprint(child, flush=True)",
+        # The child says when it runs: before, it has everything that its parent had.
+        "ready, told = os.pipe()\nchild = os.fork()\n"
+        "if not child: os.write(told, b'x'); time.sleep(60); os._exit(0)\n"
+        "os.read(ready, 1)\nprint(child, flush=True)",
         "import subprocess\n"
         "print(subprocess.Popen(['sleep', '60'], close_fds=False).pid, flush=True)",
     ],
