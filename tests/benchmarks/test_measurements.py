@@ -76,9 +76,10 @@ def test_an_edit_by_hand_is_shown_and_undone(
     write_json(committed, tmp_path / KERNELS)
     monkeypatch.setattr(measurements, "FOLDER", tmp_path)
     empty = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in SECTIONS)
-    for name in ("PAGE", "README"):
+    capacity = "<!-- capacity -->\n<!-- end of capacity -->\n"
+    for name, text in (("PAGE", empty), ("CAPACITY", capacity), ("README", "no markers")):
         monkeypatch.setattr(measurements, name, tmp_path / f"{name}.md")
-        (tmp_path / f"{name}.md").write_text(empty if name == "PAGE" else "no markers")
+        (tmp_path / f"{name}.md").write_text(text)
     assert measurements.main([]) == 0
     written = (tmp_path / "PAGE.md").read_text()
     assert (tmp_path / "README.md").read_text() == "no markers"
